@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+)
+
+// version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
+var version = "dev"
+
+// buildVersion is the version, with the commit where the build knows no other.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if version != "dev" || !ok {
+		return version
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return version + "-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return version
+}
+
+// App is what operations work with.
+type App struct {
+	rollbar *Rollbar
+	store   *Store // nil where no database is set
+	log     *slog.Logger
+
+	pace     pacer // of deliveries
+	work     wake  // something was left to the queue
+	recovery wake  // Rollbar took something
+}
+
+// newApp makes an App of the settings. It connects to nothing yet.
+func newApp(config *Config, log *slog.Logger) (*App, error) {
+	app := &App{
+		rollbar:  newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout),
+		log:      log,
+		work:     make(wake, 1),
+		recovery: make(wake, 1),
+	}
+	if config.DatabaseURL == "" {
+		return app, nil
+	}
+	var err error
+	app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL)
+	return app, err
+}
+
+// Close lets go of the connections.
+func (app *App) Close() {
+	if app.store != nil {
+		app.store.Close()
+	}
+	app.rollbar.client.CloseIdleConnections()
+}
+
+// database returns the store, or what to set so that there is one.
+func (app *App) database() (*Store, error) {
+	if app.store == nil {
+		return nil, missingSetting(unavailable, "DATABASE_URL", "reports are kept in PostgreSQL, postgres://user:password@host:5432/database")
+	}
+	return app.store, nil
+}
+
+// Text is a result that is a line of text, not JSON.
+type Text string
+
+var whichCmd = &Command{
+	Name:  "which",
+	Route: "GET /which",
+	Short: "Name the service and its version",
+	Open:  true,
+	Run:   typed(which),
+}
+
+func which(context.Context, *App, struct{}) (Text, error) {
+	return Text("app " + buildVersion()), nil
+}
+
+var checkCmd = &Command{
+	Name:  "check",
+	Route: "GET /check",
+	Short: "Say whether PostgreSQL answers",
+	Long:  "Asks the server at APP_URL where that is set, and else the database at DATABASE_URL.",
+	Open:  true,
+	Run:   typed(check),
+}
+
+// Health is what check found: OK or KO.
+type Health struct {
+	Status string `json:"status"`
+}
+
+func (h Health) outcome() outcome {
+	if h.Status != "OK" {
+		return outage
+	}
+	return done
+}
+
+func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
+	store, err := app.database()
+	if err != nil {
+		return Health{}, err
+	}
+	if err := store.ping(ctx); err != nil {
+		return Health{"KO"}, nil // the answer is to say nothing else
+	}
+	return Health{"OK"}, nil
+}

@@ -1,0 +1,228 @@
+// commands.go is the registry. An operation is a Command literal, an input struct and a function,
+// and knows neither HTTP nor flags: handlers.go and cli.go are its two doors. Both hand over what
+// they were given as arguments, so that names, defaults, ranges and conversions are checked here,
+// once. A mistake in a literal or a tag stops the program when it starts.
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// A Command is one operation of the service: a route and a subcommand.
+type Command struct {
+	Name    string    // noun and verb, "items.list", or one word, "check"
+	Route   string    // a net/http pattern: "GET /items/{id}"
+	Also    string    // a second route to the same operation, or ""
+	Short   string    // one line of help
+	Long    string    // what else a user should know, or ""
+	Confirm string    // what the command line asks before it begins, or ""
+	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
+	Open    bool      // callers need no API token
+	Changes bool      // it changes something at Rollbar or deletes reports
+	Run     operation // made by typed
+}
+
+// An operation is a typed function behind a uniform door.
+type operation struct {
+	params  []*param
+	prepare func(arguments) (prepared, error) // refuses bad arguments, and does nothing else
+}
+
+// prepared is an operation with its input.
+type prepared func(context.Context, *App) (any, error)
+
+// A checker is an input with rules that tags cannot say.
+type checker interface{ check() error }
+
+// typed makes an operation of a function whose input is a struct with tags:
+//
+//	path:"id"        a field of the route, an argument on the command line
+//	query:"status"   a query parameter, a flag
+//	json:"level"     a member of the JSON body, a flag
+//	flag:"all"       a flag only
+//	default:"20"     the value when it is not given; without this tag it is required
+//	enum:"a,b"       the values that are valid
+//	min, max         the range of a number, or of a text's length in characters
+//	file:"true"      the flag names a file that holds the JSON body
+//	help:"…"         what it means
+//
+// Fields are strings, int64, bool, []string, json.RawMessage (a JSON object), Opt of these, and
+// types with UnmarshalText. An input can have a check of its own. The result is a struct or json.RawMessage, Text or *List.
+func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operation {
+	params := paramsOf(reflect.TypeFor[In]())
+	return operation{params, func(args arguments) (prepared, error) {
+		var in In
+		if err := args.fill(params, reflect.ValueOf(&in).Elem()); err != nil {
+			return nil, err
+		}
+		if c, ok := any(&in).(checker); ok {
+			if err := c.check(); err != nil {
+				return nil, err
+			}
+		}
+		return func(ctx context.Context, app *App) (any, error) { return run(ctx, app, in) }, nil
+	}}
+}
+
+// A result tells the doors what became of an operation where that is more than "done".
+type result interface{ outcome() outcome }
+
+// An outcome is a way to succeed, or, for check, to have found what it looked for out of order.
+type outcome struct{ status, exit int }
+
+var (
+	done     = outcome{200, 0}
+	created  = outcome{201, 0}
+	accepted = outcome{202, 0}
+	outage   = outcome{unavailable.status, unavailable.exit}
+)
+
+func outcomeOf(value any) outcome {
+	if r, ok := value.(result); ok {
+		return r.outcome()
+	}
+	return done
+}
+
+// words are the parts of a command's name, as typed on the command line.
+func (c *Command) words() []string { return strings.Split(c.Name, ".") }
+
+// routes are the command's routes, the main one first.
+func (c *Command) routes() []string {
+	if c.Also == "" {
+		return []string{c.Route}
+	}
+	return []string{c.Route, c.Also}
+}
+
+// names are the names of the parameters in one of the places, in the order of the input struct.
+func (c *Command) names(places ...place) []string {
+	var names []string
+	for _, p := range c.Run.params {
+		if slices.Contains(places, p.in) {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+// usage is the route with its parameters: "GET /items?status=&level=".
+func (c *Command) usage() string {
+	usage := c.Route
+	if c.Also != "" {
+		method, _, _ := strings.Cut(c.Also, " ")
+		usage = method + " or " + usage
+	}
+	if query := c.names(inQuery); len(query) > 0 {
+		usage += "?" + strings.Join(query, "=&") + "="
+	}
+	if body := c.names(inBody); len(body) > 0 {
+		usage += " {" + strings.Join(body, ", ") + "}"
+	}
+	return usage
+}
+
+var (
+	commandName = regexp.MustCompile(`^[a-z]+(\.[a-z]+)?$`)
+	pathField   = regexp.MustCompile(`\{([a-z_]+)\}`)
+)
+
+// validate panics on what is wrong with a list of commands.
+func validate(commands []*Command) {
+	seen := map[string]bool{}
+	once := func(name string) {
+		if seen[name] {
+			panic("commands: " + name + " is there twice")
+		}
+		seen[name] = true
+	}
+	for _, c := range commands {
+		if !commandName.MatchString(c.Name) {
+			panic(fmt.Sprintf("commands: the name %q is not a noun and a verb", c.Name))
+		}
+		if c.Short == "" || c.Run.prepare == nil {
+			panic("commands: " + c.Name + " lacks Short or Run")
+		}
+		once(c.Name)
+		for _, route := range c.routes() {
+			once(route)
+			c.validateRoute(route)
+		}
+	}
+}
+
+func (c *Command) validateRoute(route string) {
+	method, path, _ := strings.Cut(route, " ")
+	if !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, method) || !strings.HasPrefix(path, "/") {
+		panic(fmt.Sprintf("commands: %s: %q is not a route such as GET /items", c.Name, route))
+	}
+	var fields []string
+	for _, m := range pathField.FindAllStringSubmatch(path, -1) {
+		fields = append(fields, m[1])
+	}
+	if inPath := c.names(inPath); !slices.Equal(fields, inPath) {
+		panic(fmt.Sprintf("commands: %s: the route has the fields %v, the input %v", c.Name, fields, inPath))
+	}
+	if method == "GET" && len(c.names(inBody)) > 0 {
+		panic("commands: " + c.Name + ": a GET has no body")
+	}
+}
+
+// unknown says that a name is none of the valid ones, and which of them may have been meant.
+// What is the kind of name: "flag", "query parameter".
+func unknown(what, name string, valid []string) string {
+	message := fmt.Sprintf("unknown %s %q", what, name)
+	if len(valid) == 0 {
+		return message + ": there are none here"
+	}
+	if near := nearest(name, valid); near != "" {
+		message += fmt.Sprintf(", did you mean %q?", near)
+	}
+	return message + " (valid: " + strings.Join(valid, ", ") + ")"
+}
+
+// nearest returns the name that differs least from the given one, or "" if all differ much.
+func nearest(name string, names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	distance := func(n string) int { return editDistance(strings.ToLower(name), n) }
+	near := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(a), distance(b)) })
+	if distance(near) > max(1, len(name)/2) {
+		return ""
+	}
+	return near
+}
+
+// editDistance counts the insertions, deletions, replacements and swaps of neighbours that lead
+// from a to b. Only the beginning of a very long name counts.
+func editDistance(a, b string) int {
+	a = a[:min(len(a), 64)]
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			replaced := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replaced)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+type testInput struct {
+	ID     int64                `path:"id" min:"1" help:"an id"`
+	Level  []string             `query:"level" default:"" enum:"error,info" help:"levels"`
+	Size   int64                `query:"size" default:"20" min:"1" max:"50" help:"a size"`
+	Since  Moment               `query:"since" default:"" help:"a time"`
+	Deep   bool                 `query:"deep" default:"false" help:"a switch"`
+	Title  Opt[string]          `json:"title" min:"1" max:"3" help:"a title"`
+	User   Opt[int64]           `json:"user" null:"true" help:"a user"`
+	Custom Opt[json.RawMessage] `json:"custom" help:"an object"`
+}
+
+func (in *testInput) check() error {
+	if in.Deep && in.Size > 30 {
+		return invalidField("size", "must be at most 30 with deep")
+	}
+	return nil
+}
+
+// fillTestInput hands values to an operation as a door would.
+func fillTestInput(values map[string][]literal) (testInput, error) {
+	var got testInput
+	op := typed(func(_ context.Context, _ *App, in testInput) (any, error) { got = in; return nil, nil })
+	run, err := op.prepare(arguments{values, func(p *param) string { return p.name }})
+	if err != nil {
+		return got, err
+	}
+	_, err = run(context.Background(), nil)
+	return got, err
+}
+
+func given(texts ...string) []literal {
+	var values []literal
+	for _, text := range texts {
+		values = append(values, literal{text: text})
+	}
+	return values
+}
+
+func inJSON(text string) []literal { return []literal{{text: text, json: true}} }
+
+func TestArguments(t *testing.T) {
+	t.Parallel()
+	got, err := fillTestInput(map[string][]literal{
+		"id": given("9007199254740993"), "level": given("error", "info"), "deep": given("true"),
+		"title": inJSON(`"äöü"`), "user": inJSON("null"), "custom": inJSON(`{"n": 1.10}`),
+	})
+	require.NoError(t, err)
+	assert.Equal(t, testInput{
+		ID: 9007199254740993, Level: []string{"error", "info"}, Size: 20, Deep: true,
+		Title: Opt[string]{Set: true, Value: "äöü"}, User: Opt[int64]{Set: true, Null: true},
+		Custom: Opt[json.RawMessage]{Set: true, Value: json.RawMessage(`{"n":1.10}`)},
+	}, got)
+}
+
+func TestArgumentsRefused(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		field string
+		value []literal
+		want  string
+	}{
+		{"required", "id", nil, "id is required: an id"},
+		{"not a number", "id", given("x"), "id must be a whole number at least 1"},
+		{"number with a fraction", "size", given("1.0"), "size must be a whole number from 1 to 50"},
+		{"below the minimum", "size", given("0"), "size must be a whole number from 1 to 50"},
+		{"above the maximum", "size", given("51"), "size must be a whole number from 1 to 50"},
+		{"number that is a string", "user", inJSON(`"5"`), "user must be a whole number, or null"},
+		{"twice what takes one", "size", given("1", "2"), "size is given 2 times, but takes one value"},
+		{"not of the enum", "level", given("error", "fatal"), "level must be one of error, info"},
+		{"not a switch", "deep", given("yes"), "deep must be true or false"},
+		{"not a time", "since", given("yesterday"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
+		{"age with a sign", "since", given("-7d"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
+		{"age with a fraction", "since", given("1.5h"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
+		{"age beyond all bounds", "since", given("4000000000w"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
+		{"too long", "title", inJSON(`"abcd"`), "title must be from 1 to 3 characters long"},
+		{"empty", "title", inJSON(`""`), "title must be from 1 to 3 characters long"},
+		{"null where it means nothing", "title", inJSON(`null`), "title must be a string"},
+		{"number where a text belongs", "title", inJSON(`1`), "title must be a string"},
+		{"NUL in a text", "level", given("a\x00"), "level must be UTF-8 text without NUL"},
+		{"no UTF-8", "level", given("\xff"), "level must be UTF-8 text without NUL"},
+		{"not an object", "custom", inJSON(`[1]`), "custom must be a JSON object"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			values := map[string][]literal{"id": given("1")}
+			values[test.field] = test.value
+			_, err := fillTestInput(values)
+			var f *Failure
+			require.True(t, errors.As(err, &f), "%v", err)
+			assert.Equal(t, invalid, f.kind)
+			assert.Equal(t, []fieldError{{test.field, test.want}}, f.fields)
+		})
+	}
+}
+
+func TestArgumentsReportAllThatIsWrong(t *testing.T) {
+	t.Parallel()
+	_, err := fillTestInput(map[string][]literal{"size": given("x"), "deep": given("x")})
+	assert.EqualError(t, err, "id is required: an id; size must be a whole number from 1 to 50; deep must be true or false")
+}
+
+func TestArgumentsWithRulesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	_, err := fillTestInput(map[string][]literal{"id": given("1"), "size": given("31"), "deep": given("true")})
+	assert.EqualError(t, err, "size must be at most 30 with deep")
+}
+
+func TestMoment(t *testing.T) {
+	t.Parallel()
+	for text, age := range map[string]time.Duration{"0m": 0, "90m": 90 * time.Minute, "36h": 36 * time.Hour, "7d": 168 * time.Hour, "2w": 336 * time.Hour} {
+		var m Moment
+		require.NoError(t, m.UnmarshalText([]byte(text)))
+		assert.WithinDuration(t, time.Now().Add(-age), m.Time, time.Minute, text)
+	}
+	var m Moment
+	require.NoError(t, m.UnmarshalText([]byte("2026-01-31T12:00:00 01:00"))) // its plus sign came as a space
+	assert.Equal(t, "2026-01-31T11:00:00Z", m.UTC().Format(time.RFC3339))
+}
+
+func TestUnknownNamesTheNearest(t *testing.T) {
+	t.Parallel()
+	valid := []string{"status", "level", "assigned_user"}
+	for name, want := range map[string]string{
+		"stauts":        `unknown field "stauts", did you mean "status"? (valid: status, level, assigned_user)`,
+		"Level":         `unknown field "Level", did you mean "level"? (valid: status, level, assigned_user)`,
+		"assigned-user": `unknown field "assigned-user", did you mean "assigned_user"? (valid: status, level, assigned_user)`,
+		"zzz":           `unknown field "zzz" (valid: status, level, assigned_user)`,
+		"":              `unknown field "" (valid: status, level, assigned_user)`,
+	} {
+		assert.Equal(t, want, unknown("field", name, valid))
+	}
+	assert.Equal(t, `unknown field "x": there are none here`, unknown("field", "x", nil))
+}
+
+// Mistakes in a literal or a tag stop the program when it starts.
+func TestBrokenCommandsPanic(t *testing.T) {
+	t.Parallel()
+	run := func(context.Context, *App, testInput) (Text, error) { return "", nil }
+	good := func() *Command {
+		return &Command{Name: "a.b", Route: "PATCH /a/{id}", Short: "x", Run: typed(run)}
+	}
+	require.NotPanics(t, func() { validate([]*Command{good()}) })
+	tests := []struct {
+		name   string
+		change func(*Command)
+		want   string
+	}{
+		{"name with a capital", func(c *Command) { c.Name = "A.b" }, `commands: the name "A.b" is not a noun and a verb`},
+		{"no help", func(c *Command) { c.Short = "" }, "commands: a.b lacks Short or Run"},
+		{"no function", func(c *Command) { c.Run = operation{} }, "commands: a.b lacks Short or Run"},
+		{"unknown method", func(c *Command) { c.Route = "FETCH /a/{id}" }, `commands: a.b: "FETCH /a/{id}" is not a route such as GET /items`},
+		{"path field without input", func(c *Command) { c.Route = "PATCH /a/{id}/{other}" }, "commands: a.b: the route has the fields [id other], the input [id]"},
+		{"body in a GET", func(c *Command) { c.Route = "GET /a/{id}" }, "commands: a.b: a GET has no body"},
+		{"second route without the path field", func(c *Command) { c.Also = "PUT /a" }, "commands: a.b: the route has the fields [], the input [id]"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := good()
+			test.change(c)
+			assert.PanicsWithValue(t, test.want, func() { validate([]*Command{c}) })
+		})
+	}
+	assert.PanicsWithValue(t, "commands: a.b is there twice", func() { validate([]*Command{good(), good()}) })
+	assert.Panics(t, func() { paramsOf(reflect.TypeFor[struct{ X string }]()) }, "no place")
+	assert.Panics(t, func() {
+		paramsOf(reflect.TypeFor[struct {
+			X string `query:"x"`
+		}]())
+	}, "no help")
+	assert.Panics(t, func() {
+		paramsOf(reflect.TypeFor[struct {
+			X int64 `query:"x" default:"9" max:"5" help:"x"`
+		}]())
+	}, "default out of range")
+	assert.Panics(t, func() {
+		paramsOf(reflect.TypeFor[struct {
+			X float64 `query:"x" help:"x"`
+		}]())
+	}, "type that no parameter has")
+	assert.Panics(t, func() {
+		paramsOf(reflect.TypeFor[struct {
+			X string `query:"x" help:"x"`
+			Y string `query:"x" help:"y"`
+		}]())
+	}, "the same name twice")
+}

@@ -1,0 +1,167 @@
+// create.go makes occurrences. The promise: what is answered with success has reached Rollbar or
+// is recorded in PostgreSQL, from where queue.go delivers it. Each occurrence has a uuid before it
+// is first sent, and Rollbar drops a second delivery of the same one.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+var itemsCreateCmd = &Command{
+	Name:    "items.create",
+	Route:   "POST /items",
+	Short:   "Create an occurrence; Rollbar finds or makes its item",
+	Long:    "Either data, Rollbar's own payload, or message and what goes with it.",
+	Changes: true,
+	Run:     typed(itemsCreate),
+}
+
+type itemsCreateInput struct {
+	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"the data of Rollbar's own payload, {\"data\":{…}}; then nothing else is given"`
+	Message     Opt[string]          `json:"message" min:"1" help:"what happened; required without data"`
+	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"the level; error if none is given"`
+	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"where it happened; production if none is given"`
+	Title       Opt[string]          `json:"title" min:"1" max:"255" help:"the title, instead of the message"`
+	Fingerprint Opt[string]          `json:"fingerprint" min:"1" help:"occurrences with the same one make one item"`
+	UUID        Opt[string]          `json:"uuid" min:"1" max:"36" help:"a UUID of your own: a second one is not created"`
+	CodeVersion Opt[string]          `json:"code_version" min:"1" max:"40" help:"the version of the code that it happened in"`
+	Custom      Opt[json.RawMessage] `json:"custom" help:"anything else, a JSON object"`
+}
+
+func (in *itemsCreateInput) check() error {
+	switch {
+	case in.Data.Set && (in.Message.Set || len(in.flat()) > len(`{}`)):
+		return invalidField("data", "is Rollbar's own payload: nothing else can be given beside it")
+	case !in.Data.Set && !in.Message.Set:
+		return invalidField("message", "is required, or else data with Rollbar's own payload")
+	}
+	return checkPayload(in.payload())
+}
+
+// flat are the parameters as members of a payload, without the message.
+func (in *itemsCreateInput) flat() json.RawMessage {
+	flat := json.RawMessage(`{}`)
+	for _, p := range []struct {
+		name  string
+		value Opt[string]
+	}{
+		{"level", in.Level}, {"environment", in.Environment}, {"title", in.Title},
+		{"fingerprint", in.Fingerprint}, {"uuid", in.UUID}, {"code_version", in.CodeVersion},
+	} {
+		if p.value.Set {
+			flat = setMember(flat, p.name, appendString(nil, p.value.Value))
+		}
+	}
+	if in.Custom.Set {
+		flat = setMember(flat, "custom", in.Custom.Value)
+	}
+	return flat
+}
+
+// payload is the data that Rollbar gets, but for a uuid that the caller did not choose.
+func (in *itemsCreateInput) payload() json.RawMessage {
+	if in.Data.Set {
+		return in.Data.Value
+	}
+	data := in.flat()
+	if !in.Level.Set {
+		data = setMember(data, "level", json.RawMessage(`"error"`))
+	}
+	if !in.Environment.Set {
+		data = setMember(data, "environment", json.RawMessage(`"production"`))
+	}
+	body := fmt.Appendf(nil, `{"message":{"body":%s}}`, appendString(nil, in.Message.Value))
+	return setMember(data, "body", body)
+}
+
+// Created is what became of a new occurrence.
+type Created struct {
+	UUID  string `json:"uuid"`
+	State string `json:"state"` // delivered or queued
+}
+
+func (c Created) outcome() outcome {
+	if c.State == "queued" {
+		return accepted
+	}
+	return created
+}
+
+func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, error) {
+	if err := app.rollbar.require(scopePost); err != nil {
+		return Created{}, err
+	}
+	data := in.payload()
+	if isNull(member(data, "timestamp")) { // it may arrive hours later
+		data = setMember(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
+	}
+	uuid := unquoteJSON(member(data, "uuid"))
+	if uuid == "" {
+		uuid = newUUID()
+		data = setMember(data, "uuid", appendString(nil, uuid))
+	}
+	if app.store == nil {
+		callOf(ctx).notStored("DATABASE_URL is not set")
+		if err := app.rollbar.Post(ctx, data); err != nil {
+			return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+		}
+		return Created{uuid, "delivered"}, nil
+	}
+	return app.create(ctx, uuid, data)
+}
+
+// create records the occurrence, sends it and records what became of it.
+func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (Created, error) {
+	recording, cancel := context.WithTimeout(ctx, storeTimeout)
+	record, err := app.store.record(recording, uuid, data, app.lease())
+	cancel()
+	switch {
+	case isKind(err, unavailable):
+		return app.createUnrecorded(ctx, uuid, data, err)
+	case err != nil:
+		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+	case !record.fresh:
+		return record.answer(uuid)
+	}
+	err = app.rollbar.Post(ctx, data)
+	settling, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	switch {
+	case err == nil:
+		// Should this fail, the queue delivers it once more, which Rollbar drops.
+		app.settle(settling, record.id, "delivered", app.store.delivered)
+		app.recovery.now()
+		return Created{uuid, "delivered"}, nil
+	case isFinal(err):
+		app.reject(settling, record.id, err)
+	case isKind(err, rollbarAuth):
+		app.settle(settling, record.id, "forgotten", app.store.forget)
+	case ctx.Err() == nil:
+		app.settle(settling, record.id, "released", app.store.release)
+		return Created{uuid, "queued"}, nil
+	}
+	return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+}
+
+// createUnrecorded sends an occurrence while PostgreSQL does not answer. Only Rollbar's word can
+// acknowledge it.
+func (app *App) createUnrecorded(ctx context.Context, uuid string, data json.RawMessage, why error) (Created, error) {
+	app.log.WarnContext(ctx, "occurrence is not recorded", "uuid", uuid, "error", why)
+	callOf(ctx).notStored(why.Error())
+	err := app.rollbar.Post(ctx, data)
+	switch {
+	case err == nil:
+		return Created{uuid, "delivered"}, nil
+	case isFinal(err), isKind(err, rollbarAuth), ctx.Err() != nil:
+		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+	}
+	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar takes it: %w", uuid, err)
+	f.upstream, f.wait = failureOf(err).upstream, failureOf(err).wait
+	return Created{}, f
+}
+
+// isFinal reports whether Rollbar refused an occurrence for good.
+func isFinal(err error) bool { return isKind(err, invalid, tooLarge, unprocessable) }

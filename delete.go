@@ -1,0 +1,163 @@
+// delete.go deletes items. Rollbar has no call for that: its documented way is to delete every
+// occurrence of the item. Then the item is resolved, so that it leaves the active list.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+var itemsDeleteCmd = &Command{
+	Name:    "items.delete",
+	Route:   "DELETE /items/{id}",
+	Short:   "Delete an item's occurrences and resolve it",
+	Long:    "Rollbar cannot delete an item itself. The item is stored as a report before.",
+	Confirm: "Delete all occurrences of the item at Rollbar for good?",
+	Changes: true,
+	Run:     typed(itemsDelete),
+}
+
+type itemsDeleteInput struct {
+	ID  int64 `path:"id" min:"1" help:"the item's id"`
+	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse an item with more occurrences than this"`
+}
+
+// Deleted says what became of a deleted item.
+type Deleted struct {
+	ID          int64  `json:"id"`
+	Occurrences int64  `json:"deleted_occurrences"`
+	Status      string `json:"status"`
+}
+
+func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, error) {
+	if err := app.rollbar.require(scopeRead, scopeWrite); err != nil {
+		return Deleted{}, err
+	}
+	item, err := app.rollbar.Item(ctx, in.ID)
+	if err != nil {
+		return Deleted{}, fmt.Errorf("item %d: %w", in.ID, err)
+	}
+	if string(member(item.JSON, "group_status")) == "2" {
+		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", in.ID)
+	}
+	ids, err := app.occurrenceIDs(ctx, in.ID, in.Max)
+	if err != nil {
+		return Deleted{}, err
+	}
+	if int64(len(ids)) > in.Max {
+		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", in.ID, in.Max)
+	}
+	if err := app.keepBeforeDelete(ctx, item); err != nil {
+		return Deleted{}, err
+	}
+	count, err := app.deleteOccurrences(ctx, in.ID, ids)
+	if err != nil {
+		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", in.ID, count, err)
+	}
+	if unquoteJSON(member(item.JSON, "status")) != "resolved" {
+		if _, err := app.change(ctx, in.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
+			return Deleted{}, fmt.Errorf("all %d occurrences are deleted, but: %w", count, err)
+		}
+	}
+	return Deleted{in.ID, count, "resolved"}, nil
+}
+
+// keepBeforeDelete stores the item, without which nothing is deleted. Only a command line without
+// a database goes on all the same.
+func (app *App) keepBeforeDelete(ctx context.Context, item Item) error {
+	if app.store == nil {
+		app.keep(ctx, item) // which notes that it cannot
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if _, err := app.store.keep(ctx, []Item{item}); err != nil {
+		return fmt.Errorf("nothing is deleted, because item %d must be stored before: %w", item.ID, err)
+	}
+	return nil
+}
+
+// occurrenceIDs lists an item's occurrences. It stops once there are more than the maximum.
+func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) ([]int64, error) {
+	var ids []int64
+	seen := map[int64]bool{}
+	place := occurrencePlace{page: 1}
+	for {
+		occurrences, more, err := app.rollbar.Occurrences(ctx, item, place, min(maximum+1, 100))
+		if err != nil {
+			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
+		}
+		for _, o := range occurrences {
+			if !seen[o.ID] {
+				seen[o.ID] = true
+				ids = append(ids, o.ID)
+			}
+		}
+		if !more || int64(len(ids)) > maximum {
+			return ids, nil
+		}
+		place.before = lowestID(occurrences)
+	}
+}
+
+// deleteRounds is how often new occurrences of an item are looked for while it is deleted: one
+// that keeps occurring must not keep us for ever.
+const deleteRounds = 5
+
+// deleteOccurrences deletes the occurrences, and those that come while it does so, and returns how
+// many were there. Rollbar lists deleted ones for some seconds more.
+func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) (int64, error) {
+	gone := map[int64]bool{}
+	var count int64
+	for round := 0; len(ids) > 0 && round < deleteRounds; round++ {
+		n, err := app.deleteAll(ctx, ids)
+		count += n
+		if err != nil {
+			return count, err
+		}
+		for _, id := range ids {
+			gone[id] = true
+		}
+		callOf(ctx).report("%d occurrences deleted", count)
+		if ids, err = app.occurrenceIDs(ctx, item, int64(len(gone))); err != nil {
+			return count, err
+		}
+		ids = slices.DeleteFunc(ids, func(id int64) bool { return gone[id] })
+	}
+	return count, nil
+}
+
+// deleteAll deletes the occurrences, a few at a time, and returns how many were still there.
+func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var count atomic.Int64
+	var workers sync.WaitGroup
+	next := make(chan int64)
+	for range min(4, len(ids)) {
+		workers.Go(func() {
+			for id := range next {
+				was, err := app.rollbar.DeleteOccurrence(ctx, id)
+				if err != nil {
+					cancel(fmt.Errorf("occurrence %d: %w", id, err))
+				}
+				if was {
+					count.Add(1)
+				}
+			}
+		})
+	}
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			break
+		}
+		next <- id
+	}
+	close(next)
+	workers.Wait()
+	return count.Load(), context.Cause(ctx)
+}

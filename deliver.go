@@ -1,0 +1,267 @@
+// deliver.go empties the queue: in rounds of serve's own, and once for reports.deliver. An
+// occurrence is given up only on Rollbar's final word; age is no reason.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	deliveryWorkers = 4
+	deliveryPace    = time.Second / 20 // 1200 a minute: a backlog must not eat the project's quota
+	longestBackoff  = 5 * time.Minute
+	longestPause    = time.Hour // limits can be lifted before their time
+	longestIdle     = 5 * time.Second
+)
+
+var reportsDeliverCmd = &Command{
+	Name:    "reports.deliver",
+	Route:   "POST /reports/deliver",
+	Short:   "Try to deliver what is queued now; serve does so by itself",
+	Changes: true,
+	Run:     typed(reportsDeliver),
+}
+
+// Delivery counts what a round of delivery did, and what is queued after it.
+type Delivery struct {
+	Delivered int64 `json:"delivered"`
+	Queued    int64 `json:"queued"`
+	Rejected  int64 `json:"rejected"`
+}
+
+func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error) {
+	store, err := app.database()
+	if err != nil {
+		return Delivery{}, err
+	}
+	if err := app.rollbar.require(scopePost); err != nil {
+		return Delivery{}, err
+	}
+	round := deliveryRound{app: app}
+	if err := round.run(ctx); err != nil {
+		return Delivery{}, fmt.Errorf("deliver: %w", err)
+	}
+	err = store.pool.QueryRow(ctx, `SELECT count(*) FROM reports WHERE state = 'queued'`).Scan(&round.done.Queued)
+	return round.done, databaseError(err)
+}
+
+// A deliveryRound tries each queued occurrence once, oldest first, several at a time. It ends early
+// when Rollbar is down or limits us.
+type deliveryRound struct {
+	app     *App
+	dueOnly bool
+
+	mu     sync.Mutex
+	behind int64 // the last id that was claimed
+	done   Delivery
+	outage error // what ended the round early
+	err    error // of PostgreSQL
+}
+
+// run runs the round. Its error is one of PostgreSQL.
+func (r *deliveryRound) run(ctx context.Context) error {
+	var workers sync.WaitGroup
+	for range deliveryWorkers {
+		workers.Go(func() {
+			for r.app.pace.wait(ctx) {
+				q := r.claim(ctx)
+				if q == nil {
+					return
+				}
+				r.deliver(ctx, q)
+			}
+		})
+	}
+	workers.Wait()
+	return r.err
+}
+
+// claim takes the next occurrence, or returns nil when the round is over.
+func (r *deliveryRound) claim(ctx context.Context) *queued {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.outage != nil || r.err != nil {
+		return nil
+	}
+	q, err := r.app.store.claim(ctx, r.behind, r.dueOnly, r.app.lease())
+	if r.err = err; err != nil || q == nil {
+		return nil
+	}
+	r.behind = q.ID
+	return q
+}
+
+// lease is how long one delivery may take before another process takes it over.
+func (app *App) lease() time.Duration { return app.rollbar.timeout + 2*retryLimit }
+
+// deliver sends one occurrence and records what became of it.
+func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
+	// What is under way is finished, also when the service ends.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.app.lease())
+	defer cancel()
+	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.app.settle(ctx, q.ID, "delivered", r.app.store.delivered)
+		r.done.Delivered++
+	case isFinal(err):
+		r.app.reject(ctx, q.ID, err)
+		r.done.Rejected++
+	default:
+		r.app.log.WarnContext(ctx, "occurrence stays queued", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
+		r.app.settle(ctx, q.ID, "postponed", func(ctx context.Context, id int64) error {
+			return r.app.store.postpone(ctx, id, backoff(q.Attempts))
+		})
+		if !isKind(err, rollbarAuth) { // a token that is refused holds up nothing else
+			r.outage = err
+		}
+	}
+}
+
+// backoff is the wait before the next try after so many: it doubles from a second, and spreads.
+func backoff(attempts int) time.Duration {
+	wait := min(time.Second<<min(attempts-1, 20), longestBackoff)
+	return wait/2 + rand.N(wait/2)
+}
+
+// A pacer spaces out what several goroutines do.
+type pacer struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+// wait returns true when it is the caller's turn, and false once the context has ended.
+func (p *pacer) wait(ctx context.Context) bool {
+	p.mu.Lock()
+	turn := p.next
+	if now := time.Now(); turn.Before(now) {
+		turn = now
+	}
+	p.next = turn.Add(deliveryPace)
+	p.mu.Unlock()
+	return sleep(ctx, time.Until(turn))
+}
+
+// sleep waits and reports whether it was not interrupted.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	select {
+	case <-time.After(wait):
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// deliverQueue delivers what is queued until the context ends: at once when something comes, and
+// again when its time has come. While Rollbar is down or limits us, it pauses.
+func (app *App) deliverQueue(ctx context.Context) {
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	helpers.Go(func() { app.listenForWork(ctx) })
+	failures := 0
+	for ctx.Err() == nil {
+		round := deliveryRound{app: app, dueOnly: true}
+		err := round.run(ctx)
+		if err == nil && round.outage == nil {
+			app.findItems(ctx)
+			failures = 0
+			app.awaitWake(ctx, app.store.nextDue(ctx, longestIdle))
+			continue
+		}
+		failures++
+		pause := min(backoff(failures), time.Minute)
+		var f *Failure
+		if errors.As(round.outage, &f) && f.kind == rateLimited {
+			pause = min(f.wait, longestPause)
+		}
+		if err != nil {
+			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
+		}
+		app.awaitRecovery(ctx, pause)
+	}
+}
+
+// A wake tells the queue that there may be something to do.
+type wake chan struct{}
+
+func (w wake) now() {
+	select {
+	case w <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// awaitWake waits for work.
+func (app *App) awaitWake(ctx context.Context, limit time.Duration) {
+	select {
+	case <-app.work:
+	case <-time.After(limit):
+	case <-ctx.Done():
+	}
+}
+
+// awaitRecovery waits out a pause, which ends early when Rollbar takes something from somebody
+// else. That there is new work is no reason.
+func (app *App) awaitRecovery(ctx context.Context, pause time.Duration) {
+	select {
+	case <-app.recovery: // from before the pause, maybe
+	default:
+	}
+	select {
+	case <-app.recovery:
+	case <-time.After(pause):
+	case <-ctx.Done():
+	}
+}
+
+// listenForWork wakes the queue when PostgreSQL says that something was left to it.
+func (app *App) listenForWork(ctx context.Context) {
+	for ctx.Err() == nil {
+		conn, err := app.store.writer(ctx)
+		if err == nil {
+			app.work.now() // for what came while nobody listened
+			for err == nil {
+				err = awaitWork(ctx, conn.Conn())
+				app.work.now()
+			}
+			conn.Conn().Close(context.WithoutCancel(ctx)) // it may still listen
+			conn.Release()
+		}
+		sleep(ctx, time.Second)
+	}
+}
+
+// lookupWaits are the waits before Rollbar is asked which item a delivered occurrence became. It
+// usually knows within 5 s.
+var lookupWaits = []time.Duration{2 * time.Second, 5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
+
+// findItems asks for the items of delivered occurrences for which it is time.
+func (app *App) findItems(ctx context.Context) {
+	if app.rollbar.require(scopeRead) != nil {
+		return
+	}
+	for app.pace.wait(ctx) {
+		id, uuid, lookups, err := app.store.claimLookup(ctx)
+		if err != nil || id == 0 {
+			return
+		}
+		item, err := app.rollbar.ItemBy(withCall(ctx, &Call{}), "uuid", uuid)
+		switch {
+		case err == nil:
+			err = app.store.found(ctx, id, item.ID)
+		case lookups >= len(lookupWaits) || isKind(err, invalid):
+			err = app.store.found(ctx, id, 0)
+		}
+		if err != nil && !isKind(err, notFound) {
+			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "uuid", uuid, "error", err)
+			return
+		}
+	}
+}

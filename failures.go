@@ -1,0 +1,166 @@
+// failures.go is the one table of what can go wrong: each row is a kind of failure with its
+// HTTP status and its exit code. Operations return rows, the two doors look at nothing else.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// A failureKind is one row of the table.
+type failureKind struct {
+	name   string // the last part of the problem's type: /problems/NAME
+	status int    // over HTTP
+	exit   int    // on the command line
+	title  string
+}
+
+var (
+	internal        = failureKind{"internal", 500, 1, "Internal error"}
+	invalid         = failureKind{"usage", 400, 2, "Invalid request"}
+	wrongMethod     = failureKind{"usage", 405, 2, "Method not allowed"}
+	tooLarge        = failureKind{"usage", 413, 2, "Too large"}
+	wrongMedia      = failureKind{"usage", 415, 2, "Not JSON"}
+	unprocessable   = failureKind{"usage", 422, 2, "Refused as invalid"}
+	misconfigured   = failureKind{"config", 500, 3, "Missing or bad setting"}
+	notFound        = failureKind{"not-found", 404, 4, "Not found"}
+	unauthorized    = failureKind{"auth", 401, 5, "Not authorized"}
+	crossOrigin     = failureKind{"auth", 403, 5, "Cross-origin request refused"}
+	wrongHost       = failureKind{"auth", 421, 5, "Not a local host name"}
+	rollbarAuth     = failureKind{"rollbar-auth", 502, 5, "Rollbar refused the service's token"}
+	rateLimited     = failureKind{"rate-limited", 429, 6, "Rollbar's rate limit is reached"}
+	badGateway      = failureKind{"unavailable", 502, 7, "Rollbar does not answer as it should"}
+	unavailable     = failureKind{"unavailable", 503, 7, "Not available now"}
+	upstreamTimeout = failureKind{"unavailable", 504, 7, "Rollbar did not answer in time"}
+	conflict        = failureKind{"conflict", 409, 8, "Conflict"}
+	interrupted     = failureKind{"interrupted", 499, 130, "Interrupted"}
+)
+
+// failureKinds are the rows, for those who meet a failure from outside.
+var failureKinds = []failureKind{
+	internal, invalid, wrongMethod, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
+	unauthorized, crossOrigin, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable,
+	upstreamTimeout, conflict, interrupted,
+}
+
+// kindOf returns the row of a problem's type and status.
+func kindOf(problemType string, status int) failureKind {
+	for _, k := range failureKinds {
+		if problemType == "/problems/"+k.name && status == k.status {
+			return k
+		}
+	}
+	return internal
+}
+
+// A Failure is an error that a caller can act on. Its detail is shown to the caller, so it says
+// what is wrong and what is valid, and never holds a secret.
+type Failure struct {
+	kind      failureKind
+	detail    string
+	fields    []fieldError  // one for each parameter that was refused
+	upstream  int           // the status that Rollbar answered, or 0
+	wait      time.Duration // how long to wait before another try, or 0
+	setting   string        // the missing setting, where one is
+	transient bool          // another try may succeed
+	err       error         // the cause, for logs; may be nil
+}
+
+// A fieldError is what is wrong with one parameter.
+type fieldError struct {
+	Field   string `json:"field"`
+	Message string `json:"message"`
+}
+
+func (f *Failure) Error() string { return f.detail }
+func (f *Failure) Unwrap() error { return f.err }
+
+// fail returns a failure of a kind whose detail is the formatted text; a %w in it is its cause.
+func fail(kind failureKind, format string, args ...any) *Failure {
+	err := fmt.Errorf(format, args...)
+	return &Failure{kind: kind, detail: err.Error(), err: errors.Unwrap(err)}
+}
+
+// invalidFields is the failure of parameters that were refused.
+func invalidFields(fields []fieldError) *Failure {
+	messages := make([]string, len(fields))
+	for i, f := range fields {
+		messages[i] = f.Message
+	}
+	return &Failure{kind: invalid, detail: strings.Join(messages, "; "), fields: fields}
+}
+
+// invalidField is the failure of one parameter; the message goes on after its name: "must be …".
+func invalidField(name, message string) *Failure {
+	return invalidFields([]fieldError{{name, name + " " + message}})
+}
+
+// missingSetting is the failure of an operation that needs a setting which is not set. The command
+// line reports it as a matter of configuration, whatever the kind over HTTP.
+func missingSetting(kind failureKind, name, why string) *Failure {
+	f := fail(kind, "%s is not set: %s; set it in the environment or in .env", name, why)
+	f.setting = name
+	return f
+}
+
+// failureOf returns what an error means to the caller. An error that no operation foresaw is
+// internal, and its text stays inside.
+func failureOf(err error) *Failure {
+	var f *Failure
+	switch {
+	case errors.As(err, &f):
+		detailed := *f
+		detailed.detail = err.Error() // with what the layers above said about it
+		return &detailed
+	case errors.Is(err, context.Canceled):
+		return &Failure{kind: interrupted, detail: "interrupted", err: err}
+	default:
+		return &Failure{kind: internal, detail: "internal error", err: err}
+	}
+}
+
+// isKind reports whether the error is a failure of one of the kinds.
+func isKind(err error, kinds ...failureKind) bool {
+	var f *Failure
+	if !errors.As(err, &f) {
+		return false
+	}
+	for _, k := range kinds {
+		if f.kind == k {
+			return true
+		}
+	}
+	return false
+}
+
+// A problem is a failure as RFC 9457 problem details.
+type problem struct {
+	Type           string       `json:"type"`
+	Title          string       `json:"title"`
+	Status         int          `json:"status"`
+	Detail         string       `json:"detail"`
+	RequestID      string       `json:"request_id"`
+	UpstreamStatus int          `json:"upstream_status,omitempty"`
+	Errors         []fieldError `json:"errors,omitempty"`
+}
+
+func (f *Failure) problem(requestID string) problem {
+	return problem{
+		Type:           "/problems/" + f.kind.name,
+		Title:          f.kind.title,
+		Status:         f.kind.status,
+		Detail:         f.detail,
+		RequestID:      requestID,
+		UpstreamStatus: f.upstream,
+		Errors:         f.fields,
+	}
+}
+
+// retryAfter is the wait in whole seconds, at least one, as Retry-After wants it; 0 for none.
+func (f *Failure) retryAfter() int {
+	return int(math.Ceil(f.wait.Seconds()))
+}

@@ -1,0 +1,391 @@
+// handlers.go is the HTTP door: it makes a route of every command, takes arguments out of
+// requests, and turns results and failures into answers. Nothing else knows HTTP.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxBody bounds the body of a request.
+const maxBody = 1 << 20
+
+// A server answers requests.
+type server struct {
+	app    *App
+	mux    *http.ServeMux
+	tokens []string // what callers may send; none: anyone on this machine may call
+	open   map[string]bool
+	origin *http.CrossOriginProtection
+}
+
+// newHandler returns the service as a handler. Callers must send one of the tokens, if there are
+// any.
+func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
+	s := &server{app, http.NewServeMux(), tokens, map[string]bool{}, http.NewCrossOriginProtection()}
+	for _, c := range commands {
+		for _, route := range c.routes() {
+			s.mux.HandleFunc(route, func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w, r, c) })
+			s.open[route] = c.Open
+		}
+	}
+	return s
+}
+
+// A request is what goes along with one HTTP request through this file.
+type request struct {
+	id        string
+	operation string
+	failure   *Failure
+}
+
+type requestKey struct{}
+
+func requestOf(r *http.Request) *request { return r.Context().Value(requestKey{}).(*request) }
+
+// ServeHTTP answers one request and logs it.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	about := &request{id: rand.Text()}
+	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, about))
+	answer := &statusWriter{ResponseWriter: w}
+	w = answer
+	defer func() {
+		if caught := recover(); caught != nil {
+			s.recovered(answer, r, caught)
+		}
+		s.logRequest(r, answer.status, time.Since(began))
+	}()
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Request-Id", about.id)
+	_, pattern := s.mux.Handler(r)
+	if err := s.admit(r, pattern); err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	if pattern == "" {
+		s.refuse(w, r, s.noRoute(w, r))
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// recovered answers a request whose handler panicked, unless that is how it cut an answer off.
+func (s *server) recovered(w *statusWriter, r *http.Request, caught any) {
+	if caught == http.ErrAbortHandler {
+		panic(caught)
+	}
+	s.app.log.ErrorContext(r.Context(), "panic", "request_id", requestOf(r).id, "error", caught, "stack", string(debug.Stack()))
+	if w.status != 0 {
+		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+	}
+	s.refuse(w, r, fail(internal, "internal error"))
+}
+
+func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
+	about := requestOf(r)
+	attrs := []slog.Attr{
+		slog.String("operation", about.operation),
+		slog.String("http.method", r.Method),
+		slog.Int("http.status_code", status),
+		slog.Duration("duration", took),
+		slog.String("http.request_id", about.id),
+	}
+	level := slog.LevelInfo
+	if f := about.failure; f != nil {
+		attrs = append(attrs, slog.String("failure", f.kind.name), slog.String("detail", f.detail))
+		if f.kind == internal {
+			level = slog.LevelError
+		}
+		if f.err != nil {
+			attrs = append(attrs, slog.String("error", f.err.Error()))
+		}
+	}
+	s.app.log.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// admit says whether the caller may come in. Without tokens everybody on this machine may, but a
+// web page that a browser shows may not: neither across origins nor by a name that leads here.
+func (s *server) admit(r *http.Request, pattern string) error {
+	if len(s.tokens) == 0 {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if !isLoopback(strings.Trim(host, "[]")) {
+			return fail(wrongHost, "the Host header must be localhost or a loopback address, since no API_TOKEN is set")
+		}
+		if err := s.origin.Check(r); err != nil {
+			return fail(crossOrigin, "requests from other origins must not change anything, since no API_TOKEN is set")
+		}
+		return nil
+	}
+	if s.open[pattern] {
+		return nil
+	}
+	given, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	valid := 0
+	for _, token := range s.tokens {
+		valid |= subtle.ConstantTimeCompare([]byte(given), []byte(token))
+	}
+	if !bearer || valid == 0 {
+		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …")
+	}
+	return nil
+}
+
+// noRoute is the failure of a request that no route matches: the path is unknown or has other
+// methods, which go to the Allow header.
+func (s *server) noRoute(w http.ResponseWriter, r *http.Request) error {
+	probe := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
+	s.mux.ServeHTTP(probe, r)
+	if probe.status == http.StatusMethodNotAllowed {
+		allow := probe.Header().Get("Allow")
+		w.Header().Set("Allow", allow)
+		return fail(wrongMethod, "%s takes %s", r.URL.Path, allow)
+	}
+	return fail(notFound, "there is no route %s %s", r.Method, r.URL.Path)
+}
+
+// serveCommand answers a request that the command's route matches.
+func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command) {
+	requestOf(r).operation = c.Name
+	args, err := argumentsOf(w, r, c)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	operation, err := c.Run.prepare(args)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	call := &Call{}
+	value, err := operation(withCall(r.Context(), call), s.app)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	if list, ok := value.(*List); ok {
+		defer list.close()
+		setLinks(w.Header(), r.URL, list)
+	}
+	if call.unstored != "" {
+		w.Header().Set("Report-Stored", "false")
+	}
+	s.respond(w, r, value)
+}
+
+// respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
+// half way the connection is cut, so that nobody takes a torso for an answer.
+func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	if _, ok := value.(Text); ok {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	buffer := newAnswerBuffer(w, outcomeOf(value).status)
+	defer buffer.free()
+	err := writeResult(buffer, value)
+	switch {
+	case err == nil:
+		err = buffer.finish()
+	case !buffer.begun:
+		s.refuse(w, r, err)
+		return
+	}
+	if err != nil {
+		requestOf(r).failure = failureOf(err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// refuse answers with a failure as problem details.
+func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	f := failureOf(err)
+	requestOf(r).failure = f
+	h := w.Header()
+	h.Del("Link")
+	h.Set("Content-Type", "application/problem+json")
+	if f.wait > 0 {
+		h.Set("Retry-After", strconv.Itoa(f.retryAfter()))
+	}
+	if f.kind == unauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	w.WriteHeader(f.kind.status)
+	_ = writeResult(w, f.problem(requestOf(r).id)) // the caller may be gone
+}
+
+// setLinks sets the Link headers that lead to the neighbouring pages.
+func setLinks(h http.Header, page *url.URL, list *List) {
+	for _, link := range []struct {
+		rel     string
+		changes url.Values
+	}{{"prev", list.Prev}, {"next", list.Next}} {
+		if link.changes == nil {
+			continue
+		}
+		query := page.Query()
+		for name, values := range link.changes {
+			query[name] = values
+		}
+		target := url.URL{Path: page.Path, RawQuery: query.Encode()}
+		h.Add("Link", fmt.Sprintf(`<%s>; rel="%s"`, target.String(), link.rel))
+	}
+}
+
+// argumentsOf takes the command's arguments out of the path, the query and the body.
+func argumentsOf(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
+	args := arguments{values: map[string][]literal{}, label: func(p *param) string { return p.name }}
+	for _, name := range c.names(inPath) {
+		args.values[name] = []literal{{text: r.PathValue(name)}}
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return args, fail(invalid, "the query cannot be read: %w", err)
+	}
+	var wrong []fieldError
+	valid := c.names(inQuery)
+	for name, values := range query {
+		if !slices.Contains(valid, name) {
+			wrong = append(wrong, fieldError{name, unknown("query parameter", name, valid)})
+		}
+		for _, value := range values {
+			args.values[name] = append(args.values[name], literal{text: value})
+		}
+	}
+	body, err := bodyOf(w, r)
+	if err != nil {
+		return args, err
+	}
+	valid = c.names(inBody)
+	for name, value := range body {
+		if !slices.Contains(valid, name) {
+			wrong = append(wrong, fieldError{name, unknown("field", name, valid)})
+		}
+		args.values[name] = []literal{{text: string(value), json: true}}
+	}
+	if len(wrong) > 0 {
+		slices.SortFunc(wrong, func(a, b fieldError) int { return strings.Compare(a.Field, b.Field) })
+		return args, invalidFields(wrong)
+	}
+	return args, nil
+}
+
+// bodyOf reads the members of a request's JSON body. A body of no declared type is JSON, and so is
+// one of the type that a plain `curl -d` declares.
+func bodyOf(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
+		return nil, nil
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	case err != nil:
+		return nil, fail(invalid, "the body cannot be read: %w", err)
+	case len(text) == 0:
+		return nil, nil
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	declared := r.Header.Get("Content-Type") != ""
+	if declared && (err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded") {
+		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
+	}
+	object, err := objectJSON(text)
+	if err != nil {
+		return nil, fail(invalid, "the body cannot be used: %w", err)
+	}
+	return object, nil
+}
+
+// A statusWriter remembers which status went out.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A discardWriter is a ResponseWriter that nobody reads.
+type discardWriter struct{ header http.Header }
+
+func (w discardWriter) Header() http.Header         { return w.header }
+func (w discardWriter) WriteHeader(int)             {}
+func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+
+// An answerBuffer holds an answer back until it is complete or too large to be held.
+type answerBuffer struct {
+	w      http.ResponseWriter
+	status int
+	begun  bool // something has gone out
+	text   bytes.Buffer
+}
+
+const answerBufferSize = 64 << 10
+
+func newAnswerBuffer(w http.ResponseWriter, status int) *answerBuffer {
+	return &answerBuffer{w: w, status: status}
+}
+
+func (b *answerBuffer) free() {}
+
+func (b *answerBuffer) Write(p []byte) (int, error) {
+	if b.text.Len()+len(p) > answerBufferSize {
+		if err := b.flush(); err != nil {
+			return 0, err
+		}
+	}
+	return b.text.Write(p)
+}
+
+func (b *answerBuffer) flush() error {
+	if !b.begun {
+		b.begun = true
+		b.w.WriteHeader(b.status)
+	}
+	_, err := b.text.WriteTo(b.w)
+	return err
+}
+
+// finish sends what is left; an answer that was never cut gets its length.
+func (b *answerBuffer) finish() error {
+	if !b.begun {
+		b.w.Header().Set("Content-Length", strconv.Itoa(b.text.Len()))
+	}
+	return b.flush()
+}

@@ -1,0 +1,305 @@
+// items.go is Rollbar's items: what Rollbar says is passed on as it came and kept as reports.
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// An itemFilter says which items are meant.
+type itemFilter struct {
+	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items in this status (repeatable)"`
+	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only this level (repeatable)"`
+	Environment  []string `query:"environment" default:"" help:"only this environment (repeatable)"`
+	Framework    []string `query:"framework" default:"" help:"only this framework (repeatable)"`
+	Query        string   `query:"query" default:"" help:"a search as in Rollbar's search box"`
+	AssignedUser string   `query:"assigned_user" default:"" help:"a Rollbar username, assigned or unassigned"`
+}
+
+// values are the filter as Rollbar takes it.
+func (f itemFilter) values() url.Values {
+	values := url.Values{}
+	for name, given := range map[string][]string{
+		"status": f.Status, "level": f.Level, "environment": f.Environment, "framework": f.Framework,
+		"query": {f.Query}, "assigned_user": {f.AssignedUser},
+	} {
+		if len(given) > 0 && given[0] != "" {
+			values[name] = given
+		}
+	}
+	return values
+}
+
+var itemsListCmd = &Command{
+	Name:    "items.list",
+	Route:   "GET /items",
+	Short:   "List the project's items as Rollbar has them",
+	Columns: "id counter level status environment total_occurrences title",
+	Run:     typed(itemsList),
+}
+
+type itemsListInput struct {
+	itemFilter
+	Page  int64      `query:"page" default:"1" min:"1" help:"page to read, from 1"`
+	Limit Opt[int64] `query:"limit" min:"1" max:"5000" help:"items a page; Rollbar may give fewer"`
+	All   bool       `flag:"all" default:"false" help:"follow the pages to the end"`
+}
+
+func (in *itemsListInput) filter() url.Values {
+	values := in.values()
+	if in.Limit.Set {
+		values.Set("limit", strconv.FormatInt(in.Limit.Value, 10))
+	}
+	return values
+}
+
+func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) {
+	page, err := app.itemPage(ctx, in.filter(), in.Page)
+	if err != nil {
+		return nil, err
+	}
+	list := &List{
+		Name: "items",
+		Rows: sliceRows(page.Items, func(item Item) json.RawMessage { return item.JSON }),
+		Rest: func() json.RawMessage {
+			return json.RawMessage(fmt.Sprintf(`{"page":%d,"total_count":%s}`, in.Page, page.Total))
+		},
+	}
+	if in.All {
+		list.Rows = app.allItems(ctx, page, in.filter(), in.Page)
+		return list, nil
+	}
+	if in.Page > 1 {
+		list.Prev = url.Values{"page": {strconv.FormatInt(in.Page-1, 10)}}
+	}
+	if !in.isLast(page) {
+		list.Next = url.Values{"page": {strconv.FormatInt(in.Page+1, 10)}}
+	}
+	return list, nil
+}
+
+// isLast reports whether no page can follow: this one is empty, or the total shows it to be the
+// end. That a page is short shows nothing by itself: Rollbar may give fewer items than the limit,
+// though hardly fewer than the 100 it gives without one.
+func (in *itemsListInput) isLast(page ItemPage) bool {
+	n := int64(len(page.Items))
+	total, counted := intJSON(page.Total)
+	if n == 0 || !counted {
+		return n == 0
+	}
+	size := cmp.Or(in.Limit.Value, 100)
+	ends := size <= 100 && (in.Page-1)*size+n == total
+	return ends || in.Page*n >= total
+}
+
+// itemPage reads one page of items and keeps it.
+func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (ItemPage, error) {
+	filter.Set("page", strconv.FormatInt(number, 10))
+	page, err := app.rollbar.Items(ctx, filter)
+	if err != nil {
+		return ItemPage{}, fmt.Errorf("page %d of the items: %w", number, err)
+	}
+	app.keep(ctx, page.Items...) // a page that cannot be kept is still an answer: keep marks it
+	return page, nil
+}
+
+// allItems yields the items of the page and of all behind it, each once: pages of a living list
+// overlap.
+func (app *App) allItems(ctx context.Context, page ItemPage, filter url.Values, number int64) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		seen := map[int64]struct{}{}
+		for len(page.Items) > 0 {
+			for _, item := range page.Items {
+				if _, twice := seen[item.ID]; twice {
+					continue
+				}
+				seen[item.ID] = struct{}{}
+				if !yield(item.JSON, nil) {
+					return
+				}
+			}
+			callOf(ctx).report("%d items, %d pages", len(seen), number)
+			number++
+			var err error
+			if page, err = app.itemPage(ctx, filter, number); err != nil {
+				yield(nil, err)
+				return
+			}
+		}
+	}
+}
+
+var itemsGetCmd = &Command{
+	Name:  "items.get",
+	Route: "GET /items/{id}",
+	Short: "Show one item as Rollbar has it",
+	Run:   typed(itemsGet),
+}
+
+type itemsGetInput struct {
+	ID string `path:"id" help:"what by says: an id, a counter or a uuid"`
+	By string `query:"by" default:"id" enum:"id,counter,uuid" help:"what ID is: the item's id, its counter in the project, or the uuid of one of its occurrences"`
+}
+
+var uuidForm = regexp.MustCompile(`(?i)^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$`)
+
+func (in *itemsGetInput) check() error {
+	if in.By == "uuid" && !uuidForm.MatchString(in.ID) {
+		return invalidField("id", "must be a UUID, since by is uuid")
+	}
+	if n, err := strconv.ParseInt(in.ID, 10, 64); in.By != "uuid" && (err != nil || n < 1) {
+		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s", in.By))
+	}
+	return nil
+}
+
+func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage, error) {
+	var item Item
+	var err error
+	if in.By == "id" {
+		id, _ := strconv.ParseInt(in.ID, 10, 64) // check has seen it
+		item, err = app.rollbar.Item(ctx, id)
+	} else {
+		item, err = app.rollbar.ItemBy(ctx, in.By, in.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("item with the %s %s: %w", in.By, in.ID, err)
+	}
+	app.keep(ctx, item)
+	return item.JSON, nil
+}
+
+var itemsUpdateCmd = &Command{
+	Name:    "items.update",
+	Route:   "PATCH /items/{id}",
+	Also:    "PUT /items/{id}",
+	Short:   "Change an item and show it as it is then",
+	Changes: true,
+	Run:     typed(itemsUpdate),
+}
+
+type itemsUpdateInput struct {
+	ID                int64       `path:"id" json:"-" min:"1" help:"the item's id"`
+	Status            Opt[string] `json:"status,omitzero" enum:"active,resolved,muted" help:"new status"`
+	Level             Opt[string] `json:"level,omitzero" enum:"debug,info,warning,error,critical" help:"new level"`
+	Title             Opt[string] `json:"title,omitzero" min:"1" max:"255" help:"new title"`
+	ResolvedInVersion Opt[string] `json:"resolved_in_version,omitzero" max:"40" help:"version that resolves it; only with status resolved"`
+	AssignedUserID    Opt[int64]  `json:"assigned_user_id,omitzero" null:"true" help:"user to assign it to, or null"`
+	AssignedTeamID    Opt[int64]  `json:"assigned_team_id,omitzero" null:"true" help:"team to assign it to, or null"`
+	SnoozeEnabled     Opt[bool]   `json:"snooze_enabled,omitzero" help:"whether it is snoozed"`
+	SnoozeExpiration  Opt[int64]  `json:"snooze_expiration_in_seconds,omitzero" min:"1" help:"how long it is snoozed"`
+}
+
+func (in *itemsUpdateInput) check() error {
+	if *in == (itemsUpdateInput{ID: in.ID}) {
+		return fail(invalid, "there is nothing to change: give at least one of %s", strings.Join(itemsUpdateCmd.names(inBody), ", "))
+	}
+	if in.ResolvedInVersion.Set && in.Status.Value != "resolved" {
+		return invalidField("resolved_in_version", "is valid only together with status resolved")
+	}
+	return nil
+}
+
+func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMessage, error) {
+	changes, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	item, err := app.change(ctx, in.ID, changes)
+	return item.JSON, err
+}
+
+// change changes an item at Rollbar, which answers with the changed fields only, reads it again,
+// and keeps what both answers said.
+func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
+	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
+		return Item{}, err
+	}
+	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
+	if err != nil {
+		return Item{}, fmt.Errorf("item %d: %w", id, err)
+	}
+	item, err := app.rollbar.Item(ctx, id)
+	if err != nil {
+		return Item{}, fmt.Errorf("item %d was changed, but not read again: %w", id, err)
+	}
+	said := item
+	for name, value := range members(echo) {
+		if member(item.JSON, name) == nil {
+			said.JSON = setMember(said.JSON, name, value)
+		}
+	}
+	app.keep(ctx, said)
+	return item, nil
+}
+
+var itemsOccurrencesCmd = &Command{
+	Name:    "items.occurrences",
+	Route:   "GET /items/{id}/occurrences",
+	Short:   "List an item's occurrences, newest first",
+	Columns: "id timestamp data.level data.environment data.uuid",
+	Run:     typed(itemsOccurrences),
+}
+
+type itemsOccurrencesInput struct {
+	ID     int64            `path:"id" min:"1" help:"the item's id"`
+	Limit  int64            `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences a page"`
+	Cursor occurrenceCursor `query:"cursor" default:"" help:"the page that next or a Link led to"`
+}
+
+// An occurrenceCursor is a place in an item's occurrences. Callers do not look inside.
+type occurrenceCursor struct{ occurrencePlace }
+
+func (c occurrenceCursor) String() string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.page, c.before))
+}
+
+// UnmarshalText reads what String wrote.
+func (c *occurrenceCursor) UnmarshalText(text []byte) (err error) {
+	c.page, c.before, err = cursorNumbers(text)
+	return err
+}
+
+func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (*List, error) {
+	place := in.Cursor.occurrencePlace
+	place.page = max(1, place.page)
+	occurrences, more, err := app.rollbar.Occurrences(ctx, in.ID, place, in.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("occurrences of item %d: %w", in.ID, err)
+	}
+	list := &List{
+		Name: "occurrences",
+		Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON }),
+		Rest: func() json.RawMessage { return json.RawMessage(`{"next":null}`) },
+	}
+	switch {
+	case place.page > 2:
+		list.Prev = url.Values{"cursor": {occurrenceCursor{occurrencePlace{page: place.page - 1}}.String()}}
+	case place.page == 2:
+		list.Prev = url.Values{"cursor": nil}
+	}
+	if more {
+		next := occurrenceCursor{occurrencePlace{place.page + 1, lowestID(occurrences)}}.String()
+		list.Next = url.Values{"cursor": {next}}
+		list.Rest = func() json.RawMessage { return json.RawMessage(`{"next":"` + next + `"}`) }
+	}
+	return list, nil
+}
+
+// lowestID is where the next page begins. The last occurrence need not be it: Rollbar sorts by
+// time.
+func lowestID(occurrences []Occurrence) int64 {
+	lowest := occurrences[0].ID
+	for _, o := range occurrences {
+		lowest = min(lowest, o.ID)
+	}
+	return lowest
+}

@@ -1,0 +1,246 @@
+// jsontext.go takes JSON apart without changing a byte of it: Rollbar's ids and numbers must come
+// out digit for digit, and unknown fields in their place. Everything here expects compact JSON,
+// as compactJSON makes it.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"strconv"
+	"unicode/utf8"
+)
+
+// compactJSON checks that the text is one JSON value and returns it without white space.
+func compactJSON(text []byte) (json.RawMessage, error) {
+	var compact bytes.Buffer
+	compact.Grow(len(text))
+	if err := json.Compact(&compact, text); err != nil {
+		return nil, err
+	}
+	return compact.Bytes(), nil
+}
+
+// members yields the names and values of a compact JSON object, in their order. It yields nothing
+// for any other value.
+func members(object []byte) iter.Seq2[string, json.RawMessage] {
+	return func(yield func(string, json.RawMessage) bool) {
+		if len(object) == 0 || object[0] != '{' {
+			return
+		}
+		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
+			name := rest[:valueLen(rest)]
+			rest = rest[len(name)+1:] // the colon
+			value := rest[:valueLen(rest)]
+			if !yield(unquoteJSON(name), value) {
+				return
+			}
+			rest = rest[len(value)+1:] // a comma or the end
+		}
+	}
+}
+
+// elements yields the values of a compact JSON array. It yields nothing for any other value.
+func elements(array []byte) iter.Seq[json.RawMessage] {
+	return func(yield func(json.RawMessage) bool) {
+		if len(array) == 0 || array[0] != '[' {
+			return
+		}
+		for rest := array[1:]; len(rest) > 0 && rest[0] != ']'; {
+			value := rest[:valueLen(rest)]
+			if !yield(value) {
+				return
+			}
+			rest = rest[len(value)+1:]
+		}
+	}
+}
+
+// member returns the value of the member that the path of names leads to, or nil.
+func member(object json.RawMessage, path ...string) json.RawMessage {
+	for _, name := range path {
+		var found json.RawMessage
+		for n, value := range members(object) {
+			if n == name {
+				found = value
+			}
+		}
+		object = found
+	}
+	return object
+}
+
+// valueLen is the length of the compact JSON value that the text begins with.
+func valueLen(text []byte) int {
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			i += stringLen(text[i:]) - 1
+		case '{', '[':
+			depth++
+			continue
+		case '}', ']':
+			if depth == 0 {
+				return i // of a number or a word that ends an array or an object
+			}
+			depth--
+		case ',', ':':
+			if depth == 0 {
+				return i
+			}
+			continue
+		default:
+			continue
+		}
+		if depth == 0 {
+			return i + 1
+		}
+	}
+	return len(text)
+}
+
+// stringLen is the length of the JSON string that the text begins with, quotes included.
+func stringLen(text []byte) int {
+	for from := 1; ; {
+		quote := bytes.IndexByte(text[from:], '"')
+		if quote < 0 {
+			return len(text)
+		}
+		end := from + quote
+		escapes := 0
+		for text[end-1-escapes] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return end + 1
+		}
+		from = end + 1
+	}
+}
+
+// unquoteJSON returns the text of a JSON string, and "" for any other value.
+func unquoteJSON(value json.RawMessage) string {
+	if len(value) < 2 || value[0] != '"' {
+		return ""
+	}
+	if bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
+		return string(value[1 : len(value)-1])
+	}
+	var text string
+	_ = json.Unmarshal(value, &text) // it is valid: compactJSON has seen it
+	return text
+}
+
+// intJSON returns the integer that a JSON value is, and false for any other value.
+func intJSON(value json.RawMessage) (int64, bool) {
+	n, err := strconv.ParseInt(string(value), 10, 64)
+	return n, err == nil
+}
+
+// setMember returns the object with the member changed to the value, or added behind the others.
+// A nil value takes it out. The object itself stays as it is.
+func setMember(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
+	changed := make(json.RawMessage, 1, len(object)+len(name)+len(value)+4)
+	changed[0] = '{'
+	add := func(name string, value json.RawMessage) {
+		if value == nil {
+			return
+		}
+		if len(changed) > 1 {
+			changed = append(changed, ',')
+		}
+		changed = append(appendString(changed, name), ':')
+		changed = append(changed, value...)
+	}
+	found := false
+	for n, v := range members(object) {
+		if n == name {
+			found, v = true, value
+		}
+		add(n, v)
+	}
+	if !found {
+		add(name, value)
+	}
+	return append(changed, '}')
+}
+
+// appendString appends the text as a JSON string.
+func appendString(buf []byte, text string) []byte {
+	quoted, _ := json.Marshal(text) // cannot fail for a string
+	return append(buf, quoted...)
+}
+
+// storable returns the JSON text in the form that PostgreSQL can hold and query: what is no UTF-8,
+// \u0000 and lone surrogates become U+FFFD. It returns its argument where there is nothing to do.
+func storable(text json.RawMessage) json.RawMessage {
+	if !utf8.Valid(text) {
+		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
+	}
+	if !bytes.Contains(text, []byte(`\u`)) {
+		return text
+	}
+	clean := make(json.RawMessage, 0, len(text))
+	for i := 0; i < len(text); {
+		if text[i] != '\\' {
+			clean = append(clean, text[i])
+			i++
+			continue
+		}
+		n := 2 // an escape such as \n
+		if text[i+1] == 'u' {
+			n = 6
+			r := escapedRune(text[i:])
+			switch {
+			case r == 0, 0xDC00 <= r && r <= 0xDFFF:
+				clean = append(clean, `\ufffd`...)
+				i += n
+				continue
+			case 0xD800 <= r && r <= 0xDBFF:
+				if low := escapedRune(text[i+n:]); low < 0xDC00 || low > 0xDFFF {
+					clean = append(clean, `\ufffd`...)
+					i += n
+					continue
+				}
+				n = 12
+			}
+		}
+		clean = append(clean, text[i:i+n]...)
+		i += n
+	}
+	return clean
+}
+
+// escapedRune is the value of the \uXXXX that the text begins with, or -1.
+func escapedRune(text []byte) int64 {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
+		return -1
+	}
+	r, err := strconv.ParseUint(string(text[2:6]), 16, 16)
+	if err != nil {
+		return -1
+	}
+	return int64(r)
+}
+
+// objectJSON returns the members of a JSON object that came from a caller. It refuses what is no
+// object, a name given twice and text behind the object.
+func objectJSON(text []byte) (map[string]json.RawMessage, error) {
+	compact, err := compactJSON(text)
+	if err != nil {
+		return nil, fmt.Errorf("it is not JSON: %w", err)
+	}
+	if compact[0] != '{' {
+		return nil, fmt.Errorf("it is not a JSON object")
+	}
+	object := map[string]json.RawMessage{}
+	for name, value := range members(compact) {
+		if _, twice := object[name]; twice {
+			return nil, fmt.Errorf("%q is given twice", name)
+		}
+		object[name] = value
+	}
+	return object, nil
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestMain keeps the developer's settings out of the tests, but for TEST_DATABASE_URL.
+func TestMain(m *testing.M) {
+	for _, s := range new(Config).settings() {
+		os.Unsetenv(s.env())
+	}
+	code := m.Run()
+	if testPostgres != nil {
+		testPostgres.Stop()
+	}
+	os.RemoveAll(testDir)
+	os.Exit(code)
+}
+
+var (
+	testPostgres *privatePostgres
+	testDir      string // for the binary; removed in the end
+	testSchemas  atomic.Int64
+)
+
+// testServer returns the URL of the PostgreSQL that the tests share.
+var testServer = sync.OnceValues(func() (string, error) {
+	if url := os.Getenv("TEST_DATABASE_URL"); url != "" {
+		return url, nil
+	}
+	var err error
+	if testPostgres, err = startPostgres(context.Background(), ""); err != nil {
+		return "", err
+	}
+	return testPostgres.URL(), nil
+})
+
+// testDatabase returns the URL of a schema of the test's own.
+func testDatabase(t testing.TB) string {
+	t.Helper()
+	server, err := testServer()
+	require.NoError(t, err)
+	name := fmt.Sprintf("test_%d_%d", os.Getpid(), testSchemas.Add(1))
+	conn, err := pgx.Connect(t.Context(), server)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	_, err = conn.Exec(t.Context(), "CREATE SCHEMA "+name)
+	require.NoError(t, err)
+	if os.Getenv("TEST_DATABASE_URL") != "" {
+		t.Cleanup(func() {
+			conn, err := pgx.Connect(context.Background(), server)
+			require.NoError(t, err)
+			defer conn.Close(context.Background())
+			_, err = conn.Exec(context.Background(), "DROP SCHEMA "+name+" CASCADE")
+			assert.NoError(t, err)
+		})
+	}
+	separator := "?"
+	if strings.Contains(server, "?") {
+		separator = "&"
+	}
+	return server + separator + "search_path=" + name
+}
+
+// testBinary builds the program, once.
+var testBinary = sync.OnceValues(func() (string, error) {
+	var err error
+	if testDir, err = os.MkdirTemp("", "app-test-"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(testDir, "app")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+// A fixture is the service with a sandbox for Rollbar and a database of its own.
+type fixture struct {
+	t       testing.TB
+	sandbox *sandbox
+	config  *Config
+	app     *App
+	url     string // of the service
+}
+
+// newFixture starts a service on a sandbox with n items. The functions change its settings.
+func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
+	t.Helper()
+	f := &fixture{t: t, sandbox: newSandbox(n)}
+	rollbar := httptest.NewServer(f.sandbox)
+	t.Cleanup(rollbar.Close)
+	t.Cleanup(func() { f.sandbox.setFault(faultNone) }) // lets slow answers go
+	var err error
+	f.config, err = loadConfig([]string{"-database-url=" + testDatabase(t)}, "")
+	require.NoError(t, err)
+	f.config.useSandbox(rollbar.URL + "/api/1")
+	for _, c := range change {
+		c(f.config)
+	}
+	f.app = f.newApp()
+	service := httptest.NewServer(newHandler(f.app, commands, f.config.apiTokens()))
+	t.Cleanup(service.Close)
+	f.url = service.URL
+	return f
+}
+
+// newApp returns another App on the same sandbox and database. Its retries do not wait long.
+func (f *fixture) newApp() *App {
+	f.t.Helper()
+	app, err := newApp(f.config, slog.New(slog.DiscardHandler))
+	require.NoError(f.t, err)
+	app.rollbar.backoff = time.Millisecond
+	f.t.Cleanup(app.Close)
+	return app
+}
+
+// An answer is what the service answered.
+type answer struct {
+	t      testing.TB
+	status int
+	header http.Header
+	body   string
+}
+
+// do sends a request with a body, if it is not empty, as a plain curl -d would.
+func (f *fixture) do(method, path, body string, header ...string) *answer {
+	f.t.Helper()
+	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, strings.NewReader(body))
+	require.NoError(f.t, err)
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+		}
+	}
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(f.t, err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	require.NoError(f.t, err)
+	return &answer{f.t, res.StatusCode, res.Header, string(text)}
+}
+
+func (f *fixture) get(path string) *answer { f.t.Helper(); return f.do("GET", path, "") }
+
+// at returns the JSON text of a member of the body: "errors", "0", "field" goes into arrays, too.
+func (a *answer) at(path ...string) string {
+	a.t.Helper()
+	value, err := compactJSON([]byte(a.body))
+	require.NoError(a.t, err, a.body)
+	return string(at(value, path...))
+}
+
+func at(value json.RawMessage, path ...string) json.RawMessage {
+	for _, name := range path {
+		if value[0] != '[' {
+			value = member(value, name)
+			continue
+		}
+		n := 0
+		for element := range elements(value) {
+			if fmt.Sprint(n) == name {
+				value = element
+				break
+			}
+			n++
+		}
+	}
+	return value
+}
+
+// list returns the elements of the array with the name.
+func (a *answer) list(name string) []json.RawMessage {
+	a.t.Helper()
+	var list []json.RawMessage
+	for element := range elements([]byte(a.at(name))) {
+		list = append(list, element)
+	}
+	return list
+}
+
+// link returns where a Link header leads, or "".
+func (a *answer) link(rel string) string {
+	for _, link := range a.header.Values("Link") {
+		target, found := strings.CutSuffix(link, `>; rel="`+rel+`"`)
+		if found {
+			return strings.TrimPrefix(target, "<")
+		}
+	}
+	return ""
+}
+
+// requireProblem checks that the answer is a failure of a kind, and returns its detail.
+func (a *answer) requireProblem(status int, kind string) string {
+	a.t.Helper()
+	require.Equal(a.t, status, a.status, a.body)
+	require.Equal(a.t, "application/problem+json", a.header.Get("Content-Type"))
+	require.Equal(a.t, `"/problems/`+kind+`"`, a.at("type"))
+	require.Equal(a.t, fmt.Sprint(status), a.at("status"))
+	require.NotEmpty(a.t, a.at("request_id"))
+	return unquoteJSON([]byte(a.at("detail")))
+}
+
+// A shell is what a run of the command line printed and returned.
+type shell struct {
+	exit     int
+	out, err string
+}
+
+// run runs the command line on the fixture's sandbox and database.
+func (f *fixture) run(args ...string) shell {
+	f.t.Helper()
+	return f.runWith("", args...)
+}
+
+func (f *fixture) runWith(stdin string, args ...string) shell {
+	f.t.Helper()
+	settings := []string{
+		"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + f.config.readToken,
+		"-rollbar-write-token=" + f.config.writeToken, "-rollbar-post-token=" + f.config.postToken,
+		"-rollbar-timeout=" + f.config.RollbarTimeout.String(), "-database-url=" + f.config.DatabaseURL,
+	}
+	return runShell(f.t, stdin, append(args, settings...)...)
+}
+
+// runShell runs the command line without any settings but those in the arguments.
+func runShell(t testing.TB, stdin string, args ...string) shell {
+	t.Helper()
+	var out, err bytes.Buffer
+	exit := run(t.Context(), args, console{strings.NewReader(stdin), &out, &err, ""})
+	return shell{exit, out.String(), err.String()}
+}
+
+// rows runs a query on the fixture's database.
+func (f *fixture) rows(sql string) []string {
+	f.t.Helper()
+	conn, err := pgx.Connect(f.t.Context(), f.config.DatabaseURL)
+	require.NoError(f.t, err)
+	defer conn.Close(f.t.Context())
+	rows, _ := conn.Query(f.t.Context(), sql) // CollectRows returns its error
+	values, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(f.t, err)
+	return values
+}
+
+// serve puts a handler in the service's place.
+func (f *fixture) serve(handler http.Handler) {
+	service := httptest.NewServer(handler)
+	f.t.Cleanup(service.Close)
+	f.url = service.URL
+}
+
+// What tests wait for is there soon, or never.
+const (
+	waitLimit = 30 * time.Second
+	waitTick  = 5 * time.Millisecond
+)

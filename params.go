@@ -1,0 +1,316 @@
+// params.go turns what a door was given into an operation's input: the tags of an input struct
+// become params, and arguments are checked and converted by them.
+package main
+
+import (
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// A place is where HTTP has a parameter.
+type place string
+
+const (
+	inPath  place = "path"
+	inQuery place = "query"
+	inBody  place = "json"
+	inFlag  place = "flag" // nowhere: it is for the command line
+)
+
+// A param is one parameter of an operation.
+type param struct {
+	name     string // as in queries and bodies: "code_version"
+	in       place
+	help     string
+	value    string // the default, "" for none
+	required bool
+	enum     []string
+	min, max int64 // of a number, or of a text's length
+	file     bool  // its flag names a file that holds the JSON body
+	kind     paramKind
+	repeated bool
+	nullable bool
+	field    []int // in the input struct
+}
+
+// A paramKind is what the values of a parameter are.
+type paramKind string
+
+const (
+	kindText   paramKind = "text"
+	kindNumber paramKind = "number"
+	kindBool   paramKind = "bool"
+	kindObject paramKind = "object"
+	kindOther  paramKind = "other" // a type with UnmarshalText
+)
+
+// An Opt is a parameter for which absent, null and a value are three things. Null is accepted
+// where the field has the tag null:"true".
+type Opt[T any] struct {
+	Set, Null bool
+	Value     T
+}
+
+// IsZero reports whether it is absent, for omitzero.
+func (o Opt[T]) IsZero() bool { return !o.Set }
+
+// MarshalJSON writes null or the value.
+func (o Opt[T]) MarshalJSON() ([]byte, error) {
+	if o.Null {
+		return []byte("null"), nil
+	}
+	return json.Marshal(o.Value)
+}
+
+func (o *Opt[T]) target() any { o.Set = true; return &o.Value }
+func (o *Opt[T]) setNull()    { o.Set, o.Null = true, true }
+
+type optional interface {
+	target() any
+	setNull()
+}
+
+// A literal is one value as it was given: text from a URL or a flag, or a piece of JSON.
+type literal struct {
+	text string
+	json bool
+}
+
+// arguments are the values given for an operation's parameters. The doors have refused unknown
+// names before they make them.
+type arguments struct {
+	values map[string][]literal
+	label  func(*param) string // how the caller knows the parameter, for messages
+}
+
+// paramsOf reads the tags of an input struct. It panics where they make no sense.
+func paramsOf(input reflect.Type) []*param {
+	var params []*param
+	for _, field := range reflect.VisibleFields(input) {
+		if field.Anonymous {
+			continue // its fields are visible themselves
+		}
+		p := paramOf(field)
+		p.field = field.Index
+		if slices.ContainsFunc(params, func(o *param) bool { return o.name == p.name }) {
+			panic(fmt.Sprintf("%v: %s is there twice", input, p.name))
+		}
+		params = append(params, p)
+	}
+	return params
+}
+
+func paramOf(field reflect.StructField) *param {
+	broken := func(format string, args ...any) {
+		panic(fmt.Sprintf("input field %s: ", field.Name) + fmt.Sprintf(format, args...))
+	}
+	p := &param{help: field.Tag.Get("help"), min: math.MinInt64, max: math.MaxInt64}
+	for _, in := range []place{inPath, inQuery, inBody, inFlag} {
+		name, _, _ := strings.Cut(field.Tag.Get(string(in)), ",")
+		if name != "" && name != "-" {
+			p.name, p.in = name, in
+		}
+	}
+	if p.name == "" || p.help == "" {
+		broken("it needs help and one of path, query, json and flag")
+	}
+	value, hasDefault := field.Tag.Lookup("default")
+	p.value, p.required = value, !hasDefault
+	if enum := field.Tag.Get("enum"); enum != "" {
+		p.enum = strings.Split(enum, ",")
+	}
+	for tag, bound := range map[string]*int64{"min": &p.min, "max": &p.max} {
+		if text, ok := field.Tag.Lookup(tag); ok {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				broken("%s: %v", tag, err)
+			}
+			*bound = n
+		}
+	}
+	p.file = field.Tag.Get("file") == "true"
+	p.nullable = field.Tag.Get("null") == "true"
+
+	target := reflect.New(field.Type).Interface()
+	if o, ok := target.(optional); ok {
+		target, p.required = o.target(), false
+	}
+	switch target.(type) {
+	case encoding.TextUnmarshaler:
+		p.kind = kindOther
+	case *string:
+		p.kind = kindText
+	case *[]string:
+		p.kind, p.repeated = kindText, true
+	case *int64:
+		p.kind = kindNumber
+	case *bool:
+		p.kind = kindBool
+	case *json.RawMessage:
+		p.kind = kindObject
+	default:
+		broken("%v is no type for a parameter", field.Type)
+	}
+	if p.value != "" {
+		if err := p.set(reflect.New(field.Type).Interface(), literal{text: p.value}); err != nil {
+			broken("default: it %v", err)
+		}
+	}
+	return p
+}
+
+// fill checks the arguments against the parameters and sets the fields of the input. It reports
+// all that is wrong at once.
+func (a arguments) fill(params []*param, input reflect.Value) error {
+	var wrong []fieldError
+	refuse := func(p *param, message string) {
+		wrong = append(wrong, fieldError{p.name, a.label(p) + " " + message})
+	}
+	for _, p := range params {
+		given := a.values[p.name]
+		switch {
+		case len(given) == 0 && p.required:
+			refuse(p, "is required: "+p.help)
+			continue
+		case len(given) == 0 && p.value != "":
+			given = []literal{{text: p.value}}
+		case len(given) > 1 && !p.repeated:
+			refuse(p, fmt.Sprintf("is given %d times, but takes one value", len(given)))
+			continue
+		}
+		for _, value := range given {
+			if err := p.set(input.FieldByIndex(p.field).Addr().Interface(), value); err != nil {
+				refuse(p, err.Error())
+			}
+		}
+	}
+	if len(wrong) > 0 {
+		return invalidFields(wrong)
+	}
+	return nil
+}
+
+// set converts the literal and stores it in the target, a pointer to a field of an input. Its
+// errors go on after the parameter's name: "must be …".
+func (p *param) set(target any, value literal) error {
+	if o, ok := target.(optional); ok {
+		if p.nullable && value.text == "null" {
+			o.setNull()
+			return nil
+		}
+		target = o.target()
+	}
+	switch target := target.(type) {
+	case *int64:
+		n, ok := intJSON([]byte(value.text))
+		if !ok || n < p.min || n > p.max {
+			return fmt.Errorf("must be a whole number%s%s", p.bounds(""), p.orNull())
+		}
+		*target = n
+		return nil
+	case *bool:
+		if value.text != "true" && value.text != "false" {
+			return fmt.Errorf("must be true or false%s", p.orNull())
+		}
+		*target = value.text == "true"
+		return nil
+	case *json.RawMessage:
+		object, err := compactJSON([]byte(value.text))
+		if err != nil || object[0] != '{' {
+			return fmt.Errorf("must be a JSON object")
+		}
+		*target = object
+		return nil
+	}
+	text, err := p.plain(value)
+	if err != nil {
+		return err
+	}
+	switch target := target.(type) {
+	case *string:
+		*target = text
+	case *[]string:
+		*target = append(*target, text)
+	case encoding.TextUnmarshaler:
+		return target.UnmarshalText([]byte(text))
+	}
+	return nil
+}
+
+// plain returns the text of a literal whose parameter is a text.
+func (p *param) plain(value literal) (string, error) {
+	text := value.text
+	if !value.json && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
+		return "", fmt.Errorf("must be UTF-8 text without NUL")
+	}
+	if value.json {
+		if !strings.HasPrefix(text, `"`) {
+			return "", fmt.Errorf("must be a string%s", p.orNull())
+		}
+		text = unquoteJSON([]byte(text))
+	}
+	if len(p.enum) > 0 && !slices.Contains(p.enum, text) {
+		return "", fmt.Errorf("must be one of %s", strings.Join(p.enum, ", "))
+	}
+	if n := int64(utf8.RuneCountInString(text)); n < p.min || n > p.max {
+		return "", fmt.Errorf("must be%s", p.bounds(" characters long"))
+	}
+	return text, nil
+}
+
+// bounds words the range: " from 1 to 5000".
+func (p *param) bounds(unit string) string {
+	switch {
+	case p.min == math.MinInt64 && p.max == math.MaxInt64:
+		return ""
+	case p.max == math.MaxInt64:
+		return fmt.Sprintf(" at least %d%s", p.min, unit)
+	case p.min == math.MinInt64:
+		return fmt.Sprintf(" at most %d%s", p.max, unit)
+	}
+	return fmt.Sprintf(" from %d to %d%s", p.min, p.max, unit)
+}
+
+func (p *param) orNull() string {
+	if p.nullable {
+		return ", or null"
+	}
+	return ""
+}
+
+// A Moment is a point in time: RFC 3339, or an age such as 36h, counted back from now. The zero
+// Moment is none.
+type Moment struct{ time.Time }
+
+var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
+
+// UnmarshalText reads both forms. Ages that reach beyond year 1 are refused.
+func (m *Moment) UnmarshalText(text []byte) error {
+	wrong := fmt.Errorf("must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w")
+	if len(text) == 0 {
+		return wrong
+	}
+	if unit, ok := ageUnits[text[len(text)-1]]; ok {
+		n, err := strconv.ParseUint(string(text[:len(text)-1]), 10, 32)
+		if err != nil || n > uint64(math.MaxInt64/unit) {
+			return wrong
+		}
+		m.Time = time.Now().Add(-time.Duration(n) * unit)
+		return nil
+	}
+	// A plus sign that was not escaped in a URL has become a space.
+	at, err := time.Parse(time.RFC3339, strings.ReplaceAll(string(text), " ", "+"))
+	if err != nil {
+		return wrong
+	}
+	m.Time = at
+	return nil
+}

@@ -1,0 +1,163 @@
+// payload.go checks and makes the data of an occurrence. What Rollbar is known to refuse is
+// refused here, before anything is recorded, so that nothing is acknowledged that cannot arrive.
+package main
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// newUUID returns a random UUID, version 4.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// bodyKinds are the members of data.body of which exactly one must be there.
+var bodyKinds = []string{"trace", "trace_chain", "message", "crash_report"}
+
+// levels are Rollbar's levels, from the least severe.
+var levels = []string{"debug", "info", "warning", "error", "critical"}
+
+// A payloadCheck gathers what is wrong with a payload.
+type payloadCheck struct{ wrong []fieldError }
+
+func (c *payloadCheck) refuse(field, format string, args ...any) {
+	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
+}
+
+// checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
+// JSON. The rules and limits are those of Rollbar's page "Create item".
+func checkPayload(data json.RawMessage) error {
+	var c payloadCheck
+	if member(data, "environment") == nil {
+		c.refuse("data.environment", "is required")
+	}
+	for name, limit := range map[string]int{
+		"environment": 255, "title": 255, "uuid": 36, "code_version": 40, "level": 0,
+		"fingerprint": 0, "context": 0, "platform": 0, "language": 0, "framework": 0,
+	} {
+		c.text("data."+name, member(data, name), limit)
+	}
+	for _, name := range []string{"request", "person", "server", "client", "custom", "notifier"} {
+		if value := member(data, name); !isNull(value) && value[0] != '{' {
+			c.refuse("data."+name, "must be an object")
+		}
+	}
+	if level := unquoteJSON(member(data, "level")); level != "" && !slices.Contains(levels, level) {
+		c.refuse("data.level", "must be one of %s", strings.Join(levels, ", "))
+	}
+	if uuid := member(data, "uuid"); uuid != nil {
+		if text := unquoteJSON(uuid); text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF }) {
+			c.refuse("data.uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
+		}
+	}
+	if person := member(data, "person"); len(person) > 0 && person[0] == '{' {
+		c.person(person)
+	}
+	c.body(member(data, "body"))
+	if len(c.wrong) == 0 {
+		return nil
+	}
+	slices.SortFunc(c.wrong, func(a, b fieldError) int { return strings.Compare(a.Field, b.Field) })
+	return invalidFields(c.wrong)
+}
+
+func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
+
+// text checks an optional text of at most limit characters, or any number for 0. Null is accepted
+// but for the environment, which is required.
+func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
+	switch {
+	case isNull(value) && (value == nil || field != "data.environment"):
+	case value[0] != '"':
+		c.refuse(field, "must be a string")
+	case limit > 0 && utf8.RuneCountInString(unquoteJSON(value)) > limit:
+		c.refuse(field, "must be at most %d characters long", limit)
+	}
+}
+
+func (c *payloadCheck) person(person json.RawMessage) {
+	id := member(person, "id")
+	if isNull(id) {
+		c.refuse("data.person.id", "is required in data.person")
+	} else if _, number := intJSON(id); !number {
+		c.text("data.person.id", id, 40)
+	}
+	c.text("data.person.username", member(person, "username"), 255)
+	c.text("data.person.email", member(person, "email"), 255)
+}
+
+func (c *payloadCheck) body(body json.RawMessage) {
+	if len(body) == 0 || body[0] != '{' {
+		c.refuse("data.body", "must be an object with one of %s", strings.Join(bodyKinds, ", "))
+		return
+	}
+	var kinds []string
+	for _, kind := range bodyKinds {
+		if member(body, kind) != nil {
+			kinds = append(kinds, kind)
+		}
+	}
+	if len(kinds) != 1 {
+		c.refuse("data.body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
+		return
+	}
+	if telemetry := member(body, "telemetry"); !isNull(telemetry) && telemetry[0] != '[' {
+		c.refuse("data.body.telemetry", "must be an array")
+	}
+	content, field := member(body, kinds[0]), "data.body."+kinds[0]
+	switch kinds[0] {
+	case "message":
+		c.required(field+".body", member(content, "body"), '"', "a string")
+	case "crash_report":
+		c.required(field+".raw", member(content, "raw"), '"', "a string")
+	case "trace":
+		c.trace(field, content)
+	case "trace_chain":
+		count := 0
+		for trace := range elements(content) {
+			c.trace(fmt.Sprintf("%s[%d]", field, count), trace)
+			count++
+		}
+		if count == 0 {
+			c.refuse(field, "must be an array of at least one trace")
+		}
+	}
+}
+
+func (c *payloadCheck) trace(field string, trace json.RawMessage) {
+	c.required(field+".frames", member(trace, "frames"), '[', "an array")
+	c.required(field+".exception.class", member(trace, "exception", "class"), '"', "a string")
+}
+
+// required checks a value that must be there and begin as its type does.
+func (c *payloadCheck) required(field string, value json.RawMessage, begin byte, what string) {
+	if len(value) == 0 || value[0] != begin {
+		c.refuse(field, "is required and must be %s", what)
+	}
+}
+
+// occurrenceTitle is the title that Rollbar would give an occurrence, as far as its payload says.
+func occurrenceTitle(data json.RawMessage) string {
+	if title := unquoteJSON(member(data, "title")); title != "" {
+		return title
+	}
+	body := member(data, "body")
+	if message := unquoteJSON(member(body, "message", "body")); message != "" {
+		return message
+	}
+	trace := member(body, "trace")
+	for first := range elements(member(body, "trace_chain")) {
+		trace = first
+		break
+	}
+	exception := member(trace, "exception")
+	return unquoteJSON(member(exception, "class")) + ": " + unquoteJSON(member(exception, "message"))
+}

@@ -1,0 +1,373 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A privatePostgres is a PostgreSQL server of our own, for `app serve -dev` and for the tests.
+//
+// It must not outlive us, not even when we are killed. So a shell stands between us and the
+// server and ends the server when its own standard input ends: a pipe that only we hold open.
+type privatePostgres struct {
+	home       string              // the directory for data, log and socket
+	credential *syscall.Credential // of the user who runs the server; nil for ourselves
+	remove     []string            // directories to remove in the end
+	url        string
+
+	orders io.WriteCloser // the shell's standard input
+	ended  chan struct{}  // closed when the shell has ended
+	err    error          // how it ended, once it has
+}
+
+// postgresSupervisor is the shell's script, after the functions of one kind of server. Its
+// arguments are directories to remove in the end. Each line of its input is one more call: the
+// tests send "stop immediate" and "start", for a database that goes away and returns.
+const postgresSupervisor = `
+start && { while read -r order && $order; do :; done; end; }
+status=$?
+cd / && rm -rf "$@"
+exit $status`
+
+// The directory data appears only when it is complete. A server that start did not start is left
+// alone: it is another one, on the same data.
+const localPostgres = `
+started=
+start() {
+	if ! [ -d data ]; then
+		rm -rf new
+		"$BIN/initdb" -D new -U postgres --auth=trust -E UTF8 --no-locale --no-sync >/dev/null &&
+			mv new data || return
+	fi
+	"$BIN/pg_ctl" start -s -t 600 -D data -o "$OPTIONS" && started=yes
+}
+stop() {
+	[ -z "$started" ] || "$BIN/pg_ctl" stop -s -D data -m "$1" && started=
+}
+end() {
+	stop fast
+}`
+
+const dockerPostgres = `
+start() {
+	docker start "$NAME" 2>/dev/null ||
+		docker run -d --name "$NAME" -p "$ADDRESS:5432" -e POSTGRES_PASSWORD "$IMAGE" $OPTIONS ||
+		{ end; return 1; }
+}
+stop() {
+	if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi
+}
+end() {
+	docker logs --tail 5 "$NAME"
+	docker rm -f -v "$NAME"
+}`
+
+// startPostgres starts a private PostgreSQL that keeps its data in dir/postgres, and returns once
+// it takes connections. An empty dir means a throw-away server: quick instead of durable, with
+// room for many connections, its data removed when it ends. Settings look like
+// "max_connections=5", without spaces.
+//
+// The server comes from the binaries found on the machine, else from a Docker image, where the
+// data end with the container.
+func startPostgres(ctx context.Context, dir string, settings ...string) (*privatePostgres, error) {
+	bin, err := findPostgres(ctx, postgresDirs(), "docker")
+	if err != nil {
+		return nil, err
+	}
+	p := &privatePostgres{ended: make(chan struct{})}
+	if bin != "" && os.Geteuid() == 0 {
+		if p.credential, err = unprivilegedUser(); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.makeHome(dir); err != nil {
+		return nil, err
+	}
+	if dir == "" {
+		settings = append([]string{"fsync=off", "full_page_writes=off", "synchronous_commit=off",
+			"shared_buffers=16MB", "max_connections=200"}, settings...)
+	}
+	if bin == "" {
+		err = p.startContainer(ctx, settings)
+	} else {
+		err = p.startLocal(ctx, bin, settings)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// URL returns the server's address, for pgx and for psql.
+func (p *privatePostgres) URL() string { return p.url }
+
+// Stop ends the server in good order and waits for that. It may be called again.
+func (p *privatePostgres) Stop() error {
+	p.orders.Close()
+	<-p.ended
+	return p.err
+}
+
+// findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a
+// Docker engine answers.
+func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
+	for _, dir := range dirs {
+		missing := func(program string) bool {
+			_, err := exec.LookPath(filepath.Join(dir, program))
+			return err != nil
+		}
+		if !slices.ContainsFunc([]string{"initdb", "pg_ctl", "postgres"}, missing) {
+			return filepath.Abs(dir)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if exec.CommandContext(ctx, docker, "version").Run() == nil {
+		return "", nil
+	}
+	return "", errors.New("no PostgreSQL on this machine: install it (apt install postgresql, " +
+		"brew install postgresql), or start Docker, or set DATABASE_URL")
+}
+
+// postgresDirs returns where PostgreSQL's programs may be: on PATH, then where packages put them,
+// the newest version first.
+func postgresDirs() []string {
+	var dirs []string
+	if initdb, err := exec.LookPath("initdb"); err == nil {
+		dirs = append(dirs, filepath.Dir(initdb))
+	}
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/[1-9][0-9]/bin",
+		"/usr/pgsql-[1-9][0-9]/bin",
+		"/opt/homebrew/opt/postgresql@[1-9][0-9]/bin",
+		"/usr/local/opt/postgresql@[1-9][0-9]/bin",
+		"/Applications/Postgres.app/Contents/Versions/*/bin",
+		"/usr/local/pgsql/bin",
+	} {
+		found, _ := filepath.Glob(pattern) // the patterns are well-formed
+		slices.Reverse(found)
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// unprivilegedUser returns who runs the server when we are root, which PostgreSQL refuses.
+func unprivilegedUser() (*syscall.Credential, error) {
+	for _, name := range []string{"postgres", "_postgres", "nobody"} {
+		account, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, uidErr := strconv.ParseUint(account.Uid, 10, 32)
+		gid, gidErr := strconv.ParseUint(account.Gid, 10, 32)
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(uidErr, gidErr)
+	}
+	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or set DATABASE_URL")
+}
+
+// makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's
+// user may not go, say in a project under /root, it makes a link to a directory in /var/tmp.
+func (p *privatePostgres) makeHome(dir string) (err error) {
+	if dir == "" {
+		p.home, err = p.mkdirTemp("/tmp")
+		p.remove = append(p.remove, p.home)
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	home := filepath.Join(dir, "postgres")
+	if p.home, err = filepath.EvalSymlinks(home); err == nil {
+		if !p.mayEnter(p.home) {
+			return fmt.Errorf("%s belongs to another user: remove it, or set DATABASE_URL", p.home)
+		}
+		return nil
+	}
+	os.Remove(home) // a link whose target is gone
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if !p.mayEnter(dir) {
+		if p.home, err = p.mkdirTemp("/var/tmp"); err != nil {
+			return err
+		}
+		return os.Symlink(p.home, home)
+	}
+	p.home = home
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return err
+	}
+	return p.giveAway(home)
+}
+
+// mkdirTemp makes a directory for the server in parent, which is open to every user.
+func (p *privatePostgres) mkdirTemp(parent string) (string, error) {
+	dir, err := os.MkdirTemp(parent, "app-postgres-")
+	if err != nil {
+		return "", err
+	}
+	return dir, p.giveAway(dir)
+}
+
+// mayEnter tells whether the server's user may go to dir.
+func (p *privatePostgres) mayEnter(dir string) bool {
+	return p.command(context.Background(), "test", "-x", dir).Run() == nil
+}
+
+// giveAway makes the server's user the owner of path.
+func (p *privatePostgres) giveAway(path string) error {
+	if p.credential == nil {
+		return nil
+	}
+	return os.Chown(path, int(p.credential.Uid), int(p.credential.Gid))
+}
+
+// command runs a program as the server's user, in its home once there is one. A group of its own
+// spares it the terminal's Ctrl-C: we end the server when we no longer need it.
+func (p *privatePostgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = cmp.Or(p.home, "/")
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: p.credential}
+	return cmd
+}
+
+// plainPath matches directories for the socket: no character to escape in a URL or a setting, and
+// room for the socket's name within the 103 bytes that macOS allows.
+var plainPath = regexp.MustCompile(`^[\w/.-]{1,85}$`)
+
+// startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
+func (p *privatePostgres) startLocal(ctx context.Context, bin string, settings []string) error {
+	if err := p.awaitUnused(ctx, bin); err != nil {
+		return err
+	}
+	sockets := p.home
+	if !plainPath.MatchString(sockets) {
+		var err error
+		if sockets, err = p.mkdirTemp("/tmp"); err != nil {
+			return err
+		}
+		p.remove = append(p.remove, sockets)
+	}
+	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
+	settings = append(settings, "port=5432", "listen_addresses=", "unix_socket_directories="+sockets)
+	return p.supervise(ctx, localPostgres, settings, "BIN="+bin)
+}
+
+// awaitUnused returns an error if another server uses the data. One whose app was just killed is
+// given a moment to end.
+func (p *privatePostgres) awaitUnused(ctx context.Context, bin string) error {
+	for deadline := time.Now().Add(2 * time.Second); ; {
+		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
+		if err != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(deadline) {
+			line, _, _ := bytes.Cut(out, []byte("\n"))
+			return fmt.Errorf("%s is in use: %s", p.home, line) // "pg_ctl: server is running (PID: 42)"
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// startContainer starts a server in Docker, on a free port of the loopback interface.
+func (p *privatePostgres) startContainer(ctx context.Context, settings []string) error {
+	const image = "postgres:17"
+	if exec.CommandContext(ctx, "docker", "image", "inspect", image).Run() != nil {
+		slog.InfoContext(ctx, "pulling a Docker image", "image", image)
+		if out, err := exec.CommandContext(ctx, "docker", "pull", "--quiet", image).CombinedOutput(); err != nil {
+			return fmt.Errorf("docker pull %s: %w: %s", image, err, out)
+		}
+	}
+	// If Docker chose the port, the URL would change with a restart.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	listener.Close()
+	address, password := listener.Addr().String(), rand.Text()
+	p.url = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", password, address)
+	return p.supervise(ctx, dockerPostgres, settings, "IMAGE="+image, "ADDRESS="+address,
+		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+password)
+}
+
+// supervise starts the shell with one kind of server, and returns once that takes connections.
+func (p *privatePostgres) supervise(ctx context.Context, functions string, settings []string, env ...string) error {
+	log, err := os.OpenFile(filepath.Join(p.home, "log"), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	// The context has no say here: it may end long before the server.
+	args := append([]string{"-c", functions + postgresSupervisor, "sh"}, p.remove...)
+	shell := p.command(context.Background(), "/bin/sh", args...)
+	shell.Stdout, shell.Stderr = log, log
+	options := "OPTIONS="
+	for _, setting := range settings {
+		options += " -c " + setting
+	}
+	shell.Env = append(append(shell.Env, options), env...)
+	if p.orders, err = shell.StdinPipe(); err != nil {
+		return err
+	}
+	if err := shell.Start(); err != nil {
+		return err
+	}
+	go func() { // ends with the shell, for which Stop waits
+		if err := shell.Wait(); err != nil {
+			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, lastLines(log))
+		}
+		log.Close()
+		close(p.ended)
+	}()
+	return p.awaitConnection(ctx)
+}
+
+// awaitConnection returns once the server takes connections. If that does not happen, the server
+// has ended when it returns.
+func (p *privatePostgres) awaitConnection(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		conn, err := pgx.Connect(ctx, p.url)
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-p.ended:
+			return p.err
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("connect to PostgreSQL: %w: %w", ctx.Err(), err), p.Stop())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// lastLines returns the end of a log, which may have been removed in the meantime.
+func lastLines(log *os.File) []byte {
+	info, err := log.Stat()
+	if err != nil {
+		return nil
+	}
+	text, _ := io.ReadAll(io.NewSectionReader(log, max(0, info.Size()-4096), 4096)) // what there is
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return bytes.Join(lines[max(0, len(lines)-8):], []byte("\n"))
+}

@@ -1,0 +1,240 @@
+// queue.go records created occurrences and delivers those that Rollbar did not take at once. A
+// report that is queued is worked on by whoever holds its lease; a lease that a dead process held
+// runs out.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A record is what PostgreSQL knows of an occurrence that is to be created.
+type record struct {
+	id      int64
+	fresh   bool   // recorded just now; otherwise the uuid was there before
+	state   string // queued, delivered or rejected
+	refusal int    // the status with which Rollbar refused a rejected one
+	reason  string
+}
+
+// record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
+func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
+	conn, err := s.writer(ctx)
+	if err != nil {
+		return record{}, err
+	}
+	defer conn.Release()
+	data = storable(data)
+	f := facetsOf(data)
+	var r record
+	err = conn.QueryRow(ctx, `
+		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until)
+		VALUES (@uuid, 'queued', @level, @environment, @words, @data, now() + @lease)
+		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO UPDATE SET acknowledged = TRUE
+		RETURNING id, xmax = 0, state, coalesce(refusal, 0), coalesce(reason, '')`,
+		pgx.NamedArgs{
+			"uuid": uuid, "level": f.level, "environment": f.environment,
+			"words": titleWords(occurrenceTitle(data)), "data": string(data), "lease": lease,
+		}).
+		Scan(&r.id, &r.fresh, &r.state, &r.refusal, &r.reason)
+	if err != nil {
+		return record{}, fmt.Errorf("record: %w", databaseError(err))
+	}
+	return r, nil
+}
+
+// answer is what a repeated request for the uuid gets.
+func (r record) answer(uuid string) (Created, error) {
+	if r.state != "rejected" {
+		return Created{uuid, r.state}, nil
+	}
+	kind := unprocessable
+	switch r.refusal {
+	case invalid.status:
+		kind = invalid
+	case tooLarge.status:
+		kind = tooLarge
+	}
+	f := fail(kind, "create %s: %s", uuid, r.reason)
+	f.upstream = r.refusal
+	return Created{}, f
+}
+
+// settle records what became of an occurrence. When that fails, the lease runs out and the queue
+// goes on with it.
+func (app *App) settle(ctx context.Context, id int64, what string, update func(context.Context, int64) error) {
+	if err := update(ctx, id); err != nil {
+		app.log.WarnContext(ctx, "occurrence could not be marked as "+what, "report", id, "error", err)
+	}
+}
+
+// reject records that Rollbar refused an occurrence for good, and why.
+func (app *App) reject(ctx context.Context, id int64, why error) {
+	app.settle(ctx, id, "rejected", func(ctx context.Context, id int64) error {
+		return app.store.rejected(ctx, id, failureOf(why))
+	})
+}
+
+func (s *Store) delivered(ctx context.Context, id int64) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE reports
+		SET state = 'delivered', last_seen = now(), next_lookup = now() + @wait
+		WHERE id = @id AND state = 'queued'`,
+		pgx.NamedArgs{"id": id, "wait": lookupWaits[0]})
+	return databaseError(err)
+}
+
+func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE reports
+		SET state = 'rejected', refusal = @status, reason = @reason, last_seen = now()
+		WHERE id = @id AND state = 'queued'`,
+		pgx.NamedArgs{"id": id, "status": refusal.kind.status, "reason": string(storable([]byte(refusal.detail)))})
+	return databaseError(err)
+}
+
+// release leaves an occurrence to the queue, whose workers hear of it at once. Only for this is
+// there a notification: one in every insert would serialise the commits.
+func (s *Store) release(ctx context.Context, id int64) error {
+	_, err := s.pool.Exec(ctx, `
+		WITH released AS (
+			UPDATE reports
+			SET leased_until = now(), next_attempt = now()
+			WHERE id = @id AND state = 'queued'
+		)
+		SELECT pg_notify(@channel, '')`,
+		pgx.NamedArgs{"id": id, "channel": queueChannel})
+	return databaseError(err)
+}
+
+// postpone ends the lease of an occurrence that is to be tried again after the wait.
+func (s *Store) postpone(ctx context.Context, id int64, wait time.Duration) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE reports
+		SET leased_until = now(), next_attempt = now() + @wait
+		WHERE id = @id AND state = 'queued'`,
+		pgx.NamedArgs{"id": id, "wait": wait})
+	return databaseError(err)
+}
+
+// forget deletes an occurrence that is refused, unless a request for the same uuid was told
+// meanwhile that it is queued.
+func (s *Store) forget(ctx context.Context, id int64) error {
+	_, err := s.pool.Exec(ctx, `
+		DELETE FROM reports
+		WHERE id = @id AND state = 'queued' AND NOT acknowledged`,
+		pgx.NamedArgs{"id": id})
+	return databaseError(err)
+}
+
+// A queued is an occurrence that waits for delivery.
+type queued struct {
+	ID       int64
+	UUID     string
+	Data     json.RawMessage
+	Attempts int // this one included
+}
+
+// claim leases the oldest queued occurrence behind the id that nobody works on and, if only those
+// that are due are wanted, whose time to be tried again has come. It returns nil where there is
+// none.
+func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease time.Duration) (*queued, error) {
+	conn, err := s.writer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	rows, err := conn.Query(ctx, `
+		UPDATE reports
+		SET leased_until = now() + @lease, attempts = attempts + 1
+		WHERE id = (
+			SELECT id
+			FROM reports
+			WHERE state = 'queued' AND leased_until <= now() AND id > @behind
+			AND (next_attempt <= now() OR NOT @due_only)
+			ORDER BY id
+			LIMIT 1
+			FOR NO KEY UPDATE SKIP LOCKED
+		)
+		RETURNING id, uuid, data, attempts`,
+		pgx.NamedArgs{"behind": behind, "due_only": dueOnly, "lease": lease})
+	if err != nil {
+		return nil, databaseError(err)
+	}
+	claimed, err := pgx.CollectRows(rows, pgx.RowToStructByPos[queued])
+	if err != nil || len(claimed) == 0 {
+		return nil, databaseError(err)
+	}
+	return &claimed[0], nil
+}
+
+// nextDue says in how long the first queued occurrence may be tried, or asked for its item; at most
+// the limit.
+func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration {
+	var wait time.Duration
+	err := s.pool.QueryRow(ctx, `
+		SELECT least(min(due) - now(), @limit)
+		FROM (
+			SELECT greatest(next_attempt, leased_until) AS due
+			FROM reports
+			WHERE state = 'queued'
+			UNION ALL
+			SELECT next_lookup
+			FROM reports
+			WHERE next_lookup IS NOT NULL
+		) AS waiting`,
+		pgx.NamedArgs{"limit": limit}).Scan(&wait)
+	if err != nil {
+		return limit
+	}
+	return max(wait, 0)
+}
+
+// queueChannel is where workers hear of new work.
+const queueChannel = "app_queue"
+
+// awaitWork returns when something was left to the queue, or with an error.
+func awaitWork(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, "LISTEN "+queueChannel); err != nil {
+		return err
+	}
+	_, err := conn.WaitForNotification(ctx)
+	return err
+}
+
+// claimLookup takes a delivered occurrence whose item is to be asked for, and sets the time for the
+// next try. The id is 0 where there is none.
+func (s *Store) claimLookup(ctx context.Context) (id int64, uuid string, lookups int, err error) {
+	err = s.pool.QueryRow(ctx, `
+		UPDATE reports
+		SET lookups = lookups + 1, next_lookup = now() + (@waits::interval[])[least(lookups + 2, cardinality(@waits))]
+		WHERE id = (
+			SELECT id
+			FROM reports
+			WHERE next_lookup <= now()
+			ORDER BY next_lookup
+			LIMIT 1
+			FOR NO KEY UPDATE SKIP LOCKED
+		)
+		RETURNING id, uuid, lookups`,
+		pgx.NamedArgs{"waits": lookupWaits}).Scan(&id, &uuid, &lookups)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, "", 0, nil
+	}
+	return id, uuid, lookups, databaseError(err)
+}
+
+// found records which item a delivered occurrence became, or, for 0, that nobody will ask again.
+func (s *Store) found(ctx context.Context, id, item int64) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE reports
+		SET item_id = nullif(@item, 0::bigint), next_lookup = NULL
+		WHERE id = @id`,
+		pgx.NamedArgs{"id": id, "item": item})
+	return databaseError(err)
+}

@@ -1,0 +1,194 @@
+// remote.go sends the command line's operations to the server at APP_URL, instead of running them
+// here. It is handlers.go seen from the other side.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// newRequest makes the request that runs the command with the arguments on the server at the base
+// URL.
+func newRequest(ctx context.Context, base string, c *Command, args arguments) (*http.Request, error) {
+	method, path, _ := strings.Cut(c.Route, " ")
+	query := url.Values{}
+	body := json.RawMessage(`{}`)
+	for _, p := range c.Run.params {
+		for _, value := range args.values[p.name] {
+			switch p.in {
+			case inPath:
+				path = strings.Replace(path, "{"+p.name+"}", url.PathEscape(value.text), 1)
+			case inQuery:
+				query.Add(p.name, value.text)
+			case inBody:
+				body = setMember(body, p.name, p.json(value))
+			}
+		}
+	}
+	target := strings.TrimRight(base, "/") + path
+	if len(query) > 0 {
+		target += "?" + query.Encode()
+	}
+	var content io.Reader
+	if len(c.names(inBody)) > 0 {
+		content = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, content)
+	if err == nil && content != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, err
+}
+
+// json is a checked literal as the JSON that it stands for.
+func (p *param) json(value literal) json.RawMessage {
+	if value.json || p.kind != kindText || p.nullable && value.text == "null" {
+		return json.RawMessage(value.text)
+	}
+	return appendString(nil, value.text)
+}
+
+// A remoteAnswer is a result as a server sent it.
+type remoteAnswer struct {
+	json.RawMessage
+	status int
+}
+
+func (a remoteAnswer) outcome() outcome {
+	if a.status == outage.status {
+		return outage
+	}
+	return outcome{a.status, 0}
+}
+
+// askServer runs the command on the server at APP_URL.
+func askServer(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
+	req, err := newRequest(ctx, config.AppURL, c, args)
+	if err != nil {
+		return nil, err
+	}
+	if tokens := config.apiTokens(); len(tokens) > 0 {
+		req.Header.Set("Authorization", "Bearer "+tokens[0])
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, noServer(config, err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return nil, noServer(config, err)
+	}
+	if res.Header.Get("Report-Stored") == "false" {
+		callOf(ctx).notStored("PostgreSQL does not answer the server")
+	}
+	switch kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";"); kind {
+	case "application/problem+json":
+		return nil, remoteFailure(res, text)
+	case "text/plain":
+		return Text(strings.TrimSuffix(string(text), "\n")), nil
+	}
+	answer, err := compactJSON(text)
+	if err != nil {
+		return nil, fail(badGateway, "the server at APP_URL answered %d, but not with JSON: is it this service?", res.StatusCode)
+	}
+	if c.Columns != "" {
+		return remoteList(answer), nil
+	}
+	return remoteAnswer{answer, res.StatusCode}, nil
+}
+
+func noServer(config *Config, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	var inside *url.Error // says the whole URL again
+	if errors.As(err, &inside) {
+		err = inside.Err
+	}
+	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", config.AppURL, err)
+}
+
+// remoteFailure turns problem details back into the failure that they came from.
+func remoteFailure(res *http.Response, text []byte) error {
+	var p problem
+	if err := json.Unmarshal(text, &p); err != nil {
+		return fail(badGateway, "the server at APP_URL answered %d, but its problem cannot be read: %w", res.StatusCode, err)
+	}
+	f := &Failure{kind: kindOf(p.Type, p.Status), detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
+	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
+		f.wait = time.Duration(seconds) * time.Second
+	}
+	return f
+}
+
+// remoteList is the list that a JSON document was written from: the first array in it.
+func remoteList(document json.RawMessage) *List {
+	list := &List{Rest: func() json.RawMessage { return document }}
+	for name, value := range members(document) {
+		if value[0] != '[' {
+			continue
+		}
+		list.Name = name
+		list.Rest = func() json.RawMessage { return setMember(document, name, nil) }
+		list.Rows = func(yield func(json.RawMessage, error) bool) {
+			for row := range elements(value) {
+				if !yield(row, nil) {
+					return
+				}
+			}
+		}
+		break
+	}
+	if next := unquoteJSON(member(document, "next")); next != "" {
+		list.Next = url.Values{"cursor": {next}}
+	}
+	return list
+}
+
+// askServerForAll is askServer for -all: it follows the pages until an empty one. Elements with an
+// id that an earlier page had are left out.
+func askServerForAll(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
+	first, err := askServer(ctx, config, c, args)
+	if err != nil {
+		return nil, err
+	}
+	all := *first.(*List)
+	number, _ := intJSON(member(all.Rest(), "page"))
+	all.Next = nil
+	all.Rows = func(yield func(json.RawMessage, error) bool) {
+		seen := map[string]bool{}
+		for page := first.(*List); ; {
+			rows := 0
+			for row := range page.Rows {
+				rows++
+				id := string(member(row, "id"))
+				if !seen[id] && !yield(row, nil) {
+					return
+				}
+				seen[id] = true
+			}
+			if rows == 0 {
+				return
+			}
+			callOf(ctx).report("%d items, %d pages", len(seen), number)
+			number++
+			args.values["page"] = []literal{{text: strconv.FormatInt(number, 10)}}
+			next, err := askServer(ctx, config, c, args)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			page = next.(*List)
+		}
+	}
+	return &all, nil
+}

@@ -1,0 +1,103 @@
+// retry.go decides what is tried again and for how long: beside the calls themselves, one request
+// spends at most retryLimit on repetitions and the waits before them.
+package main
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	retryLimit  = 5 * time.Second
+	maxAttempts = 4
+)
+
+// A retryBudget is the time that one request has left for repetitions, over all its calls.
+type retryBudget struct {
+	mu    sync.Mutex
+	spent time.Duration
+}
+
+func (b *retryBudget) left() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return retryLimit - b.spent
+}
+
+func (b *retryBudget) spend(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.spent += d
+}
+
+// sleep waits, at the budget's cost, and reports whether there is time for another try.
+func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
+	if wait >= b.left() {
+		return false
+	}
+	b.spend(wait)
+	select {
+	case <-time.After(wait):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// retryWait says how long to wait before the call is tried again after the error, if at all.
+// Waits double, and spread so that clients who failed together do not return together.
+func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
+	var f *Failure
+	if !errors.As(err, &f) || !f.transient || attempt+1 >= maxAttempts {
+		return 0, false
+	}
+	backoff := r.backoff << attempt
+	jitter := rand.N(backoff/2 + 1)
+	if f.kind == rateLimited {
+		return f.wait + jitter/2, true
+	}
+	return backoff/2 + jitter, true
+}
+
+// A Call is one request as an operation sees it, whichever door it came through: what it may
+// spend, and what it has to say beside its result.
+type Call struct {
+	retries  *retryBudget
+	progress func(format string, args ...any) // shows how far long work has come; may be nil
+
+	mu       sync.Mutex
+	unstored string // why nothing was stored, or ""
+}
+
+type callKey struct{}
+
+// withCall returns a context whose operations report to the call.
+func withCall(ctx context.Context, call *Call) context.Context {
+	call.retries = &retryBudget{}
+	return context.WithValue(ctx, callKey{}, call)
+}
+
+// callOf returns the call that the context belongs to, and a new one outside of any.
+func callOf(ctx context.Context) *Call {
+	if call, ok := ctx.Value(callKey{}).(*Call); ok {
+		return call
+	}
+	return &Call{retries: &retryBudget{}}
+}
+
+// notStored notes that what the caller is answered could not be stored, and why.
+func (c *Call) notStored(why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unstored = why
+}
+
+// report shows progress where someone looks at it.
+func (c *Call) report(format string, args ...any) {
+	if c.progress != nil {
+		c.progress(format, args...)
+	}
+}

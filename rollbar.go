@@ -1,0 +1,365 @@
+// rollbar.go is the client of Rollbar's API and the only file that knows its wire format. What
+// Rollbar sent is passed on as it came; only the little that the service acts on is read.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxAnswer bounds what is read of one answer: 5000 items are about 7 MB, occurrences are larger.
+const maxAnswer = 64 << 20
+
+// A scope is what a Rollbar token allows.
+type scope string
+
+const (
+	scopeRead  scope = "read"
+	scopeWrite scope = "write"
+	scopePost  scope = "post_server_item"
+)
+
+// A token is a Rollbar access token and the setting that it came from.
+type token struct{ value, setting string }
+
+// Rollbar is a client for one project. It is safe for concurrent use.
+type Rollbar struct {
+	base    string // without a slash at its end
+	tokens  map[scope]token
+	timeout time.Duration // for one call
+	backoff time.Duration // before the first repetition; it doubles
+	client  *http.Client
+	mask    *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
+}
+
+// newRollbar returns a client for the API at the base URL, with a time-out for each single call.
+func newRollbar(base string, tokens map[scope]token, timeout time.Duration) *Rollbar {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 64
+	var secrets []string
+	for _, t := range tokens {
+		if t.value != "" {
+			secrets = append(secrets, t.value, "***")
+		}
+	}
+	return &Rollbar{
+		base:    strings.TrimRight(base, "/"),
+		tokens:  tokens,
+		timeout: timeout,
+		backoff: 200 * time.Millisecond,
+		mask:    strings.NewReplacer(secrets...),
+		client: &http.Client{
+			Transport: transport,
+			// Rollbar's redirects can carry the token in their Location.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// require reports the first of the scopes for which there is no token.
+func (r *Rollbar) require(scopes ...scope) error {
+	for _, s := range scopes {
+		if t := r.tokens[s]; t.value == "" {
+			return missingSetting(rollbarAuth, t.setting, fmt.Sprintf("a Rollbar token with the scope %s is needed here", s))
+		}
+	}
+	return nil
+}
+
+// An upstreamCall is one call of Rollbar's API.
+type upstreamCall struct {
+	scope  scope
+	method string
+	path   string
+	query  url.Values
+	body   []byte
+}
+
+// do makes the call, repeats it where that may help, and returns the answer's result.
+func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
+	if err := r.require(call.scope); err != nil {
+		return nil, err
+	}
+	timeout := r.timeout
+	for attempt := 0; ; attempt++ {
+		began := time.Now()
+		answer, err := r.attempt(ctx, call, timeout)
+		budget := callOf(ctx).retries
+		if attempt > 0 {
+			budget.spend(time.Since(began))
+		}
+		if err == nil {
+			return member(answer, "result"), nil
+		}
+		wait, again := r.retryWait(err, attempt)
+		if !again || !budget.sleep(ctx, wait) {
+			return nil, err
+		}
+		timeout = min(r.timeout, budget.left())
+	}
+}
+
+// attempt makes the call once and returns the whole answer as compact JSON.
+func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	target := r.base + call.path
+	if len(call.query) > 0 {
+		target += "?" + call.query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, call.method, target, bytes.NewReader(call.body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-Rollbar-Access-Token", r.tokens[call.scope].value)
+	req.Header.Set("Accept", "application/json")
+	if call.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := r.client.Do(req)
+	if err != nil {
+		return nil, r.noAnswer(ctx, err)
+	}
+	defer res.Body.Close()
+	text, err := readAll(res)
+	if err != nil {
+		return nil, r.noAnswer(ctx, err)
+	}
+	if len(text) > maxAnswer {
+		return nil, fail(badGateway, "Rollbar's answer is larger than %d MiB: ask for fewer with limit", maxAnswer>>20)
+	}
+	answer, err := compactJSON(text)
+	if failure := r.refusal(call, res, answer); failure != nil {
+		return nil, failure
+	}
+	if err != nil {
+		return nil, &Failure{kind: badGateway, detail: "Rollbar's answer is no JSON or was cut off", upstream: res.StatusCode, transient: true, err: err}
+	}
+	return answer, nil
+}
+
+// readAll reads the body up to one byte over the bound.
+func readAll(res *http.Response) ([]byte, error) {
+	var text bytes.Buffer
+	if n := res.ContentLength; n > 0 && n <= maxAnswer {
+		text.Grow(int(n) + bytes.MinRead)
+	}
+	_, err := text.ReadFrom(io.LimitReader(res.Body, maxAnswer+1))
+	return text.Bytes(), err
+}
+
+// noAnswer is the failure of a call that ended without an answer.
+func (r *Rollbar) noAnswer(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("while waiting for Rollbar: %w", err)
+	}
+	var inside *url.Error // says the whole URL again
+	if errors.As(err, &inside) {
+		err = inside.Err
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
+	}
+	return &Failure{kind: badGateway, detail: r.mask.Replace(fmt.Sprintf("Rollbar does not answer: %v", err)), transient: true, err: err}
+}
+
+// refusal returns the failure that an answer reports, or nil. The answer is nil where it was no
+// JSON; gateways answer in HTML.
+func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.RawMessage) *Failure {
+	status := res.StatusCode
+	code := member(answer, "err")
+	if status/100 == 2 && (code == nil || string(code) == "0") {
+		return nil
+	}
+	message := r.mask.Replace(unquoteJSON(member(answer, "message")))
+	if message == "" {
+		message = http.StatusText(status)
+	}
+	failure := &Failure{upstream: status, detail: fmt.Sprintf("Rollbar answered %d: %s", status, message)}
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return r.refusedToken(call, failure, message)
+	case http.StatusTooManyRequests:
+		return r.limited(call, failure, res.Header, message)
+	case http.StatusNotFound:
+		failure.kind = notFound
+	case http.StatusBadRequest:
+		failure.kind = invalid
+		if strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil {
+			failure.kind = notFound // of an item in another project, says Rollbar's schema of PATCH
+		}
+	case http.StatusRequestEntityTooLarge:
+		failure.kind = tooLarge
+	case http.StatusUnprocessableEntity:
+		failure.kind = unprocessable
+	default:
+		failure.kind, failure.transient = badGateway, status >= 500
+	}
+	return failure
+}
+
+func (r *Rollbar) refusedToken(call upstreamCall, failure *Failure, message string) *Failure {
+	failure.kind = rollbarAuth
+	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
+	return failure
+}
+
+// limited tells a rate limit, which ends with its window, from a deactivated account, which has
+// the same status but calls left.
+func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Header, message string) *Failure {
+	remaining, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
+	spent := err == nil && remaining == 0
+	if !spent && strings.Contains(message, "deactivated") {
+		return r.refusedToken(call, failure, message)
+	}
+	failure.kind, failure.transient = rateLimited, spent
+	seconds, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
+	if err != nil {
+		seconds = 60 // nothing says when; the usual window is a minute
+	}
+	failure.wait = time.Duration(max(1, seconds)) * time.Second
+	return failure
+}
+
+// An Item is one item as Rollbar sent it, as compact JSON, and its id.
+type Item struct {
+	ID   int64
+	JSON json.RawMessage
+}
+
+func itemOf(raw json.RawMessage) (Item, error) {
+	id, ok := intJSON(member(raw, "id"))
+	if !ok {
+		return Item{}, fail(badGateway, "Rollbar's answer holds an item without an id")
+	}
+	return Item{id, raw}, nil
+}
+
+// An ItemPage is one page of the project's items.
+type ItemPage struct {
+	Items []Item
+	Total json.RawMessage // how many there are, or null where Rollbar does not count them
+}
+
+// Items reads one page of the items that the filter (status, level, environment, …, as Rollbar
+// names them) lets through. A page past the end is empty.
+func (r *Rollbar) Items(ctx context.Context, filter url.Values) (ItemPage, error) {
+	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
+	if err != nil {
+		return ItemPage{}, err
+	}
+	page := ItemPage{Total: member(raw, "total_count")}
+	if page.Total == nil {
+		page.Total = json.RawMessage("null")
+	}
+	for element := range elements(member(raw, "items")) {
+		item, err := itemOf(element)
+		if err != nil {
+			return ItemPage{}, err
+		}
+		page.Items = append(page.Items, item)
+	}
+	return page, nil
+}
+
+// Item reads the item with the system-wide id.
+func (r *Rollbar) Item(ctx context.Context, id int64) (Item, error) {
+	return r.item(ctx, fmt.Sprintf("/item/%d", id), nil)
+}
+
+// ItemBy reads the item that a counter or the uuid of an occurrence belongs to. The key is
+// Rollbar's name for what the value is: counter or uuid.
+func (r *Rollbar) ItemBy(ctx context.Context, key, value string) (Item, error) {
+	return r.item(ctx, "/item/", url.Values{key: {value}})
+}
+
+func (r *Rollbar) item(ctx context.Context, path string, query url.Values) (Item, error) {
+	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
+	if err != nil {
+		return Item{}, err
+	}
+	return itemOf(raw)
+}
+
+// UpdateItem changes the item and returns the fields that Rollbar says it changed. To see the
+// whole item, read it again.
+func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
+	return r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
+}
+
+// An Occurrence is one occurrence as Rollbar sent it, without the project's token in its metadata.
+type Occurrence struct {
+	ID   int64
+	JSON json.RawMessage
+}
+
+// An occurrencePlace is a page in a list of occurrences: those whose ids are below before, or, where
+// that is 0, the page with the number, which shifts as occurrences come.
+type occurrencePlace struct{ page, before int64 }
+
+// Occurrences reads one page of the occurrences of the item, up to limit of them. Rollbar's order
+// is nearly that of the ids, newest first. The second result is false on the last page.
+func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, bool, error) {
+	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
+	switch {
+	case place.before > 0:
+		query.Set("lastId", strconv.FormatInt(place.before, 10))
+	case place.page > 1:
+		query.Set("page", strconv.FormatInt(place.page, 10))
+	}
+	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/item/%d/instances", item), query: query})
+	if err != nil {
+		return nil, false, err
+	}
+	var occurrences []Occurrence
+	seen, sent := map[int64]bool{}, int64(0)
+	for element := range elements(member(raw, "instances")) {
+		sent++
+		id, ok := intJSON(member(element, "id"))
+		if !ok {
+			return nil, false, fail(badGateway, "Rollbar's answer holds an occurrence without an id")
+		}
+		if !seen[id] {
+			occurrences = append(occurrences, Occurrence{id, withoutToken(element)})
+		}
+		seen[id] = true
+	}
+	return occurrences, sent >= limit, nil
+}
+
+// withoutToken removes data.metadata.access_token, the project's post token.
+func withoutToken(occurrence json.RawMessage) json.RawMessage {
+	if member(occurrence, "data", "metadata", "access_token") == nil {
+		return occurrence
+	}
+	data := member(occurrence, "data")
+	metadata := setMember(member(data, "metadata"), "access_token", nil)
+	return setMember(occurrence, "data", setMember(data, "metadata", metadata))
+}
+
+// DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar carries the
+// deletion out some seconds later, until when lists still show the occurrence.
+func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) {
+	_, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodDelete, path: fmt.Sprintf("/instance/%d", id)})
+	if isKind(err, notFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Post hands over the data of one occurrence. They need a uuid of the caller's: Rollbar drops a
+// second delivery of the same one, so that repeating is harmless.
+func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
+	body := append(append([]byte(`{"data":`), data...), '}')
+	_, err := r.do(ctx, upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body})
+	return err
+}

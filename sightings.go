@@ -1,0 +1,372 @@
+// sightings.go turns what was seen of items into reports. The rules:
+//
+//   - What was seen before, unchanged, is seen again: last_seen moves, at most once a minute.
+//   - Where only the running counters changed, the report is updated in place.
+//   - Anything else is a new report, and the one before is superseded.
+//   - Rollbar's list and its single answers have different fields. A field that one of them lacks
+//     is no change, and the report keeps what either said.
+//
+// A report remembers digests of the answers that it holds, so that a page seen again costs one
+// statement, which writes nothing. What differs is compared here and written in a second
+// statement, on the condition that nobody else has changed the report meanwhile; what fails the
+// condition is compared anew.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// counters are the fields of an item that change with each occurrence.
+var counters = []string{"total_occurrences", "unique_occurrences", "last_occurrence_id", "last_occurrence_timestamp"}
+
+// A sighting is an item as it was seen once.
+type sighting struct {
+	itemID int64
+	digest string
+	data   json.RawMessage // as PostgreSQL can hold it
+}
+
+func sightingOf(item Item) sighting {
+	data := storable(item.JSON)
+	sum := sha256.Sum256(data)
+	return sighting{item.ID, hex.EncodeToString(sum[:8]), data}
+}
+
+// A tally says what became of sightings.
+type tally struct {
+	reports int // new ones
+	updated int // reports whose counters changed in place
+}
+
+// keep stores what was seen of the items. If that is not possible, the answer goes out all the
+// same, marked as not stored.
+func (app *App) keep(ctx context.Context, items ...Item) {
+	if app.store == nil {
+		callOf(ctx).notStored("DATABASE_URL is not set")
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	if _, err := app.store.keep(ctx, items); err != nil {
+		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
+		callOf(ctx).notStored(err.Error())
+	}
+}
+
+// keep stores what was seen of the items, in any order; of an item that is there twice, the last.
+func (s *Store) keep(ctx context.Context, items []Item) (tally, error) {
+	pending := map[int64]sighting{}
+	for _, item := range items {
+		pending[item.ID] = sightingOf(item)
+	}
+	var total tally
+	for len(pending) > 0 {
+		seen := slices.SortedFunc(maps.Values(pending), func(a, b sighting) int { return cmp.Compare(a.itemID, b.itemID) })
+		done, err := s.keepOnce(ctx, seen, &total)
+		if err != nil && !isRepeatable(err) {
+			return total, fmt.Errorf("store %d items: %w", len(items), databaseError(err))
+		}
+		for _, id := range done {
+			delete(pending, id)
+		}
+	}
+	return total, nil
+}
+
+// keepOnce compares the sightings with the reports and writes the differences. It returns the
+// items that are done; somebody else changed the reports of the others in between.
+func (s *Store) keepOnce(ctx context.Context, seen []sighting, total *tally) ([]int64, error) {
+	conn, err := s.writer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	differences, err := compare(ctx, conn.Conn(), seen)
+	if err != nil {
+		return nil, err
+	}
+	open := map[int64]*difference{}
+	for i := range differences {
+		open[differences[i].itemID] = &differences[i]
+	}
+	var done []int64
+	for _, sight := range seen {
+		if open[sight.itemID] == nil {
+			done = append(done, sight.itemID)
+		}
+	}
+	if len(differences) == 0 {
+		return done, nil
+	}
+	written, err := writeDifferences(ctx, conn.Conn(), differences)
+	if err != nil {
+		return done, err
+	}
+	for _, id := range written {
+		total.add(open[id])
+	}
+	return append(done, written...), nil
+}
+
+func (t *tally) add(d *difference) {
+	switch d.change {
+	case changed:
+		t.reports++
+	case counted:
+		t.updated++
+	}
+}
+
+// A difference is what a sighting changes about an item's report.
+type difference struct {
+	itemID   int64
+	reportID *int64          // the current report, nil where there is none
+	before   string          // its digests when it was compared
+	after    string          // and then
+	change   change          // changed makes a new report
+	data     json.RawMessage // nil for a report whose data stay as they are
+}
+
+// compare returns the differences between the sightings and the current reports.
+func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference, error) {
+	ids, digests := make([]int64, len(seen)), make([]string, len(seen))
+	for i, sight := range seen {
+		ids[i], digests[i] = sight.itemID, sight.digest
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
+		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
+		LEFT JOIN reports r ON r.item_id = s.item_id AND r.state = 'current'
+		WHERE r.id IS NULL
+		OR strpos(r.digests, s.digest) = 0
+		OR r.last_seen < now() - interval '1 minute'`,
+		pgx.NamedArgs{"ids": ids, "digests": digests})
+	if err != nil {
+		return nil, err
+	}
+	var n int64
+	var id *int64
+	var known string
+	var stored json.RawMessage
+	var differences []difference
+	_, err = pgx.ForEachRow(rows, []any{&n, &id, &known, &stored}, func() error {
+		differences = append(differences, differ(seen[n-1], id, known, stored))
+		return nil
+	})
+	return differences, err
+}
+
+// differ works out one difference. The stored data are nil where the digest is known already.
+func differ(seen sighting, reportID *int64, known string, stored json.RawMessage) difference {
+	d := difference{itemID: seen.itemID, reportID: reportID, before: known, after: known}
+	if reportID == nil {
+		d.change, d.data, d.after = changed, seen.data, seen.digest
+		return d
+	}
+	if stored == nil {
+		return d
+	}
+	var merged json.RawMessage
+	merged, d.change = mergeItem(stored, seen.data)
+	switch d.change {
+	case changed:
+		d.data, d.after = seen.data, seen.digest
+	case counted:
+		d.data, d.after = merged, seen.digest
+	case completed:
+		d.data, d.after = merged, remember(known, seen.digest)
+	case unchanged:
+		d.after = remember(known, seen.digest)
+	}
+	return d
+}
+
+// remember adds a digest to the known ones, of which the last few are kept: the list and the
+// single answer need one each.
+func remember(known, digest string) string {
+	digests := append(strings.Fields(known), digest)
+	return strings.Join(digests[max(0, len(digests)-4):], " ")
+}
+
+// A change is how a sighting differs from a report.
+type change int
+
+const (
+	unchanged change = iota
+	completed        // fields came that the report lacked
+	counted          // counters changed
+	changed          // anything else changed
+)
+
+// mergeItem compares an item as it was seen with the report's data and returns both merged: the
+// seen values, and the fields that only the report has. When more than counters changed, there
+// is nothing to merge.
+func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
+	now := maps.Collect(members(seen))
+	merged, result := stored, unchanged
+	for name, was := range members(stored) {
+		is, there := now[name]
+		delete(now, name)
+		switch {
+		case !there || equalJSON(was, is):
+		case slices.Contains(counters, name):
+			merged, result = setMember(merged, name, is), counted
+		default:
+			return nil, changed
+		}
+	}
+	for name, is := range members(seen) {
+		if _, fresh := now[name]; fresh {
+			merged, result = setMember(merged, name, is), max(result, completed)
+		}
+	}
+	return merged, result
+}
+
+// equalJSON reports whether two values mean the same. Numbers must agree digit for digit.
+func equalJSON(a, b json.RawMessage) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	decode := func(text json.RawMessage) (value any) {
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		decoder.UseNumber()
+		_ = decoder.Decode(&value) // it is valid
+		return value
+	}
+	return reflect.DeepEqual(decode(a), decode(b))
+}
+
+// writeDifferences writes the differences, which are in the order of their items, and returns the
+// items for which the condition held: the report is as it was when it was compared. Rows are
+// locked in the order of the items, so that writers of the same page wait for each other in turn.
+func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
+	n := len(differences)
+	var (
+		itemIDs   = make([]int64, n)
+		reportIDs = make([]*int64, n)
+		before    = make([]string, n)
+		after     = make([]string, n)
+		fresh     = make([]bool, n)
+		data      = make([]*string, n)
+		facets    = newFacetColumns(n)
+	)
+	for i, d := range differences {
+		itemIDs[i], reportIDs[i], before[i], after[i], fresh[i] = d.itemID, d.reportID, d.before, d.after, d.change == changed
+		if d.data != nil {
+			text := string(d.data)
+			data[i] = &text
+			facets.set(i, facetsOf(d.data))
+		}
+	}
+	rows, err := conn.Query(ctx, `
+		WITH input AS (
+			SELECT *
+			FROM unnest(@items::bigint[], @reports::bigint[], @before::text[], @after::text[], @fresh::boolean[],
+				@status::text[], @level::text[], @environment::text[], @title::text[], @data::text[])
+			AS i (item_id, report_id, before, after, fresh, status, level, environment, title, data)
+		), locked AS MATERIALIZED (
+			SELECT r.id
+			FROM reports r
+			JOIN input i ON r.id = i.report_id
+			WHERE r.state = 'current' AND r.digests = i.before
+			ORDER BY r.item_id
+			FOR NO KEY UPDATE OF r
+		), updated AS (
+			UPDATE reports r
+			SET last_seen = now(), digests = i.after, data = coalesce(i.data::json, r.data),
+				status = coalesce(i.status, r.status), level = coalesce(i.level, r.level),
+				environment = coalesce(i.environment, r.environment),
+				words = CASE WHEN i.title IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
+			FROM input i
+			JOIN locked l ON l.id = i.report_id
+			WHERE r.id = l.id AND NOT i.fresh
+			RETURNING r.item_id
+		), superseded AS (
+			UPDATE reports r
+			SET state = 'superseded'
+			FROM input i
+			JOIN locked l ON l.id = i.report_id
+			WHERE r.id = l.id AND i.fresh
+			RETURNING r.item_id
+		), inserted AS (
+			INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
+			SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data::json
+			FROM input
+			WHERE report_id IS NULL OR item_id IN (SELECT item_id FROM superseded)
+			ORDER BY item_id
+			ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
+			RETURNING item_id
+		)
+		SELECT item_id FROM updated
+		UNION ALL
+		SELECT item_id FROM inserted`,
+		pgx.NamedArgs{
+			"items": itemIDs, "reports": reportIDs, "before": before, "after": after, "fresh": fresh, "data": data,
+			"status": facets.status, "level": facets.level, "environment": facets.environment, "title": facets.words,
+		})
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// facets are what reports are filtered by; nil where the data do not say.
+type facets struct{ status, level, environment, words *string }
+
+// facetsOf takes the facets out of the data of an item or of a created occurrence.
+func facetsOf(data json.RawMessage) facets {
+	var f facets
+	for name, value := range members(data) {
+		if len(value) < 2 || value[0] != '"' {
+			continue
+		}
+		text := unquoteJSON(value)
+		switch name {
+		case "status":
+			f.status = &text
+		case "level":
+			f.level = &text
+		case "environment":
+			f.environment = &text
+		case "title":
+			words := strings.Join(titleWords(text), " ")
+			f.words = &words
+		}
+	}
+	return f
+}
+
+// titleWords are the different words of a title, or of a search in titles: runs of letters and
+// digits, in lower case.
+func titleWords(title string) []string {
+	words := strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	})
+	slices.Sort(words)
+	return slices.Compact(words)
+}
+
+// facetColumns are the facets of many reports, as arrays for one statement.
+type facetColumns struct{ status, level, environment, words []*string }
+
+func newFacetColumns(n int) *facetColumns {
+	return &facetColumns{make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)}
+}
+
+func (c *facetColumns) set(i int, f facets) {
+	c.status[i], c.level[i], c.environment[i], c.words[i] = f.status, f.level, f.environment, f.words
+}

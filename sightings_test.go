@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// newTestStore returns a store on a database of the test's own.
+func newTestStore(t testing.TB) *Store {
+	t.Helper()
+	store, err := openStore(testDatabase(t), "")
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	return store
+}
+
+func (s *Store) query(t testing.TB, sql string, args ...any) string {
+	t.Helper()
+	var text *string
+	require.NoError(t, s.pool.QueryRow(t.Context(), sql, args...).Scan(&text))
+	if text == nil {
+		return "NULL"
+	}
+	return *text
+}
+
+func mustItem(t testing.TB, text string) Item {
+	t.Helper()
+	item, err := itemOf(json.RawMessage(text))
+	require.NoError(t, err)
+	return item
+}
+
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		seen []string // one after the other, each the item with the id 7
+		want []string // the reports' states and data, oldest first
+	}{
+		{
+			name: "seen for the first time",
+			seen: []string{`{"id":7,"status":"active"}`},
+			want: []string{`current {"id":7,"status":"active"}`},
+		},
+		{
+			name: "seen again unchanged",
+			seen: []string{`{"id":7,"status":"active"}`, `{"id":7,"status":"active"}`},
+			want: []string{`current {"id":7,"status":"active"}`},
+		},
+		{
+			name: "fields in another order, nested ones too",
+			seen: []string{`{"id":7,"x":{"a":1,"b":2}}`, `{"x":{"b":2,"a":1},"id":7}`},
+			want: []string{`current {"id":7,"x":{"a":1,"b":2}}`},
+		},
+		{
+			name: "only counters changed",
+			seen: []string{
+				`{"id":7,"total_occurrences":1,"unique_occurrences":null,"last_occurrence_id":1,"last_occurrence_timestamp":5,"title":"x"}`,
+				`{"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,"last_occurrence_timestamp":6,"title":"x"}`,
+			},
+			want: []string{`current {"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,"last_occurrence_timestamp":6,"title":"x"}`},
+		},
+		{
+			name: "a counter that goes back",
+			seen: []string{`{"id":7,"total_occurrences":1}`, `{"id":7,"total_occurrences":2}`, `{"id":7,"total_occurrences":1}`},
+			want: []string{`current {"id":7,"total_occurrences":1}`},
+		},
+		{
+			name: "a change",
+			seen: []string{`{"id":7,"status":"active"}`, `{"id":7,"status":"resolved"}`},
+			want: []string{`superseded {"id":7,"status":"active"}`, `current {"id":7,"status":"resolved"}`},
+		},
+		{
+			name: "a change and back",
+			seen: []string{`{"id":7,"a":1}`, `{"id":7,"a":2}`, `{"id":7,"a":1}`},
+			want: []string{`superseded {"id":7,"a":1}`, `superseded {"id":7,"a":2}`, `current {"id":7,"a":1}`},
+		},
+		{
+			name: "the list and the single answer lack fields of each other",
+			seen: []string{`{"id":7,"list":1}`, `{"id":7,"one":null}`, `{"id":7,"list":1}`, `{"id":7,"one":null}`},
+			want: []string{`current {"id":7,"list":1,"one":null}`},
+		},
+		{
+			name: "a counter that only one answer has",
+			seen: []string{`{"id":7,"total_occurrences":1,"unique_occurrences":4}`, `{"id":7,"total_occurrences":2}`},
+			want: []string{`current {"id":7,"total_occurrences":2,"unique_occurrences":4}`},
+		},
+		{
+			name: "a new report begins with the fields of the answer that showed the change",
+			seen: []string{`{"id":7,"a":1,"list":1}`, `{"id":7,"a":2}`},
+			want: []string{`superseded {"id":7,"a":1,"list":1}`, `current {"id":7,"a":2}`},
+		},
+		{
+			name: "null is not absent",
+			seen: []string{`{"id":7,"a":null}`, `{"id":7,"a":1}`},
+			want: []string{`superseded {"id":7,"a":null}`, `current {"id":7,"a":1}`},
+		},
+		{
+			name: "numbers digit for digit",
+			seen: []string{`{"id":7,"x":[1e3,1.10,123456789012345678901234567890,-0.0]}`},
+			want: []string{`current {"id":7,"x":[1e3,1.10,123456789012345678901234567890,-0.0]}`},
+		},
+		{
+			name: "text that PostgreSQL cannot hold",
+			seen: []string{`{"id":7,"title":"a\u0000b\ud800c` + "\xff" + `","\u0000":1,"ok":"\ud83d\ude00\\u0000"}`},
+			want: []string{`current {"id":7,"title":"a\ufffdb\ufffdc` + "\uFFFD" + `","\ufffd":1,"ok":"\ud83d\ude00\\u0000"}`},
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			store := newTestStore(t)
+			for _, seen := range test.seen {
+				_, err := store.keep(t.Context(), []Item{mustItem(t, seen)})
+				require.NoError(t, err)
+			}
+			var got []string
+			for n := range len(test.want) {
+				got = append(got, store.query(t, `SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
+			}
+			assert.Equal(t, test.want, got)
+			assert.Equal(t, fmt.Sprint(len(test.want)), store.query(t, `SELECT count(*)::text FROM reports`))
+		})
+	}
+}
+
+func TestKeepTakesFacetsOutOfTheData(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	_, err := store.keep(t.Context(), []Item{mustItem(t, `{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)})
+	require.NoError(t, err)
+	assert.Equal(t, "active error a\uFFFD {bar,foo,x,über}",
+		store.query(t, `SELECT status || ' ' || level || ' ' || environment || ' ' || words::text FROM reports`))
+}
+
+func TestKeepWritesNothingWithinAMinute(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	items := []Item{mustItem(t, `{"id":7,"total_occurrences":1}`), mustItem(t, `{"id":8}`)}
+	version := func() string {
+		return store.query(t, `SELECT string_agg(xmin || ' ' || ctid, ',' ORDER BY item_id) FROM reports`)
+	}
+	keep := func() tally {
+		changes, err := store.keep(t.Context(), items)
+		require.NoError(t, err)
+		return changes
+	}
+	assert.Equal(t, tally{reports: 2}, keep())
+	before := version()
+	assert.Equal(t, tally{}, keep())
+	assert.Equal(t, before, version())
+
+	store.query(t, `UPDATE reports SET last_seen = last_seen - interval '2 minutes', first_seen = first_seen - interval '1 hour' WHERE item_id = 7 RETURNING ''`)
+	assert.Equal(t, tally{}, keep())
+	assert.Equal(t, "true", store.query(t, `SELECT (last_seen > now() - interval '1 minute' AND first_seen < now() - interval '1 hour')::text FROM reports WHERE item_id = 7`))
+}
+
+// Writers that see the same items in different states, in different orders, must neither fail nor
+// lose what they saw: each item ends with one current report, and all others are superseded.
+func TestKeepWithManyWriters(t *testing.T) {
+	t.Parallel()
+	const writers, rounds, items = 8, 10, 30
+	store := newTestStore(t)
+	var group sync.WaitGroup
+	for w := range writers {
+		group.Go(func() {
+			random := rand.New(rand.NewPCG(1, uint64(w)))
+			for round := range rounds {
+				var page []Item
+				for _, n := range random.Perm(items) {
+					page = append(page, mustItem(t, fmt.Sprintf(`{"id":%d,"title":"writer %d, round %d"}`, n+1, w, round)))
+				}
+				_, err := store.keep(context.Background(), page)
+				assert.NoError(t, err)
+			}
+		})
+	}
+	group.Wait()
+	assert.Equal(t, fmt.Sprint(items), store.query(t, `SELECT count(*)::text FROM reports WHERE state = 'current'`))
+	assert.Equal(t, fmt.Sprint(writers*rounds*items), store.query(t, `SELECT count(DISTINCT (item_id, data::text))::text FROM reports`))
+	assert.Equal(t, fmt.Sprint(items), store.query(t, `SELECT count(*)::text FROM reports r WHERE state = 'current' AND id = (SELECT max(id) FROM reports WHERE item_id = r.item_id)`),
+		"the current report is the newest")
+}
+
+// A database that an earlier version has made is brought up to date, with its rows.
+func TestSchemaFromAnEarlierVersion(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	conn, err := acquire(t.Context(), store.pool)
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), `
+		CREATE TABLE reports (
+			id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+			item_id bigint,
+			uuid text,
+			state text NOT NULL CHECK (state IN ('current', 'superseded', 'queued', 'delivered', 'rejected')),
+			first_seen timestamptz NOT NULL DEFAULT now(),
+			last_seen timestamptz NOT NULL DEFAULT now(),
+			status text,
+			level text,
+			environment text,
+			words text[] NOT NULL DEFAULT '{}',
+			digests text NOT NULL DEFAULT '',
+			data json NOT NULL
+		);
+		CREATE TABLE schema_version (digest text NOT NULL);
+		INSERT INTO schema_version VALUES ('an earlier one');
+		INSERT INTO reports (item_id, state, data) VALUES (7, 'current', '{"id":7,"title":"old"}')`)
+	require.NoError(t, err)
+
+	changes, err := store.keep(t.Context(), []Item{mustItem(t, `{"id":7,"title":"new"}`)})
+	require.NoError(t, err)
+	assert.Equal(t, tally{reports: 1}, changes)
+	assert.Equal(t, "superseded", store.query(t, `SELECT state FROM reports WHERE data ->> 'title' = 'old'`))
+	assert.Equal(t, "4", store.query(t, `SELECT count(*)::text FROM information_schema.columns
+		WHERE table_schema = current_schema AND table_name = 'reports' AND column_name IN ('leased_until', 'acknowledged', 'refusal', 'reason')`))
+}
+
+// Many programs that start at once on an empty database do not get in each other's way.
+func TestSchemaByManyAtOnce(t *testing.T) {
+	t.Parallel()
+	url := testDatabase(t)
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			store, err := openStore(url, "")
+			assert.NoError(t, err)
+			defer store.Close()
+			_, err = store.keep(context.Background(), []Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}})
+			assert.NoError(t, err)
+		})
+	}
+	group.Wait()
+}
+
+// Every column says what it is for.
+func TestSchemaComments(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	conn, err := store.writer(t.Context())
+	require.NoError(t, err)
+	conn.Release()
+	assert.Equal(t, "NULL", store.query(t, `
+		SELECT string_agg(table_name || '.' || column_name, ', ')
+		FROM information_schema.columns
+		WHERE table_schema = current_schema
+		AND col_description(format('%I.%I', table_schema, table_name)::regclass, ordinal_position) IS NULL`))
+}

@@ -1,0 +1,208 @@
+// store.go is the connection to PostgreSQL: pools, the schema, and what its errors mean.
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+//go:embed schema.sql
+var schema string
+
+// storeTimeout is how long a request waits for PostgreSQL before it goes on without.
+const storeTimeout = 2 * time.Second
+
+// Store keeps the reports. It is safe for concurrent use.
+type Store struct {
+	pool *pgxpool.Pool // the primary
+	read *pgxpool.Pool // where reports are read; the same as pool without a standby
+
+	schemaMu sync.Mutex
+	current  atomic.Bool // the schema is this program's
+}
+
+// openStore makes a store of the connection URLs; the second may be empty. It does not connect:
+// PostgreSQL may come later.
+func openStore(primary, standby string) (*Store, error) {
+	pool, err := newPool(primary)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{pool: pool, read: pool}
+	if standby != "" {
+		if s.read, err = newPool(standby); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func newPool(url string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fail(misconfigured, "DATABASE_URL %w", isDatabase(url))
+	}
+	if !strings.Contains(url, "pool_max_conns") {
+		config.MaxConns = 16 // concurrent commits share an fsync
+	}
+	config.ConnConfig.ConnectTimeout = min(config.ConnConfig.ConnectTimeout, storeTimeout)
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = storeTimeout
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "app"
+	}
+	return pgxpool.NewWithConfig(context.Background(), config)
+}
+
+// Close waits for running statements and closes the connections.
+func (s *Store) Close() {
+	s.pool.Close()
+	if s.read != s.pool {
+		s.read.Close()
+	}
+}
+
+// ping asks PostgreSQL for a sign of life, within a second. Connections that died while nobody
+// used them are no answer: another is tried.
+func (s *Store) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for {
+		err := s.pool.Ping(ctx)
+		var connect *pgconn.ConnectError
+		if err == nil || errors.As(err, &connect) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// writer returns a connection to the primary, whose schema is up to date. Release it.
+func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
+	conn, err := acquire(ctx, s.pool)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.updateSchema(ctx, conn.Conn()); err != nil {
+		conn.Release()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// reader returns a connection for reading reports: to the standby, if there is one that answers.
+func (s *Store) reader(ctx context.Context) (*pgxpool.Conn, error) {
+	if s.read != s.pool {
+		if conn, err := acquire(ctx, s.read); err == nil {
+			return conn, nil
+		}
+	}
+	return s.writer(ctx)
+}
+
+// acquire waits for a connection, but not longer than storeTimeout.
+func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
+	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	conn, err := pool.Acquire(waiting)
+	return conn, databaseError(err)
+}
+
+// schemaLock is the advisory lock under which the schema is changed.
+const schemaLock = 7_665_544
+
+// updateSchema brings the database up to date, unless this program already knows it to be.
+func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
+	if s.current.Load() {
+		return nil
+	}
+	s.schemaMu.Lock()
+	defer s.schemaMu.Unlock()
+	if s.current.Load() {
+		return nil
+	}
+	if err := applySchema(ctx, conn, schema); err != nil {
+		return fmt.Errorf("schema: %w", databaseError(err))
+	}
+	s.current.Store(true)
+	return nil
+}
+
+// applySchema runs the schema in one transaction, if it is not the one that was run last. Others
+// that do the same wait for each other.
+func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
+	sum := sha256.Sum256([]byte(schema))
+	digest := hex.EncodeToString(sum[:])
+	applied := func(db interface {
+		QueryRow(context.Context, string, ...any) pgx.Row
+	}) (is bool, err error) {
+		var exists bool
+		err = db.QueryRow(ctx, `SELECT to_regclass('schema_version') IS NOT NULL`).Scan(&exists)
+		if err != nil || !exists {
+			return false, err
+		}
+		err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM schema_version WHERE digest = $1)`, digest).Scan(&is)
+		return is, err
+	}
+	if is, err := applied(conn); is || err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, schemaLock); err != nil {
+			return err
+		}
+		if is, err := applied(tx); is || err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, schema); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM schema_version`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO schema_version (digest) VALUES ($1)`, digest)
+		return err
+	})
+}
+
+// databaseError turns an error of PostgreSQL into a failure, where it means that PostgreSQL does
+// not answer or cannot work now. A statement that is wrong stays what it is: a bug.
+func databaseError(err error) error {
+	var answer *pgconn.PgError
+	switch {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
+		return err
+	case errors.As(err, &answer) && !isOutage(answer.Code):
+		return err
+	}
+	return &Failure{kind: unavailable, detail: "PostgreSQL does not answer or cannot work now", err: err}
+}
+
+// isOutage reports whether an SQLSTATE is about the server's condition, not about the statement:
+// connection, resources, operator intervention, system errors, read-only, and start-up.
+func isOutage(code string) bool {
+	switch code[:2] {
+	case "08", "53", "57", "58", "XX", "28", "3D":
+		return true
+	}
+	return code == "25006"
+}
+
+// isRepeatable reports whether PostgreSQL says that the same statement may succeed if it is run
+// again: a serialization failure, a deadlock, or a row that came in between.
+func isRepeatable(err error) bool {
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) && (answer.Code == "40001" || answer.Code == "40P01" || answer.Code == "23505")
+}
