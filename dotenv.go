@@ -144,17 +144,14 @@ func (d *dotenvReader) pair() (dotenvPair, error) {
 			pair.value, err = d.expand(unescapeDotEnv(pair.value))
 		}
 	default:
-		value := d.takeLine()
-		if comment := dotenvComment.FindStringIndex(value); comment != nil {
-			value = value[:comment[0]]
-		}
+		value := dotenvComment.ReplaceAllString(d.takeLine(), "")
 		pair.value, err = d.expand(strings.TrimSpace(value))
 	}
 	return pair, err
 }
 
 // dotenvComment matches a comment behind a value that has no quotes.
-var dotenvComment = regexp.MustCompile(`(^|[ \t])#`)
+var dotenvComment = regexp.MustCompile(`[ \t]#.*`)
 
 // quoted reads a value in quotes, which may go over several lines, and the rest of its last line,
 // in which there can only be a comment.
@@ -182,31 +179,74 @@ func unescapeDotEnv(value string) string {
 	return strings.NewReplacer(`\n`, "\n", `\r`, "\r", `\t`, "\t", `\"`, `"`, `\\`, `\`).Replace(value)
 }
 
-// dotenvVariable matches a reference to a variable, and what only looks like one.
-var dotenvVariable = regexp.MustCompile(`\\\$|\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^}]*))?\}|\$([A-Za-z_][A-Za-z0-9_]*)`)
+// dotenvVariable matches the beginning of a reference to a variable: its name, and in braces what
+// to do when it is not set.
+var dotenvVariable = regexp.MustCompile(`^\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(:?[-?+]|\}))`)
 
 // expand replaces references to variables: $NAME, ${NAME}, ${NAME:-default}, ${NAME:+instead},
 // ${NAME:?error}, and the same without the colon, for which an empty value is one.
 func (d *dotenvReader) expand(value string) (string, error) {
-	var missing error
-	expanded := dotenvVariable.ReplaceAllStringFunc(value, func(ref string) string {
-		if ref == `\$` || ref == "$$" {
-			return "$"
+	var expanded strings.Builder
+	for value != "" {
+		if strings.HasPrefix(value, `\$`) || strings.HasPrefix(value, "$$") {
+			expanded.WriteByte('$')
+			value = value[2:]
+			continue
 		}
-		m := dotenvVariable.FindStringSubmatch(ref)
-		value, set := d.lookup(m[1] + m[4])
-		if strings.HasPrefix(m[2], ":") {
-			set = value != ""
+		m := dotenvVariable.FindStringSubmatch(value)
+		if m == nil {
+			expanded.WriteByte(value[0])
+			value = value[1:]
+			continue
 		}
-		switch operator := strings.TrimPrefix(m[2], ":"); {
-		case operator == "+" && set, operator == "-" && !set:
-			return m[3]
-		case operator == "+":
-			return ""
-		case operator == "?" && !set:
-			missing = errors.New("a variable that it requires is not set")
+		word := ""
+		value = value[len(m[0]):]
+		if operator := m[3]; operator != "" && operator != "}" {
+			end := closingBrace(value)
+			if end < 0 {
+				return "", errors.New("a brace is not closed")
+			}
+			word, value = value[:end], value[end+1:]
 		}
-		return value
-	})
-	return expanded, missing
+		text, err := d.variable(m[1]+m[2], m[3], word)
+		if err != nil {
+			return "", err
+		}
+		expanded.WriteString(text)
+	}
+	return expanded.String(), nil
+}
+
+// variable is what one reference stands for.
+func (d *dotenvReader) variable(name, operator, word string) (string, error) {
+	value, set := d.lookup(name)
+	operator, colon := strings.CutPrefix(operator, ":")
+	if colon {
+		set = value != ""
+	}
+	switch {
+	case operator == "+" && set, operator == "-" && !set:
+		return d.expand(word)
+	case operator == "+":
+		return "", nil
+	case operator == "?" && !set:
+		return "", errors.New("a variable that it requires is not set")
+	}
+	return value, nil
+}
+
+// closingBrace is where the brace closes that was opened before the text, or -1.
+func closingBrace(text string) int {
+	depth := 0
+	for i, r := range text {
+		switch {
+		case r == '{':
+			depth++
+		case r == '}' && depth == 0:
+			return i
+		case r == '}':
+			depth--
+		}
+	}
+	return -1
 }

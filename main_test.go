@@ -240,7 +240,7 @@ func (f *fixture) runWith(stdin string, args ...string) shell {
 		"-rollbar-write-token=" + f.config.writeToken, "-rollbar-post-token=" + f.config.postToken,
 		"-rollbar-timeout=" + f.config.RollbarTimeout.String(), "-database-url=" + f.config.DatabaseURL,
 	}
-	return runShell(f.t, stdin, append(args, settings...)...)
+	return runShell(f.t, stdin, append(settings, args...)...)
 }
 
 // runShell runs the command line without any settings but those in the arguments.

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// requireGolden compares the text with a file in testdata.
+func requireGolden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err, "go test -update writes it")
+	require.Equal(t, string(want), got)
+}
+
+// Every operation gives the same JSON through both doors, and a status and an exit code that
+// belong together.
+func TestParity(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 120)
+	id, gone := fmt.Sprint(f.sandbox.itemIDs()[1]), fmt.Sprint(f.sandbox.itemIDs()[4])
+	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	require.Equal(t, 200, f.do("DELETE", "/items/"+gone, "").status)
+	const uuid = "7f1d3c52-55a0-4a38-9a35-0a6a2f1d9c11"
+	tests := []struct {
+		name, method, path, body string
+		args                     string
+		status, exit             int
+	}{
+		{"which", "GET", "/which", "", "which", 200, 0},
+		{"check", "GET", "/check", "", "check", 200, 0},
+		{"items.list", "GET", "/items?limit=3&status=active&status=muted", "", "items list -limit 3 -status active -status=muted", 200, 0},
+		{"items.list", "GET", "/items?page=99", "", "items list -page 99", 200, 0},
+		{"items.get", "GET", "/items/" + id, "", "items get " + id, 200, 0},
+		{"items.get", "GET", "/items/7?by=counter", "", "items get 7 -by counter", 200, 0},
+		{"items.get", "GET", "/items/999", "", "items get 999", 404, 4},
+		{"items.create", "POST", "/items", `{"message":"x","uuid":"` + uuid + `"}`, "items create -message x -uuid " + uuid, 201, 0},
+		{"items.create", "POST", "/items", `{"data":{"environment":"e","body":{}}}`, "items create -data -", 400, 2},
+		{"items.update", "PATCH", "/items/" + id, `{"status":"muted","assigned_user_id":null}`, "items update -status muted " + id + " -assigned-user-id null", 200, 0},
+		{"items.update", "PUT", "/items/" + id, `{"title":"new \"title\""}`, `items update ` + id + ` -title new~"title"`, 200, 0},
+		{"items.update", "PATCH", "/items/999", `{"level":"info"}`, "items update 999 -level info", 404, 4},
+		{"items.delete", "DELETE", "/items/" + gone, "", "items delete -yes " + gone, 200, 0},
+		{"items.delete", "DELETE", "/items/" + fmt.Sprint(f.sandbox.itemIDs()[30]), "", "items delete -yes " + fmt.Sprint(f.sandbox.itemIDs()[30]), 409, 8},
+		{"items.occurrences", "GET", "/items/" + id + "/occurrences?limit=1", "", "items occurrences " + id + " -limit 1", 200, 0},
+		{"items.sync", "POST", "/items/sync?recent=true&level=debug", "", "items sync -recent -level debug", 200, 0},
+		{"reports.list", "GET", "/reports?latest=true&level=error&limit=5", "", "reports list -latest -level error -limit 5", 200, 0},
+		{"reports.get", "GET", "/reports/1", "", "reports get 1", 200, 0},
+		{"reports.get", "GET", "/reports/999999", "", "reports get 999999", 404, 4},
+		{"reports.clean", "DELETE", "/reports?before=52w", "", "reports clean -before 52w -yes", 200, 0},
+		{"reports.deliver", "POST", "/reports/deliver", "", "reports deliver", 200, 0},
+	}
+	tried := map[string]bool{}
+	for _, test := range tests {
+		t.Run(test.name+" "+test.path, func(t *testing.T) {
+			tried[test.name] = true
+			args := strings.Fields(test.args)
+			for i := range args {
+				args[i] = strings.ReplaceAll(args[i], "~", " ")
+			}
+			http := f.do(test.method, test.path, test.body)
+			shell := f.runWith(test.body, append(args, "-output", "json")...)
+			assert.Equal(t, test.status, http.status, http.body)
+			assert.Equal(t, test.exit, shell.exit, shell.err)
+			if test.exit == 0 {
+				assert.Equal(t, http.body, shell.out)
+				assert.Empty(t, shell.err)
+				return
+			}
+			assert.Empty(t, shell.out)
+			var overHTTP, onShell problem
+			require.NoError(t, json.Unmarshal([]byte(http.body), &overHTTP))
+			require.NoError(t, json.Unmarshal([]byte(shell.err), &onShell))
+			overHTTP.RequestID, onShell.RequestID = "", ""
+			assert.Equal(t, overHTTP, onShell)
+		})
+	}
+	for _, c := range commands {
+		assert.True(t, tried[c.Name], "%s is not tried", c.Name)
+	}
+}
+
+// Help needs no settings, and names the route.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{"", "items", "reports", "serve", "version"} {
+		got := runShell(t, "", append(strings.Fields(args), "-h")...)
+		assert.Equal(t, 0, got.exit)
+		assert.Empty(t, got.err)
+		requireGolden(t, "help "+strings.TrimSpace("app "+args)+".txt", got.out)
+	}
+	for _, c := range commands {
+		got := runShell(t, "", append(c.words(), "--help")...)
+		assert.Equal(t, 0, got.exit)
+		lines := strings.Split(strings.TrimSpace(got.out), "\n")
+		assert.Contains(t, lines[len(lines)-1], strings.SplitN(c.Route, " ", 2)[1])
+		requireGolden(t, "help app "+strings.Join(c.words(), " ")+".txt", got.out)
+	}
+}
+
+func TestHelpOfGroupsAlone(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{nil, {"items"}, {"reports"}} {
+		alone, help := runShell(t, "", args...), runShell(t, "", append(args, "-h")...)
+		assert.Equal(t, shell{2, "", help.out}, alone)
+	}
+}
+
+func TestCommandLineRefused(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, args, want string }{
+		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, version)`},
+		{"typo in a subcommand", "items lst", `unknown command "lst", did you mean "list"?`},
+		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
+		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},
+		{"typo in a setting", "items list -databse-url x", `unknown flag "-databse-url", did you mean "-database-url"?`},
+		{"flag without its value", "items list -level", "the flag -level needs a value: only this level (repeatable)"},
+		{"bad value", "items list -level fatal", "-level must be one of debug, info, warning, error, critical"},
+		{"argument missing", "items get", "ID is required: what by says"},
+		{"argument too many", "items get 5 6", `unexpected argument "6"`},
+		{"argument that looks like a flag", "items get -- -5", "id must be a whole number at least 1"},
+		{"bad setting", "which -rollbar-timeout soon", "-rollbar-timeout must be a duration such as 10s or 1m30s"},
+		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url must be a PostgreSQL URL"},
+		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson"},
+		{"deletion without a terminal", "items delete 5", "There is no terminal to ask at: say -yes"},
+		{"cleaning without a terminal", "reports clean", "There is no terminal to ask at: say -yes"},
+		{"file that is not there", "items create -data nowhere.json", "the file cannot be read: open nowhere.json"},
+		{"argument for serve", "serve now", `unexpected argument "now"`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := runShell(t, "", strings.Fields(test.args)...)
+			assert.Equal(t, 2, got.exit)
+			assert.Empty(t, got.out)
+			assert.Contains(t, got.err, test.want)
+			assert.Equal(t, 1, strings.Count(got.err, "\n"), "one line")
+			assert.NotContains(t, got.err, "hunter2")
+		})
+	}
+}
+
+func TestErrorsAsJSON(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"json", "ndjson"} {
+		got := runShell(t, "", "items", "get", "x", "-o", format)
+		assert.Equal(t, 2, got.exit)
+		var p problem
+		require.NoError(t, json.Unmarshal([]byte(got.err), &p), got.err)
+		assert.Equal(t, "/problems/usage", p.Type)
+		assert.Equal(t, 400, p.Status)
+		assert.NotEmpty(t, p.RequestID)
+	}
+}
+
+func TestMissingSettings(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"items list":                        "ROLLBAR_READ_TOKEN is not set: a Rollbar token with the scope read is needed here; set it in the environment or in .env",
+		"items get 5":                       "ROLLBAR_READ_TOKEN is not set",
+		"items create -message x":           "ROLLBAR_POST_TOKEN is not set",
+		"items update 5 -level info":        "ROLLBAR_WRITE_TOKEN is not set",
+		"reports list":                      "DATABASE_URL is not set",
+		"reports get 1":                     "DATABASE_URL is not set",
+		"reports clean -yes":                "DATABASE_URL is not set",
+		"reports deliver":                   "DATABASE_URL is not set",
+		"items sync":                        "DATABASE_URL is not set",
+		"check":                             "DATABASE_URL is not set",
+		"serve":                             "DATABASE_URL is not set",
+		"serve -database-url postgres:///x": "ROLLBAR_TOKEN is not set",
+		"serve -database-url postgres:///x -sandbox -addr :0":                     "API_TOKEN is not set",
+		"serve -database-url postgres:///x -rollbar-token x -api-token change-me": "API_TOKEN is still the placeholder",
+	} {
+		got := runShell(t, "", strings.Fields(args)...)
+		assert.Equal(t, 3, got.exit, args)
+		assert.Contains(t, got.err, want, args)
+		assert.Equal(t, 1, strings.Count(got.err, "\n"), "one line")
+	}
+}
+
+// Without a database, operations on items work and say that nothing is stored.
+func TestItemsWithoutDatabase(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.config.DatabaseURL = ""
+	id := fmt.Sprint(f.sandbox.itemIDs()[0])
+	for _, args := range []string{"items list", "items get " + id, "items create -message x", "items update -level info " + id, "items delete -yes " + id} {
+		got := f.run(strings.Fields(args)...)
+		assert.Equal(t, 0, got.exit, got.err)
+		assert.Equal(t, "app: nothing is stored: DATABASE_URL is not set\n", got.err, args)
+		assert.True(t, json.Valid([]byte(got.out)), got.out)
+	}
+}
+
+func TestOutputFormats(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 12)
+	f.sandbox.setItem(f.sandbox.itemIDs()[0], "title", "two\nlines \x1b[31m and "+strings.Repeat("more ", 40))
+	ids := f.sandbox.itemIDs()
+
+	lines := strings.Split(strings.TrimSpace(f.run("items", "list", "-output", "ndjson", "-limit", "3").out), "\n")
+	require.Len(t, lines, 3)
+	assert.Equal(t, fmt.Sprint(ids[0]), string(member([]byte(lines[0]), "id")))
+
+	table := f.run("items", "list", "-o", "table", "-limit", "3")
+	rows := strings.Split(strings.TrimSpace(table.out), "\n")
+	require.Len(t, rows, 4)
+	assert.Equal(t, []string{"ID", "COUNTER", "LEVEL", "STATUS", "ENVIRONMENT", "TOTAL_OCCURRENCES", "TITLE"}, strings.Fields(rows[0]))
+	assert.Contains(t, rows[1], "two lines  [31m and more")
+	assert.Contains(t, rows[1], "…")
+	assert.Equal(t, "the next page: -page 2\n", table.err)
+
+	one := f.run("items", "get", fmt.Sprint(ids[1]), "-o", "table").out
+	assert.Contains(t, one, "assigned_team_id")
+	assert.Contains(t, one, "first_occurrence_id")
+	assert.Regexp(t, `(?m)^status +active$`, one)
+}
+
+func TestListAll(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250)
+	got := f.run("items", "list", "-all", "-limit", "60")
+	require.Equal(t, 0, got.exit, got.err)
+	seen := map[string]bool{}
+	for item := range elements(member([]byte(got.out), "items")) {
+		seen[string(member(item, "id"))] = true
+	}
+	assert.Equal(t, string(member([]byte(got.out), "total_count")), fmt.Sprint(len(seen)))
+	assert.Equal(t, "1", string(member([]byte(got.out), "page")))
+	assert.Equal(t, []string{fmt.Sprint(len(seen))}, f.rows(`SELECT count(*)::text FROM reports`))
+
+	f.sandbox.failOnly("GET /items", -1, faultNone)
+	f.sandbox.largeProject = 10 // nothing is counted, and pages go on until an empty one
+	assert.Len(t, strings.Split(f.run("items", "list", "-all", "-o", "ndjson").out, "\n"), len(seen)+1)
+}
+
+func TestPayloadFromFile(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	const payload = `{"data":{"environment":"e","uuid":"my-own","body":{"message":{"body":"x"}},"custom":{"n":1e3}}}`
+	file := filepath.Join(t.TempDir(), "payload.json")
+	require.NoError(t, os.WriteFile(file, []byte(payload), 0o600))
+	assert.Equal(t, `{"uuid":"my-own","state":"delivered"}`+"\n", f.run("items", "create", "-data", file).out)
+	assert.Equal(t, `{"uuid":"my-own","state":"delivered"}`+"\n", f.runWith(payload, "items", "create", "-data", "-").out)
+	assert.Equal(t, []string{"1e3"}, f.rows(`SELECT data -> 'custom' ->> 'n' FROM reports`))
+
+	typo := f.runWith(`{"date":{}}`, "items", "create", "-data", "-")
+	assert.Equal(t, 2, typo.exit)
+	assert.Contains(t, typo.err, `unknown field "date", did you mean "data"?`)
+	both := f.runWith(payload, "items", "create", "-data", "-", "-level", "info")
+	assert.Equal(t, 2, both.exit)
+	assert.Contains(t, both.err, "nothing else can be given beside it")
+}
+
+// The command line asks the server at APP_URL.
+func TestAskServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250, func(c *Config) { c.APIToken = "one,two" })
+	ask := func(args ...string) shell {
+		return runShell(t, "", append(args, "-app-url", f.url, "-api-token", "one")...)
+	}
+	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, ask("check"))
+	assert.Equal(t, shell{0, "app " + buildVersion() + "\n", ""}, ask("which"))
+
+	id := fmt.Sprint(f.sandbox.itemIDs()[0])
+	for _, args := range []string{"items list -limit 3", "items get " + id, "items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
+		here, there := f.run(strings.Fields(args)...), ask(strings.Fields(args)...)
+		assert.Equal(t, here, there, args)
+	}
+	assert.Equal(t, f.run("items", "list", "-all").out, ask("items", "list", "-all").out)
+	assert.Contains(t, ask("items", "create", "-message", "x", "-custom", `{"n":1}`).out, `"delivered"`)
+	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
+	refused := runShell(t, "", "items", "list", "-app-url", f.url)
+	assert.Equal(t, shell{5, "", "app: send one of the service's tokens: Authorization: Bearer …\n"}, refused)
+	f.sandbox.setFault(faultLimitedFar)
+	assert.Equal(t, 6, ask("items", "list").exit)
+	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
+	assert.Equal(t, 7, nobody.exit)
+	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
+}
