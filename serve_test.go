@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// A process is the real program, running.
+type process struct {
+	t   testing.TB
+	cmd *exec.Cmd
+	url string // of the service
+
+	mu       sync.Mutex
+	out, err bytes.Buffer
+}
+
+func (p *process) stderr() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err.String()
+}
+
+// binary prepares a run of the program in an empty folder, with nothing in its environment but what
+// is given.
+func binary(t testing.TB, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := testBinary()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.Dir = t.TempDir()
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + cmd.Dir}, env...)
+	return cmd
+}
+
+// startServe starts the service as a process on a port of its own and waits until it listens.
+func startServe(t testing.TB, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: binary(t, env, append([]string{"serve", "-addr", "127.0.0.1:0"}, args...)...)}
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	p.cmd.Stderr = writerFunc(func(text []byte) (int, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.err.Write(text)
+	})
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
+	listening := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			var line struct{ Msg, Message, Address string }
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Address != "" {
+				listening <- line.Address
+			}
+			p.mu.Lock()
+			p.out.Write(append(lines.Bytes(), '\n'))
+			p.mu.Unlock()
+		}
+		close(listening)
+	}()
+	select {
+	case address := <-listening:
+		require.NotEmpty(t, address, "it ended: %s", p.stderr())
+		p.url = "http://" + address
+	case <-time.After(waitLimit):
+		t.Fatal("it does not listen")
+	}
+	return p
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// wait waits for the process and returns its exit code, -1 for one that a signal ended.
+func (p *process) wait() int {
+	p.t.Helper()
+	ended := make(chan struct{})
+	go func() { p.cmd.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(waitLimit):
+		p.t.Fatal("it does not end")
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// env are the fixture's settings as an environment.
+func (f *fixture) env() []string {
+	return []string{
+		"DATABASE_URL=" + f.config.DatabaseURL, "ROLLBAR_URL=" + f.config.RollbarURL,
+		"ROLLBAR_READ_TOKEN=" + f.config.readToken, "ROLLBAR_WRITE_TOKEN=" + f.config.writeToken,
+		"ROLLBAR_POST_TOKEN=" + f.config.postToken, "ROLLBAR_TIMEOUT=" + f.config.RollbarTimeout.String(),
+	}
+}
+
+// at points the fixture at a process.
+func (f *fixture) at(p *process) *fixture {
+	other := *f
+	other.url = p.url
+	return &other
+}
+
+// await waits until the sandbox has seen a request that begins so.
+func (f *fixture) await(request string) {
+	f.t.Helper()
+	require.Eventually(f.t, func() bool {
+		for _, r := range f.sandbox.requests() {
+			if strings.HasPrefix(r, request) {
+				return true
+			}
+		}
+		return false
+	}, waitLimit, waitTick)
+}
+
+// Told to end, the service finishes the requests that run, refuses new ones, and exits with 0.
+func TestServeEndsInGoodOrder(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		p := startServe(t, f.env())
+		f.sandbox.setFault(faultSlow)
+		answers := make(chan int, 1)
+		go func() {
+			res, err := http.Get(p.url + "/items")
+			if err != nil {
+				answers <- 0
+				return
+			}
+			res.Body.Close()
+			answers <- res.StatusCode
+		}()
+		seen := len(f.sandbox.requests())
+		require.Eventually(t, func() bool { return len(f.sandbox.requests()) > seen }, waitLimit, waitTick)
+		require.NoError(t, p.cmd.Process.Signal(signal))
+		require.Eventually(t, func() bool {
+			_, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+			return err != nil
+		}, waitLimit, waitTick, "new requests are refused")
+		f.sandbox.setFault(faultNone)
+		assert.Equal(t, 200, <-answers)
+		assert.Equal(t, 0, p.wait())
+	}
+}
+
+func TestServeEndsAtOnceOnTheSecondSignal(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	p := startServe(t, f.env())
+	f.sandbox.setFault(faultSlow)
+	go http.Get(p.url + "/items")
+	f.await("GET /items")
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	require.Eventually(t, func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return strings.Contains(p.out.String(), "stopping")
+	}, waitLimit, waitTick)
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	assert.Equal(t, -1, p.wait())
+}
+
+func TestServeOnATakenPort(t *testing.T) {
+	t.Parallel()
+	taken := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(taken.Close)
+	address := strings.TrimPrefix(taken.URL, "http://")
+	got := runShell(t, "", "serve", "-sandbox", "-database-url", "postgres:///x", "-addr", address)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: ADDR: %s is taken by another program: stop that one, or set ADDR to another port such as 127.0.0.1:8081\n", address)}, got)
+}
+
+// The service starts without PostgreSQL, as KO, and makes its tables when PostgreSQL comes.
+func TestServeBeforePostgreSQL(t *testing.T) {
+	t.Parallel()
+	postgres := startTestPostgres(t, "")
+	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	postgres.halt(t, "fast")
+	f = f.at(startServe(t, f.env()))
+	assert.Equal(t, `{"status":"KO"}`+"\n", f.get("/check").body)
+	f.get("/reports").requireProblem(503, "unavailable")
+	f.do("POST", "/items/sync", "").requireProblem(503, "unavailable")
+	list := f.get("/items")
+	assert.Equal(t, 200, list.status)
+	assert.Equal(t, "false", list.header.Get("Report-Stored"))
+
+	postgres.resume(t)
+	require.Eventually(t, func() bool { return f.get("/check").status == 200 }, waitLimit, waitTick)
+	require.Eventually(t, func() bool { return f.rows(`SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true" }, waitLimit, waitTick)
+	assert.Empty(t, f.get("/items").header.Get("Report-Stored"))
+	assert.Len(t, f.get("/reports").list("reports"), 3)
+}
+
+// On an empty machine, `serve -dev` brings all it needs, and says how a second shell gets to it.
+func TestServeDev(t *testing.T) {
+	t.Parallel()
+	p := startServe(t, nil, "-dev")
+	var exports []string
+	require.Eventually(t, func() bool {
+		exports = regexp.MustCompile(`[A-Z_]+='[^']*'`).FindAllString(p.stderr(), -1)
+		return len(exports) == 5
+	}, waitLimit, waitTick)
+	for i, export := range exports {
+		exports[i] = strings.ReplaceAll(export, "'", "")
+	}
+	f := &fixture{t: t, url: p.url}
+	overHTTP := f.get("/items?limit=5")
+	require.Equal(t, 200, overHTTP.status, overHTTP.body)
+	out, err := binary(t, exports, "items", "list", "-limit", "5").Output()
+	require.NoError(t, err)
+	assert.Equal(t, overHTTP.body, string(out))
+	out, err = binary(t, exports, "reports", "list", "-o", "ndjson").Output()
+	require.NoError(t, err)
+	assert.Equal(t, 5, bytes.Count(out, []byte("\n")))
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	assert.Equal(t, 0, p.wait(), p.stderr())
+}
+
+// What is printed on standard error is one line, and standard output stays clean.
+func TestBinary(t *testing.T) {
+	t.Parallel()
+	out, err := binary(t, nil, "version").Output()
+	require.NoError(t, err)
+	assert.Equal(t, 1, bytes.Count(out, []byte("\n")))
+
+	cmd := binary(t, nil, "items", "list")
+	require.NoError(t, os.WriteFile(cmd.Dir+"/.env", []byte("\nROLLBAR_TIMEOUT=hunter2\n"), 0o600))
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	assert.Error(t, cmd.Run())
+	assert.Equal(t, 3, cmd.ProcessState.ExitCode())
+	assert.Empty(t, stdout.String())
+	assert.Equal(t, "app: line 2 of .env: ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s\n", stderr.String())
+}
+
+// Interrupted, a subcommand ends with 130.
+func TestInterruptedSubcommand(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.sandbox.setFault(faultSlow)
+	cmd := binary(t, f.env(), "items", "list")
+	require.NoError(t, cmd.Start())
+	f.await("GET /items")
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	cmd.Wait()
+	assert.Equal(t, 130, cmd.ProcessState.ExitCode())
+}
