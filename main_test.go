@@ -275,3 +275,13 @@ const (
 	waitLimit = 30 * time.Second
 	waitTick  = 5 * time.Millisecond
 )
+
+// newContext is a context that a test can end before it ends itself.
+func newContext(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithCancel(context.WithoutCancel(t.Context()))
+}
+
+// withTimeout sets the time-out of calls of Rollbar.
+func withTimeout(d time.Duration) func(*Config) {
+	return func(c *Config) { c.RollbarTimeout = d }
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// state returns the state of the report with the uuid, or "" where there is none.
+func (f *fixture) state(uuid string) string {
+	f.t.Helper()
+	rows := f.rows(fmt.Sprintf(`SELECT state FROM reports WHERE uuid = '%s'`, uuid))
+	if len(rows) == 0 {
+		return ""
+	}
+	return rows[0]
+}
+
+// eventually waits until the report with the uuid is in the state.
+func (f *fixture) eventually(uuid, state string) {
+	f.t.Helper()
+	require.Eventually(f.t, func() bool { return f.state(uuid) == state }, waitLimit, waitTick)
+}
+
+// create posts a flat occurrence with the uuid.
+func (f *fixture) create(uuid string) *answer {
+	f.t.Helper()
+	return f.do("POST", "/items", fmt.Sprintf(`{"message":"x","uuid":%q}`, uuid))
+}
+
+// deliver runs the queue's worker for the rest of the test.
+func (f *fixture) deliver(app *App) {
+	done := make(chan struct{})
+	ctx, stop := newContext(f.t)
+	go func() { app.deliverQueue(ctx); close(done) }()
+	f.t.Cleanup(func() { stop(); <-done })
+}
+
+func TestCreateWhileRollbarFails(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		fault  sandboxFault
+		status int
+		state  string
+	}{
+		{faultNone, 201, "delivered"},
+		{faultDown, 202, "queued"},
+		{faultError, 202, "queued"},
+		{faultBadGateway, 202, "queued"},
+		{faultTruncated, 202, "queued"},
+		{faultSlow, 202, "queued"},
+		{faultDropped, 202, "queued"},
+		{faultLimitedFar, 202, "queued"},
+		{faultForbidden, 502, ""},
+		{faultDeactivated, 502, ""},
+	}
+	for _, test := range tests {
+		t.Run(string(test.fault), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0, withTimeout(200*time.Millisecond))
+			f.sandbox.setFault(test.fault)
+			const uuid = "0d6c5a39-8a6c-4f0e-9d9b-4cf8f26a2c11"
+			got := f.create(uuid)
+			require.Equal(t, test.status, got.status, got.body)
+			assert.Equal(t, test.state, f.state(uuid))
+			if test.state == "" {
+				got.requireProblem(502, "rollbar-auth")
+				assert.NotContains(t, got.body, sandboxPostToken)
+				return
+			}
+			assert.Equal(t, fmt.Sprintf(`{"uuid":%q,"state":%q}`+"\n", uuid, test.state), got.body)
+			assert.Equal(t, got.body, f.create(uuid).body, "the same again")
+
+			f.sandbox.setFault(faultNone)
+			f.deliver(f.app)
+			f.eventually(uuid, "delivered")
+			assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+			assert.Equal(t, 201, f.create(uuid).status, "answered by what the report says now")
+		})
+	}
+}
+
+// What one failed attempt leaves open, a repetition settles at once.
+func TestCreateIsRepeated(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []sandboxFault{faultDown, faultError, faultBadGateway, faultTruncated, faultDropped} {
+		f := newFixture(t, 0)
+		f.sandbox.failNext(1, fault)
+		uuid := newUUID()
+		assert.Equal(t, 201, f.create(uuid).status, fault)
+		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid), fault)
+		assert.Equal(t, "delivered", f.state(uuid), fault)
+	}
+}
+
+func TestDeliveryOfTheRefused(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	first, second := newUUID(), newUUID()
+	require.Equal(t, 202, f.do("POST", "/items", fmt.Sprintf(`{"data":{"environment":"e","platform":"browser","uuid":%q,"body":{"message":{"body":"x"}}}}`, first)).status)
+	require.Equal(t, 202, f.create(second).status)
+	f.sandbox.setFault(faultNone)
+	f.deliver(f.app)
+	f.eventually(second, "delivered")
+	assert.Equal(t, "queued", f.state(first), "it waits for the right token, and holds up nothing else")
+	assert.Zero(t, f.sandbox.occurrencesOf(first))
+}
+
+// A round on the command line delivers what it can, and counts.
+func TestReportsDeliver(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	for range 5 {
+		require.Equal(t, 202, f.create(newUUID()).status)
+	}
+	assert.Equal(t, `{"delivered":0,"queued":5,"rejected":0}`+"\n", f.run("reports", "deliver").out)
+	f.sandbox.setFault(faultNone)
+	assert.Equal(t, `{"delivered":5,"queued":0,"rejected":0}`+"\n", f.run("reports", "deliver").out)
+	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
+}
+
+// Cleaning keeps what is queued.
+func TestCleanKeepsTheQueue(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	require.Equal(t, 200, f.get("/items").status)
+	require.Equal(t, 201, f.create(newUUID()).status)
+	f.sandbox.setFault(faultDown)
+	require.Equal(t, 202, f.create(newUUID()).status)
+	assert.Equal(t, `{"deleted":1,"kept_queued":1}`+"\n", f.do("DELETE", "/reports?state=delivered", "").body)
+	assert.Equal(t, `{"deleted":3,"kept_queued":1}`+"\n", f.do("DELETE", "/reports", "").body)
+	assert.Equal(t, []string{"queued"}, f.rows(`SELECT state FROM reports`))
+}
+
+// While a create is under way, no worker takes it: its lease does not end before.
+func TestWorkersLeaveWhatIsBeingSent(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	uuid := newUUID()
+	f.sandbox.failOnly("POST /item", 1, faultSlow)
+	answers := make(chan *answer)
+	go func() { answers <- f.create(uuid) }()
+	f.await("POST /item")
+	assert.Equal(t, `{"delivered":0,"queued":1,"rejected":0}`+"\n", f.run("reports", "deliver").out)
+	f.sandbox.setFault(faultNone)
+	assert.Equal(t, 201, (<-answers).status)
+	assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+}
+
+// A claim that a dead process held is taken over when it runs out.
+func TestLeaseOfTheDead(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	uuid := newUUID()
+	_, err := f.app.store.record(t.Context(), uuid, []byte(`{"environment":"e","body":{"message":{"body":"x"}},"uuid":"`+uuid+`"}`), time.Hour)
+	require.NoError(t, err)
+	assert.Equal(t, `{"delivered":0,"queued":1,"rejected":0}`+"\n", f.run("reports", "deliver").out)
+	f.rows(`UPDATE reports SET leased_until = now() RETURNING ''`)
+	f.deliver(f.app)
+	f.eventually(uuid, "delivered")
+}
+
+// Several workers, as of several replicas, deliver each occurrence once.
+func TestReplicasShareTheQueue(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	var uuids []string
+	for range 30 {
+		uuids = append(uuids, newUUID())
+		require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
+	}
+	f.sandbox.setFault(faultNone)
+	before := map[string]int{}
+	for _, uuid := range uuids {
+		before[uuid] = f.sandbox.postsOf(uuid)
+	}
+	f.deliver(f.app)
+	f.deliver(f.newApp())
+	for _, uuid := range uuids {
+		f.eventually(uuid, "delivered")
+		assert.Equal(t, before[uuid]+1, f.sandbox.postsOf(uuid))
+	}
+}
+
+// New work is delivered at once, also from another process.
+func TestQueueIsWoken(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.deliver(f.newApp())
+	require.Eventually(t, func() bool {
+		return len(f.rows(`SELECT '' FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND application_name = 'app'`)) > 0
+	}, waitLimit, waitTick)
+	f.sandbox.failNext(maxAttempts, faultError)
+	uuid := newUUID()
+	require.Equal(t, 202, f.create(uuid).status)
+	f.eventually(uuid, "delivered")
+}
+
+// Rollbar is asked which item an occurrence became; sightings stay reports of their own.
+func TestItemsOfDelivered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.manual = true
+	uuid := newUUID()
+	require.Equal(t, 201, f.create(uuid).status)
+	soon := func() { f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`) }
+	soon()
+	f.app.findItems(t.Context())
+	assert.Equal(t, []string{"1 true"}, f.rows(`SELECT lookups || ' ' || (item_id IS NULL) FROM reports`))
+	f.sandbox.process()
+	soon()
+	f.app.findItems(t.Context())
+	id := f.sandbox.itemIDs()[0]
+	assert.Equal(t, []string{fmt.Sprintf("delivered %d true", id)}, f.rows(`SELECT state || ' ' || item_id || ' ' || (next_lookup IS NULL) FROM reports`))
+	require.Equal(t, 200, f.get("/items").status)
+	assert.Equal(t, []string{"delivered", "current"}, f.rows(fmt.Sprintf(`SELECT state FROM reports WHERE item_id = %d ORDER BY id`, id)))
+}
+
+func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.manual = true
+	require.Equal(t, 201, f.create(newUUID()).status)
+	for range len(lookupWaits) {
+		f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`)
+		f.app.findItems(t.Context())
+	}
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL AND item_id IS NULL)::text FROM reports`))
+}
+
+// A text that is no UUID is taken by Rollbar, but cannot be looked up.
+func TestItemsOfOtherUUIDs(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	require.Equal(t, 201, f.create("order-4711").status)
+	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
+	f.app.findItems(t.Context())
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`))
+}
+
+// The worst race: a request that Rollbar's refusal of the token will undo has already answered
+// another one with the same uuid.
+func TestForgottenNotWhenAcknowledged(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	uuid := newUUID()
+	f.sandbox.failOnly("POST /item", 1, faultSlow)
+	answers := make(chan *answer)
+	go func() { answers <- f.create(uuid) }()
+	f.await("POST /item")
+	require.Equal(t, 202, f.create(uuid).status)
+	f.sandbox.setFault(faultForbidden)
+	(<-answers).requireProblem(502, "rollbar-auth")
+	assert.Equal(t, "queued", f.state(uuid))
+}
+
+func TestCreateWithoutPostgreSQL(t *testing.T) {
+	t.Parallel()
+	postgres := startTestPostgres(t, "")
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	require.Equal(t, 200, f.get("/reports").status)
+	postgres.halt(t, "immediate")
+	uuid := newUUID()
+	got := f.create(uuid)
+	assert.Equal(t, 201, got.status, got.body)
+	assert.Equal(t, "false", got.header.Get("Report-Stored"))
+	assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+	onShell := f.run("items", "create", "-message", "x")
+	assert.Equal(t, 0, onShell.exit)
+	assert.Contains(t, onShell.err, "app: nothing is stored: ")
+
+	f.sandbox.setFault(faultLimitedFar)
+	both := f.create(newUUID())
+	both.requireProblem(503, "unavailable")
+	assert.NotEmpty(t, both.header.Get("Retry-After"))
+	f.sandbox.setFault(faultDown)
+	f.create(newUUID()).requireProblem(503, "unavailable")
+
+	f.sandbox.setFault(faultNone)
+	postgres.resume(t)
+	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
+}
