@@ -45,6 +45,7 @@ func isTerminal(stream any) bool {
 // A cli is one run of the command line.
 type cli struct {
 	std      console
+	commands []*Command
 	settings []string // the settings given as flags
 	refused  error    // by a flag
 	output   string   // the format asked for, or ""
@@ -53,7 +54,7 @@ type cli struct {
 
 // run runs the command line and returns the exit code.
 func run(ctx context.Context, args []string, std console) int {
-	c := &cli{std: std}
+	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile))}
 	root := c.tree()
 	arranged, selected, err := arrange(root, args)
 	if err == nil {
@@ -73,6 +74,17 @@ func run(ctx context.Context, args []string, std console) int {
 		return invalid.exit
 	}
 	return c.fail(err)
+}
+
+// isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. That other
+// settings are bad is reported later, by those who need them.
+func isReadOnly(args []string, envFile string) bool {
+	given := slices.ContainsFunc(args, func(arg string) bool {
+		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		return strings.HasPrefix(arg, "-") && name == "read-only" && (!hasValue || value == "true")
+	})
+	config, err := loadConfig(nil, envFile)
+	return given || err == nil && config.ReadOnly
 }
 
 // parse reads the flags. Package flag quotes the values that a flag refuses, which may be secrets, so
@@ -114,14 +126,14 @@ func (c *cli) fail(err error) int {
 
 // tree makes the subcommands of the registry and those that exist only here.
 func (c *cli) tree() *ffcli.Command {
-	root := c.group("app", "app COMMAND [flags] [arguments]", rootHelp)
+	root := c.group("app", "app COMMAND [flags] [arguments]", c.rootHelp)
 	nouns := map[string]*ffcli.Command{}
-	for _, command := range commands {
+	for _, command := range c.commands {
 		words := command.words()
 		parent := root
 		if len(words) == 2 {
 			if nouns[words[0]] == nil {
-				nouns[words[0]] = c.group(words[0], "app "+words[0]+" COMMAND [flags] [arguments]", nounHelp(words[0]))
+				nouns[words[0]] = c.group(words[0], "app "+words[0]+" COMMAND [flags] [arguments]", func() string { return c.nounHelp(words[0]) })
 				root.Subcommands = append(root.Subcommands, nouns[words[0]])
 			}
 			parent = nouns[words[0]]

@@ -133,6 +133,11 @@ var (
 	pathField   = regexp.MustCompile(`\{([a-z_]+)\}`)
 )
 
+// allowed are the commands that there are: all, or those that change nothing.
+func allowed(commands []*Command, readOnly bool) []*Command {
+	return slices.DeleteFunc(slices.Clone(commands), func(c *Command) bool { return readOnly && c.Changes })
+}
+
 // validate panics on what is wrong with a list of commands.
 func validate(commands []*Command) {
 	seen := map[string]bool{}

@@ -73,8 +73,6 @@ func (app *App) keepBeforeDelete(ctx context.Context, item Item) error {
 		app.keep(ctx, item) // which notes that it cannot
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	if _, err := app.store.keep(ctx, []Item{item}); err != nil {
 		return fmt.Errorf("nothing is deleted, because item %d must be stored before: %w", item.ID, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -33,12 +34,15 @@ type server struct {
 	tokens []string // what callers may send; none: anyone on this machine may call
 	open   map[string]bool
 	origin *http.CrossOriginProtection
+
+	// clientTimeout is how long a client may take to send its body, or to take a part of an answer.
+	clientTimeout time.Duration
 }
 
 // newHandler returns the service as a handler. Callers must send one of the tokens, if there are
 // any.
 func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
-	s := &server{app, http.NewServeMux(), tokens, map[string]bool{}, http.NewCrossOriginProtection()}
+	s := &server{app, http.NewServeMux(), tokens, map[string]bool{}, http.NewCrossOriginProtection(), 30 * time.Second}
 	for _, c := range commands {
 		for _, route := range c.routes() {
 			s.mux.HandleFunc(route, func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w, r, c) })
@@ -62,7 +66,7 @@ func requestOf(r *http.Request) *request { return r.Context().Value(requestKey{}
 // ServeHTTP answers one request and logs it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	about := &request{id: rand.Text()}
+	about := &request{id: requestID(r)}
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, about))
 	answer := &statusWriter{ResponseWriter: w}
 	w = answer
@@ -72,6 +76,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.logRequest(r, answer.status, time.Since(began))
 	}()
+	if r.Body != http.NoBody { // also for a body that nobody reads but net/http, to throw it away
+		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
+	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
@@ -86,6 +93,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mux.ServeHTTP(w, r)
+}
+
+// saneID matches the request ids that are taken over from callers.
+var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// requestID is the caller's id of the request, or a new one.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get("X-Request-Id"); saneID.MatchString(id) {
+		return id
+	}
+	return rand.Text()
 }
 
 // recovered answers a request whose handler panicked, unless that is how it cut an answer off.
@@ -168,7 +186,7 @@ func (s *server) noRoute(w http.ResponseWriter, r *http.Request) error {
 // serveCommand answers a request that the command's route matches.
 func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command) {
 	requestOf(r).operation = c.Name
-	args, err := argumentsOf(w, r, c)
+	args, err := s.arguments(w, r, c)
 	if err != nil {
 		s.refuse(w, r, err)
 		return
@@ -201,8 +219,7 @@ func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
 	if _, ok := value.(Text); ok {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	}
-	buffer := newAnswerBuffer(w, outcomeOf(value).status)
-	defer buffer.free()
+	buffer := &answerBuffer{w: w, status: outcomeOf(value).status, timeout: s.clientTimeout}
 	err := writeResult(buffer, value)
 	switch {
 	case err == nil:
@@ -252,8 +269,8 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 	}
 }
 
-// argumentsOf takes the command's arguments out of the path, the query and the body.
-func argumentsOf(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
+// arguments takes the command's arguments out of the path, the query and the body.
+func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
 	args := arguments{values: map[string][]literal{}, label: func(p *param) string { return p.name }}
 	for _, name := range c.names(inPath) {
 		args.values[name] = []literal{{text: r.PathValue(name)}}
@@ -272,7 +289,7 @@ func argumentsOf(w http.ResponseWriter, r *http.Request, c *Command) (arguments,
 			args.values[name] = append(args.values[name], literal{text: value})
 		}
 	}
-	body, err := bodyOf(w, r)
+	body, err := s.body(w, r)
 	if err != nil {
 		return args, err
 	}
@@ -290,9 +307,9 @@ func argumentsOf(w http.ResponseWriter, r *http.Request, c *Command) (arguments,
 	return args, nil
 }
 
-// bodyOf reads the members of a request's JSON body. A body of no declared type is JSON, and so is
+// body reads the members of a request's JSON body. A body of no declared type is JSON, and so is
 // one of the type that a plain `curl -d` declares.
-func bodyOf(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil
 	}
@@ -303,7 +320,9 @@ func bodyOf(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage,
 		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
 	case err != nil:
 		return nil, fail(invalid, "the body cannot be read: %w", err)
-	case len(text) == 0:
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // the work may take its time
+	if len(text) == 0 {
 		return nil, nil
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -350,19 +369,14 @@ func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 // An answerBuffer holds an answer back until it is complete or too large to be held.
 type answerBuffer struct {
-	w      http.ResponseWriter
-	status int
-	begun  bool // something has gone out
-	text   bytes.Buffer
+	w       http.ResponseWriter
+	status  int
+	timeout time.Duration // for each part
+	begun   bool          // something has gone out
+	text    bytes.Buffer
 }
 
 const answerBufferSize = 64 << 10
-
-func newAnswerBuffer(w http.ResponseWriter, status int) *answerBuffer {
-	return &answerBuffer{w: w, status: status}
-}
-
-func (b *answerBuffer) free() {}
 
 func (b *answerBuffer) Write(p []byte) (int, error) {
 	if b.text.Len()+len(p) > answerBufferSize {
@@ -378,6 +392,7 @@ func (b *answerBuffer) flush() error {
 		b.begun = true
 		b.w.WriteHeader(b.status)
 	}
+	_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout)) // moves on with the work
 	_, err := b.text.WriteTo(b.w)
 	return err
 }

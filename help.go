@@ -19,21 +19,21 @@ func columns(rows ...string) string {
 }
 
 // commandRows are the commands of a noun, or all for "", with their routes.
-func commandRows(noun string) []string {
+func (c *cli) commandRows(noun string) []string {
 	var rows []string
-	for _, c := range commands {
-		words := c.words()
+	for _, command := range c.commands {
+		words := command.words()
 		if noun == "" {
-			rows = append(rows, fmt.Sprintf("%s\t%s\t%s", strings.Join(words, " "), c.Route, c.Short))
+			rows = append(rows, fmt.Sprintf("%s\t%s\t%s", strings.Join(words, " "), command.Route, command.Short))
 		} else if words[0] == noun {
-			rows = append(rows, fmt.Sprintf("%s\t%s\t%s", words[1], c.Route, c.Short))
+			rows = append(rows, fmt.Sprintf("%s\t%s\t%s", words[1], command.Route, command.Short))
 		}
 	}
 	return rows
 }
 
-func rootHelp() string {
-	rows := append(commandRows(""),
+func (c *cli) rootHelp() string {
+	rows := append(c.commandRows(""),
 		"serve\t\tRun the service",
 		"version\t\tPrint the version",
 	)
@@ -43,22 +43,9 @@ func rootHelp() string {
 		"\nEach command has its own help: app items list -h\n"
 }
 
-func nounHelp(noun string) func() string {
-	return func() string {
-		return "Commands, and the routes of the service that do the same:\n" + columns(commandRows(noun)...) +
-			"\nEach command has its own help: app " + noun + " " + commandsOf(noun)[0] + " -h\n"
-	}
-}
-
-// commandsOf are the verbs of a noun.
-func commandsOf(noun string) []string {
-	var verbs []string
-	for _, c := range commands {
-		if words := c.words(); words[0] == noun && len(words) == 2 {
-			verbs = append(verbs, words[1])
-		}
-	}
-	return verbs
+func (c *cli) nounHelp(noun string) string {
+	return "Commands, and the routes of the service that do the same:\n" + columns(c.commandRows(noun)...) +
+		"\nEach command has its own help: app " + noun + " list -h\n"
 }
 
 func settingsHelp() string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -101,6 +102,7 @@ type fixture struct {
 	config  *Config
 	app     *App
 	url     string // of the service
+	admin   string // the database as its owner, if that is not the service
 }
 
 // newFixture starts a service on a sandbox with n items. The functions change its settings.
@@ -268,6 +270,16 @@ func (f *fixture) serve(handler http.Handler) {
 	service := httptest.NewServer(handler)
 	f.t.Cleanup(service.Close)
 	f.url = service.URL
+}
+
+// exec runs statements on the fixture's database, as its owner.
+func (f *fixture) exec(sql string) {
+	f.t.Helper()
+	conn, err := pgx.Connect(f.t.Context(), cmp.Or(f.admin, f.config.DatabaseURL))
+	require.NoError(f.t, err)
+	defer conn.Close(f.t.Context())
+	_, err = conn.Exec(f.t.Context(), sql)
+	require.NoError(f.t, err)
 }
 
 // What tests wait for is there soon, or never.

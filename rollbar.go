@@ -19,6 +19,11 @@ import (
 // maxAnswer bounds what is read of one answer: 5000 items are about 7 MB, occurrences are larger.
 const maxAnswer = 64 << 20
 
+const (
+	maxCalls = 32              // to Rollbar at the same time
+	slotWait = 2 * time.Second // for one of them to end, before a request is turned away
+)
+
 // A scope is what a Rollbar token allows.
 type scope string
 
@@ -38,13 +43,14 @@ type Rollbar struct {
 	timeout time.Duration // for one call
 	backoff time.Duration // before the first repetition; it doubles
 	client  *http.Client
+	slots   chan struct{}     // of calls that may run at the same time
 	mask    *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
 }
 
 // newRollbar returns a client for the API at the base URL, with a time-out for each single call.
 func newRollbar(base string, tokens map[scope]token, timeout time.Duration) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 64
+	transport.MaxIdleConnsPerHost = maxCalls
 	var secrets []string
 	for _, t := range tokens {
 		if t.value != "" {
@@ -55,6 +61,7 @@ func newRollbar(base string, tokens map[scope]token, timeout time.Duration) *Rol
 		base:    strings.TrimRight(base, "/"),
 		tokens:  tokens,
 		timeout: timeout,
+		slots:   make(chan struct{}, maxCalls),
 		backoff: 200 * time.Millisecond,
 		mask:    strings.NewReplacer(secrets...),
 		client: &http.Client{
@@ -110,6 +117,14 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 
 // attempt makes the call once and returns the whole answer as compact JSON.
 func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-time.After(slotWait):
+		return nil, &Failure{kind: unavailable, detail: "too many calls wait for Rollbar already", wait: time.Second}
+	case <-ctx.Done():
+		return nil, r.noAnswer(ctx, ctx.Err())
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	target := r.base + call.path

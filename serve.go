@@ -56,9 +56,12 @@ func serve(ctx context.Context, config *Config, dev bool, std console) error {
 	defer cancel()
 	background.Go(func() {
 		app.awaitDatabase(ctx)
-		app.deliverQueue(ctx)
+		if !config.ReadOnly {
+			app.deliverQueue(ctx)
+		}
 	})
-	return serveUntilDone(ctx, listener, newHandler(app, commands, config.apiTokens()), log)
+	handler := newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens())
+	return serveUntilDone(ctx, listener, handler, log)
 }
 
 // listen opens the service's address.

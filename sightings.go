@@ -58,16 +58,17 @@ func (app *App) keep(ctx context.Context, items ...Item) {
 		callOf(ctx).notStored("DATABASE_URL is not set")
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
-	if _, err := app.store.keep(ctx, items); err != nil {
+	if _, err := app.store.keep(context.WithoutCancel(ctx), items); err != nil {
 		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
 		callOf(ctx).notStored(err.Error())
 	}
 }
 
 // keep stores what was seen of the items, in any order; of an item that is there twice, the last.
+// What is not done within storeTimeout has failed.
 func (s *Store) keep(ctx context.Context, items []Item) (tally, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	pending := map[int64]sighting{}
 	for _, item := range items {
 		pending[item.ID] = sightingOf(item)

@@ -117,6 +117,9 @@ func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
 	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	conn, err := pool.Acquire(waiting)
+	if errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns {
+		return nil, &Failure{kind: unavailable, detail: "too many requests wait for PostgreSQL already", wait: time.Second, err: err}
+	}
 	return conn, databaseError(err)
 }
 

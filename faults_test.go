@@ -1,0 +1,339 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// tryCreate posts an occurrence and returns the status, or 0 where no answer came.
+func tryCreate(url, uuid string) int {
+	body := strings.NewReader(fmt.Sprintf(`{"message":"%s","uuid":"%s"}`, uuid, uuid))
+	res, err := http.Post(url+"/items", "application/json", body)
+	if err != nil {
+		return 0
+	}
+	defer res.Body.Close()
+	if _, err := io.ReadAll(res.Body); err != nil {
+		return 0
+	}
+	return res.StatusCode
+}
+
+// Killed in the middle of many creates and started again, the service delivers all that it had
+// acknowledged, each as one occurrence.
+func TestKillLosesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, withTimeout(time.Second))
+	p := startServe(t, f.env())
+	var (
+		mu           sync.Mutex
+		acknowledged []string
+		clients      sync.WaitGroup
+	)
+	for n := range 200 {
+		if n == 50 {
+			f.sandbox.setFault(faultDown) // half of what comes is queued
+		}
+		clients.Go(func() {
+			uuid := newUUID()
+			if status := tryCreate(p.url, uuid); status == 201 || status == 202 {
+				mu.Lock()
+				defer mu.Unlock()
+				acknowledged = append(acknowledged, uuid)
+				if len(acknowledged) == 100 {
+					p.cmd.Process.Kill()
+				}
+			}
+		})
+	}
+	clients.Wait()
+	p.wait()
+	require.GreaterOrEqual(t, len(acknowledged), 100)
+	f.sandbox.setFault(faultNone)
+	f.rows(`UPDATE reports SET leased_until = '-infinity', next_attempt = '-infinity' WHERE state = 'queued' RETURNING ''`) // as time would
+	startServe(t, f.env())
+	for _, uuid := range acknowledged {
+		f.eventually(uuid, "delivered")
+		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+	}
+}
+
+// Told to end while many requests come, the service cuts none of those that it has taken.
+func TestEndUnderLoad(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	p := startServe(t, f.env())
+	var clients sync.WaitGroup
+	var mu sync.Mutex
+	answered := 0
+	for range 8 {
+		clients.Go(func() {
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			for {
+				res, err := client.Get(p.url + "/items?limit=5")
+				if err != nil {
+					return
+				}
+				text, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				assert.NoError(t, err)
+				assert.True(t, json.Valid(text))
+				mu.Lock()
+				if answered++; answered == 50 {
+					assert.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	clients.Wait()
+	assert.Equal(t, 0, p.wait())
+	assert.Len(t, f.sandbox.requests(), answered, "what was begun was answered")
+}
+
+// PostgreSQL without a free connection, or unable to write, is as good as none: reads are answered,
+// and what cannot be recorded goes straight to Rollbar.
+func TestPostgreSQLOutOfResources(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		fail func(t *testing.T, f *fixture)
+	}{
+		{"no connection left", func(t *testing.T, f *fixture) {
+			f.exec(`ALTER ROLE app CONNECTION LIMIT 0`)
+			f.app.store.pool.Reset()
+		}},
+		{"disk full", func(t *testing.T, f *fixture) {
+			f.exec(`CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+				BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+				CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON reports EXECUTE FUNCTION full_disk()`)
+		}},
+		{"read only", func(t *testing.T, f *fixture) {
+			f.exec(`ALTER ROLE app SET default_transaction_read_only = on`)
+			f.app.store.pool.Reset()
+		}},
+		{"locked", func(t *testing.T, f *fixture) {
+			conn, err := f.app.store.pool.Acquire(t.Context())
+			require.NoError(t, err)
+			t.Cleanup(func() { conn.Conn().Close(context.Background()); conn.Release() })
+			_, err = conn.Exec(t.Context(), `BEGIN; LOCK TABLE reports IN EXCLUSIVE MODE`)
+			require.NoError(t, err)
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			postgres := startTestPostgres(t, "")
+			f := newFixture(t, 3, func(c *Config) {
+				inPostgres(t, postgres.URL(), `CREATE ROLE app LOGIN`)
+				inPostgres(t, postgres.URL(), `GRANT ALL ON SCHEMA public TO app`)
+				c.DatabaseURL = strings.Replace(postgres.URL(), "postgres@", "app@", 1)
+			})
+			f.admin = postgres.URL()
+			require.Equal(t, 200, f.get("/reports").status)
+			test.fail(t, f)
+
+			list := f.get("/items")
+			assert.Equal(t, 200, list.status)
+			assert.Equal(t, "false", list.header.Get("Report-Stored"))
+			uuid := newUUID()
+			created := f.create(uuid)
+			assert.Equal(t, 201, created.status, created.body)
+			assert.Equal(t, "false", created.header.Get("Report-Stored"))
+			assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+			f.do("POST", "/items/sync", "").requireProblem(503, "unavailable")
+			id := f.sandbox.itemIDs()[0]
+			f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(503, "unavailable")
+			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1, "nothing is deleted that is not stored")
+		})
+	}
+}
+
+// Requests that wait too long for others are turned away.
+func TestTooManyCalls(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.app.rollbar.slots = make(chan struct{}, 1)
+	f.sandbox.setFault(faultSlow)
+	first := make(chan *answer)
+	go func() { first <- f.get("/items") }()
+	f.await("GET /items")
+	got := f.get("/items")
+	assert.Equal(t, "page 1 of the items: too many calls wait for Rollbar already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "1", got.header.Get("Retry-After"))
+	f.sandbox.setFault(faultNone)
+	assert.Equal(t, 200, (<-first).status)
+}
+
+func TestPanicIsOneAnswerAndOneLogLine(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	f := newFixture(t, 0)
+	f.app.log = slog.New(slog.NewJSONHandler(&log, nil))
+	broken := &Command{Name: "broken", Route: "GET /broken", Short: "x", Run: typed(func(context.Context, *App, struct{}) (Text, error) {
+		panic("a secret detail")
+	})}
+	f.serve(newHandler(f.app, []*Command{broken}, nil))
+	got := f.get("/broken")
+	assert.Equal(t, "internal error", got.requireProblem(500, "internal"))
+	assert.NotContains(t, got.body, "secret")
+	assert.Equal(t, 1, strings.Count(log.String(), `"msg":"panic"`))
+	assert.Contains(t, log.String(), "faults_test.go")
+	assert.Equal(t, 500, f.get("/broken").status, "the service goes on")
+}
+
+// Clients that neither send nor take what they should are cut off.
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	handler := newHandler(f.app, commands, nil).(*server)
+	handler.clientTimeout = 50 * time.Millisecond
+	row := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
+	cut := make(chan error, 1)
+	handler.mux.HandleFunc("GET /endless", func(w http.ResponseWriter, r *http.Request) {
+		defer func() { cut <- fmt.Errorf("%v", recover()) }()
+		handler.respond(w, r, &List{Name: "rows", Rest: func() json.RawMessage { return nil }, Rows: func(yield func(json.RawMessage, error) bool) {
+			for yield(row, nil) {
+			}
+		}})
+	})
+	f.serve(handler)
+	dial := func(request string) net.Conn {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		require.NoError(t, err)
+		t.Cleanup(func() { conn.Close() })
+		_, err = io.WriteString(conn, request)
+		require.NoError(t, err)
+		return conn
+	}
+	dial("GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	assert.EqualError(t, <-cut, http.ErrAbortHandler.Error())
+
+	text, err := io.ReadAll(dial("POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"))
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "the body cannot be read")
+}
+
+func TestReadOnly(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.serve(newHandler(f.app, allowed(commands, true), nil))
+	id := f.sandbox.itemIDs()[0]
+	f.do("POST", "/items", `{"message":"x"}`).requireProblem(405, "usage")
+	f.do("DELETE", "/reports", "").requireProblem(405, "usage")
+	f.do("PATCH", fmt.Sprintf("/items/%d", id), `{"status":"muted"}`).requireProblem(405, "usage")
+	f.do("POST", "/reports/deliver", "").requireProblem(405, "usage")
+	assert.Equal(t, 200, f.get("/items").status)
+	assert.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+
+	for _, args := range []string{"items delete 5", "items create -message x", "items update 5 -level info", "reports clean -yes", "reports deliver"} {
+		got := runShell(t, "", append([]string{"-read-only"}, strings.Fields(args)...)...)
+		assert.Equal(t, 2, got.exit)
+		assert.Contains(t, got.err, "unknown command")
+	}
+	assert.NotContains(t, runShell(t, "", "-read-only", "-h").out, "DELETE")
+	cmd := binary(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
+	assert.Error(t, cmd.Run())
+	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
+}
+
+func TestRequestID(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	got := f.do("GET", "/nowhere", "", "X-Request-Id", "job-17.a_b")
+	assert.Equal(t, "job-17.a_b", got.header.Get("X-Request-Id"))
+	assert.Equal(t, `"job-17.a_b"`, got.at("request_id"))
+	for _, insane := range []string{"", "a b", "<script>", strings.Repeat("x", 129)} {
+		assert.NotEqual(t, insane, f.do("GET", "/which", "", "X-Request-Id", insane).header.Get("X-Request-Id"))
+	}
+}
+
+var (
+	chaosSeed = flag.Uint64("chaos.seed", 1, "seed of the randomised run")
+	chaosTime = flag.Duration("chaos.time", 4*time.Second, "how long the randomised run goes on")
+)
+
+// A randomised run mixes creates with everything that can fail: Rollbar in all its ways, PostgreSQL
+// stopped and started, the service killed and started. In the end all that was acknowledged is
+// delivered, as one occurrence each. go test -run Chaos -chaos.time 1h -chaos.seed 42
+func TestChaos(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(*chaosSeed, 0))
+	postgres := startTestPostgres(t, "", "fsync=on", "synchronous_commit=on")
+	f := newFixture(t, 0, withTimeout(300*time.Millisecond), func(c *Config) { c.DatabaseURL = postgres.URL() })
+	p := startServe(t, f.env())
+	var (
+		mu           sync.Mutex
+		acknowledged []string
+		url          = p.url
+		stop         = make(chan struct{})
+		clients      sync.WaitGroup
+	)
+	for range 8 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(30 * time.Millisecond):
+				}
+				mu.Lock()
+				target := url
+				mu.Unlock()
+				uuid := newUUID()
+				if status := tryCreate(target, uuid); status == 201 || status == 202 {
+					mu.Lock()
+					acknowledged = append(acknowledged, uuid)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	faults := []sandboxFault{faultNone, faultNone, faultDown, faultError, faultBadGateway, faultTruncated, faultSlow, faultDropped, faultLimitedNear}
+	for end := time.Now().Add(*chaosTime); time.Now().Before(end); {
+		switch random.IntN(6) {
+		case 0:
+			p.cmd.Process.Signal([]os.Signal{syscall.SIGKILL, syscall.SIGTERM}[random.IntN(2)])
+			p.wait()
+			p = startServe(t, f.env())
+			mu.Lock()
+			url = p.url
+			mu.Unlock()
+		case 1:
+			postgres.halt(t, []string{"fast", "immediate"}[random.IntN(2)])
+			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
+			postgres.resume(t)
+		default:
+			f.sandbox.setFault(faults[random.IntN(len(faults))])
+			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
+		}
+	}
+	close(stop)
+	clients.Wait()
+	f.sandbox.setFault(faultNone)
+	f.rows(`UPDATE reports SET leased_until = '-infinity', next_attempt = '-infinity' WHERE state = 'queued' RETURNING ''`) // as time would
+	t.Logf("%d acknowledged", len(acknowledged))
+	require.NotEmpty(t, acknowledged)
+	for _, uuid := range acknowledged {
+		require.Eventually(t, func() bool { return f.sandbox.occurrencesOf(uuid) == 1 }, waitLimit, waitTick)
+		if state := f.state(uuid); state != "" { // not recorded while PostgreSQL was down
+			f.eventually(uuid, "delivered")
+		}
+	}
+}
