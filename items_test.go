@@ -1,0 +1,234 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestItemsFilters(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 120)
+	for filter, want := range map[string]func(*answer) bool{
+		"status=muted": func(a *answer) bool { return a.all("items", "status", `"muted"`) },
+		"level=error&environment=staging": func(a *answer) bool {
+			return a.all("items", "level", `"error"`) && a.all("items", "environment", `"staging"`)
+		},
+		"assigned_user=ada": func(a *answer) bool { return a.all("items", "assigned_user_id", "5325") },
+		"query=is:group":    func(a *answer) bool { return a.all("items", "group_status", "2") },
+		"framework=go":      func(a *answer) bool { return a.all("items", "framework", `"go"`) },
+	} {
+		got := f.get("/items?" + filter)
+		require.Equal(t, 200, got.status, got.body)
+		assert.NotEmpty(t, got.list("items"), filter)
+		assert.True(t, want(got), filter)
+	}
+}
+
+// all reports whether the member of each element has the value.
+func (a *answer) all(list, name, value string) bool {
+	for _, element := range a.list(list) {
+		if string(member(element, name)) != value {
+			return false
+		}
+	}
+	return true
+}
+
+func TestItemsGet(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 10)
+	id := f.sandbox.itemIDs()[2]
+	one := f.get(fmt.Sprintf("/items/%d", id))
+	require.Equal(t, 200, one.status, one.body)
+	assert.Equal(t, fmt.Sprint(id), one.at("id"))
+	assert.Equal(t, one.body, f.get("/items/3?by=counter").body)
+	assert.Equal(t, one.body, f.get("/items/"+sandboxUUID(2, 0)+"?by=uuid").body)
+	for _, path := range []string{"/items/999", "/items/999?by=counter", "/items/00000000-0000-4000-8000-000000000000?by=uuid"} {
+		f.get(path).requireProblem(404, "not-found")
+	}
+	for _, r := range f.sandbox.requests() {
+		assert.NotContains(t, r, "sandbox-", "a token")
+		assert.NotContains(t, r, "item_by_counter")
+	}
+}
+
+func TestItemsUpdate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[1])
+	require.Equal(t, 200, f.get("/items").status)
+	got := f.do("PATCH", path, `{"status":"resolved","resolved_in_version":"4.2.0","assigned_user_id":null,"title":"a \"b\" <c>"}`)
+	require.Equal(t, 200, got.status, got.body)
+	assert.Equal(t, `"resolved"`, got.at("status"))
+	assert.Equal(t, `"a \"b\" <c>"`, got.at("title"))
+	assert.Equal(t, "null", got.at("assigned_user_id"))
+	assert.Equal(t, got.body, f.get(path).body)
+	assert.Equal(t, got.body, f.do("PUT", path, `{"status":"resolved","resolved_in_version":"4.2.0"}`).body)
+
+	// The report holds what the update said and Rollbar echoed, which the single answer lacks.
+	history := f.get("/reports?item_id=" + fmt.Sprint(f.sandbox.itemIDs()[1]))
+	require.Len(t, history.list("reports"), 2)
+	assert.Equal(t, `"current"`, history.at("reports", "0", "state"))
+	assert.Equal(t, `"4.2.0"`, history.at("reports", "0", "data", "resolved_in_version"))
+	assert.Equal(t, `"superseded"`, history.at("reports", "1", "state"))
+	assert.Equal(t, `null`, history.at("reports", "1", "data", "resolved_in_version"))
+
+	require.Equal(t, 200, f.get("/items?status=resolved").status)
+	assert.Len(t, f.get("/reports?item_id="+fmt.Sprint(f.sandbox.itemIDs()[1])).list("reports"), 2, "the list says nothing new")
+	f.do("PATCH", "/items/999", `{"status":"muted"}`).requireProblem(404, "not-found")
+}
+
+func TestItemsDelete(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 40)
+	f.sandbox.manual = true
+	id := f.sandbox.itemIDs()[4]
+	path := fmt.Sprintf("/items/%d", id)
+	occurrences := len(f.get(path + "/occurrences").list("occurrences"))
+	require.Equal(t, 5, occurrences)
+
+	f.do("DELETE", path+"?max=4", "").requireProblem(409, "conflict")
+	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "DELETE")
+
+	deleted := f.do("DELETE", path+"?max=5", "")
+	assert.Equal(t, fmt.Sprintf(`{"id":%d,"deleted_occurrences":5,"status":"resolved"}`+"\n", id), deleted.body)
+	assert.Equal(t, `"resolved"`, f.get(path).at("status"))
+	assert.Len(t, f.get(path+"/occurrences").list("occurrences"), 5, "Rollbar is not done yet")
+	again := fmt.Sprintf(`{"id":%d,"deleted_occurrences":0,"status":"resolved"}`+"\n", id)
+	assert.Equal(t, again, f.do("DELETE", path, "").body)
+	f.sandbox.process()
+	assert.Empty(t, f.get(path+"/occurrences").list("occurrences"))
+	assert.Equal(t, again, f.do("DELETE", path, "").body)
+	assert.Len(t, f.get(fmt.Sprintf("/reports?item_id=%d", id)).list("reports"), 2, "stored before and after")
+
+	group := f.sandbox.itemIDs()[30]
+	assert.Contains(t, f.do("DELETE", fmt.Sprintf("/items/%d", group), "").requireProblem(409, "conflict"), "is a group")
+	f.do("DELETE", "/items/999", "").requireProblem(404, "not-found")
+}
+
+func TestItemsOccurrences(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5)
+	require.Equal(t, 200, f.get("/reports").status)
+	id := f.sandbox.itemIDs()[4]
+	var seen []string
+	for path := fmt.Sprintf("/items/%d/occurrences?limit=2", id); path != ""; {
+		got := f.get(path)
+		require.Equal(t, 200, got.status, got.body)
+		for _, o := range got.list("occurrences") {
+			seen = append(seen, string(member(o, "id")))
+			assert.Nil(t, member(o, "data", "metadata", "access_token"))
+			assert.NotNil(t, member(o, "data", "metadata", "timestamp_ms"))
+			assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, string(member(o, "data", "custom")))
+		}
+		path = got.link("next")
+		assert.Equal(t, path == "", got.at("next") == "null")
+	}
+	assert.Len(t, seen, 5)
+	unique := map[string]bool{}
+	for _, id := range seen {
+		unique[id] = true
+	}
+	assert.Len(t, unique, 5)
+	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`), "occurrences are not stored")
+}
+
+func TestItemsSync(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250)
+	first := f.do("POST", "/items/sync", "")
+	total := f.rows(`SELECT count(*)::text FROM reports`)[0]
+	assert.Equal(t, fmt.Sprintf(`{"items":%s,"changed":%s,"pages":3}`+"\n", total, total), first.body)
+	assert.Equal(t, fmt.Sprintf(`{"items":%s,"changed":0,"pages":3}`+"\n", total), f.do("POST", "/items/sync", "").body)
+	assert.Equal(t, `{"items":100,"changed":0,"pages":1}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
+
+	f.sandbox.touch(f.sandbox.itemIDs()[7]) // only its counters change, and it comes to the front
+	assert.Equal(t, `{"items":200,"changed":0,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
+	f.sandbox.setItem(f.sandbox.itemIDs()[8], "status", "muted")
+	assert.Equal(t, `{"items":200,"changed":1,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
+	assert.Equal(t, []string{"1"}, f.rows(`SELECT count(*)::text FROM reports WHERE state = 'superseded'`))
+}
+
+func TestCreateRefused(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	require.Equal(t, 200, f.get("/reports").status)
+	for body, want := range map[string]string{
+		`{"data":{}}`: "data.body must be an object with one of trace, trace_chain, message, crash_report; data.environment is required",
+		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                   "data.body must have exactly one of",
+		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                                          "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
+		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                                               "data.body.trace.exception.class is required and must be a string",
+		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                                    "data.body.trace_chain must be an array of at least one trace",
+		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`:                    "data.person.id is required",
+		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`: "data.uuid must be at most 36 characters long",
+		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                          "data.uuid must be a UUID, or another text",
+		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                             "data.context must be a string",
+		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) + `"}`:                                          "code_version must be from 1 to 40 characters long",
+	} {
+		assert.Contains(t, f.do("POST", "/items", body).requireProblem(400, "usage"), want)
+	}
+	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "POST")
+	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`))
+}
+
+// Every fault of Rollbar, on every operation on items but create, through both doors.
+func TestFaultsOnItems(t *testing.T) {
+	t.Parallel()
+	faults := []struct {
+		fault        sandboxFault
+		status, exit int
+		kind         string
+	}{
+		{faultDown, 502, 7, "unavailable"},
+		{faultError, 502, 7, "unavailable"},
+		{faultBadGateway, 502, 7, "unavailable"},
+		{faultTruncated, 502, 7, "unavailable"},
+		{faultDropped, 502, 7, "unavailable"},
+		{faultSlow, 504, 7, "unavailable"},
+		{faultLimitedFar, 429, 6, "rate-limited"},
+		{faultDeactivated, 502, 5, "rollbar-auth"},
+		{faultForbidden, 502, 5, "rollbar-auth"},
+	}
+	for _, fault := range faults {
+		t.Run(string(fault.fault), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 3, withTimeout(50*1e6))
+			id := fmt.Sprint(f.sandbox.itemIDs()[0])
+			require.Equal(t, 200, f.get("/reports").status)
+			f.sandbox.setFault(fault.fault)
+			for _, op := range []struct {
+				method, path, body string
+				args               []string
+			}{
+				{"GET", "/items", "", []string{"items", "list"}},
+				{"GET", "/items/" + id, "", []string{"items", "get", id}},
+				{"PATCH", "/items/" + id, `{"status":"muted"}`, []string{"items", "update", id, "-status", "muted"}},
+				{"DELETE", "/items/" + id, "", []string{"items", "delete", "-yes", id}},
+				{"GET", "/items/" + id + "/occurrences", "", []string{"items", "occurrences", id}},
+				{"POST", "/items/sync", "", []string{"items", "sync"}},
+			} {
+				got := f.do(op.method, op.path, op.body)
+				got.requireProblem(fault.status, fault.kind)
+				assert.NotContains(t, got.body, "sandbox-", "a token")
+				assert.Equal(t, fault.status == 429, got.header.Get("Retry-After") != "")
+				shell := f.run(op.args...)
+				assert.Equal(t, fault.exit, shell.exit, shell.err)
+				assert.Empty(t, shell.out)
+				assert.NotContains(t, shell.err, "sandbox-", "a token")
+			}
+			assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`))
+		})
+	}
+}
+
+// A limit that ends soon is waited out.
+func TestLimitedForASecond(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.sandbox.failNext(1, faultLimitedNear)
+	assert.Equal(t, 200, f.get("/items").status)
+	assert.Len(t, f.sandbox.requests(), 2)
+}
