@@ -165,27 +165,32 @@ func (app *App) deliverQueue(ctx context.Context) {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { app.listenForWork(ctx) })
-	failures := 0
+	failures, recovered := 0, false
 	for ctx.Err() == nil {
-		round := deliveryRound{app: app, dueOnly: true}
+		round := deliveryRound{app: app, dueOnly: !recovered}
 		err := round.run(ctx)
 		if err == nil && round.outage == nil {
 			app.findItems(ctx)
-			failures = 0
+			failures, recovered = 0, false
 			app.awaitWake(ctx, app.store.nextDue(ctx, longestIdle))
 			continue
 		}
 		failures++
-		pause := min(backoff(failures), time.Minute)
-		var f *Failure
-		if errors.As(round.outage, &f) && f.kind == rateLimited {
-			pause = min(f.wait, longestPause)
-		}
 		if err != nil {
 			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
 		}
-		app.awaitRecovery(ctx, pause)
+		recovered = app.awaitRecovery(ctx, pauseAfter(round.outage, failures))
 	}
+}
+
+// pauseAfter is how long the queue rests after so many rounds that an outage ended: as long as
+// Rollbar's limit says, or else a time that doubles.
+func pauseAfter(outage error, failures int) time.Duration {
+	var f *Failure
+	if errors.As(outage, &f) && f.kind == rateLimited {
+		return min(f.wait, longestPause)
+	}
+	return min(backoff(failures), time.Minute)
 }
 
 // A wake tells the queue that there may be something to do.
@@ -207,18 +212,16 @@ func (app *App) awaitWake(ctx context.Context, limit time.Duration) {
 	}
 }
 
-// awaitRecovery waits out a pause, which ends early when Rollbar takes something from somebody
-// else. That there is new work is no reason.
-func (app *App) awaitRecovery(ctx context.Context, pause time.Duration) {
-	select {
-	case <-app.recovery: // from before the pause, maybe
-	default:
-	}
+// awaitRecovery waits out a pause and reports whether it ended early, because Rollbar took something
+// from somebody else. That there is new work is no reason.
+func (app *App) awaitRecovery(ctx context.Context, pause time.Duration) bool {
 	select {
 	case <-app.recovery:
+		return true
 	case <-time.After(pause):
 	case <-ctx.Done():
 	}
+	return false
 }
 
 // listenForWork wakes the queue when PostgreSQL says that something was left to it.

@@ -286,3 +286,68 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 	postgres.resume(t)
 	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
 }
+
+func TestPauseAfter(t *testing.T) {
+	t.Parallel()
+	limited := func(wait time.Duration) error {
+		return fmt.Errorf("x: %w", &Failure{kind: rateLimited, wait: wait})
+	}
+	assert.Equal(t, 40*time.Second, pauseAfter(limited(40*time.Second), 1))
+	assert.Equal(t, time.Hour, pauseAfter(limited(48*time.Hour), 1))
+	for failures, longest := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 50: time.Minute, 5000: time.Minute} {
+		for range 20 {
+			pause := pauseAfter(fail(badGateway, "down"), failures)
+			assert.LessOrEqual(t, pause, longest)
+			assert.GreaterOrEqual(t, pause, min(longest/2, 30*time.Second))
+		}
+	}
+}
+
+// While Rollbar limits us for hours, the queue rests. It goes on as soon as Rollbar takes
+// something.
+func TestQueueRestsAndRecovers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultLimitedFar)
+	first, second := newUUID(), newUUID()
+	require.Equal(t, 202, f.create(first).status)
+	require.Equal(t, 202, f.create(second).status)
+	f.deliver(f.app)
+	require.Eventually(t, func() bool {
+		return f.rows(`SELECT count(*)::text FROM reports WHERE attempts > 0 AND leased_until <= now()`)[0] != "0"
+	}, waitLimit, waitTick)
+	f.sandbox.setFault(faultNone)
+	require.Equal(t, 201, f.create(newUUID()).status)
+	f.eventually(first, "delivered")
+	f.eventually(second, "delivered")
+}
+
+// A backend that PostgreSQL ends in the middle of its work is as good as a PostgreSQL that is down.
+func TestBackendsThatDie(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 100)
+	stop := make(chan struct{})
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				f.rows(`SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE application_name = 'app' AND query LIKE '%reports%'
+					AND query LIKE '%' || current_schema || '%' OR pid IN (SELECT l.pid FROM pg_locks l WHERE l.relation = to_regclass('reports'))`)
+			}
+		}
+	}()
+	for range 20 {
+		assert.Equal(t, 200, f.get("/items").status)
+		uuid := newUUID()
+		assert.Equal(t, 201, f.create(uuid).status)
+		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+	}
+	close(stop)
+	<-killed
+	require.Eventually(t, func() bool { return f.get("/items").header.Get("Report-Stored") == "" }, waitLimit, waitTick)
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (count(*) = count(DISTINCT item_id))::text FROM reports WHERE state = 'current'`))
+}
