@@ -28,25 +28,28 @@ type App struct {
 	rollbar *Rollbar
 	store   *Store // nil where no database is set
 	log     *slog.Logger
+	*telemetry
 
 	pace     pacer // of deliveries
 	work     wake  // something was left to the queue
 	recovery wake  // Rollbar took something
 }
 
-// newApp makes an App of the settings. It connects to nothing yet.
-func newApp(config *Config, log *slog.Logger) (*App, error) {
+// newApp makes an App of the settings. It connects to nothing yet. The telemetry, which may be nil,
+// stays the caller's.
+func newApp(config *Config, log *slog.Logger, telemetry *telemetry) (*App, error) {
 	app := &App{
-		rollbar:  newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout),
-		log:      log,
-		work:     make(wake, 1),
-		recovery: make(wake, 1),
+		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
+		log:       log,
+		telemetry: telemetry,
+		work:      make(wake, 1),
+		recovery:  make(wake, 1),
 	}
 	if config.DatabaseURL == "" {
 		return app, nil
 	}
 	var err error
-	app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL)
+	app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL, telemetry)
 	return app, err
 }
 

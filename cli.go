@@ -17,6 +17,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
 )
@@ -310,14 +311,19 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 			return err
 		}
 	}
+	telemetry, err := config.startTelemetry()
+	if err != nil {
+		return err
+	}
+	defer telemetry.closeWithin(time.Second)
 	call := &Call{progress: c.progress()}
-	ctx = withCall(ctx, call)
+	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
 	var value any
 	if config.AppURL != "" {
 		value, err = c.ask(ctx, config, command, args)
 	} else {
 		var app *App
-		if app, err = c.newApp(config); err == nil {
+		if app, err = c.newApp(config, telemetry); err == nil {
 			defer app.Close()
 			value, err = operation(ctx, app)
 		}
@@ -325,6 +331,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	if err == nil {
 		err = c.print(command, value)
 	}
+	finish(value, err)
 	if call.progress != nil {
 		fmt.Fprint(c.std.err, "\r\x1b[K")
 	}
@@ -339,13 +346,13 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 }
 
 // newApp makes what an operation works with, when it runs here.
-func (c *cli) newApp(config *Config) (*App, error) {
+func (c *cli) newApp(config *Config, telemetry *telemetry) (*App, error) {
 	if config.Sandbox {
 		if _, err := startSandbox(config); err != nil { // it ends with the program
 			return nil, err
 		}
 	}
-	return newApp(config, c.log(config))
+	return newApp(config, c.log(config), telemetry)
 }
 
 // ask runs an operation on the server at APP_URL.
@@ -393,6 +400,7 @@ func (c *cli) progress() func(string, ...any) {
 func (c *cli) serveCommand() *ffcli.Command {
 	fs := c.flagSet("serve")
 	dev := fs.Bool("dev", false, "try it: a private PostgreSQL and a sandbox instead of Rollbar")
+	trace := fs.Bool("trace", false, "print where each request's time went")
 	return &ffcli.Command{
 		Name:      "serve",
 		FlagSet:   fs,
@@ -405,7 +413,7 @@ func (c *cli) serveCommand() *ffcli.Command {
 			if err != nil {
 				return err
 			}
-			return serve(ctx, config, *dev, c.std)
+			return serve(ctx, config, *dev, *trace, c.std)
 		},
 	}
 }

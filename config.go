@@ -35,6 +35,8 @@ type Config struct {
 	Sandbox         bool
 
 	token, readToken, writeToken, postToken string
+
+	telemetry telemetrySettings
 }
 
 // placeholderToken is the API_TOKEN of .env.example. Everybody knows it, so it is valid for the
@@ -70,6 +72,16 @@ func (c *Config) settings() []setting {
 		{"app-url", "the server that the command line asks, instead of doing the work itself", "", false, checkedText(&c.AppURL, isURL)},
 		{"log-level", "debug, info, warn or error", "info", false, level(&c.LogLevel)},
 		{"sandbox", "talk to a built-in Rollbar look-alike", "false", true, boolean(&c.Sandbox)},
+		{"dd-agent-host", "the host of a Datadog agent, for traces and metrics", "", false, text(&c.telemetry.AgentHost)},
+		{"dd-trace-agent-url", "where the agent takes traces, http://host:port or unix:///path", "", false, text(&c.telemetry.TraceAgentURL)},
+		{"dd-trace-agent-port", "the agent's port for traces, 8126 if none is given", "", false, text(&c.telemetry.TraceAgentPort)},
+		{"dd-dogstatsd-url", "where the agent takes metrics, udp://host:port or unix:///path", "", false, text(&c.telemetry.DogStatsDURL)},
+		{"dd-dogstatsd-port", "the agent's port for metrics, 8125 if none is given", "", false, text(&c.telemetry.DogStatsDPort)},
+		{"dd-service", "the service's name at Datadog, app if none is given", "", false, text(&c.telemetry.Service)},
+		{"dd-env", "the environment at Datadog", "", false, text(&c.telemetry.Env)},
+		{"dd-version", "the version at Datadog; by default the program's", "", false, text(&c.telemetry.Version)},
+		{"dd-tags", "further tags of metrics and spans, such as team:core,tier:backend", "", false, text(&c.telemetry.Tags)},
+		{"dd-trace-enabled", "false switches traces off", "true", true, boolean(&c.telemetry.TraceEnabled)},
 	}
 }
 
@@ -197,6 +209,15 @@ func loadConfig(args []string, envFile string) (*Config, error) {
 		return nil, fail(misconfigured, ".env: %w", err)
 	}
 	return config, nil
+}
+
+// startTelemetry starts what the settings ask for: nil if that is nothing.
+func (c *Config) startTelemetry() (*telemetry, error) {
+	t, err := startTelemetry(c.telemetry)
+	if err != nil {
+		return nil, fail(misconfigured, "%w", err)
+	}
+	return t, nil
 }
 
 // tokens are Rollbar's tokens by what they allow.

@@ -104,7 +104,11 @@ func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	// What is under way is finished, also when the service ends.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.app.lease())
 	defer cancel()
+	ctx, span := r.app.startSpan(r.app.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
+	defer span.finish()
+	span.setNumber("attempts", float64(q.Attempts))
 	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
+	span.fail(err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {

@@ -57,6 +57,7 @@ type request struct {
 	id        string
 	operation string
 	failure   *Failure
+	call      Call
 }
 
 type requestKey struct{}
@@ -67,14 +68,16 @@ func requestOf(r *http.Request) *request { return r.Context().Value(requestKey{}
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	about := &request{id: requestID(r)}
-	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, about))
+	ctx, span := s.app.startRequest(r)
+	r = r.WithContext(context.WithValue(ctx, requestKey{}, about))
+	_, pattern := s.mux.Handler(r)
 	answer := &statusWriter{ResponseWriter: w}
 	w = answer
 	defer func() {
+		defer s.finishRequest(r, pattern, answer, span, began)
 		if caught := recover(); caught != nil {
 			s.recovered(answer, r, caught)
 		}
-		s.logRequest(r, answer.status, time.Since(began))
 	}()
 	if r.Body != http.NoBody { // also for a body that nobody reads but net/http, to throw it away
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
@@ -83,7 +86,6 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Request-Id", about.id)
-	_, pattern := s.mux.Handler(r)
 	if err := s.admit(r, pattern); err != nil {
 		s.refuse(w, r, err)
 		return
@@ -111,11 +113,29 @@ func (s *server) recovered(w *statusWriter, r *http.Request, caught any) {
 	if caught == http.ErrAbortHandler {
 		panic(caught)
 	}
-	s.app.log.ErrorContext(r.Context(), "panic", "request_id", requestOf(r).id, "error", caught, "stack", string(debug.Stack()))
+	s.app.log.ErrorContext(r.Context(), "panic", "request_id", requestOf(r).id, "error", caught, "error.stack", string(debug.Stack()))
 	if w.status != 0 {
 		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 	}
 	s.refuse(w, r, fail(internal, "internal error"))
+}
+
+// finishRequest tells of a request that was answered: a line in the log, metrics, and the end of its
+// span.
+func (s *server) finishRequest(r *http.Request, pattern string, answer *statusWriter, span *span, began time.Time) {
+	about := requestOf(r)
+	took := time.Since(began)
+	s.logRequest(r, answer.status, took)
+	var err error
+	outcome := failureKind{name: "ok"}
+	switch {
+	case about.failure != nil:
+		outcome, err = about.failure.kind, about.failure
+	case answer.status >= 500:
+		outcome = unavailable // of check
+	}
+	s.app.countOperation(about.operation, "http", outcome, took)
+	span.finishRequest(r, pattern, answer.status, err)
 }
 
 func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
@@ -125,11 +145,12 @@ func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
 		slog.String("http.method", r.Method),
 		slog.Int("http.status_code", status),
 		slog.Duration("duration", took),
+		slog.Duration("upstream_duration", time.Duration(about.call.upstream.Load())),
 		slog.String("http.request_id", about.id),
 	}
 	level := slog.LevelInfo
 	if f := about.failure; f != nil {
-		attrs = append(attrs, slog.String("failure", f.kind.name), slog.String("detail", f.detail))
+		attrs = append(attrs, slog.String("error.kind", f.kind.name), slog.String("detail", f.detail))
 		if f.kind == internal {
 			level = slog.LevelError
 		}
@@ -196,7 +217,7 @@ func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command
 		s.refuse(w, r, err)
 		return
 	}
-	call := &Call{}
+	call := &requestOf(r).call
 	value, err := operation(withCall(r.Context(), call), s.app)
 	if err != nil {
 		s.refuse(w, r, err)

@@ -114,6 +114,9 @@ func (p *param) describe() string {
 
 func serveHelp() string {
 	return "Usage: app serve [flags]\n\nRun the service.\n\n" +
-		columns("-dev\ttry it: a private PostgreSQL, kept in .dev, and a sandbox instead of Rollbar") +
+		columns(
+			"-dev\ttry it: a private PostgreSQL, kept in .dev, and a sandbox instead of Rollbar",
+			"-trace\tprint where each request's time went, to standard error",
+		) +
 		"\nSettings, as flags, in the environment or in .env:\n" + settingsHelp()
 }

@@ -102,13 +102,14 @@ type fixture struct {
 	config  *Config
 	app     *App
 	url     string // of the service
+	log     *logBuffer
 	admin   string // the database as its owner, if that is not the service
 }
 
 // newFixture starts a service on a sandbox with n items. The functions change its settings.
 func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, sandbox: newSandbox(n)}
+	f := &fixture{t: t, sandbox: newSandbox(n), log: &logBuffer{}}
 	rollbar := httptest.NewServer(f.sandbox)
 	t.Cleanup(rollbar.Close)
 	t.Cleanup(func() { f.sandbox.setFault(faultNone) }) // lets slow answers go
@@ -129,7 +130,12 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 // newApp returns another App on the same sandbox and database. Its retries do not wait long.
 func (f *fixture) newApp() *App {
 	f.t.Helper()
-	app, err := newApp(f.config, slog.New(slog.DiscardHandler))
+	log := slog.New(newLogHandler(f.log, false, slog.LevelInfo, identity{service: "app"}))
+	f.config.telemetry.Log = log
+	telemetry, err := f.config.startTelemetry()
+	require.NoError(f.t, err)
+	f.t.Cleanup(func() { telemetry.closeWithin(time.Second) })
+	app, err := newApp(f.config, log, telemetry)
 	require.NoError(f.t, err)
 	app.rollbar.backoff = time.Millisecond
 	f.t.Cleanup(app.Close)

@@ -33,13 +33,14 @@ func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, l
 	f := facetsOf(data)
 	var r record
 	err = conn.QueryRow(ctx, `
-		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until)
-		VALUES (@uuid, 'queued', @level, @environment, @words, @data, now() + @lease)
+		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
+		VALUES (@uuid, 'queued', @level, @environment, @words, @data, now() + @lease, nullif(@traceparent, ''))
 		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO UPDATE SET acknowledged = TRUE
 		RETURNING id, xmax = 0, state, coalesce(refusal, 0), coalesce(reason, '')`,
 		pgx.NamedArgs{
 			"uuid": uuid, "level": f.level, "environment": f.environment,
 			"words": titleWords(occurrenceTitle(data)), "data": string(data), "lease": lease,
+			"traceparent": spanOf(ctx).traceparent(),
 		}).
 		Scan(&r.id, &r.fresh, &r.state, &r.refusal, &r.reason)
 	if err != nil {
@@ -70,7 +71,9 @@ func (r record) answer(uuid string) (Created, error) {
 func (app *App) settle(ctx context.Context, id int64, what string, update func(context.Context, int64) error) {
 	if err := update(ctx, id); err != nil {
 		app.log.WarnContext(ctx, "occurrence could not be marked as "+what, "report", id, "error", err)
+		return
 	}
+	app.count("app.queue."+what, 1)
 }
 
 // reject records that Rollbar refused an occurrence for good, and why.
@@ -137,7 +140,8 @@ type queued struct {
 	ID       int64
 	UUID     string
 	Data     json.RawMessage
-	Attempts int // this one included
+	Attempts int    // this one included
+	Parent   string // the span of the request that queued it, as a traceparent, or ""
 }
 
 // claim leases the oldest queued occurrence behind the id that nobody works on and, if only those
@@ -161,7 +165,7 @@ func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease tim
 			LIMIT 1
 			FOR NO KEY UPDATE SKIP LOCKED
 		)
-		RETURNING id, uuid, data, attempts`,
+		RETURNING id, uuid, data, attempts, coalesce(traceparent, '')`,
 		pgx.NamedArgs{"behind": behind, "due_only": dueOnly, "lease": lease})
 	if err != nil {
 		return nil, databaseError(err)

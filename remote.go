@@ -78,6 +78,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if tokens := config.apiTokens(); len(tokens) > 0 {
 		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
+	spanOf(ctx).inject(req.Header)
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, noServer(config, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,6 +67,7 @@ func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 // spend, and what it has to say beside its result.
 type Call struct {
 	retries  *retryBudget
+	upstream atomic.Int64                     // nanoseconds that calls of Rollbar took
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
 
 	mu       sync.Mutex

@@ -45,10 +45,11 @@ type Rollbar struct {
 	client  *http.Client
 	slots   chan struct{}     // of calls that may run at the same time
 	mask    *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
+	*telemetry
 }
 
 // newRollbar returns a client for the API at the base URL, with a time-out for each single call.
-func newRollbar(base string, tokens map[scope]token, timeout time.Duration) *Rollbar {
+func newRollbar(base string, tokens map[scope]token, timeout time.Duration, telemetry *telemetry) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
 	var secrets []string
@@ -58,18 +59,30 @@ func newRollbar(base string, tokens map[scope]token, timeout time.Duration) *Rol
 		}
 	}
 	return &Rollbar{
-		base:    strings.TrimRight(base, "/"),
-		tokens:  tokens,
-		timeout: timeout,
-		slots:   make(chan struct{}, maxCalls),
-		backoff: 200 * time.Millisecond,
-		mask:    strings.NewReplacer(secrets...),
+		base:      strings.TrimRight(base, "/"),
+		tokens:    tokens,
+		timeout:   timeout,
+		slots:     make(chan struct{}, maxCalls),
+		backoff:   200 * time.Millisecond,
+		mask:      strings.NewReplacer(secrets...),
+		telemetry: telemetry,
 		client: &http.Client{
-			Transport: transport,
+			Transport: telemetry.transport(transport, callResource),
 			// Rollbar's redirects can carry the token in their Location.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
+}
+
+// callResource names what a request asks of Rollbar, for traces: the path without the ids in it.
+func callResource(r *http.Request) string {
+	words := strings.Split(r.URL.Path, "/")
+	for i, word := range words {
+		if _, err := strconv.ParseUint(word, 10, 64); err == nil && i > 2 {
+			words[i] = "{id}"
+		}
+	}
+	return r.Method + " " + strings.Join(words, "/")
 }
 
 // require reports the first of the scopes for which there is no token.
@@ -100,9 +113,12 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
 		answer, err := r.attempt(ctx, call, timeout)
+		took := time.Since(began)
+		callOf(ctx).upstream.Add(int64(took))
 		budget := callOf(ctx).retries
 		if attempt > 0 {
-			budget.spend(time.Since(began))
+			budget.spend(took)
+			r.count("app.rollbar.retries", 1, "method:"+call.method)
 		}
 		if err == nil {
 			return member(answer, "result"), nil
@@ -145,6 +161,9 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, r.noAnswer(ctx, err)
 	}
 	defer res.Body.Close()
+	if remaining, err := strconv.ParseFloat(res.Header.Get("X-Rate-Limit-Remaining"), 64); err == nil {
+		r.gauge("app.rollbar.rate_limit_remaining", remaining, "scope:"+string(call.scope))
+	}
 	text, err := readAll(res)
 	if err != nil {
 		return nil, r.noAnswer(ctx, err)

@@ -67,6 +67,11 @@ ALTER TABLE reports ADD COLUMN IF NOT EXISTS lookups     integer NOT NULL DEFAUL
 COMMENT ON COLUMN reports.next_lookup IS 'When Rollbar is to be asked for the item of a delivered one; null when it is known or given up.';
 COMMENT ON COLUMN reports.lookups     IS 'How often Rollbar was asked for the item.';
 
+-- What it takes to show the delivery in the trace of the request that queued it.
+ALTER TABLE reports ADD COLUMN IF NOT EXISTS traceparent text;
+
+COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s header of that name has it.';
+
 CREATE INDEX IF NOT EXISTS reports_queue  ON reports (id)          WHERE state = 'queued';
 CREATE INDEX IF NOT EXISTS reports_lookup ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
 

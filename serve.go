@@ -17,8 +17,12 @@ import (
 const shutdownLimit = 25 * time.Second
 
 // serve runs the service until the context ends.
-func serve(ctx context.Context, config *Config, dev bool, std console) error {
-	log := slog.New(slog.NewJSONHandler(std.out, &slog.HandlerOptions{Level: config.LogLevel}))
+func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
+	identity, err := config.telemetry.identity()
+	if err != nil {
+		return fail(misconfigured, "%w", err)
+	}
+	log := slog.New(newLogHandler(std.out, isTerminal(std.out), config.LogLevel, identity))
 	if dev {
 		stop, err := devDatabase(ctx, config, std)
 		if err != nil {
@@ -42,7 +46,16 @@ func serve(ctx context.Context, config *Config, dev bool, std console) error {
 		}
 		defer stop()
 	}
-	app, err := newApp(config, log)
+	if trace {
+		config.telemetry.Print = std.err
+	}
+	config.telemetry.Log = log
+	telemetry, err := config.startTelemetry()
+	if err != nil {
+		return err
+	}
+	defer telemetry.closeWithin(5 * time.Second)
+	app, err := newApp(config, log, telemetry)
 	if err != nil {
 		return err
 	}
@@ -54,6 +67,9 @@ func serve(ctx context.Context, config *Config, dev bool, std console) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
+	if telemetry != nil {
+		background.Go(func() { app.watchQueue(ctx) })
+	}
 	background.Go(func() {
 		app.awaitDatabase(ctx)
 		if !config.ReadOnly {

@@ -58,10 +58,13 @@ func (app *App) keep(ctx context.Context, items ...Item) {
 		callOf(ctx).notStored("DATABASE_URL is not set")
 		return
 	}
-	if _, err := app.store.keep(context.WithoutCancel(ctx), items); err != nil {
+	changes, err := app.store.keep(context.WithoutCancel(ctx), items)
+	if err != nil {
 		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
 		callOf(ctx).notStored(err.Error())
+		return
 	}
+	app.countReports(len(items), changes)
 }
 
 // keep stores what was seen of the items, in any order; of an item that is there twice, the last.

@@ -15,7 +15,7 @@ import (
 // newTestStore returns a store on a database of the test's own.
 func newTestStore(t testing.TB) *Store {
 	t.Helper()
-	store, err := openStore(testDatabase(t), "")
+	store, err := openStore(testDatabase(t), "", nil)
 	require.NoError(t, err)
 	t.Cleanup(store.Close)
 	return store
@@ -232,7 +232,7 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() {
-			store, err := openStore(url, "")
+			store, err := openStore(url, "", nil)
 			assert.NoError(t, err)
 			defer store.Close()
 			_, err = store.keep(context.Background(), []Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}})

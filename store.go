@@ -35,21 +35,22 @@ type Store struct {
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
 // PostgreSQL may come later.
-func openStore(primary, standby string) (*Store, error) {
-	pool, err := newPool(primary)
+func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
+	pool, err := newPool(primary, telemetry)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{pool: pool, read: pool}
 	if standby != "" {
-		if s.read, err = newPool(standby); err != nil {
+		if s.read, err = newPool(standby, telemetry); err != nil {
 			return nil, err
 		}
 	}
+	telemetry.observe(func() { telemetry.observePool(pool) })
 	return s, nil
 }
 
-func newPool(url string) (*pgxpool.Pool, error) {
+func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fail(misconfigured, "DATABASE_URL %w", isDatabase(url))
@@ -64,6 +65,7 @@ func newPool(url string) (*pgxpool.Pool, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
+	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
 

@@ -46,6 +46,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		if err != nil {
 			return total, err
 		}
+		app.countReports(len(page.Items), changes)
 		total.Items += int64(len(page.Items))
 		total.Changed += int64(changes.reports)
 		total.Pages++

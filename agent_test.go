@@ -1,0 +1,326 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// An agentStandIn takes what a Datadog agent takes, on loopback, and refuses what that refuses or
+// would throw away in silence.
+type agentStandIn struct {
+	t       testing.TB
+	traces  chan []agentSpan // the taken ones
+	metrics chan agentMetric
+	calls   chan struct{} // one for each request, as it comes
+	address string        // for traces
+	packets net.PacketConn
+
+	mu     sync.Mutex
+	server *http.Server
+	answer func(w http.ResponseWriter, r *http.Request) bool // may answer instead; nil: never
+}
+
+// An agentSpan is a span as the agent decodes it: other types than these are refused.
+type agentSpan struct {
+	TraceID  uint64             `json:"trace_id"`
+	SpanID   uint64             `json:"span_id"`
+	ParentID uint64             `json:"parent_id"`
+	Service  string             `json:"service"`
+	Name     string             `json:"name"`
+	Resource string             `json:"resource"`
+	Type     string             `json:"type"`
+	Start    int64              `json:"start"`
+	Duration int64              `json:"duration"`
+	Error    int32              `json:"error"`
+	Meta     map[string]string  `json:"meta"`
+	Metrics  map[string]float64 `json:"metrics"`
+}
+
+// id is the trace's id with all its digits. Only the first span of a trace knows them.
+func (s agentSpan) id() string { return s.Meta["_dd.p.tid"] + hex64(s.TraceID) }
+
+// An agentMetric is one DogStatsD message.
+type agentMetric struct {
+	Name   string
+	Kind   string
+	Values []float64
+	Rate   float64
+	Tags   []string // sorted
+}
+
+// newAgent starts an agent on free ports.
+func newAgent(t testing.TB) *agentStandIn {
+	t.Helper()
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	return startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
+}
+
+func listenTCP(t testing.TB, address string) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	require.NoError(t, err)
+	return listener
+}
+
+func startAgent(t testing.TB, listener net.Listener, packets net.PacketConn) *agentStandIn {
+	a := &agentStandIn{
+		t:       t,
+		traces:  make(chan []agentSpan, 10_000),
+		metrics: make(chan agentMetric, 100_000),
+		calls:   make(chan struct{}, 10_000),
+		address: listener.Addr().String(),
+		packets: packets,
+	}
+	a.listen(listener)
+	var reading sync.WaitGroup
+	reading.Go(a.readPackets)
+	t.Cleanup(func() {
+		a.die()
+		packets.Close()
+		reading.Wait()
+	})
+	return a
+}
+
+// listen begins to take traces, again after die.
+func (a *agentStandIn) listen(listener net.Listener) {
+	server := &http.Server{Handler: a}
+	a.mu.Lock()
+	a.server = server
+	a.mu.Unlock()
+	go func() { _ = server.Serve(listener) }() // until die
+}
+
+// die ends the listener and all connections.
+func (a *agentStandIn) die() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.server.Close()
+}
+
+// answerWith lets the function answer those requests for which it returns true.
+func (a *agentStandIn) answerWith(answer func(w http.ResponseWriter, r *http.Request) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answer = answer
+}
+
+func (a *agentStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.calls <- struct{}{}
+	a.mu.Lock()
+	answer := a.answer
+	a.mu.Unlock()
+	if answer != nil && answer(w, r) {
+		return
+	}
+	traces, err := decodeTraces(r)
+	if err != nil {
+		a.t.Error("the agent refuses: ", err)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	for _, trace := range traces {
+		a.traces <- trace
+	}
+	fmt.Fprint(w, `{"rate_by_service":{}}`)
+}
+
+// decodeTraces reads a request as the agent does, and reports what it would not take.
+func decodeTraces(r *http.Request) ([][]agentSpan, error) {
+	for _, name := range []string{"Content-Encoding", "Datadog-Client-Computed-Top-Level", "Datadog-Client-Computed-Stats"} {
+		if r.Header.Get(name) != "" {
+			return nil, fmt.Errorf("the header %s", name)
+		}
+	}
+	if r.URL.Path != "/v0.4/traces" || r.Header.Get("Content-Type") != "application/json" {
+		return nil, fmt.Errorf("%s as %s", r.URL.Path, r.Header.Get("Content-Type"))
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, 25<<20+1))
+	if err != nil || len(body) > 25<<20 {
+		return nil, fmt.Errorf("a body of %d bytes: %w", len(body), err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	var traces [][]agentSpan
+	if err := decoder.Decode(&traces); err != nil {
+		return nil, err
+	}
+	if r.Header.Get("X-Datadog-Trace-Count") != strconv.Itoa(len(traces)) {
+		return nil, errors.New("another number of traces than in the header")
+	}
+	for _, trace := range traces {
+		if err := checkTrace(trace); err != nil {
+			return nil, err
+		}
+	}
+	return traces, nil
+}
+
+func checkTrace(trace []agentSpan) error {
+	if len(trace) == 0 {
+		return errors.New("a trace without spans")
+	}
+	first := trace[0]
+	present := map[uint64]bool{}
+	for _, s := range trace {
+		switch {
+		case present[s.SpanID]:
+			return fmt.Errorf("span id %d twice", s.SpanID)
+		case s.TraceID != first.TraceID:
+			return errors.New("two trace ids in one trace")
+		}
+		if err := checkSpan(s); err != nil {
+			return fmt.Errorf("%s %q: %w", s.Name, s.Resource, err)
+		}
+		present[s.SpanID] = true
+	}
+	switch _, hasPriority := first.Metrics["_sampling_priority_v1"]; {
+	case !hasPriority:
+		return errors.New("no sampling priority on the first span")
+	case present[first.ParentID]:
+		return errors.New("the first span is not a top-level span")
+	case len(first.Meta["_dd.p.tid"]) != 16:
+		return errors.New("no upper half of the trace id on the first span")
+	}
+	return nil
+}
+
+var spanName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.]{0,99}$`)
+
+func checkSpan(s agentSpan) error {
+	switch age := time.Since(time.Unix(0, s.Start)); {
+	case s.TraceID == 0 || s.SpanID == 0 || s.ParentID == s.SpanID:
+		return errors.New("a bad id")
+	case !spanName.MatchString(s.Name) || s.Service == "" || s.Type == "" || s.Resource == "" || len(s.Resource) > 5000:
+		return errors.New("a bad name, service, type or resource")
+	case age < 0 || age > time.Hour || s.Duration < 0:
+		return errors.New("a bad time")
+	case s.Error != 0 && s.Error != 1:
+		return errors.New("error is neither 0 nor 1")
+	case strings.ContainsAny(s.Meta["http.url"], "?@"):
+		return errors.New("a URL with a query or a user")
+	}
+	if status, has := s.Meta["http.status_code"]; has {
+		if n, err := strconv.Atoi(status); err != nil || n < 100 || n > 599 {
+			return errors.New("a bad http.status_code")
+		}
+	}
+	return nil
+}
+
+// readPackets takes datagrams until the socket is closed.
+func (a *agentStandIn) readPackets() {
+	limit := 1432
+	if a.packets.LocalAddr().Network() == "unixgram" {
+		limit = 8192
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, _, err := a.packets.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		assert.LessOrEqual(a.t, n, limit, "size of a packet")
+		for line := range strings.SplitSeq(string(buf[:n]), "\n") {
+			metric, err := parseMetric(line)
+			assert.NoError(a.t, err)
+			select {
+			case a.metrics <- metric:
+			default: // nobody looks at them
+			}
+		}
+	}
+}
+
+var metricMessage = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.]{0,199}):([0-9.:-]+)\|([cgd])(?:\|@(0\.\d+))?\|#([^|]+)$`)
+
+func parseMetric(line string) (agentMetric, error) {
+	parts := metricMessage.FindStringSubmatch(line)
+	if parts == nil {
+		return agentMetric{}, fmt.Errorf("malformed message %q", line)
+	}
+	metric := agentMetric{Name: parts[1], Kind: parts[3], Rate: 1, Tags: strings.Split(parts[5], ",")}
+	slices.Sort(metric.Tags)
+	for text := range strings.SplitSeq(parts[2], ":") {
+		value, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return agentMetric{}, err
+		}
+		metric.Values = append(metric.Values, value)
+	}
+	if parts[4] != "" {
+		metric.Rate, _ = strconv.ParseFloat(parts[4], 64) // the pattern has seen to it
+	}
+	return metric, nil
+}
+
+// receive returns the next value, or fails the test where none comes.
+func receive[T any](t testing.TB, from <-chan T) T {
+	t.Helper()
+	select {
+	case value := <-from:
+		return value
+	case <-time.After(20 * time.Second):
+		require.FailNow(t, "nothing came")
+		panic("unreachable")
+	}
+}
+
+// drained returns the values that are there already.
+func drained[T any](from <-chan T) (values []T) {
+	for {
+		select {
+		case value := <-from:
+			values = append(values, value)
+		default:
+			return values
+		}
+	}
+}
+
+// settings are those of a service that sends to the agent, often.
+func (a *agentStandIn) settings() telemetrySettings {
+	return telemetrySettings{
+		TraceAgentURL: "http://" + a.address,
+		DogStatsDURL:  "udp://" + a.packets.LocalAddr().String(),
+		TraceEnabled:  true,
+		Service:       "shop",
+		Env:           "prod",
+		Version:       "1.2.3",
+		Interval:      time.Millisecond,
+	}
+}
+
+// startTestTelemetry starts telemetry that ends with the test.
+func startTestTelemetry(t testing.TB, settings telemetrySettings) *telemetry {
+	t.Helper()
+	if settings.Log == nil {
+		settings.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	telemetry, err := startTelemetry(settings)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		telemetry.Close(ctx)
+	})
+	return telemetry
+}

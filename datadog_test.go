@@ -1,0 +1,308 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// newObserved starts a service that sends to an agent.
+func newObserved(t *testing.T, change ...func(*Config)) (*fixture, *agentStandIn) {
+	t.Helper()
+	agent := newAgent(t)
+	change = append(change, func(c *Config) {
+		c.telemetry = agent.settings()
+		c.telemetry.Interval = 20 * time.Millisecond
+		c.APIToken = "api-secret"
+	})
+	return newFixture(t, 20, change...), agent
+}
+
+// call sends a request with the token of newObserved's service.
+func (f *fixture) call(method, path, body string, header ...string) *answer {
+	f.t.Helper()
+	return f.do(method, path, body, append(header, "Authorization", "Bearer api-secret")...)
+}
+
+// trace returns the next trace whose first span has the resource.
+func (a *agentStandIn) trace(resource string) []agentSpan {
+	a.t.Helper()
+	for {
+		if trace := receive(a.t, a.traces); trace[0].Resource == resource {
+			return trace
+		}
+	}
+}
+
+// metric returns the next message with the name and all the tags.
+func (a *agentStandIn) metric(name string, tags ...string) agentMetric {
+	a.t.Helper()
+	for {
+		metric := receive(a.t, a.metrics)
+		if metric.Name == name && len(intersection(metric.Tags, tags)) == len(tags) {
+			return metric
+		}
+	}
+}
+
+func intersection(a, b []string) (both []string) {
+	for _, x := range a {
+		for _, y := range b {
+			if x == y {
+				both = append(both, x)
+			}
+		}
+	}
+	return both
+}
+
+// kinds counts spans by their type and resource.
+func kinds(trace []agentSpan) map[string]int {
+	count := map[string]int{}
+	for _, s := range trace {
+		if s.Type == "sql" {
+			count["sql"]++
+		} else {
+			count[s.Type+" "+s.Resource]++
+		}
+	}
+	return count
+}
+
+func TestTraceOfARequest(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	item := fmt.Sprint(f.sandbox.itemIDs()[0])
+	require.Equal(t, 200, f.call("GET", "/items/"+item+"?by=id", "").status)
+
+	trace := agent.trace("GET /items/{id}")
+	root := trace[0]
+	assert.Equal(t, "web", root.Type)
+	assert.Equal(t, "server", root.Meta["span.kind"])
+	assert.Equal(t, "/items/{id}", root.Meta["http.route"])
+	assert.Equal(t, "200", root.Meta["http.status_code"])
+	assert.Zero(t, root.Error)
+	count := kinds(trace)
+	assert.Equal(t, 1, count["http GET /api/1/item/{id}"])
+	assert.GreaterOrEqual(t, count["sql"], 2, "compare and write")
+	ids := map[uint64]bool{}
+	for _, s := range trace {
+		ids[s.SpanID] = true
+	}
+	for _, s := range trace[1:] {
+		assert.True(t, ids[s.ParentID], "%s hangs in the air", s.Resource)
+		if s.Type == "sql" {
+			assert.NotContains(t, s.Resource, item, "placeholders only")
+		}
+	}
+
+	var line map[string]any
+	for _, l := range f.log.lines() {
+		if l["operation"] == "items.get" {
+			line = l
+		}
+	}
+	require.NotNil(t, line)
+	assert.Equal(t, root.id(), line["dd.trace_id"])
+	assert.Equal(t, fmt.Sprint(root.SpanID), line["dd.span_id"])
+	assert.EqualValues(t, 200, line["http.status_code"])
+	assert.NotContains(t, line, "status")
+	upstream, all := line["upstream_duration"].(float64), line["duration"].(float64)
+	assert.Positive(t, upstream)
+	assert.GreaterOrEqual(t, all, upstream)
+	assert.InDelta(t, float64(root.Duration), all, float64(50*time.Millisecond))
+}
+
+// Only what is the service's own fault is an error.
+func TestTraceOfAFailure(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	require.Equal(t, 404, f.call("GET", "/itens/5?secret=1", "").status)
+	missing := agent.trace("GET (no route)")
+	assert.Equal(t, "404", missing[0].Meta["http.status_code"])
+	assert.Zero(t, missing[0].Error)
+	require.Equal(t, 401, f.get("/items").status)
+	assert.Zero(t, agent.trace("GET /items")[0].Error)
+
+	f.sandbox.setFault(faultDown)
+	require.Equal(t, 502, f.call("GET", "/items", "").status)
+	trace := agent.trace("GET /items")
+	assert.EqualValues(t, 1, trace[0].Error)
+	assert.NotEmpty(t, trace[0].Meta["error.message"])
+	assert.NotEmpty(t, trace[0].Meta["error.type"])
+	assert.NotEmpty(t, trace[0].Meta["error.stack"])
+	attempts := 0
+	for _, s := range trace[1:] {
+		if s.Type == "http" {
+			attempts++
+			assert.EqualValues(t, 1, s.Error)
+			assert.Equal(t, "client", s.Meta["span.kind"])
+		}
+	}
+	assert.Equal(t, maxAttempts, attempts, "each attempt is a span")
+}
+
+// A caller's trace goes on here and at Rollbar.
+func TestTraceGoesThrough(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01")
+	trace := agent.trace("GET /items")
+	assert.Equal(t, id, trace[0].id())
+	assert.EqualValues(t, 0x00f067aa0ba902b7, trace[0].ParentID)
+}
+
+func TestTraceOfADelivery(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	f.sandbox.setFault(faultDown)
+	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`).status)
+	request := agent.trace("POST /items")
+	f.sandbox.setFault(faultNone)
+	require.Equal(t, 200, f.call("POST", "/reports/deliver", "").status)
+	delivery := agent.trace("queue.deliver")
+	assert.Equal(t, request[0].id(), delivery[0].id(), "it continues the request's trace")
+	assert.Equal(t, 1, kinds(delivery)["http POST /api/1/item/"])
+	agent.metric("app.queue.delivered")
+}
+
+func TestMetricsOfTheService(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	ctx, cancel := newContext(t)
+	done := make(chan struct{})
+	go func() { defer close(done); f.app.watchQueue(ctx) }()
+	defer func() { cancel(); <-done }()
+	f.call("GET", "/items", "")
+	common := []string{"service:shop", "env:prod", "version:1.2.3"}
+	ok := append([]string{"operation:items.list", "surface:http", "outcome:ok"}, common...)
+	assert.Equal(t, []float64{1}, agent.metric("app.operations", ok...).Values)
+	for _, want := range []struct {
+		name string
+		tags []string
+	}{
+		{"app.operations.latency", ok},
+		{"app.rollbar.calls", []string{"method:GET", "status_class:2xx"}},
+		{"app.rollbar.rate_limit_remaining", []string{"scope:read"}},
+		{"app.reports.stored", common},
+		{"app.queue.length", common},
+		{"app.queue.oldest", common},
+		{"app.pool.acquired", common},
+		{"runtime.go.num_goroutine", common},
+	} {
+		f.call("GET", "/items", "")
+		agent.metric(want.name, want.tags...)
+	}
+	f.call("GET", "/items", "")
+	agent.metric("app.reports.unchanged")
+	f.call("GET", "/items?pag=1", "")
+	agent.metric("app.operations", "operation:items.list", "outcome:usage")
+	f.sandbox.setFault(faultDown)
+	f.call("GET", "/items", "")
+	agent.metric("app.rollbar.retries", "method:GET")
+}
+
+// What the agent gets and what is logged holds no token, no query and no literal.
+func TestTelemetryHoldsNoSecrets(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	f.call("GET", "/items?query=hushhush", "")
+	f.call("POST", "/items", `{"message":"hushhush","custom":{"x":"hushhush"}}`)
+	f.call("GET", "/reports?q=hushhush", "")
+	f.sandbox.setFault(faultDown)
+	f.call("GET", "/items?query=hushhush", "")
+	f.call("GET", "/reports?level=hushhush", "", "Authorization", "Bearer wrong-secret")
+	agent.metric("app.operations", "outcome:unavailable")
+	f.call("GET", "/last", "")
+	var text strings.Builder
+	for last := false; !last; {
+		trace := receive(t, agent.traces)
+		last = trace[0].Resource == "GET (no route)"
+		require.NoError(t, json.NewEncoder(&text).Encode(trace))
+	}
+	for _, l := range f.log.lines() {
+		require.NoError(t, json.NewEncoder(&text).Encode(l))
+	}
+	for _, secret := range []string{"hushhush", "secret", f.config.readToken, f.config.postToken} {
+		assert.NotContains(t, text.String(), secret)
+	}
+}
+
+// The real program as a subcommand: its trace and its metrics are out when it ends.
+func TestTelemetryOfASubcommand(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5)
+	agent := newAgent(t)
+	env := []string{
+		"ROLLBAR_URL=" + f.config.RollbarURL, "ROLLBAR_READ_TOKEN=" + f.config.readToken, "DATABASE_URL=" + f.config.DatabaseURL,
+		"DD_TRACE_AGENT_URL=http://" + agent.address, "DD_DOGSTATSD_URL=udp://" + agent.packets.LocalAddr().String(), "DD_ENV=test",
+	}
+	out, err := binary(t, env, "items", "list").Output()
+	require.NoError(t, err)
+	assert.Contains(t, string(out), `"items":[`)
+	trace := agent.trace("GET /items")
+	assert.Equal(t, "custom", trace[0].Type)
+	assert.Equal(t, "test", trace[0].Meta["env"])
+	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
+	agent.metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
+
+	assert.Error(t, binary(t, env, "items", "get", "1").Run())
+	assert.EqualValues(t, 1, agent.trace("GET /items/{id}")[0].Error)
+	agent.metric("app.operations", "operation:items.get", "surface:cli", "outcome:not-found")
+}
+
+// With APP_URL the subcommand and the server are in one trace.
+func TestTraceAcrossProcesses(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	env := []string{"APP_URL=" + f.url, "API_TOKEN=api-secret", "DD_TRACE_AGENT_URL=http://" + agent.address}
+	require.NoError(t, binary(t, env, "reports", "list").Run())
+	one, two := agent.trace("GET /reports"), agent.trace("GET /reports")
+	assert.Equal(t, one[0].id(), two[0].id())
+}
+
+// An agent that takes connections and never answers holds up a subcommand for a second at most.
+func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-release
+	}))
+	defer hanging.Close()
+	defer close(release)
+	began := time.Now()
+	require.NoError(t, binary(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
+	assert.Less(t, time.Since(began), 4*time.Second) // one, and what a loaded machine adds
+}
+
+// serve -trace shows where the time went, without any agent.
+func TestServeTrace(t *testing.T) {
+	t.Parallel()
+	p := startServe(t, []string{"DATABASE_URL=" + testDatabase(t), "SANDBOX=true"}, "-trace")
+	res, err := http.Get(p.url + "/items?limit=3")
+	require.NoError(t, err)
+	res.Body.Close()
+	require.Eventually(t, func() bool { return strings.Contains(p.stderr(), "http.request GET /items 200") }, waitLimit, waitTick)
+	assert.Regexp(t, `trace [0-9a-f]{32}\n +0\.00 ms +\d+\.\d\d ms  http\.request GET /items 200\n`, p.stderr())
+	assert.Contains(t, p.stderr(), "    http.request GET /api/1/items/ 200")
+}
+
+func TestBadDatadogSettings(t *testing.T) {
+	t.Parallel()
+	cmd := binary(t, []string{"DD_TRACE_AGENT_URL=datadog:8126"}, "which")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	require.Error(t, cmd.Run())
+	assert.Equal(t, 3, cmd.ProcessState.ExitCode())
+	assert.Contains(t, stderr.String(), "DD_TRACE_AGENT_URL must be like http://host:8126")
+}

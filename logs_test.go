@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"strconv"
+	"testing"
+	"testing/slogtest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLogHandlerKeepsTheRules(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	handler := func(*testing.T) slog.Handler {
+		out.Reset()
+		return newLogHandler(&out, false, slog.LevelInfo, identity{service: "shop", env: "prod", version: "1.2.3"})
+	}
+	slogtest.Run(t, handler, func(t *testing.T) map[string]any {
+		var line map[string]any
+		require.NoError(t, json.Unmarshal(out.Bytes(), &line))
+		for ours, theirs := range map[string]string{"timestamp": slog.TimeKey, "message": slog.MessageKey} {
+			if value, found := line[ours]; found {
+				line[theirs] = value
+			}
+		}
+		return line
+	})
+}
+
+func TestLogLine(t *testing.T) {
+	t.Parallel()
+	telemetry := &telemetry{printer: &tracePrinter{out: io.Discard}}
+	ctx, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	span := map[string]any{"dd.trace_id": s.traceID(), "dd.span_id": strconv.FormatUint(s.id, 10)}
+	for _, tt := range []struct {
+		name string
+		ctx  context.Context
+		log  func(ctx context.Context, log *slog.Logger)
+		want map[string]any
+	}{
+		{"attributes", t.Context(), func(ctx context.Context, log *slog.Logger) {
+			log.InfoContext(ctx, "done", "duration", 1500*time.Microsecond, "error", errors.New("no luck"))
+		}, map[string]any{"duration": 1.5e6, "error.message": "no luck"}},
+		{"within a span", ctx, func(ctx context.Context, log *slog.Logger) {
+			log.With("a", 1).InfoContext(ctx, "done", "b", 2)
+		}, map[string]any{"a": 1.0, "b": 2.0}},
+		{"in groups", ctx, func(ctx context.Context, log *slog.Logger) {
+			log = log.With("a", 1).WithGroup("outer").With("b", 2)
+			log.WithGroup("other") // changes nothing here
+			log.WithGroup("inner").With("time", 3).InfoContext(ctx, "done", "error", "x")
+		}, map[string]any{"a": 1.0, "outer": map[string]any{"b": 2.0, "inner": map[string]any{"time": 3.0, "error": "x"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var out bytes.Buffer
+			tt.log(tt.ctx, slog.New(newLogHandler(&out, false, slog.LevelInfo, identity{service: "app", env: "prod", version: "1.2.3"})))
+			var got map[string]any
+			require.NoError(t, json.Unmarshal(out.Bytes(), &got))
+			_, err := time.Parse(time.RFC3339Nano, got["timestamp"].(string))
+			assert.NoError(t, err)
+			delete(got, "timestamp")
+			want := map[string]any{"level": "INFO", "message": "done", "dd.service": "app", "dd.env": "prod", "dd.version": "1.2.3"}
+			for key, value := range tt.want {
+				want[key] = value
+			}
+			if spanOf(tt.ctx) != nil {
+				for key, value := range span {
+					want[key] = value
+				}
+			}
+			assert.Equal(t, want, got)
+		})
+	}
+}
+
+func TestLogOnATerminal(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	log := slog.New(newLogHandler(&out, true, slog.LevelInfo, identity{service: "shop", env: "prod", version: "1.2.3"}))
+	log.Debug("hidden")
+	log.Info("done", "duration", 1500*time.Microsecond)
+	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// The metrics of the service's own work:
+//
+//	app.operations, app.operations.latency            operation, surface, outcome
+//	app.rollbar.calls, app.rollbar.latency            method, status_class
+//	app.rollbar.retries                               method
+//	app.rollbar.rate_limit_remaining                  scope
+//	app.queue.length, app.queue.oldest                (seconds)
+//	app.queue.delivered, .rejected, .released, .postponed, .forgotten
+//	app.reports.stored, .updated, .unchanged
+//	app.pool.acquired, .idle, .total, .max, .waited   (waited: requests that had to wait, since the start)
+
+// countOperation counts one operation that ended. Its outcome is ok or the kind of its failure.
+func (t *telemetry) countOperation(operation, surface string, outcome failureKind, took time.Duration) {
+	if t == nil || t.metrics == nil {
+		return
+	}
+	if operation == "" {
+		operation = "none"
+	}
+	tags := []string{"operation:" + operation, "surface:" + surface, "outcome:" + outcome.name}
+	t.count("app.operations", 1, tags...)
+	t.latency("app.operations.latency", took, tags...)
+}
+
+// startCommand begins the span of a subcommand. The function that it returns ends it and counts
+// the operation.
+func (t *telemetry) startCommand(ctx context.Context, c *Command) (context.Context, func(value any, err error)) {
+	began := time.Now()
+	ctx, span := t.startSpan(ctx, "app.command", "custom", c.Route)
+	span.set("operation", c.Name)
+	return ctx, func(value any, err error) {
+		kind := failureKind{name: "ok"}
+		switch {
+		case err != nil:
+			kind = failureOf(err).kind
+		case outcomeOf(value) == outage:
+			kind = unavailable
+		}
+		t.countOperation(c.Name, "cli", kind, time.Since(began))
+		span.fail(err)
+		span.finish()
+	}
+}
+
+// countReports counts what became of items that were seen.
+func (t *telemetry) countReports(items int, changes tally) {
+	t.count("app.reports.stored", float64(changes.reports))
+	t.count("app.reports.updated", float64(changes.updated))
+	t.count("app.reports.unchanged", float64(items-changes.reports-changes.updated))
+}
+
+// observePool sets the gauges of the connections to PostgreSQL.
+func (t *telemetry) observePool(pool *pgxpool.Pool) {
+	stat := pool.Stat()
+	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()))
+	t.gauge("app.pool.idle", float64(stat.IdleConns()))
+	t.gauge("app.pool.total", float64(stat.TotalConns()))
+	t.gauge("app.pool.max", float64(stat.MaxConns()))
+	t.gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
+}
+
+// watchQueue sets the gauges of the queue every few seconds, until the context ends.
+func (app *App) watchQueue(ctx context.Context) {
+	for {
+		var length, oldest float64
+		err := app.store.pool.QueryRow(ctx, `
+			SELECT count(*), coalesce(extract(epoch FROM now() - min(first_seen)), 0)
+			FROM reports
+			WHERE state = 'queued'`).Scan(&length, &oldest)
+		if err == nil {
+			app.gauge("app.queue.length", length)
+			app.gauge("app.queue.oldest", oldest)
+		}
+		if !sleep(ctx, 5*time.Second) {
+			return
+		}
+	}
+}
+
+// closeWithin is Close with a limit for the whole of it.
+func (t *telemetry) closeWithin(limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	t.Close(ctx)
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// awaitMetric returns the next metric of the name.
+func awaitMetric(t testing.TB, agent *agentStandIn, name string) agentMetric {
+	t.Helper()
+	for {
+		if metric := receive(t, agent.metrics); metric.Name == name {
+			return metric
+		}
+	}
+}
+
+// sentMetrics returns what arrives of what the function records, by name and tags.
+func sentMetrics(t *testing.T, record func(*telemetry)) map[string]agentMetric {
+	t.Helper()
+	agent := newAgent(t)
+	address := agent.packets.LocalAddr()
+	sender := newMetricSender(address.Network(), address.String(), identity{service: "shop", env: "prod", version: "1.2.3"}, &lossLog{})
+	defer sender.hangUp()
+	telemetry := &telemetry{metrics: sender}
+	record(telemetry)
+	sender.flush(t.Context())
+	telemetry.count("app.last", 1)
+	sender.flush(t.Context())
+	metrics := map[string]agentMetric{}
+	for {
+		metric := receive(t, agent.metrics)
+		if metric.Name == "app.last" {
+			return metrics
+		}
+		metrics[metric.Name+" "+fmt.Sprint(metric.Tags)] = metric
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	got := sentMetrics(t, func(telemetry *telemetry) {
+		telemetry.count("app.requests", 1, "outcome:ok")
+		telemetry.count("app.requests", 2.5, "outcome:ok")
+		telemetry.count("app.requests", 1, "outcome:conflict")
+		telemetry.gauge("app.queue", 7)
+		telemetry.gauge("app.queue", 3)
+		telemetry.distribution("app.size", 12)
+		telemetry.distribution("app.size", 0.5)
+		telemetry.latency("app.latency", 1500*time.Microsecond)
+		telemetry.count("app.broken", math.NaN())
+		telemetry.gauge("app.broken", math.Inf(1))
+		telemetry.count("app/odd:name|x", 1, "reason:a,b|c\nd")
+	})
+	const common = "env:prod service:shop version:1.2.3]"
+	tags := func(more ...string) []string { return append(more, "service:shop", "version:1.2.3") }
+	assert.Equal(t, map[string]agentMetric{
+		"app.requests [env:prod outcome:ok service:shop version:1.2.3]":       {"app.requests", "c", []float64{3.5}, 1, tags("env:prod", "outcome:ok")},
+		"app.requests [env:prod outcome:conflict service:shop version:1.2.3]": {"app.requests", "c", []float64{1}, 1, tags("env:prod", "outcome:conflict")},
+		"app.queue [" + common:   {"app.queue", "g", []float64{3}, 1, tags("env:prod")},
+		"app.size [" + common:    {"app.size", "d", []float64{12, 0.5}, 1, tags("env:prod")},
+		"app.latency [" + common: {"app.latency", "d", []float64{1.5}, 1, tags("env:prod")},
+		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {"app_odd_name_x", "c", []float64{1}, 1, tags("env:prod", "reason:a_b_c_d")},
+	}, got)
+}
+
+func TestDistributionOfManyValues(t *testing.T) {
+	t.Parallel()
+	s := series{kind: 'd', name: "app.latency", tags: []string{"outcome:ok"}}
+	for range 4 * maxValues {
+		s.add(123.456)
+	}
+	var values int
+	for message := range s.messages([]string{"env:prod"}, 1432) {
+		assert.LessOrEqual(t, len(message), 1432)
+		metric, err := parseMetric(string(message))
+		require.NoError(t, err)
+		assert.Equal(t, 0.25, metric.Rate)
+		values += len(metric.Values)
+	}
+	assert.Equal(t, maxValues, values)
+}
+
+func TestPackets(t *testing.T) {
+	t.Parallel()
+	m := newMetricSender("udp", "", identity{service: "shop"}, &lossLog{})
+	all := map[string]*series{}
+	for i := range 100 {
+		name := fmt.Sprintf("app.metric%d", i)
+		all[name] = &series{kind: 'c', name: name, value: 1}
+	}
+	all["too long"] = &series{kind: 'c', name: "app.long", tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
+	seen := 0
+	for i, packet := range m.pack(all) {
+		assert.LessOrEqual(t, len(packet), 1432)
+		if i == 0 {
+			assert.Greater(t, len(packet), 1300, "packets are filled")
+		}
+		seen += strings.Count(string(packet), "\n") + 1
+	}
+	assert.Equal(t, 100, seen)
+	assert.EqualValues(t, 1, m.losses.dropped.Load(), "the message that fits into no packet")
+}
+
+func TestTooManySeries(t *testing.T) {
+	t.Parallel()
+	m := newMetricSender("udp", "", identity{}, &lossLog{})
+	for i := range maxSeries + 5 {
+		m.add('c', "app.metric", 1, []string{fmt.Sprint("id:", i)})
+	}
+	assert.Len(t, m.series, maxSeries)
+	assert.EqualValues(t, 5, m.losses.dropped.Load())
+}
+
+func TestMetricsRedial(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	address := agent.packets.LocalAddr()
+	m := newMetricSender(address.Network(), address.String(), identity{}, &lossLog{})
+	defer m.hangUp()
+	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
+	first := m.conn
+	require.NoError(t, m.send(t.Context(), []byte("app.second:1|c|#a:b")))
+	assert.Same(t, first, m.conn)
+	m.dialed = m.dialed.Add(-redialAfter)
+	require.NoError(t, m.send(t.Context(), []byte("app.third:1|c|#a:b")))
+	assert.NotSame(t, first, m.conn, "a minute later the name is looked up again")
+	awaitMetric(t, agent, "app.third")
+}
+
+func TestMetricsOfAnUnknownHost(t *testing.T) {
+	t.Parallel()
+	m := newMetricSender("udp", "no-such-host.invalid:8125", identity{}, &lossLog{})
+	m.add('c', "app.metric", 1, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // so that nobody is asked
+	m.flush(ctx)
+	assert.EqualValues(t, 1, m.losses.dropped.Load())
+}
+
+func TestRuntimeMetrics(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	startTestTelemetry(t, agent.settings())
+	missing := map[string]bool{"runtime.go.num_cpu": true, "runtime.go.gc_stats.pause_quantiles.max": true}
+	for _, g := range runtimeGauges {
+		missing[g.name] = true
+	}
+	for len(missing) > 0 {
+		metric := receive(t, agent.metrics)
+		assert.Equal(t, "g", metric.Kind)
+		assert.Contains(t, metric.Tags, "lang:go")
+		switch metric.Name {
+		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse", "runtime.go.mem_stats.mallocs":
+			assert.Positive(t, metric.Values[0], metric.Name)
+		}
+		delete(missing, metric.Name)
+	}
+}

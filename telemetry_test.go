@@ -1,0 +1,395 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestTelemetryOff(t *testing.T) {
+	t.Parallel()
+	off, err := startTelemetry(telemetrySettings{TraceEnabled: true, Service: "shop", Env: "prod", Tags: "team:core"})
+	require.NoError(t, err)
+	require.Nil(t, off)
+
+	ctx, s := off.startSpan(t.Context(), "step", "custom", "thing")
+	assert.Equal(t, t.Context(), ctx)
+	assert.Nil(t, s)
+	s.set("key", "value")
+	s.setNumber("key", 1)
+	s.setResource("other")
+	s.fail(assert.AnError)
+	header := http.Header{}
+	s.inject(header)
+	s.finish()
+	assert.Empty(t, header)
+	assert.Empty(t, s.traceID()+s.traceparent())
+	assert.Nil(t, off.pgxTracer(nil))
+	assert.Equal(t, http.DefaultTransport, off.transport(http.DefaultTransport, nil))
+	assert.Equal(t, t.Context(), off.continueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+	off.count("app.things", 1)
+	off.gauge("app.things", 1)
+	off.latency("app.things", 1)
+	off.observe(func() { t.Error("nobody observes") })
+	off.Close(t.Context())
+}
+
+func TestTelemetryAddresses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name             string
+		settings         telemetrySettings
+		traces, socket   string
+		network, metrics string
+	}{
+		{name: "nothing set"},
+		{name: "the host switches on both", settings: telemetrySettings{AgentHost: "agent"},
+			traces: "http://agent:8126/v0.4/traces", network: "udp", metrics: "agent:8125"},
+		{name: "an IPv6 host", settings: telemetrySettings{AgentHost: "fd00::7"},
+			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:8125"},
+		{name: "an IPv6 host in brackets", settings: telemetrySettings{AgentHost: "[fd00::7]", DogStatsDPort: "9125"},
+			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:9125"},
+		{name: "a port of traces only", settings: telemetrySettings{TraceAgentPort: "9126"},
+			traces: "http://localhost:9126/v0.4/traces"},
+		{name: "a port of metrics only", settings: telemetrySettings{DogStatsDPort: "9125"},
+			network: "udp", metrics: "localhost:9125"},
+		{name: "a URL of traces only", settings: telemetrySettings{TraceAgentURL: "https://agent:443"},
+			traces: "https://agent:443/v0.4/traces"},
+		{name: "a URL of metrics only", settings: telemetrySettings{DogStatsDURL: "udp://agent"},
+			network: "udp", metrics: "agent:8125"},
+		{name: "URLs before host and port",
+			settings: telemetrySettings{AgentHost: "other", TraceAgentPort: "1", DogStatsDPort: "1",
+				TraceAgentURL: "http://[fd00::7]:81/", DogStatsDURL: "udp://[fd00::7]:82"},
+			traces: "http://[fd00::7]:81/v0.4/traces", network: "udp", metrics: "[fd00::7]:82"},
+		{name: "unix sockets",
+			settings: telemetrySettings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
+			traces:   "http://localhost/v0.4/traces", socket: "/run/apm.socket", network: "unixgram", metrics: "/run/dsd.socket"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.settings.TraceEnabled = true
+			target, socket, err := tt.settings.traceAddress()
+			require.NoError(t, err)
+			assert.Equal(t, []string{tt.traces, tt.socket}, []string{target, socket})
+			network, address, err := tt.settings.metricAddress()
+			require.NoError(t, err)
+			assert.Equal(t, []string{tt.network, tt.metrics}, []string{network, address})
+
+			tt.settings.TraceEnabled = false
+			target, _, err = tt.settings.traceAddress()
+			require.NoError(t, err)
+			assert.Empty(t, target, "with DD_TRACE_ENABLED=false")
+		})
+	}
+}
+
+func TestBadTelemetrySettings(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		settings telemetrySettings
+		want     string
+	}{
+		{"a URL as host", telemetrySettings{AgentHost: "http://agent"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port at the host", telemetrySettings{AgentHost: "agent:8126"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port of traces that is a word", telemetrySettings{TraceAgentPort: "apm"}, "DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
+		{"a port of metrics above the highest", telemetrySettings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
+		{"a host as URL of traces", telemetrySettings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"a URL with port 0", telemetrySettings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"a relative unix socket", telemetrySettings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"metrics over HTTP", telemetrySettings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
+		{"a tag without a value", telemetrySettings{Tags: "team"}, "DD_TAGS must be a list such as team:core,tier:backend"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.settings.TraceEnabled = true
+			_, err := startTelemetry(tt.settings)
+			assert.EqualError(t, err, tt.want)
+		})
+	}
+}
+
+func TestTelemetryIdentity(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		settings telemetrySettings
+		want     identity
+	}{
+		{"nothing set", telemetrySettings{}, identity{service: "app", version: buildVersion()}},
+		{"variables before tags", telemetrySettings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
+		{"tags with commas", telemetrySettings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
+		{"tags with spaces", telemetrySettings{Tags: "team:core  tier:web"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := tt.settings.identity()
+			require.NoError(t, err)
+			assert.Len(t, got.runtimeID, 36)
+			got.runtimeID = ""
+			assert.Equal(t, tt.want, got)
+		})
+	}
+}
+
+func TestTelemetryThroughUnixSockets(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "dd") // a test's own directory can be too long for a socket's name
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	apm, dsd := filepath.Join(dir, "apm"), filepath.Join(dir, "dsd")
+	listener, err := net.Listen("unix", apm)
+	require.NoError(t, err)
+	packets, err := net.ListenPacket("unixgram", dsd)
+	require.NoError(t, err)
+	agent := startAgent(t, listener, packets)
+	settings := agent.settings()
+	settings.TraceAgentURL, settings.DogStatsDURL = "unix://"+apm, "unix://"+dsd
+	telemetry := startTestTelemetry(t, settings)
+
+	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	s.finish()
+	assert.Equal(t, "thing", receive(t, agent.traces)[0].Resource)
+	assert.Equal(t, []string{"env:prod", "lang:go", "service:shop", "version:1.2.3"}, receive(t, agent.metrics).Tags)
+}
+
+func TestTelemetryCloseSendsTheRest(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	settings := agent.settings()
+	settings.Interval = time.Hour
+	telemetry := startTestTelemetry(t, settings)
+	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	s.finish()
+	telemetry.count("app.things", 1)
+
+	telemetry.Close(t.Context())
+	assert.Len(t, drained(agent.traces), 1)
+	for receive(t, agent.metrics).Name != "app.things" {
+	}
+}
+
+// hang lets the agent take no more answers until the test is over.
+func (a *agentStandIn) hang() {
+	over := make(chan struct{})
+	a.t.Cleanup(func() { close(over) })
+	a.answerWith(func(http.ResponseWriter, *http.Request) bool {
+		<-over
+		return true
+	})
+}
+
+func TestTelemetryCloseGivesUp(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	agent.hang()
+	settings := agent.settings()
+	settings.Timeout = time.Hour
+	var log logBuffer
+	settings.Log = log.logger()
+	telemetry := startTestTelemetry(t, settings)
+	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	s.finish()
+	receive(t, agent.calls)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	telemetry.Close(ctx)
+	assert.EqualValues(t, 1, log.dropped("spans"))
+}
+
+// A span never waits: with an agent that hangs, this test would never end if it did.
+func TestAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	agent.hang()
+	settings := agent.settings()
+	settings.Timeout = time.Hour
+	var log logBuffer
+	settings.Log = log.logger()
+	telemetry := startTestTelemetry(t, settings)
+	const spans = 2*maxQueuedSpans + 1
+	for range spans {
+		_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+		s.finish()
+		telemetry.count("app.things", 1)
+	}
+	receive(t, agent.calls)
+	telemetry.traces.mu.Lock()
+	assert.LessOrEqual(t, telemetry.traces.queued, maxQueuedSpans)
+	telemetry.traces.mu.Unlock()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	telemetry.Close(ctx)
+	assert.EqualValues(t, spans, log.dropped("spans")+telemetry.traces.losses.dropped.Load(), "spans that were counted as dropped")
+}
+
+func TestAgentThatTimesOut(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	agent.hang()
+	settings := agent.settings()
+	settings.Timeout = 20 * time.Millisecond
+	var log logBuffer
+	settings.Log = log.logger()
+	telemetry := startTestTelemetry(t, settings)
+	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	s.finish()
+	assert.Contains(t, log.await(t, "spans")["reason"], "deadline exceeded")
+	assert.LessOrEqual(t, len(agent.calls), 1, "what the agent may have taken is not sent again")
+}
+
+func TestAgentThatDiesAndReturns(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	var log logBuffer
+	settings := agent.settings()
+	settings.Log = log.logger()
+	telemetry := startTestTelemetry(t, settings)
+	send := func(resource string) {
+		_, s := telemetry.startSpan(t.Context(), "step", "custom", resource)
+		s.finish()
+	}
+	send("before")
+	assert.Equal(t, "before", receive(t, agent.traces)[0].Resource)
+
+	agent.die()
+	send("meanwhile")
+	line := log.await(t, "spans")
+	assert.Equal(t, "the Datadog agent does not take all traces", line["message"])
+	assert.Equal(t, "WARN", line["level"])
+	assert.EqualValues(t, 1, line["dropped_spans"])
+	assert.Contains(t, line["reason"], "connection refused")
+
+	agent.listen(listenTCP(t, agent.address))
+	send("after")
+	assert.Equal(t, "after", receive(t, agent.traces)[0].Resource)
+}
+
+func TestAgentThatRefuses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		status int
+		calls  int
+	}{
+		{"a payload that is wrong is sent once", http.StatusBadRequest, 1},
+		{"an overloaded agent has a second chance", http.StatusTooManyRequests, 2},
+		{"a broken agent has a second chance", http.StatusInternalServerError, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			agent := newAgent(t)
+			agent.answerWith(func(w http.ResponseWriter, _ *http.Request) bool {
+				http.Error(w, "no thanks", tt.status)
+				return true
+			})
+			var log logBuffer
+			settings := agent.settings()
+			settings.Log = log.logger()
+			telemetry := startTestTelemetry(t, settings)
+			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+			s.finish()
+			assert.Contains(t, log.await(t, "spans")["reason"], "no thanks")
+			assert.Len(t, agent.calls, tt.calls)
+		})
+	}
+}
+
+func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	var log logBuffer
+	settings := agent.settings()
+	settings.TraceAgentURL, settings.Log = "", log.logger()
+	startTestTelemetry(t, settings)
+	address := agent.packets.LocalAddr().String()
+	agent.packets.Close()
+	assert.Contains(t, log.await(t, "packets")["reason"], "connection refused")
+
+	packets, err := net.ListenPacket("udp", address)
+	require.NoError(t, err)
+	returned := startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
+	receive(t, returned.metrics)
+}
+
+func TestLossesAreToldNowAndThen(t *testing.T) {
+	t.Parallel()
+	var log logBuffer
+	losses := &lossLog{log: log.logger(), what: "traces", unit: "spans", quiet: time.Minute}
+	losses.tell()
+	assert.Empty(t, log.lines(), "nothing is lost yet")
+
+	losses.add(2)
+	losses.tell()
+	assert.EqualValues(t, 2, log.await(t, "spans")["dropped_spans"], "the first loss is told at once")
+
+	losses.add(3)
+	losses.add(4)
+	losses.tell()
+	assert.Len(t, log.lines(), 1, "within a minute")
+
+	losses.told = losses.told.Add(-time.Minute)
+	losses.tell()
+	losses.tell()
+	lines := log.lines()
+	require.Len(t, lines, 2, "a minute later")
+	assert.EqualValues(t, 7, lines[1]["dropped_spans"])
+}
+
+// A logBuffer keeps log lines.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) logger() *slog.Logger {
+	return slog.New(newLogHandler(b, false, slog.LevelInfo, identity{service: "app"}))
+}
+
+func (b *logBuffer) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(line)
+}
+
+func (b *logBuffer) lines() (lines []map[string]any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for line := range bytes.Lines(b.text.Bytes()) {
+		var fields map[string]any
+		if err := json.Unmarshal(line, &fields); err != nil {
+			panic(err)
+		}
+		lines = append(lines, fields)
+	}
+	return lines
+}
+
+// dropped sums up what was logged as dropped.
+func (b *logBuffer) dropped(unit string) (n int64) {
+	for _, line := range b.lines() {
+		dropped, _ := line["dropped_"+unit].(float64)
+		n += int64(dropped)
+	}
+	return n
+}
+
+// await returns the first line about something dropped.
+func (b *logBuffer) await(t testing.TB, unit string) map[string]any {
+	t.Helper()
+	require.Eventually(t, func() bool { return b.dropped(unit) > 0 }, 20*time.Second, time.Millisecond)
+	return b.lines()[0]
+}

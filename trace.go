@@ -1,0 +1,239 @@
+// trace.go makes spans, the timed steps of a trace. A span belongs to the span in its context, or
+// begins a trace where there is none.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/url"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	maxChunkSpans = 500  // that wait for their trace's root before they leave without it
+	maxTagLength  = 5000 // Datadog cuts resources here, too
+)
+
+// A traceOrigin names a trace, and the span of another process in which our part of it begins.
+type traceOrigin struct {
+	high, low uint64 // the trace's id
+	parent    uint64 // 0 where the trace begins here
+	priority  int    // of sampling: 1 and 2 keep the trace, 0 and -1 do not
+	state     string // other vendors' members of the tracestate header
+}
+
+// newOrigin names a new trace. As in Datadog's own clients its id begins with the time.
+func newOrigin() traceOrigin {
+	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1}
+}
+
+// newSpanID returns a random number that is not 0, which stands for "none".
+func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
+
+// A trace is this process's part of one trace.
+type trace struct {
+	traceOrigin
+	telemetry *telemetry
+	root      *span
+
+	mu        sync.Mutex // guards the rest and the trace's running spans
+	finished  []*span
+	rootEnded bool
+}
+
+// A span is one step of a trace. The methods of a nil span do nothing, and so do those that change
+// a finished one.
+type span struct {
+	trace                *trace
+	id, parent           uint64
+	name, kind, resource string
+	start                time.Time
+	duration             time.Duration
+	ended, failed        bool
+	tags                 []spanTag
+	numbers              []spanNumber
+}
+
+type spanTag struct{ key, value string }
+
+type spanNumber struct {
+	key   string
+	value float64
+}
+
+type spanKey struct{} // of the current *span, or else a traceOrigin, in a context
+
+// spanOf returns the span that the context is within, or nil.
+func spanOf(ctx context.Context) *span {
+	s, _ := ctx.Value(spanKey{}).(*span)
+	return s
+}
+
+// tracing reports whether spans go anywhere.
+func (t *telemetry) tracing() bool { return t != nil && (t.traces != nil || t.printer != nil) }
+
+// startSpan begins a span and returns a context for what happens within it. The name says what kind
+// of step it is (http.request), kind is Datadog's type (web, http, sql, custom), and the resource
+// is the one thing of few that it is about (GET /items/{id}). The caller calls finish.
+func (t *telemetry) startSpan(ctx context.Context, name, kind, resource string) (context.Context, *span) {
+	if !t.tracing() {
+		return ctx, nil
+	}
+	s := &span{id: newSpanID(), name: name, kind: kind, resource: cut(resource), start: time.Now()}
+	switch above := ctx.Value(spanKey{}).(type) {
+	case *span:
+		s.trace, s.parent = above.trace, above.id
+	case traceOrigin:
+		s.trace, s.parent = &trace{traceOrigin: above, telemetry: t, root: s}, above.parent
+	default:
+		s.trace = &trace{traceOrigin: newOrigin(), telemetry: t, root: s}
+	}
+	return context.WithValue(ctx, spanKey{}, s), s
+}
+
+// set gives the span a tag.
+func (s *span) set(key, value string) {
+	if s == nil {
+		return
+	}
+	s.trace.mu.Lock()
+	defer s.trace.mu.Unlock()
+	s.setLocked(key, value)
+}
+
+func cut(text string) string { return text[:min(len(text), maxTagLength)] }
+
+func (s *span) setLocked(key, value string) {
+	if s.ended {
+		return
+	}
+	value = cut(value)
+	for i := range s.tags {
+		if s.tags[i].key == key {
+			s.tags[i].value = value
+			return
+		}
+	}
+	if s.tags == nil {
+		s.tags = make([]spanTag, 0, 10)
+	}
+	s.tags = append(s.tags, spanTag{key, value})
+}
+
+// setNumber gives the span a tag that is a number.
+func (s *span) setNumber(key string, value float64) {
+	if s == nil || math.IsNaN(value) || math.IsInf(value, 0) {
+		return
+	}
+	s.trace.mu.Lock()
+	defer s.trace.mu.Unlock()
+	if !s.ended {
+		s.numbers = slices.DeleteFunc(s.numbers, func(n spanNumber) bool { return n.key == key })
+		s.numbers = append(s.numbers, spanNumber{key, value})
+	}
+}
+
+// setResource renames what the span is about, once that is known better.
+func (s *span) setResource(resource string) {
+	if s == nil {
+		return
+	}
+	s.trace.mu.Lock()
+	defer s.trace.mu.Unlock()
+	if !s.ended {
+		s.resource = cut(resource)
+	}
+}
+
+// fail marks the span as failed by the error, which may be nil, and notes where that happened.
+func (s *span) fail(err error) {
+	if s == nil || err == nil {
+		return
+	}
+	stack := string(debug.Stack())
+	s.trace.mu.Lock()
+	defer s.trace.mu.Unlock()
+	if s.ended {
+		return
+	}
+	s.failed = true
+	s.setLocked("error.message", errorText(err))
+	s.setLocked("error.type", errorType(err))
+	s.setLocked("error.stack", stack)
+}
+
+// errorText is the error's text without what must not leave the process: query strings, and the
+// values that PostgreSQL quotes when data do not fit (class 22).
+func errorText(err error) string {
+	text := err.Error()
+	if refused, ok := errors.AsType[*url.Error](err); ok {
+		bare, _, _ := strings.Cut(refused.URL, "?")
+		text = strings.ReplaceAll(text, refused.URL, bare)
+	}
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && strings.HasPrefix(refused.Code, "22") {
+		text = strings.ReplaceAll(text, refused.Message, "unfit data")
+	}
+	return text
+}
+
+// errorType is the type of the first error in the chain that is more than added words.
+func errorType(err error) string {
+	for {
+		name := reflect.TypeOf(err).String()
+		cause := errors.Unwrap(err)
+		if cause == nil || !strings.HasPrefix(name, "*fmt.") {
+			return name
+		}
+		err = cause
+	}
+}
+
+// finish ends the span. With the root, the trace leaves; what ends later leaves by itself. Of a very
+// long trace parts leave before.
+func (s *span) finish() {
+	if s == nil {
+		return
+	}
+	t := s.trace
+	t.mu.Lock()
+	if s.ended {
+		t.mu.Unlock()
+		return
+	}
+	s.ended, s.duration = true, time.Since(s.start)
+	t.finished = append(t.finished, s)
+	t.rootEnded = t.rootEnded || s == t.root
+	var chunk []*span
+	if t.rootEnded || len(t.finished) >= maxChunkSpans {
+		chunk, t.finished = t.finished, nil
+	}
+	t.mu.Unlock()
+	if chunk == nil {
+		return
+	}
+	// A parent begins before its children and ends after them, so this puts the topmost span first.
+	slices.Reverse(chunk)
+	slices.SortStableFunc(chunk, func(a, b *span) int { return a.start.Compare(b.start) })
+	t.telemetry.printer.print(chunk)
+	t.telemetry.traces.add(chunk)
+}
+
+// traceID returns the id of the span's trace as 32 hexadecimal digits.
+func (s *span) traceID() string {
+	if s == nil {
+		return ""
+	}
+	return hex64(s.trace.high) + hex64(s.trace.low)
+}
+
+func hex64(id uint64) string { return fmt.Sprintf("%016x", id) }

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A tracePrinter prints finished traces as trees, for a developer to see where the time went:
+//
+//	trace 692347a200000000d1f0c2b1a3948576
+//	    0.00 ms   12.31 ms  http.request GET /items/{id}
+//	    0.21 ms    9.87 ms    http.request GET /item/{id}
+//	   10.15 ms    1.02 ms    pgx.query SELECT id FROM reports WHERE item_id = $1
+//
+// The columns are when a span began and how long it took.
+type tracePrinter struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+// print prints spans of one trace, in the order in which they began.
+func (p *tracePrinter) print(chunk []*span) {
+	if p == nil {
+		return
+	}
+	present := map[uint64]bool{}
+	children := map[uint64][]*span{}
+	for _, s := range chunk {
+		present[s.id] = true
+		children[s.parent] = append(children[s.parent], s)
+	}
+	var text bytes.Buffer
+	fmt.Fprintf(&text, "trace %s\n", chunk[0].traceID())
+	var printTree func(s *span, indent string)
+	printTree = func(s *span, indent string) {
+		fmt.Fprintf(&text, "%8.2f ms %8.2f ms  %s%s\n", milliseconds(s.start.Sub(chunk[0].start)), milliseconds(s.duration), indent, s)
+		for _, child := range children[s.id] {
+			printTree(child, indent+"  ")
+		}
+	}
+	for _, s := range chunk {
+		if !present[s.parent] {
+			printTree(s, "")
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, _ = p.out.Write(text.Bytes()) // for want of a terminal nothing else fails
+}
+
+// String returns the span in one line, without its times.
+func (s *span) String() string {
+	line := []rune(s.name + " " + strings.Join(strings.Fields(s.resource), " "))
+	if len(line) > 100 {
+		line = append(line[:99], '…')
+	}
+	text := string(line)
+	for _, tag := range s.tags {
+		switch {
+		case tag.key == "http.status_code":
+			text += " " + tag.value
+		case tag.key == "error.message":
+			text += fmt.Sprintf(" error: %q", tag.value)
+		}
+	}
+	return text
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
