@@ -2,18 +2,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 var reportsListCmd = &Command{
@@ -54,81 +56,30 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, in.query(), in.args())
-	page := &reportPage{}
-	if err == nil {
-		err = page.begin(rows, in)
-	}
+	page, err := in.open(ctx, conn)
 	if err != nil {
 		conn.Release()
 		return nil, fmt.Errorf("list reports: %w", databaseError(err))
 	}
 	return &List{
 		Name: "reports",
-		Rows: page.rows(rows),
+		Rows: page.all,
 		Rest: page.rest,
 		Prev: page.prev, Next: page.next,
-		Close: func() { rows.Close(); conn.Release() },
+		Close: func() { page.rows.Close(); conn.Release() },
 	}, nil
-}
-
-// query is the statement for one page. Each row also says where the whole page ends and how long it
-// is, because Links go out before the rows.
-func (in *reportsListInput) query() string {
-	order, limit, where := "DESC", "@limit", in.conditions()
-	switch {
-	case in.Cursor.after > 0: // one more, to see whether there is a page before this one
-		order, limit, where = "ASC", "@limit + 1", append(where, "id > @after")
-	case in.Cursor.before > 0:
-		where = append(where, "id < @before")
-	}
-	text := "TRUE"
-	if len(where) > 0 {
-		text = strings.Join(where, " AND ")
-	}
-	return `
-		SELECT id, item_id, uuid, state, first_seen, last_seen, data,
-			min(id) OVER () AS last, count(*) OVER () AS length
-		FROM (
-			SELECT id, item_id, uuid, state, first_seen, last_seen, data
-			FROM reports
-			WHERE ` + text + `
-			ORDER BY id ` + order + `
-			LIMIT ` + limit + `
-		) AS page
-		ORDER BY id DESC`
-}
-
-func (in *reportsListInput) conditions() []string {
-	var where []string
-	add := func(given bool, condition string) {
-		if given {
-			where = append(where, condition)
-		}
-	}
-	add(in.ItemID.Set, "item_id = @item_id")
-	add(in.Status.Set, "status = @status")
-	add(in.Level.Set, "level = @level")
-	add(in.Environment.Set, "environment = @environment")
-	add(in.State.Set, "state = @state")
-	add(in.Q != "", "words @> @words")
-	add(!in.Since.IsZero(), "last_seen >= @since")
-	add(!in.Until.IsZero(), "first_seen <= @until")
-	add(in.Latest, "state <> 'superseded'")
-	return where
-}
-
-func (in *reportsListInput) args() pgx.NamedArgs {
-	return pgx.NamedArgs{
-		"item_id": in.ItemID.Value, "status": in.Status.Value, "level": in.Level.Value,
-		"environment": in.Environment.Value, "state": in.State.Value, "words": titleWords(in.Q),
-		"since": in.Since.Time, "until": in.Until.Time, "limit": in.Limit,
-		"before": in.Cursor.before, "after": in.Cursor.after,
-	}
 }
 
 // A cursor is a place in the reports: the page before or behind an id. Callers do not look inside.
 type cursor struct{ before, after int64 }
+
+// newest is the id below which the page begins.
+func (c cursor) newest() int64 {
+	if c.before == 0 {
+		return math.MaxInt64
+	}
+	return c.before
+}
 
 func (c cursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.before, c.after))
@@ -154,10 +105,65 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 
 // A reportPage is one page of reports while it is read.
 type reportPage struct {
-	first reportRow
-	empty bool
-	next  url.Values
-	prev  url.Values
+	rows pgx.Rows
+	row  reportRow // the first one, until it is yielded
+	any  bool      // there is a first one
+	next url.Values
+	prev url.Values
+}
+
+// open chooses the reports of the page, works out its neighbours, because Links go out before the
+// rows, and begins to read.
+func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
+	choice, ids := `
+		SELECT id
+		FROM reports
+		WHERE id < @before
+		ORDER BY id DESC
+		LIMIT @limit`, []int64(nil)
+	if in.Cursor.after > 0 || in.isFiltered() {
+		var err error
+		if ids, err = in.find(ctx, conn.Conn()); err != nil {
+			return nil, err
+		}
+		choice = `SELECT unnest(@ids::bigint[])`
+	}
+	rows, err := conn.Query(ctx, `
+		WITH page (id) AS MATERIALIZED (`+choice+`)
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data,
+			(SELECT min(id) FROM page), (SELECT count(*) FROM page)
+		FROM page
+		JOIN reports r USING (id)
+		LEFT JOIN seen s ON s.report_id = r.id
+		ORDER BY id DESC`,
+		pgx.NamedArgs{"ids": ids, "before": in.Cursor.newest(), "limit": in.Limit})
+	if err != nil {
+		return nil, err
+	}
+	page := &reportPage{rows: rows}
+	if page.any = rows.Next(); page.any {
+		err = page.row.scan(rows)
+	} else {
+		// as if the rows on both sides of the cursor were the page
+		page.row.id, page.row.last = in.Cursor.before-1, in.Cursor.after+1
+	}
+	before := in.Cursor.before > 0
+	if page.row.length > in.Limit { // the first row belongs to the page before
+		before = true
+		rows.Next()
+		err = cmp.Or(err, page.row.scan(rows))
+	}
+	if err = cmp.Or(err, rows.Err()); err != nil {
+		rows.Close()
+		return nil, err
+	}
+	if before {
+		page.prev = url.Values{"cursor": {cursor{after: page.row.id}.String()}}
+	}
+	if page.row.length >= in.Limit || in.Cursor.after > 0 {
+		page.next = url.Values{"cursor": {cursor{before: page.row.last}.String()}}
+	}
+	return page, nil
 }
 
 // A reportRow is one row of the statement for a page.
@@ -168,62 +174,30 @@ type reportRow struct {
 	state               string
 	firstSeen, lastSeen time.Time
 	data                json.RawMessage
-	last, length        int64
+	last, length        int64 // of the page
 }
 
 func (r *reportRow) scan(rows pgx.Rows) error {
 	return rows.Scan(&r.id, &r.itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data, &r.last, &r.length)
 }
 
-// begin reads the first row, if there is one, and works out the neighbouring pages. A page that is
-// shorter than the limit is the last.
-func (p *reportPage) begin(rows pgx.Rows, in reportsListInput) error {
-	if p.empty = !rows.Next(); p.empty {
-		// as if the rows on both sides of the cursor were the page
-		p.first.id, p.first.last = in.Cursor.before-1, in.Cursor.after+1
-	} else if err := p.first.scan(rows); err != nil {
-		rows.Close()
-		return err
-	}
-	before := in.Cursor.before > 0
-	if p.first.length > in.Limit { // the first row belongs to the page before
-		before = true
-		rows.Next()
-		if err := p.first.scan(rows); err != nil {
-			rows.Close()
-			return err
-		}
-	}
-	if before {
-		p.prev = url.Values{"cursor": {cursor{after: p.first.id}.String()}}
-	}
-	if p.first.length >= in.Limit || in.Cursor.after > 0 {
-		p.next = url.Values{"cursor": {cursor{before: p.first.last}.String()}}
-	}
-	return rows.Err()
-}
-
-// rows yields the page's reports as JSON.
-func (p *reportPage) rows(rows pgx.Rows) iter.Seq2[json.RawMessage, error] {
-	return func(yield func(json.RawMessage, error) bool) {
-		if p.empty {
-			return
-		}
-		buf := p.first.appendJSON(nil)
-		if !yield(buf, nil) {
-			return
-		}
-		var row reportRow
-		for rows.Next() {
-			err := row.scan(rows)
-			buf = row.appendJSON(buf[:0])
-			if !yield(buf, err) || err != nil {
+// all yields the page's reports as JSON.
+func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
+	var buf []byte
+	for more := p.any; more; more = p.rows.Next() {
+		if buf != nil {
+			if err := p.row.scan(p.rows); err != nil {
+				yield(nil, err)
 				return
 			}
 		}
-		if err := rows.Err(); err != nil {
-			yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
+		buf = p.row.appendJSON(buf[:0])
+		if !yield(buf, nil) {
+			return
 		}
+	}
+	if err := p.rows.Err(); err != nil {
+		yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
 	}
 }
 
@@ -278,9 +252,10 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMess
 	defer conn.Release()
 	var r reportRow
 	err = conn.QueryRow(ctx, `
-		SELECT id, item_id, uuid, state, first_seen, last_seen, data
-		FROM reports
-		WHERE id = @id`,
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data
+		FROM reports r
+		LEFT JOIN seen s ON s.report_id = r.id
+		WHERE r.id = @id`,
 		pgx.NamedArgs{"id": in.ID}).
 		Scan(&r.id, &r.itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -326,7 +301,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	defer conn.Release()
 	chosen := "TRUE"
 	if !in.Before.IsZero() {
-		chosen += " AND last_seen < @before"
+		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
 	}
 	if in.ItemID.Set {
 		chosen += " AND item_id = @item_id"

@@ -32,18 +32,144 @@ COMMENT ON COLUMN reports.words       IS 'The words of the title in lower case, 
 COMMENT ON COLUMN reports.digests     IS 'Digests of the answers of Rollbar that data already holds, so that the same answer need not be compared again.';
 COMMENT ON COLUMN reports.data        IS 'What Rollbar sent, or what was created, digit for digit. It is json and not jsonb, which would rewrite numbers.';
 
--- Each item has one current report; each created occurrence is there once.
-CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id) WHERE state = 'current';
-CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)    WHERE uuid IS NOT NULL;
+-- A row is about one of few combinations of what lists are filtered by: its facet.
+ALTER TABLE reports ADD COLUMN IF NOT EXISTS facet bigint GENERATED ALWAYS AS (hashtextextended(
+	state || chr(1) || coalesce(status, '') || chr(1) || coalesce(level, '') || chr(1) || coalesce(environment, ''), 0)) STORED;
 
--- Filters of lists, newest first.
-CREATE INDEX IF NOT EXISTS reports_item        ON reports (item_id, id);
-CREATE INDEX IF NOT EXISTS reports_state       ON reports (state, id);
-CREATE INDEX IF NOT EXISTS reports_status      ON reports (status, id);
-CREATE INDEX IF NOT EXISTS reports_level       ON reports (level, id);
-CREATE INDEX IF NOT EXISTS reports_environment ON reports (environment, id);
-CREATE INDEX IF NOT EXISTS reports_last_seen   ON reports (last_seen);
-CREATE INDEX IF NOT EXISTS reports_words       ON reports USING gin (words);
+COMMENT ON COLUMN reports.facet IS 'A number for the combination of state, status, level and environment.';
+
+-- Each item has one current report; each created occurrence is there once.
+CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id)     WHERE state = 'current';
+CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current';
+CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)        WHERE uuid IS NOT NULL;
+CREATE        INDEX IF NOT EXISTS reports_facet   ON reports (facet, id);
+
+DROP INDEX IF EXISTS reports_item, reports_state, reports_status, reports_level, reports_environment, reports_last_seen, reports_words;
+
+-- A report that is seen again unchanged gets a row here, so that a sync over everything rewrites
+-- some bytes for each report and not the report.
+CREATE TABLE IF NOT EXISTS seen (
+	report_id bigint      PRIMARY KEY,
+	last_seen timestamptz NOT NULL
+) WITH (fillfactor = 80);
+
+COMMENT ON TABLE  seen           IS 'When reports were seen again. The later of this last_seen and that of the report counts.';
+COMMENT ON COLUMN seen.report_id IS 'The report. There is no foreign key, which would cost more than the row; nobody asks for the rows of deleted reports.';
+COMMENT ON COLUMN seen.last_seen IS 'When it was last seen, exact to a minute.';
+
+-- What lists skip by. Reports whose ids agree in id / 1024 are a block. Triggers keep these tables
+-- up to date; what was true of a block once stays in them, which costs a list a look at a block in
+-- vain and nothing else.
+CREATE TABLE IF NOT EXISTS facets (
+	facet       bigint PRIMARY KEY,
+	state       text   NOT NULL,
+	status      text,
+	level       text,
+	environment text
+);
+
+COMMENT ON TABLE  facets             IS 'The facets that there are.';
+COMMENT ON COLUMN facets.facet       IS 'As in reports.';
+COMMENT ON COLUMN facets.state       IS 'As in reports.';
+COMMENT ON COLUMN facets.status      IS 'As in reports.';
+COMMENT ON COLUMN facets.level       IS 'As in reports.';
+COMMENT ON COLUMN facets.environment IS 'As in reports.';
+
+CREATE TABLE IF NOT EXISTS segments (
+	facet      bigint,
+	block      bigint,
+	first_seen timestamptz NOT NULL,
+	last_seen  timestamptz NOT NULL,
+	PRIMARY KEY (facet, block)
+) WITH (fillfactor = 80);
+
+COMMENT ON TABLE  segments            IS 'When the reports of a block were seen: of one facet, and of all together.';
+COMMENT ON COLUMN segments.facet      IS 'As in reports; 0 for all facets.';
+COMMENT ON COLUMN segments.block      IS 'The block: id / 1024.';
+COMMENT ON COLUMN segments.first_seen IS 'No report was first seen before this.';
+COMMENT ON COLUMN segments.last_seen  IS 'No report was last seen after this.';
+
+CREATE TABLE IF NOT EXISTS spots (
+	word  bigint,
+	facet bigint,
+	block bigint,
+	PRIMARY KEY (word, facet, block)
+);
+
+COMMENT ON TABLE  spots       IS 'In which blocks and facets there are titles with a word.';
+COMMENT ON COLUMN spots.word  IS 'The word, as hashtextextended(word, 0).';
+COMMENT ON COLUMN spots.facet IS 'As in reports.';
+COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
+
+-- A segment is widened by a second more than need be, and only where need be: who creates one report
+-- after the other must not wait for the commit of the one before.
+CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO facets
+	SELECT DISTINCT facet, state, status, level, environment
+	FROM new
+	ORDER BY facet
+	ON CONFLICT DO NOTHING;
+
+	INSERT INTO segments AS s
+	SELECT n.facet, n.block, n.first_seen, n.last_seen + interval '1 second'
+	FROM (
+		SELECT coalesce(facet, 0) AS facet, id / 1024 AS block, min(first_seen) AS first_seen, max(last_seen) AS last_seen
+		FROM new
+		GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))
+	) AS n
+	LEFT JOIN segments o ON o.facet = n.facet AND o.block = n.block
+	WHERE o.facet IS NULL OR o.first_seen > n.first_seen OR o.last_seen < n.last_seen
+	ORDER BY n.facet, n.block
+	ON CONFLICT (facet, block) DO UPDATE
+	SET first_seen = least(s.first_seen, excluded.first_seen), last_seen = greatest(s.last_seen, excluded.last_seen);
+
+	INSERT INTO spots
+	SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024
+	FROM new, unnest(words) AS w (word)
+	ORDER BY 1, 2, 3
+	ON CONFLICT DO NOTHING;
+	RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION index_seen() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO segments AS s
+	SELECT n.facet, n.block, o.first_seen, n.last_seen + interval '1 second'
+	FROM (
+		SELECT coalesce(r.facet, 0) AS facet, r.id / 1024 AS block, max(t.last_seen) AS last_seen
+		FROM new t
+		JOIN reports r ON r.id = t.report_id
+		GROUP BY GROUPING SETS ((r.facet, r.id / 1024), (r.id / 1024))
+	) AS n
+	JOIN segments o ON o.facet = n.facet AND o.block = n.block
+	WHERE o.last_seen < n.last_seen
+	ORDER BY n.facet, n.block
+	ON CONFLICT (facet, block) DO UPDATE
+	SET last_seen = greatest(s.last_seen, excluded.last_seen);
+	RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER reports_inserted AFTER INSERT ON reports REFERENCING NEW TABLE AS new
+FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
+CREATE OR REPLACE TRIGGER reports_updated AFTER UPDATE ON reports REFERENCING NEW TABLE AS new
+FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
+CREATE OR REPLACE TRIGGER seen_inserted AFTER INSERT ON seen REFERENCING NEW TABLE AS new
+FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
+CREATE OR REPLACE TRIGGER seen_updated AFTER UPDATE ON seen REFERENCING NEW TABLE AS new
+FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
+
+-- Of a database from before these tables.
+INSERT INTO facets
+SELECT DISTINCT facet, state, status, level, environment FROM reports WHERE NOT EXISTS (SELECT FROM facets)
+ON CONFLICT DO NOTHING;
+INSERT INTO spots
+SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024 FROM reports, unnest(words) AS w (word) WHERE NOT EXISTS (SELECT FROM segments)
+ON CONFLICT DO NOTHING;
+INSERT INTO segments
+SELECT coalesce(facet, 0), id / 1024, min(first_seen), max(last_seen) FROM reports WHERE NOT EXISTS (SELECT FROM segments)
+GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))
+ON CONFLICT DO NOTHING;
 
 -- What the delivery of a created occurrence needs.
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS leased_until timestamptz NOT NULL DEFAULT '-infinity';

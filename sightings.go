@@ -154,9 +154,10 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference
 		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
 		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
 		LEFT JOIN reports r ON r.item_id = s.item_id AND r.state = 'current'
+		LEFT JOIN seen ON seen.report_id = r.id
 		WHERE r.id IS NULL
 		OR strpos(r.digests, s.digest) = 0
-		OR r.last_seen < now() - interval '1 minute'`,
+		OR greatest(r.last_seen, seen.last_seen) < now() - interval '1 minute'`,
 		pgx.NamedArgs{"ids": ids, "digests": digests})
 	if err != nil {
 		return nil, err
@@ -286,9 +287,16 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			SELECT r.id
 			FROM reports r
 			JOIN input i ON r.id = i.report_id
-			WHERE r.state = 'current' AND r.digests = i.before
+			WHERE r.state = 'current' AND r.digests = i.before AND (i.data IS NOT NULL OR i.after <> i.before)
 			ORDER BY r.item_id
 			FOR NO KEY UPDATE OF r
+		), touched AS (
+			INSERT INTO seen (report_id, last_seen)
+			SELECT report_id, now()
+			FROM input
+			WHERE data IS NULL AND after = before
+			ORDER BY report_id
+			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
 		), updated AS (
 			UPDATE reports r
 			SET last_seen = now(), digests = i.after, data = coalesce(i.data::json, r.data),
@@ -301,7 +309,7 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			RETURNING r.item_id
 		), superseded AS (
 			UPDATE reports r
-			SET state = 'superseded'
+			SET state = 'superseded', last_seen = greatest(r.last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = l.id AND i.fresh
@@ -315,6 +323,8 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
 			RETURNING item_id
 		)
+		SELECT item_id FROM input WHERE data IS NULL AND after = before
+		UNION ALL
 		SELECT item_id FROM updated
 		UNION ALL
 		SELECT item_id FROM inserted`,

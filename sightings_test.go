@@ -159,8 +159,10 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 	assert.Equal(t, before, version())
 
 	store.query(t, `UPDATE reports SET last_seen = last_seen - interval '2 minutes', first_seen = first_seen - interval '1 hour' WHERE item_id = 7 RETURNING ''`)
+	before = version()
 	assert.Equal(t, tally{}, keep())
-	assert.Equal(t, "true", store.query(t, `SELECT (last_seen > now() - interval '1 minute' AND first_seen < now() - interval '1 hour')::text FROM reports WHERE item_id = 7`))
+	assert.Equal(t, before, version(), "a time is written, and not the report")
+	assert.Equal(t, "true", store.query(t, `SELECT (s.last_seen > now() - interval '1 minute' AND first_seen < now() - interval '1 hour')::text FROM reports r JOIN seen s ON s.report_id = r.id WHERE item_id = 7`))
 }
 
 // Writers that see the same items in different states, in different orders, must neither fail nor
