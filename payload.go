@@ -153,6 +153,9 @@ func occurrenceTitle(data json.RawMessage) string {
 	if message := unquoteJSON(member(body, "message", "body")); message != "" {
 		return message
 	}
+	if report, _, _ := strings.Cut(unquoteJSON(member(body, "crash_report", "raw")), "\n"); report != "" {
+		return report
+	}
 	trace := member(body, "trace")
 	for first := range elements(member(body, "trace_chain")) {
 		trace = first

@@ -151,9 +151,9 @@ func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	path, inAPI := strings.CutPrefix(r.URL.Path, "/api/1")
-	request := r.Method + " " + path
+	request := r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1")
 	s.mu.Lock()
-	s.log = append(s.log[max(0, len(s.log)-9_999):], r.Method+" "+strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
+	s.log = append(s.log[max(0, len(s.log)-9_999):], request)
 	s.mu.Unlock()
 
 	fault, ended := s.faultFor(request)

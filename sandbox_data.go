@@ -101,15 +101,15 @@ func (s *sandbox) decorate(item sandboxItem, number int, last int64) {
 		item["last_muted_timestamp"] = last + 60
 	}
 	switch {
+	case number%60 == 30:
+		item["group_status"] = int64(2)
+	case number%60 == 31 || number%60 == 32:
+		item["group_item_id"], item["controlling_id"] = item.int("id")-int64(number%60-30), item.int("id")-int64(number%60-30)
 	case number%4 == 1:
 		item["assigned_user_id"], item["unique_occurrences"] = pick([]int64{5325, 5326}, number/4), int64(number%3+1)
 	case number%11 == 2:
 		item["snooze_status"], item["snooze_type"] = "active", "time"
 		item["snooze_expiration_threshold_seconds"], item["snooze_expiration_datetime"] = int64(3600), last+3600
-	case number%60 == 30:
-		item["group_status"] = int64(2)
-	case number%60 == 31 || number%60 == 32:
-		item["group_item_id"], item["controlling_id"] = item.int("id")-int64(number%60-30), item.int("id")-int64(number%60-30)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 )
 
 // A sandboxProject is the items of a project and their occurrences.
@@ -228,6 +229,10 @@ func (s *sandbox) change(it sandboxItem, changes map[string]any) {
 			it["status"] = value
 			it[map[any]string{"active": "last_activated_timestamp", "resolved": "last_resolved_timestamp", "muted": "last_muted_timestamp"}[value]] = now
 			it["resolved_in_version"] = changes["resolved_in_version"]
+		case "resolved_in_version":
+			if changes["status"] == "resolved" { // else it is not used
+				it[name] = value
+			}
 		case "snooze_enabled":
 			it["snooze_status"], it["snooze_type"] = nil, nil
 			if value == true {
@@ -329,7 +334,7 @@ func (s *sandbox) occur(o *sandboxOccurrence) {
 	switch {
 	case hash == "":
 		hash = sandboxHash(digits.ReplaceAllString(title, ""))
-	case len(hash) > 40:
+	case utf8.RuneCountInString(hash) > 40:
 		hash = sandboxHash(hash)
 	}
 	s.lastOcc++
@@ -342,6 +347,9 @@ func (s *sandbox) occur(o *sandboxOccurrence) {
 	}
 	if item == nil {
 		level := cmp.Or(unquoteJSON(member(o.data, "level")), "error")
+		if member(o.data, "level") == nil && member(o.data, "body", "message") != nil {
+			level = "info"
+		}
 		item = s.newItem(title, level, environment, hash, o)
 	}
 	o.item = item.int("id")
