@@ -17,6 +17,7 @@ const (
 	longestBackoff  = 5 * time.Minute
 	longestPause    = time.Hour // limits can be lifted before their time
 	longestIdle     = 5 * time.Second
+	lookupsInTurn   = 20 // a second's worth, then deliveries have their turn
 )
 
 var reportsDeliverCmd = &Command{
@@ -249,12 +250,12 @@ func (app *App) listenForWork(ctx context.Context) {
 // usually knows within 5 s.
 var lookupWaits = []time.Duration{2 * time.Second, 5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
 
-// findItems asks for the items of delivered occurrences for which it is time.
+// findItems asks for the items of delivered occurrences for which it is time, a few in a turn.
 func (app *App) findItems(ctx context.Context) {
 	if app.rollbar.require(scopeRead) != nil {
 		return
 	}
-	for app.pace.wait(ctx) {
+	for turn := 0; turn < lookupsInTurn && app.pace.wait(ctx); turn++ {
 		id, uuid, lookups, err := app.store.claimLookup(ctx)
 		if err != nil || id == 0 {
 			return

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // A record is what PostgreSQL knows of an occurrence that is to be created.
@@ -148,6 +149,8 @@ type queued struct {
 // that are due are wanted, whose time to be tried again has come. It returns nil where there is
 // none.
 func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease time.Duration) (*queued, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // nobody else ends it when a server vanishes
+	defer cancel()
 	conn, err := s.writer(ctx)
 	if err != nil {
 		return nil, err
@@ -180,6 +183,8 @@ func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease tim
 // nextDue says in how long the first queued occurrence may be tried, or asked for its item; at most
 // the limit.
 func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	var wait time.Duration
 	err := s.pool.QueryRow(ctx, `
 		SELECT least(min(due) - now(), @limit)
@@ -202,18 +207,29 @@ func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration 
 // queueChannel is where workers hear of new work.
 const queueChannel = "app_queue"
 
-// awaitWork returns when something was left to the queue, or with an error.
+// awaitWork returns when something was left to the queue or may have been, or with an error. It
+// does not wait for long: a server that vanished does not close its connections, and only LISTEN
+// gets a sign of life.
 func awaitWork(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, "LISTEN "+queueChannel); err != nil {
+	listening, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if _, err := conn.Exec(listening, "LISTEN "+queueChannel); err != nil {
 		return err
 	}
-	_, err := conn.WaitForNotification(ctx)
+	waiting, cancel := context.WithTimeout(ctx, longestIdle)
+	defer cancel()
+	_, err := conn.WaitForNotification(waiting)
+	if pgconn.Timeout(err) && ctx.Err() == nil {
+		return nil
+	}
 	return err
 }
 
 // claimLookup takes a delivered occurrence whose item is to be asked for, and sets the time for the
 // next try. The id is 0 where there is none.
 func (s *Store) claimLookup(ctx context.Context) (id int64, uuid string, lookups int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	err = s.pool.QueryRow(ctx, `
 		UPDATE reports
 		SET lookups = lookups + 1, next_lookup = now() + (@waits::interval[])[least(lookups + 2, cardinality(@waits))]
@@ -235,6 +251,8 @@ func (s *Store) claimLookup(ctx context.Context) (id int64, uuid string, lookups
 
 // found records which item a delivered occurrence became, or, for 0, that nobody will ask again.
 func (s *Store) found(ctx context.Context, id, item int64) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	_, err := s.pool.Exec(ctx, `
 		UPDATE reports
 		SET item_id = nullif(@item, 0::bigint), next_lookup = NULL

@@ -104,14 +104,26 @@ func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, nil
 }
 
-// reader returns a connection for reading reports: to the standby, if there is one that answers.
+// reader returns a connection for reading reports: to the standby, if there is one that answers and
+// has the tables.
 func (s *Store) reader(ctx context.Context) (*pgxpool.Conn, error) {
 	if s.read != s.pool {
 		if conn, err := acquire(ctx, s.read); err == nil {
-			return conn, nil
+			if hasTables(ctx, conn) {
+				return conn, nil
+			}
+			conn.Release()
 		}
 	}
 	return s.writer(ctx)
+}
+
+// hasTables is also a sign of life: the connection may have died in the pool.
+func hasTables(ctx context.Context, conn *pgxpool.Conn) (has bool) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err := conn.QueryRow(ctx, `SELECT to_regclass('spots') IS NOT NULL`).Scan(&has)
+	return has && err == nil
 }
 
 // acquire waits for a connection, but not longer than storeTimeout.
