@@ -4,13 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 )
 
 // version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
 var version = "dev"
 
 // buildVersion is the version, with the commit where the build knows no other.
-func buildVersion() string {
+var buildVersion = sync.OnceValue(func() string {
 	info, ok := debug.ReadBuildInfo()
 	if version != "dev" || !ok {
 		return version
@@ -21,7 +22,7 @@ func buildVersion() string {
 		}
 	}
 	return version
-}
+})
 
 // App is what operations work with.
 type App struct {

@@ -246,7 +246,7 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 		"ROLLBAR_URL=" + f.config.RollbarURL, "ROLLBAR_READ_TOKEN=" + f.config.readToken, "DATABASE_URL=" + f.config.DatabaseURL,
 		"DD_TRACE_AGENT_URL=http://" + agent.address, "DD_DOGSTATSD_URL=udp://" + agent.packets.LocalAddr().String(), "DD_ENV=test",
 	}
-	out, err := binary(t, env, "items", "list").Output()
+	out, err := program(t, env, "items", "list").Output()
 	require.NoError(t, err)
 	assert.Contains(t, string(out), `"items":[`)
 	trace := agent.trace("GET /items")
@@ -255,7 +255,7 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
 	agent.metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
 
-	assert.Error(t, binary(t, env, "items", "get", "1").Run())
+	assert.Error(t, program(t, env, "items", "get", "1").Run())
 	assert.EqualValues(t, 1, agent.trace("GET /items/{id}")[0].Error)
 	agent.metric("app.operations", "operation:items.get", "surface:cli", "outcome:not-found")
 }
@@ -265,7 +265,7 @@ func TestTraceAcrossProcesses(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	env := []string{"APP_URL=" + f.url, "API_TOKEN=api-secret", "DD_TRACE_AGENT_URL=http://" + agent.address}
-	require.NoError(t, binary(t, env, "reports", "list").Run())
+	require.NoError(t, program(t, env, "reports", "list").Run())
 	one, two := agent.trace("GET /reports"), agent.trace("GET /reports")
 	assert.Equal(t, one[0].id(), two[0].id())
 }
@@ -281,7 +281,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	defer hanging.Close()
 	defer close(release)
 	began := time.Now()
-	require.NoError(t, binary(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
+	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
 	assert.Less(t, time.Since(began), 4*time.Second) // one, and what a loaded machine adds
 }
 
@@ -299,7 +299,7 @@ func TestServeTrace(t *testing.T) {
 
 func TestBadDatadogSettings(t *testing.T) {
 	t.Parallel()
-	cmd := binary(t, []string{"DD_TRACE_AGENT_URL=datadog:8126"}, "which")
+	cmd := program(t, []string{"DD_TRACE_AGENT_URL=datadog:8126"}, "which")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	require.Error(t, cmd.Run())

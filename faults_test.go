@@ -82,11 +82,11 @@ func TestEndUnderLoad(t *testing.T) {
 	var clients sync.WaitGroup
 	var mu sync.Mutex
 	answered := 0
-	for range 8 {
+	for n := range 8 {
 		clients.Go(func() {
 			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 			for {
-				res, err := client.Get(p.url + "/items?limit=5")
+				res, err := client.Get(fmt.Sprintf("%s/items?limit=%d", p.url, n+1)) // the same ones would share calls
 				if err != nil {
 					return
 				}
@@ -174,8 +174,8 @@ func TestTooManyCalls(t *testing.T) {
 	first := make(chan *answer)
 	go func() { first <- f.get("/items") }()
 	f.await("GET /items")
-	got := f.get("/items")
-	assert.Equal(t, "page 1 of the items: too many calls wait for Rollbar already", got.requireProblem(503, "unavailable"))
+	got := f.get("/items?page=2")
+	assert.Equal(t, "page 2 of the items: too many calls wait for Rollbar already", got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	f.sandbox.setFault(faultNone)
 	assert.Equal(t, 200, (<-first).status)
@@ -248,7 +248,7 @@ func TestReadOnly(t *testing.T) {
 		assert.Contains(t, got.err, "unknown command")
 	}
 	assert.NotContains(t, runShell(t, "", "-read-only", "-h").out, "DELETE")
-	cmd := binary(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
+	cmd := program(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
 	assert.Error(t, cmd.Run())
 	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
 }

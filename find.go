@@ -11,6 +11,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -86,15 +87,15 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, 
 		"item_id": in.ItemID.Value, "status": in.Status.Value, "level": in.Level.Value,
 		"environment": in.Environment.Value, "state": in.State.Value, "words": titleWords(in.Q),
 		"since": in.Since.Time, "until": in.Until.Time,
-		"before": in.Cursor.newest(), "after": in.Cursor.after, "limit": limit,
+		"before": in.Cursor.newest(), "after": in.Cursor.after,
 	}
 	switch {
 	case in.ItemID.Set:
-		return in.findOfItem(ctx, conn, way, args)
+		return in.findOfItem(ctx, conn, way, limit, args)
 	case in.Q == "" && in.Since.IsZero() && in.Until.IsZero():
-		return in.findByFacet(ctx, conn, way, args)
+		return in.findByFacet(ctx, conn, way, limit, args)
 	}
-	return in.findByBlock(ctx, conn, way, args)
+	return in.findByBlock(ctx, conn, way, limit, args)
 }
 
 func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArgs) ([]int64, error) {
@@ -105,7 +106,7 @@ func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArg
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way direction, args pgx.NamedArgs) ([]int64, error) {
+func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
 	filter := in.rowFilter() + " AND " + in.facetFilter()
 	return queryIDs(ctx, conn, `
 		SELECT id
@@ -119,10 +120,10 @@ func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way 
 			WHERE r.item_id = @item_id AND r.state <> 'current' AND `+filter+`
 		) AS of_item
 		ORDER BY id `+way.order+`
-		LIMIT @limit`, args)
+		LIMIT `+strconv.FormatInt(limit, 10), args)
 }
 
-func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way direction, args pgx.NamedArgs) ([]int64, error) {
+func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
 	return queryIDs(ctx, conn, `
 		SELECT nearest.id
 		FROM facets f, LATERAL (
@@ -130,17 +131,17 @@ func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way
 			FROM reports r
 			WHERE r.facet = f.facet AND `+in.rowFilter()+`
 			ORDER BY r.id `+way.order+`
-			LIMIT @limit
+			LIMIT `+strconv.FormatInt(limit, 10)+`
 		) AS nearest
 		WHERE `+in.facetFilter()+`
 		ORDER BY nearest.id `+way.order+`
-		LIMIT @limit`, args)
+		LIMIT `+strconv.FormatInt(limit, 10), args)
 }
 
 // findByBlock looks into the nearest block of each facet that may hold something, then into the
 // nearest four of the rest, and so on. As far as all facets' blocks have been looked into, what was
 // found is all there is.
-func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way direction, args pgx.NamedArgs) ([]int64, error) {
+func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
 	first, last, err := in.blocks(ctx, conn, args)
 	if err != nil || first > last {
 		return nil, err
@@ -155,9 +156,8 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 		source = `spots c WHERE c.word = hashtextextended(@word, 0)`
 	}
 	var ids []int64
-	limit := args["limit"].(int64)
 	for count := int64(1); first <= last && int64(len(ids)) < limit; count *= 4 {
-		args["first"], args["last"], args["count"] = first, last, count
+		args["first"], args["last"] = first, last
 		var reached int64
 		var found []int64
 		err := conn.QueryRow(ctx, `
@@ -167,7 +167,7 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 					SELECT c.facet, c.block
 					FROM `+source+` AND c.facet = f.facet AND c.block BETWEEN @first AND @last
 					ORDER BY c.block `+way.order+`
-					LIMIT @count
+					LIMIT `+strconv.FormatInt(count, 10)+`
 				) AS nearest
 				WHERE `+in.facetFilter()+`
 			), reached AS MATERIALIZED (
@@ -176,7 +176,7 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 					SELECT `+way.farthest+`(block) AS block
 					FROM candidates
 					GROUP BY facet
-					HAVING count(*) = @count
+					HAVING count(*) = `+strconv.FormatInt(count, 10)+`
 				) AS of_facet
 			)
 			SELECT (SELECT block FROM reached), ARRAY(
@@ -186,11 +186,11 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 					FROM reports r
 					WHERE r.facet = c.facet AND r.id BETWEEN c.block * 1024 AND c.block * 1024 + 1023 AND `+in.rowFilter()+`
 					ORDER BY r.id `+way.order+`
-					LIMIT @limit
+					LIMIT `+strconv.FormatInt(limit, 10)+`
 				) AS found
 				WHERE c.block `+way.within+` (SELECT block FROM reached)
 				ORDER BY found.id `+way.order+`
-				LIMIT @limit
+				LIMIT `+strconv.FormatInt(limit, 10)+`
 			)`, args).Scan(&reached, &found)
 		if err != nil {
 			return nil, err

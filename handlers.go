@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -21,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -30,9 +30,9 @@ const maxBody = 1 << 20
 // A server answers requests.
 type server struct {
 	app    *App
-	mux    *http.ServeMux
-	tokens []string // what callers may send; none: anyone on this machine may call
-	open   map[string]bool
+	mux    *http.ServeMux // the routes, and / for what none of them matches
+	routes *http.ServeMux // the routes alone
+	tokens []string       // what callers may send; none: anyone on this machine may call
 	origin *http.CrossOriginProtection
 
 	// clientTimeout is how long a client may take to send its body, or to take a part of an answer.
@@ -42,13 +42,15 @@ type server struct {
 // newHandler returns the service as a handler. Callers must send one of the tokens, if there are
 // any.
 func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
-	s := &server{app, http.NewServeMux(), tokens, map[string]bool{}, http.NewCrossOriginProtection(), 30 * time.Second}
+	s := &server{app, http.NewServeMux(), http.NewServeMux(), tokens, http.NewCrossOriginProtection(), 30 * time.Second}
 	for _, c := range commands {
 		for _, route := range c.routes() {
-			s.mux.HandleFunc(route, func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w, r, c) })
-			s.open[route] = c.Open
+			serve := func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w, r, c) }
+			s.mux.HandleFunc(route, serve)
+			s.routes.HandleFunc(route, serve)
 		}
 	}
+	s.mux.HandleFunc("/", s.serveNone)
 	return s
 }
 
@@ -70,11 +72,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	about := &request{id: requestID(r)}
 	ctx, span := s.app.startRequest(r)
 	r = r.WithContext(context.WithValue(ctx, requestKey{}, about))
-	_, pattern := s.mux.Handler(r)
 	answer := &statusWriter{ResponseWriter: w}
 	w = answer
 	defer func() {
-		defer s.finishRequest(r, pattern, answer, span, began)
+		defer s.finishRequest(r, answer, span, began)
 		if caught := recover(); caught != nil {
 			s.recovered(answer, r, caught)
 		}
@@ -83,19 +84,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
 	}
 	h := w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Request-Id", about.id)
-	if err := s.admit(r, pattern); err != nil {
-		s.refuse(w, r, err)
-		return
-	}
-	if pattern == "" {
-		s.refuse(w, r, s.noRoute(w, r))
-		return
-	}
+	h["X-Content-Type-Options"] = noSniff
+	h["Cache-Control"] = noStore
+	h["X-Request-Id"] = []string{about.id}
 	s.mux.ServeHTTP(w, r)
 }
+
+// Headers of all answers.
+var noSniff, noStore = []string{"nosniff"}, []string{"no-store"}
 
 // saneID matches the request ids that are taken over from callers.
 var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -122,7 +118,7 @@ func (s *server) recovered(w *statusWriter, r *http.Request, caught any) {
 
 // finishRequest tells of a request that was answered: a line in the log, metrics, and the end of its
 // span.
-func (s *server) finishRequest(r *http.Request, pattern string, answer *statusWriter, span *span, began time.Time) {
+func (s *server) finishRequest(r *http.Request, answer *statusWriter, span *span, began time.Time) {
 	about := requestOf(r)
 	took := time.Since(began)
 	s.logRequest(r, answer.status, took)
@@ -135,7 +131,7 @@ func (s *server) finishRequest(r *http.Request, pattern string, answer *statusWr
 		outcome = unavailable // of check
 	}
 	s.app.countOperation(about.operation, "http", outcome, took)
-	span.finishRequest(r, pattern, answer.status, err)
+	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), answer.status, err)
 }
 
 func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
@@ -163,7 +159,7 @@ func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
 
 // admit says whether the caller may come in. Without tokens everybody on this machine may, but a
 // web page that a browser shows may not: neither across origins nor by a name that leads here.
-func (s *server) admit(r *http.Request, pattern string) error {
+func (s *server) admit(r *http.Request, open bool) error {
 	if len(s.tokens) == 0 {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
@@ -177,7 +173,7 @@ func (s *server) admit(r *http.Request, pattern string) error {
 		}
 		return nil
 	}
-	if s.open[pattern] {
+	if open {
 		return nil
 	}
 	given, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -191,22 +187,32 @@ func (s *server) admit(r *http.Request, pattern string) error {
 	return nil
 }
 
-// noRoute is the failure of a request that no route matches: the path is unknown or has other
-// methods, which go to the Allow header.
-func (s *server) noRoute(w http.ResponseWriter, r *http.Request) error {
+// serveNone refuses a request that no route matches: the path is unknown, or has other methods, which
+// go to the Allow header.
+func (s *server) serveNone(w http.ResponseWriter, r *http.Request) {
+	if err := s.admit(r, false); err != nil {
+		s.refuse(w, r, err)
+		return
+	}
 	probe := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	s.mux.ServeHTTP(probe, r)
+	s.routes.ServeHTTP(probe, r.Clone(r.Context()))
 	if probe.status == http.StatusMethodNotAllowed {
 		allow := probe.Header().Get("Allow")
 		w.Header().Set("Allow", allow)
-		return fail(wrongMethod, "%s takes %s", r.URL.Path, allow)
+		s.refuse(w, r, fail(wrongMethod, "%s takes %s", r.URL.Path, allow))
+		return
 	}
-	return fail(notFound, "there is no route %s %s", r.Method, r.URL.Path)
+	s.refuse(w, r, fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
 }
 
 // serveCommand answers a request that the command's route matches.
 func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command) {
-	requestOf(r).operation = c.Name
+	about := requestOf(r)
+	about.operation = c.Name
+	if err := s.admit(r, c.Open); err != nil {
+		s.refuse(w, r, err)
+		return
+	}
 	args, err := s.arguments(w, r, c)
 	if err != nil {
 		s.refuse(w, r, err)
@@ -217,7 +223,7 @@ func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command
 		s.refuse(w, r, err)
 		return
 	}
-	call := &requestOf(r).call
+	call := &about.call
 	value, err := operation(withCall(r.Context(), call), s.app)
 	if err != nil {
 		s.refuse(w, r, err)
@@ -240,7 +246,9 @@ func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
 	if _, ok := value.(Text); ok {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	}
-	buffer := &answerBuffer{w: w, status: outcomeOf(value).status, timeout: s.clientTimeout}
+	text := answerTexts.Get().(*[answerBufferSize]byte)
+	defer answerTexts.Put(text)
+	buffer := &answerBuffer{w: w, status: outcomeOf(value).status, timeout: s.clientTimeout, text: text[:0]}
 	err := writeResult(buffer, value)
 	switch {
 	case err == nil:
@@ -290,11 +298,17 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 	}
 }
 
+// paramName is how HTTP's users know a parameter.
+func paramName(p *param) string { return p.name }
+
 // arguments takes the command's arguments out of the path, the query and the body.
 func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
-	args := arguments{values: map[string][]literal{}, label: func(p *param) string { return p.name }}
+	args := arguments{values: map[string][]literal{}, label: paramName}
 	for _, name := range c.names(inPath) {
 		args.values[name] = []literal{{text: r.PathValue(name)}}
+	}
+	if len(c.Run.params) == 0 && r.URL.RawQuery == "" && r.Body == http.NoBody {
+		return args, nil
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -394,18 +408,25 @@ type answerBuffer struct {
 	status  int
 	timeout time.Duration // for each part
 	begun   bool          // something has gone out
-	text    bytes.Buffer
+	text    []byte
 }
 
-const answerBufferSize = 64 << 10
+const answerBufferSize = 256 << 10
+
+// answerTexts are spare texts of answerBuffers.
+var answerTexts = sync.Pool{New: func() any { return new([answerBufferSize]byte) }}
 
 func (b *answerBuffer) Write(p []byte) (int, error) {
-	if b.text.Len()+len(p) > answerBufferSize {
+	if len(b.text)+len(p) > cap(b.text) {
 		if err := b.flush(); err != nil {
 			return 0, err
 		}
+		if len(p) > cap(b.text) {
+			return b.w.Write(p)
+		}
 	}
-	return b.text.Write(p)
+	b.text = append(b.text, p...)
+	return len(p), nil
 }
 
 func (b *answerBuffer) flush() error {
@@ -414,14 +435,15 @@ func (b *answerBuffer) flush() error {
 		b.w.WriteHeader(b.status)
 	}
 	_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout)) // moves on with the work
-	_, err := b.text.WriteTo(b.w)
+	_, err := b.w.Write(b.text)
+	b.text = b.text[:0]
 	return err
 }
 
 // finish sends what is left; an answer that was never cut gets its length.
 func (b *answerBuffer) finish() error {
 	if !b.begun {
-		b.w.Header().Set("Content-Length", strconv.Itoa(b.text.Len()))
+		b.w.Header().Set("Content-Length", strconv.Itoa(len(b.text)))
 	}
 	return b.flush()
 }

@@ -89,7 +89,7 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 // isLast reports whether no page can follow: this one is empty, or the total shows it to be the
 // end. That a page is short shows nothing by itself: Rollbar may give fewer items than the limit,
 // though hardly fewer than the 100 it gives without one.
-func (in *itemsListInput) isLast(page ItemPage) bool {
+func (in *itemsListInput) isLast(page *ItemPage) bool {
 	n := int64(len(page.Items))
 	total, counted := intJSON(page.Total)
 	if n == 0 || !counted {
@@ -101,19 +101,19 @@ func (in *itemsListInput) isLast(page ItemPage) bool {
 }
 
 // itemPage reads one page of items and keeps it.
-func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (ItemPage, error) {
+func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (*ItemPage, error) {
 	filter.Set("page", strconv.FormatInt(number, 10))
 	page, err := app.rollbar.Items(ctx, filter)
 	if err != nil {
-		return ItemPage{}, fmt.Errorf("page %d of the items: %w", number, err)
+		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
-	app.keep(ctx, page.Items...) // a page that cannot be kept is still an answer: keep marks it
+	app.keepPage(ctx, page) // a page that cannot be kept is still an answer: keepPage marks it
 	return page, nil
 }
 
 // allItems yields the items of the page and of all behind it, each once: pages of a living list
 // overlap.
-func (app *App) allItems(ctx context.Context, page ItemPage, filter url.Values, number int64) iter.Seq2[json.RawMessage, error] {
+func (app *App) allItems(ctx context.Context, page *ItemPage, filter url.Values, number int64) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		seen := map[int64]struct{}{}
 		for len(page.Items) > 0 {

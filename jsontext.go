@@ -26,19 +26,38 @@ func compactJSON(text []byte) (json.RawMessage, error) {
 // for any other value.
 func members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
+		for name, value := range rawMembers(object) {
+			if !yield(unquoteJSON(name), value) {
+				return
+			}
+		}
+	}
+}
+
+// rawMembers is members with the names as they are written.
+func rawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
+	return func(yield func(name, value json.RawMessage) bool) {
 		if len(object) == 0 || object[0] != '{' {
 			return
 		}
 		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
-			name := rest[:valueLen(rest)]
+			name := rest[:stringLen(rest)]
 			rest = rest[len(name)+1:] // the colon
 			value := rest[:valueLen(rest)]
-			if !yield(unquoteJSON(name), value) {
+			if !yield(name, value) {
 				return
 			}
 			rest = rest[len(value)+1:] // a comma or the end
 		}
 	}
+}
+
+// isNamed reports whether a name as it is written is the name.
+func isNamed(raw json.RawMessage, name string) bool {
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1:len(raw)-1]) == name
+	}
+	return unquoteJSON(raw) == name
 }
 
 // elements yields the values of a compact JSON array. It yields nothing for any other value.
@@ -61,8 +80,8 @@ func elements(array []byte) iter.Seq[json.RawMessage] {
 func member(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		var found json.RawMessage
-		for n, value := range members(object) {
-			if n == name {
+		for n, value := range rawMembers(object) {
+			if isNamed(n, name) {
 				found = value
 			}
 		}
@@ -73,6 +92,22 @@ func member(object json.RawMessage, path ...string) json.RawMessage {
 
 // valueLen is the length of the compact JSON value that the text begins with.
 func valueLen(text []byte) int {
+	switch text[0] {
+	case '"':
+		return stringLen(text)
+	case '{', '[':
+		return nestedLen(text)
+	}
+	for i, c := range text {
+		if c == ',' || c == '}' || c == ']' {
+			return i
+		}
+	}
+	return len(text)
+}
+
+// nestedLen is the length of the object or array that the text begins with.
+func nestedLen(text []byte) int {
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch text[i] {
@@ -80,22 +115,10 @@ func valueLen(text []byte) int {
 			i += stringLen(text[i:]) - 1
 		case '{', '[':
 			depth++
-			continue
 		case '}', ']':
-			if depth == 0 {
-				return i // of a number or a word that ends an array or an object
+			if depth--; depth == 0 {
+				return i + 1
 			}
-			depth--
-		case ',', ':':
-			if depth == 0 {
-				return i
-			}
-			continue
-		default:
-			continue
-		}
-		if depth == 0 {
-			return i + 1
 		}
 	}
 	return len(text)
@@ -144,25 +167,25 @@ func intJSON(value json.RawMessage) (int64, bool) {
 func setMember(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
 	changed := make(json.RawMessage, 1, len(object)+len(name)+len(value)+4)
 	changed[0] = '{'
-	add := func(name string, value json.RawMessage) {
+	add := func(name, value json.RawMessage) {
 		if value == nil {
 			return
 		}
 		if len(changed) > 1 {
 			changed = append(changed, ',')
 		}
-		changed = append(appendString(changed, name), ':')
+		changed = append(append(changed, name...), ':')
 		changed = append(changed, value...)
 	}
 	found := false
-	for n, v := range members(object) {
-		if n == name {
+	for n, v := range rawMembers(object) {
+		if isNamed(n, name) {
 			found, v = true, value
 		}
 		add(n, v)
 	}
 	if !found {
-		add(name, value)
+		add(appendString(nil, name), value)
 	}
 	return append(changed, '}')
 }

@@ -59,10 +59,13 @@ func writeResult(w io.Writer, value any) error {
 func (l *List) write(w io.Writer) error {
 	text := append(appendString([]byte{'{'}, l.Name), ':', '[')
 	for row, err := range l.Rows {
-		if err != nil {
-			return err
+		if err == nil {
+			_, err = w.Write(text)
 		}
-		if _, err := w.Write(append(text, row...)); err != nil {
+		if err == nil {
+			_, err = w.Write(row)
+		}
+		if err != nil {
 			return err
 		}
 		text = append(text[:0], ',')

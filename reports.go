@@ -5,11 +5,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,7 +68,7 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 		Rows: page.all,
 		Rest: page.rest,
 		Prev: page.prev, Next: page.next,
-		Close: func() { page.rows.Close(); conn.Release() },
+		Close: func() { _ = page.close(); conn.Release() },
 	}, nil
 }
 
@@ -105,80 +107,196 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 
 // A reportPage is one page of reports while it is read.
 type reportPage struct {
-	rows pgx.Rows
-	row  reportRow // the first one, until it is yielded
-	any  bool      // there is a first one
-	next url.Values
-	prev url.Values
+	answers pgx.BatchResults
+	rows    pgx.Rows
+	row     reportRow // the first one, until it is yielded
+	any     bool      // there is a first one
+	seen    []seenRow // the newest report first
+	next    url.Values
+	prev    url.Values
 }
 
-// open chooses the reports of the page, works out its neighbours, because Links go out before the
-// rows, and begins to read.
+// A seenRow says when a report was seen again.
+type seenRow struct {
+	id int64
+	at time.Time
+}
+
+// open begins to read the page and works out its neighbours, because Links go out before the rows.
+//
+// Limits are written into the statements, here and in find.go: PostgreSQL keeps a plan for any
+// parameters only where it seems as good as one for these, which an unknown limit prevents.
 func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
-	choice, ids := `
-		SELECT id
-		FROM reports
-		WHERE id < @before
-		ORDER BY id DESC
-		LIMIT @limit`, []int64(nil)
 	if in.Cursor.after > 0 || in.isFiltered() {
-		var err error
-		if ids, err = in.find(ctx, conn.Conn()); err != nil {
-			return nil, err
-		}
-		choice = `SELECT unnest(@ids::bigint[])`
+		return in.openFound(ctx, conn)
 	}
-	rows, err := conn.Query(ctx, `
-		WITH page (id) AS MATERIALIZED (`+choice+`)
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data,
-			(SELECT min(id) FROM page), (SELECT count(*) FROM page)
-		FROM page
-		JOIN reports r USING (id)
-		LEFT JOIN seen s ON s.report_id = r.id
-		ORDER BY id DESC`,
-		pgx.NamedArgs{"ids": ids, "before": in.Cursor.newest(), "limit": in.Limit})
+	limit, before := strconv.FormatInt(in.Limit, 10), in.Cursor.newest()
+	page := &reportPage{}
+	err := page.begin(ctx, conn, before, `
+		SELECT report_id, last_seen
+		FROM seen
+		WHERE report_id < $1
+		ORDER BY report_id DESC
+		LIMIT `+limit, `
+		SELECT id, item_id, uuid, state, first_seen, last_seen, data, (
+				SELECT id
+				FROM reports
+				WHERE id < $1
+				ORDER BY id DESC
+				LIMIT 1 OFFSET `+limit+` - 1
+			) AS last
+		FROM reports
+		WHERE id < $1
+		ORDER BY id DESC
+		LIMIT `+limit)
 	if err != nil {
 		return nil, err
 	}
-	page := &reportPage{rows: rows}
-	if page.any = rows.Next(); page.any {
-		err = page.row.scan(rows)
-	} else {
-		// as if the rows on both sides of the cursor were the page
-		page.row.id, page.row.last = in.Cursor.before-1, in.Cursor.after+1
-	}
-	before := in.Cursor.before > 0
-	if page.row.length > in.Limit { // the first row belongs to the page before
-		before = true
-		rows.Next()
-		err = cmp.Or(err, page.row.scan(rows))
-	}
-	if err = cmp.Or(err, rows.Err()); err != nil {
-		rows.Close()
-		return nil, err
-	}
-	if before {
-		page.prev = url.Values{"cursor": {cursor{after: page.row.id}.String()}}
-	}
-	if page.row.length >= in.Limit || in.Cursor.after > 0 {
+	if page.row.last > 0 { // the page is full
 		page.next = url.Values{"cursor": {cursor{before: page.row.last}.String()}}
+	}
+	switch {
+	case in.Cursor.before == 0:
+	case page.any:
+		page.prev = url.Values{"cursor": {cursor{after: page.row.id}.String()}}
+	default:
+		page.prev = url.Values{"cursor": {cursor{after: before - 1}.String()}}
 	}
 	return page, nil
 }
 
-// A reportRow is one row of the statement for a page.
-type reportRow struct {
-	id                  int64
-	itemID              *int64
-	uuid                *string
-	state               string
-	firstSeen, lastSeen time.Time
-	data                json.RawMessage
-	last, length        int64 // of the page
+// openFound is open for a page whose reports must be found first.
+func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
+	ids, err := in.find(ctx, conn.Conn())
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(ids)
+	first, last := in.Cursor.before-1, in.Cursor.after+1 // of an empty page: what is beside it
+	before, behind := in.Cursor.before > 0, int64(len(ids)) >= in.Limit || in.Cursor.after > 0
+	if int64(len(ids)) > in.Limit { // the newest belongs to the page before
+		before, ids = true, ids[:in.Limit]
+	}
+	if len(ids) > 0 {
+		first, last = ids[len(ids)-1], ids[0]
+	}
+	page := &reportPage{}
+	if before {
+		page.prev = url.Values{"cursor": {cursor{after: first}.String()}}
+	}
+	if behind {
+		page.next = url.Values{"cursor": {cursor{before: last}.String()}}
+	}
+	return page, page.begin(ctx, conn, ids, `
+		SELECT report_id, last_seen
+		FROM seen
+		WHERE report_id = ANY($1)
+		ORDER BY report_id DESC`, `
+		SELECT id, item_id, uuid, state, first_seen, last_seen, data, NULL::bigint AS last
+		FROM reports
+		WHERE id = ANY($1)
+		ORDER BY id DESC`)
 }
 
+// begin sends both statements, which choose reports by the same argument, reads when they were seen
+// again, and the first row. That costs less than a join of each row.
+func (p *reportPage) begin(ctx context.Context, conn *pgxpool.Conn, arg any, seenSQL, reportsSQL string) error {
+	batch := &pgx.Batch{}
+	batch.Queue(seenSQL, arg)
+	batch.Queue(reportsSQL, arg)
+	p.answers = conn.SendBatch(ctx, batch)
+	seen, err := p.answers.Query()
+	if err == nil {
+		err = p.readSeen(seen)
+	}
+	if err == nil {
+		p.rows, err = p.answers.Query()
+	}
+	if err == nil {
+		if p.any = p.rows.Next(); p.any {
+			err = p.row.scan(p.rows)
+		}
+		err = cmp.Or(err, p.rows.Err())
+	}
+	if err != nil {
+		p.close()
+	}
+	return err
+}
+
+func (p *reportPage) readSeen(rows pgx.Rows) error {
+	for rows.Next() {
+		var s seenRow
+		if isText(rows) {
+			if err := rows.Scan(&s.id, &s.at); err != nil {
+				return err
+			}
+		} else {
+			raw := rows.RawValues()
+			s = seenRow{binaryInt(raw[0]), binaryTime(raw[1])}
+		}
+		p.seen = append(p.seen, s)
+	}
+	return rows.Err()
+}
+
+// close ends the reading.
+func (p *reportPage) close() error {
+	if p.rows != nil {
+		p.rows.Close()
+	}
+	return p.answers.Close()
+}
+
+// A reportRow is one row of the statement for a page. Its texts are valid until the next row.
+type reportRow struct {
+	id                  int64
+	itemID              int64 // 0 for none
+	uuid                []byte
+	state               []byte
+	firstSeen, lastSeen time.Time
+	data                []byte
+	last                int64 // the id at the end of the page, 0 if that is not full
+}
+
+// isText reports whether rows come as text, which pgx must read for us: they do through a pooler that
+// knows only PostgreSQL's simple protocol. Else they are read as they came, without a copy.
+func isText(rows pgx.Rows) bool { return rows.FieldDescriptions()[0].Format == pgx.TextFormatCode }
+
+// scan reads the row.
 func (r *reportRow) scan(rows pgx.Rows) error {
-	return rows.Scan(&r.id, &r.itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data, &r.last, &r.length)
+	if isText(rows) {
+		var itemID, last *int64
+		err := rows.Scan(&r.id, &itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data, &last)
+		r.itemID, r.last = valueOf(itemID), valueOf(last)
+		return err
+	}
+	raw := rows.RawValues()
+	r.id, r.itemID, r.last = binaryInt(raw[0]), binaryInt(raw[1]), binaryInt(raw[7])
+	r.uuid, r.state, r.data = raw[2], raw[3], raw[6]
+	r.firstSeen, r.lastSeen = binaryTime(raw[4]), binaryTime(raw[5])
+	return nil
+}
+
+func valueOf(n *int64) int64 {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
+// binaryInt is the value of a bigint in PostgreSQL's binary format, 0 for NULL.
+func binaryInt(raw []byte) int64 {
+	if raw == nil {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(raw))
+}
+
+// binaryTime is the value of a timestamptz in PostgreSQL's binary format: microseconds since 2000.
+func binaryTime(raw []byte) time.Time {
+	const since1970 = 946_684_800_000_000
+	return time.UnixMicro(since1970 + binaryInt(raw)).UTC()
 }
 
 // all yields the page's reports as JSON.
@@ -191,12 +309,18 @@ func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
 				return
 			}
 		}
+		for len(p.seen) > 0 && p.seen[0].id > p.row.id {
+			p.seen = p.seen[1:]
+		}
+		if len(p.seen) > 0 && p.seen[0].id == p.row.id && p.seen[0].at.After(p.row.lastSeen) {
+			p.row.lastSeen = p.seen[0].at
+		}
 		buf = p.row.appendJSON(buf[:0])
 		if !yield(buf, nil) {
 			return
 		}
 	}
-	if err := p.rows.Err(); err != nil {
+	if err := cmp.Or(p.rows.Err(), p.close()); err != nil {
 		yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
 	}
 }
@@ -212,20 +336,28 @@ func (p *reportPage) rest() json.RawMessage {
 func (r *reportRow) appendJSON(buf []byte) []byte {
 	buf = strconv.AppendInt(append(buf, `{"id":`...), r.id, 10)
 	buf = append(buf, `,"item_id":`...)
-	if r.itemID != nil {
-		buf = strconv.AppendInt(buf, *r.itemID, 10)
+	if r.itemID > 0 {
+		buf = strconv.AppendInt(buf, r.itemID, 10)
 	} else {
 		buf = append(buf, `null`...)
 	}
 	buf = append(buf, `,"uuid":`...)
 	if r.uuid != nil {
-		buf = appendString(buf, *r.uuid)
+		buf = appendString(buf, string(r.uuid))
 	} else {
 		buf = append(buf, `null`...)
 	}
 	buf = append(append(buf, `,"state":"`...), r.state...)
-	buf = r.firstSeen.UTC().AppendFormat(append(buf, `","first_seen":"`...), time.RFC3339Nano)
-	buf = r.lastSeen.UTC().AppendFormat(append(buf, `","last_seen":"`...), time.RFC3339Nano)
+	buf = append(buf, `","first_seen":"`...)
+	first := len(buf)
+	buf = r.firstSeen.UTC().AppendFormat(buf, time.RFC3339Nano)
+	firstSeen := buf[first:]
+	buf = append(buf, `","last_seen":"`...)
+	if r.lastSeen.Equal(r.firstSeen) {
+		buf = append(buf, firstSeen...)
+	} else {
+		buf = r.lastSeen.UTC().AppendFormat(buf, time.RFC3339Nano)
+	}
 	return append(append(append(buf, `","data":`...), r.data...), '}')
 }
 
@@ -250,21 +382,27 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMess
 		return nil, err
 	}
 	defer conn.Release()
-	var r reportRow
-	err = conn.QueryRow(ctx, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data
+	rows, err := conn.Query(ctx, `
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, NULL::bigint AS last
 		FROM reports r
 		LEFT JOIN seen s ON s.report_id = r.id
-		WHERE r.id = @id`,
-		pgx.NamedArgs{"id": in.ID}).
-		Scan(&r.id, &r.itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data)
-	if errors.Is(err, pgx.ErrNoRows) {
+		WHERE r.id = $1`, in.ID)
+	var report json.RawMessage
+	if err == nil {
+		for rows.Next() {
+			var row reportRow
+			err = row.scan(rows)
+			report = row.appendJSON(nil)
+		}
+		err = cmp.Or(err, rows.Err())
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(err))
+	case report == nil:
 		return nil, fail(notFound, "there is no report %d", in.ID)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(err))
-	}
-	return r.appendJSON(nil), nil
+	return report, nil
 }
 
 var reportsCleanCmd = &Command{

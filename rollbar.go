@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -43,7 +44,10 @@ type Rollbar struct {
 	timeout time.Duration // for one call
 	backoff time.Duration // before the first repetition; it doubles
 	client  *http.Client
-	slots   chan struct{}     // of calls that may run at the same time
+	slots   chan struct{} // of calls that may run at the same time
+	reads   flights[json.RawMessage]
+	pages   flights[*ItemPage]
+	allowed allowances        // by Rollbar's rate limits
 	mask    *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
 	*telemetry
 }
@@ -104,11 +108,22 @@ type upstreamCall struct {
 	body   []byte
 }
 
-// do makes the call, repeats it where that may help, and returns the answer's result.
+// do makes the call, repeats it where that may help, and returns the answer's result. The same read
+// in flight is made once for all who want it.
 func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
 	if err := r.require(call.scope); err != nil {
 		return nil, err
 	}
+	if call.method != http.MethodGet {
+		defer r.pages.forget() // a read that began before a change is not an answer to who comes after it
+		defer r.reads.forget()
+		return r.repeat(ctx, call)
+	}
+	return r.reads.join(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.repeat(ctx, call) })
+}
+
+// repeat makes the call until it succeeds or another try cannot help.
+func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
 	timeout := r.timeout
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
@@ -161,8 +176,8 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, r.noAnswer(ctx, err)
 	}
 	defer res.Body.Close()
-	if remaining, err := strconv.ParseFloat(res.Header.Get("X-Rate-Limit-Remaining"), 64); err == nil {
-		r.gauge("app.rollbar.rate_limit_remaining", remaining, "scope:"+string(call.scope))
+	if left, known := r.allowed.read(call.scope, res.Header); known {
+		r.gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := readAll(res)
 	if err != nil {
@@ -278,27 +293,40 @@ func itemOf(raw json.RawMessage) (Item, error) {
 	return Item{id, raw}, nil
 }
 
-// An ItemPage is one page of the project's items.
+// An ItemPage is one page of the project's items. Those who asked for it at the same time share it.
 type ItemPage struct {
 	Items []Item
 	Total json.RawMessage // how many there are, or null where Rollbar does not count them
+
+	keeping  sync.Once
+	unstored string // why it could not be kept, or ""
 }
 
 // Items reads one page of the items that the filter (status, level, environment, …, as Rollbar
 // names them) lets through. A page past the end is empty.
-func (r *Rollbar) Items(ctx context.Context, filter url.Values) (ItemPage, error) {
-	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
-	if err != nil {
-		return ItemPage{}, err
+func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, error) {
+	if err := r.require(scopeRead); err != nil {
+		return nil, err
 	}
-	page := ItemPage{Total: member(raw, "total_count")}
+	return r.pages.join(ctx, filter.Encode(), func() (*ItemPage, error) {
+		raw, err := r.repeat(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
+		if err != nil {
+			return nil, err
+		}
+		return itemsOf(raw)
+	})
+}
+
+// itemsOf takes the items out of the result of a list.
+func itemsOf(raw json.RawMessage) (*ItemPage, error) {
+	page := &ItemPage{Total: member(raw, "total_count")}
 	if page.Total == nil {
 		page.Total = json.RawMessage("null")
 	}
 	for element := range elements(member(raw, "items")) {
 		item, err := itemOf(element)
 		if err != nil {
-			return ItemPage{}, err
+			return nil, err
 		}
 		page.Items = append(page.Items, item)
 	}

@@ -201,6 +201,18 @@ COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as t
 CREATE INDEX IF NOT EXISTS reports_queue  ON reports (id)          WHERE state = 'queued';
 CREATE INDEX IF NOT EXISTS reports_lookup ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
 
+-- How far syncs have come that are under way or were interrupted.
+CREATE TABLE IF NOT EXISTS syncs (
+	filter text        PRIMARY KEY,
+	pages  bigint      NOT NULL,
+	at     timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE  syncs        IS 'How far syncs have come that are under way or were interrupted.';
+COMMENT ON COLUMN syncs.filter IS 'The filter of the items, as Rollbar''s URL has it.';
+COMMENT ON COLUMN syncs.pages  IS 'How many pages are stored.';
+COMMENT ON COLUMN syncs.at     IS 'When that was so.';
+
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (
 	digest text NOT NULL

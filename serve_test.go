@@ -37,9 +37,9 @@ func (p *process) stderr() string {
 	return p.err.String()
 }
 
-// binary prepares a run of the program in an empty folder, with nothing in its environment but what
+// program prepares a run of the program in an empty folder, with nothing in its environment but what
 // is given.
-func binary(t testing.TB, env []string, args ...string) *exec.Cmd {
+func program(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := testBinary()
 	require.NoError(t, err)
@@ -52,7 +52,7 @@ func binary(t testing.TB, env []string, args ...string) *exec.Cmd {
 // startServe starts the service as a process on a port of its own and waits until it listens.
 func startServe(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: binary(t, env, append([]string{"serve", "-addr", "127.0.0.1:0"}, args...)...)}
+	p := &process{t: t, cmd: program(t, env, append([]string{"serve", "-addr", "127.0.0.1:0"}, args...)...)}
 	stdout, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
 	p.cmd.Stderr = writerFunc(func(text []byte) (int, error) {
@@ -223,10 +223,10 @@ func TestServeDev(t *testing.T) {
 	f := &fixture{t: t, url: p.url}
 	overHTTP := f.get("/items?limit=5")
 	require.Equal(t, 200, overHTTP.status, overHTTP.body)
-	out, err := binary(t, exports, "items", "list", "-limit", "5").Output()
+	out, err := program(t, exports, "items", "list", "-limit", "5").Output()
 	require.NoError(t, err)
 	assert.Equal(t, overHTTP.body, string(out))
-	out, err = binary(t, exports, "reports", "list", "-o", "ndjson").Output()
+	out, err = program(t, exports, "reports", "list", "-o", "ndjson").Output()
 	require.NoError(t, err)
 	assert.Equal(t, 5, bytes.Count(out, []byte("\n")))
 	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
@@ -236,11 +236,11 @@ func TestServeDev(t *testing.T) {
 // What is printed on standard error is one line, and standard output stays clean.
 func TestBinary(t *testing.T) {
 	t.Parallel()
-	out, err := binary(t, nil, "version").Output()
+	out, err := program(t, nil, "version").Output()
 	require.NoError(t, err)
 	assert.Equal(t, 1, bytes.Count(out, []byte("\n")))
 
-	cmd := binary(t, nil, "items", "list")
+	cmd := program(t, nil, "items", "list")
 	require.NoError(t, os.WriteFile(cmd.Dir+"/.env", []byte("\nROLLBAR_TIMEOUT=hunter2\n"), 0o600))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -255,7 +255,7 @@ func TestInterruptedSubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
 	f.sandbox.setFault(faultSlow)
-	cmd := binary(t, f.env(), "items", "list")
+	cmd := program(t, f.env(), "items", "list")
 	require.NoError(t, cmd.Start())
 	f.await("GET /items")
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))

@@ -45,6 +45,14 @@ func sightingOf(item Item) sighting {
 	return sighting{item.ID, hex.EncodeToString(sum[:8]), data}
 }
 
+func sightingsOf(items []Item) []sighting {
+	sightings := make([]sighting, len(items))
+	for i, item := range items {
+		sightings[i] = sightingOf(item)
+	}
+	return sightings
+}
+
 // A tally says what became of sightings.
 type tally struct {
 	reports int // new ones
@@ -54,34 +62,52 @@ type tally struct {
 // keep stores what was seen of the items. If that is not possible, the answer goes out all the
 // same, marked as not stored.
 func (app *App) keep(ctx context.Context, items ...Item) {
+	if why := app.tryToKeep(ctx, items); why != "" {
+		callOf(ctx).notStored(why)
+	}
+}
+
+// keepPage is keep for a page, once for all who share it.
+func (app *App) keepPage(ctx context.Context, page *ItemPage) {
+	page.keeping.Do(func() { page.unstored = app.tryToKeep(ctx, page.Items) })
+	if page.unstored != "" {
+		callOf(ctx).notStored(page.unstored)
+	}
+}
+
+// tryToKeep stores the items, or says why it could not.
+func (app *App) tryToKeep(ctx context.Context, items []Item) (unstored string) {
 	if app.store == nil {
-		callOf(ctx).notStored("DATABASE_URL is not set")
-		return
+		return "DATABASE_URL is not set"
 	}
 	changes, err := app.store.keep(context.WithoutCancel(ctx), items)
 	if err != nil {
 		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
-		callOf(ctx).notStored(err.Error())
-		return
+		return err.Error()
 	}
 	app.countReports(len(items), changes)
+	return ""
 }
 
 // keep stores what was seen of the items, in any order; of an item that is there twice, the last.
 // What is not done within storeTimeout has failed.
 func (s *Store) keep(ctx context.Context, items []Item) (tally, error) {
+	return s.keepSightings(ctx, sightingsOf(items))
+}
+
+func (s *Store) keepSightings(ctx context.Context, sightings []sighting) (tally, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	pending := map[int64]sighting{}
-	for _, item := range items {
-		pending[item.ID] = sightingOf(item)
+	pending := make(map[int64]sighting, len(sightings))
+	for _, sight := range sightings {
+		pending[sight.itemID] = sight
 	}
 	var total tally
 	for len(pending) > 0 {
 		seen := slices.SortedFunc(maps.Values(pending), func(a, b sighting) int { return cmp.Compare(a.itemID, b.itemID) })
 		done, err := s.keepOnce(ctx, seen, &total)
 		if err != nil && !isRepeatable(err) {
-			return total, fmt.Errorf("store %d items: %w", len(items), databaseError(err))
+			return total, fmt.Errorf("store %d items: %w", len(sightings), databaseError(err))
 		}
 		for _, id := range done {
 			delete(pending, id)

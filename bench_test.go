@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// standInItems are n items, from the number on, as the client reads them.
+func standInItems(b testing.TB, from, n int) []Item {
+	items := make([]Item, n)
+	for i := range items {
+		items[i] = mustItem(b, string(appendStandInItem(nil, from+i)))
+	}
+	return items
+}
+
+func BenchmarkDecodePage(b *testing.B) {
+	page := standIn{100}.page(1, 100)
+	b.SetBytes(int64(len(page)))
+	b.ReportAllocs()
+	for b.Loop() {
+		answer, err := compactJSON(page)
+		require.NoError(b, err)
+		items, err := itemsOf(member(answer, "result"))
+		require.NoError(b, err)
+		require.Len(b, items.Items, 100)
+	}
+}
+
+func BenchmarkDigest(b *testing.B) {
+	item := standInItems(b, 1, 1)[0]
+	b.SetBytes(int64(len(item.JSON)))
+	b.ReportAllocs()
+	for b.Loop() {
+		sightingOf(item)
+	}
+}
+
+func BenchmarkFacets(b *testing.B) {
+	item := standInItems(b, 1, 1)[0]
+	b.ReportAllocs()
+	for b.Loop() {
+		facetsOf(item.JSON)
+	}
+}
+
+func BenchmarkEncodeReport(b *testing.B) {
+	row := reportRow{id: 1, itemID: 272505123, state: []byte("current"), data: appendStandInItem(nil, 1)}
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = row.appendJSON(buf[:0])
+	}
+}
+
+func BenchmarkStorePage(b *testing.B) {
+	b.Run("new", func(b *testing.B) {
+		store := newTestStore(b)
+		b.ReportAllocs()
+		for n := 0; b.Loop(); n += 100 {
+			_, err := store.keep(b.Context(), standInItems(b, n, 100))
+			require.NoError(b, err)
+		}
+	})
+	b.Run("unchanged", func(b *testing.B) {
+		store := newTestStore(b)
+		items := standInItems(b, 1, 100)
+		_, err := store.keep(b.Context(), items)
+		require.NoError(b, err)
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := store.keep(b.Context(), items)
+			require.NoError(b, err)
+		}
+	})
+}
+
+// BenchmarkHandler asks the whole service, without a network.
+func BenchmarkHandler(b *testing.B) {
+	f := newFixture(b, 1)
+	_, err := f.app.store.keep(b.Context(), standInItems(b, 1, 1000))
+	require.NoError(b, err)
+	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
+	handler := newHandler(f.app, commands, nil)
+	for _, path := range []string{"/which", "/check", "/reports?limit=20", "/reports?limit=100", "/reports?level=error&status=active", "/reports/17"} {
+		b.Run(path, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				w := &benchWriter{header: http.Header{}}
+				r := httptest.NewRequest("GET", path, nil)
+				r.Host = "localhost"
+				handler.ServeHTTP(w, r)
+				require.Equal(b, 200, w.status)
+			}
+		})
+	}
+}
+
+// A benchWriter takes an answer and keeps its status.
+type benchWriter struct {
+	header http.Header
+	status int
+}
+
+func (w *benchWriter) Header() http.Header         { return w.header }
+func (w *benchWriter) WriteHeader(status int)      { w.status = status }
+func (w *benchWriter) Write(p []byte) (int, error) { return len(p), nil }
+
+func BenchmarkMerge(b *testing.B) {
+	stored := json.RawMessage(appendStandInItem(nil, 1))
+	seen := setMember(stored, "total_occurrences", json.RawMessage("123456"))
+	b.ReportAllocs()
+	for b.Loop() {
+		_, change := mergeItem(stored, seen)
+		require.Equal(b, counted, change)
+	}
+}
