@@ -164,7 +164,7 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 			WITH candidates AS MATERIALIZED (
 				SELECT nearest.facet, nearest.block
 				FROM facets f, LATERAL (
-					SELECT c.facet, c.block
+					SELECT DISTINCT c.facet, c.block
 					FROM `+source+` AND c.facet = f.facet AND c.block BETWEEN @first AND @last
 					ORDER BY c.block `+way.order+`
 					LIMIT `+strconv.FormatInt(count, 10)+`

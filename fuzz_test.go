@@ -121,3 +121,22 @@ func FuzzLinks(f *testing.F) {
 		require.Equal(t, cursor, parsed.Query().Get("cursor"))
 	})
 }
+
+// FuzzCompactJSON: what encoding/json accepts is accepted, with the same result, and nothing else.
+func FuzzCompactJSON(f *testing.F) {
+	for _, seed := range []string{
+		``, ` `, `null`, ` {"a" : [1, -0.5e+3 , "x\u00e9\n", true,false,null ] , "b":{}} `, `[]`, `[ ]`, `{}x`, `[1,]`, `{"a":1,}`,
+		`01`, `-`, `1.`, `1e`, `.5`, `+1`, `"\x"`, `"\u12G4"`, "\"\x01\"", "\"\xff\"", `"`, `"\`, `"\u12`, `nul`, `nullx`, `{"a"}`, `{1:2}`, `[1 2]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var want bytes.Buffer
+		wantErr := json.Compact(&want, text)
+		got, err := compactJSON(bytes.Clone(text))
+		require.Equal(t, wantErr == nil, err == nil, "%q: %v, %v", text, wantErr, err)
+		if err == nil {
+			require.Equal(t, want.String(), string(got))
+		}
+	})
+}

@@ -90,24 +90,28 @@ COMMENT ON COLUMN segments.first_seen IS 'No report was first seen before this.'
 COMMENT ON COLUMN segments.last_seen  IS 'No report was last seen after this.';
 
 CREATE TABLE IF NOT EXISTS spots (
-	word  bigint,
-	facet bigint,
-	block bigint,
-	PRIMARY KEY (word, facet, block)
+	word  bigint NOT NULL,
+	facet bigint NOT NULL,
+	block bigint NOT NULL
 );
 
-COMMENT ON TABLE  spots       IS 'In which blocks and facets there are titles with a word.';
+CREATE INDEX IF NOT EXISTS spots_word ON spots (word, facet, block);
+
+COMMENT ON TABLE  spots       IS 'In which blocks and facets there are titles with a word; now and then one is there twice.';
 COMMENT ON COLUMN spots.word  IS 'The word, as hashtextextended(word, 0).';
 COMMENT ON COLUMN spots.facet IS 'As in reports.';
 COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
 
 -- A segment is widened by a second more than need be, and only where need be: who creates one report
 -- after the other must not wait for the commit of the one before.
-CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The plans are made when the tables may be empty and kept while they grow, hence the settings.
+CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
 	INSERT INTO facets
-	SELECT DISTINCT facet, state, status, level, environment
-	FROM new
+	SELECT DISTINCT ON (facet) facet, state, status, level, environment
+	FROM written
+	WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = written.facet)
 	ORDER BY facet
 	ON CONFLICT DO NOTHING;
 
@@ -115,7 +119,7 @@ BEGIN
 	SELECT n.facet, n.block, n.first_seen, n.last_seen + interval '1 second'
 	FROM (
 		SELECT coalesce(facet, 0) AS facet, id / 1024 AS block, min(first_seen) AS first_seen, max(last_seen) AS last_seen
-		FROM new
+		FROM written
 		GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))
 	) AS n
 	LEFT JOIN segments o ON o.facet = n.facet AND o.block = n.block
@@ -125,20 +129,25 @@ BEGIN
 	SET first_seen = least(s.first_seen, excluded.first_seen), last_seen = greatest(s.last_seen, excluded.last_seen);
 
 	INSERT INTO spots
-	SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024
-	FROM new, unnest(words) AS w (word)
-	ORDER BY 1, 2, 3
-	ON CONFLICT DO NOTHING;
+	SELECT n.word, n.facet, n.block
+	FROM (
+		SELECT hashtextextended(w.word, 0) AS word, facet, id / 1024 AS block
+		FROM written, unnest(words) AS w (word)
+		GROUP BY 1, 2, 3
+	) AS n
+	WHERE NOT EXISTS (SELECT FROM spots s WHERE s.word = n.word AND s.facet = n.facet AND s.block = n.block)
+	ORDER BY 1, 2, 3;
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION index_seen() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION index_seen() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
 	INSERT INTO segments AS s
 	SELECT n.facet, n.block, o.first_seen, n.last_seen + interval '1 second'
 	FROM (
 		SELECT coalesce(r.facet, 0) AS facet, r.id / 1024 AS block, max(t.last_seen) AS last_seen
-		FROM new t
+		FROM written t
 		JOIN reports r ON r.id = t.report_id
 		GROUP BY GROUPING SETS ((r.facet, r.id / 1024), (r.id / 1024))
 	) AS n
@@ -150,13 +159,13 @@ BEGIN
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE TRIGGER reports_inserted AFTER INSERT ON reports REFERENCING NEW TABLE AS new
+CREATE OR REPLACE TRIGGER reports_inserted AFTER INSERT ON reports REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
-CREATE OR REPLACE TRIGGER reports_updated AFTER UPDATE ON reports REFERENCING NEW TABLE AS new
+CREATE OR REPLACE TRIGGER reports_updated AFTER UPDATE ON reports REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
-CREATE OR REPLACE TRIGGER seen_inserted AFTER INSERT ON seen REFERENCING NEW TABLE AS new
+CREATE OR REPLACE TRIGGER seen_inserted AFTER INSERT ON seen REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
-CREATE OR REPLACE TRIGGER seen_updated AFTER UPDATE ON seen REFERENCING NEW TABLE AS new
+CREATE OR REPLACE TRIGGER seen_updated AFTER UPDATE ON seen REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
 
 -- Of a database from before these tables.
@@ -164,8 +173,7 @@ INSERT INTO facets
 SELECT DISTINCT facet, state, status, level, environment FROM reports WHERE NOT EXISTS (SELECT FROM facets)
 ON CONFLICT DO NOTHING;
 INSERT INTO spots
-SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024 FROM reports, unnest(words) AS w (word) WHERE NOT EXISTS (SELECT FROM segments)
-ON CONFLICT DO NOTHING;
+SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024 FROM reports, unnest(words) AS w (word) WHERE NOT EXISTS (SELECT FROM segments);
 INSERT INTO segments
 SELECT coalesce(facet, 0), id / 1024, min(first_seen), max(last_seen) FROM reports WHERE NOT EXISTS (SELECT FROM segments)
 GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))

@@ -282,32 +282,53 @@ func equalJSON(a, b json.RawMessage) bool {
 }
 
 // writeDifferences writes the differences, which are in the order of their items, and returns the
-// items for which the condition held: the report is as it was when it was compared. Rows are
-// locked in the order of the items, so that writers of the same page wait for each other in turn.
+// items for which the condition held: the report is as it was when it was compared.
 func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
-	n := len(differences)
-	var (
-		itemIDs   = make([]int64, n)
-		reportIDs = make([]*int64, n)
-		before    = make([]string, n)
-		after     = make([]string, n)
-		fresh     = make([]bool, n)
-		data      = make([]*string, n)
-		facets    = newFacetColumns(n)
-	)
-	for i, d := range differences {
-		itemIDs[i], reportIDs[i], before[i], after[i], fresh[i] = d.itemID, d.reportID, d.before, d.after, d.change == changed
-		if d.data != nil {
-			text := string(d.data)
-			data[i] = &text
-			facets.set(i, facetsOf(d.data))
+	var first, others []difference
+	for _, d := range differences {
+		if d.reportID == nil {
+			first = append(first, d)
+		} else {
+			others = append(others, d)
 		}
 	}
+	done, err := writeFirst(ctx, conn, first)
+	if err != nil || len(others) == 0 {
+		return done, err
+	}
+	written, err := writeOthers(ctx, conn, others)
+	return append(done, written...), err
+}
+
+// writeFirst inserts the first reports of items.
+func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
+	if len(differences) == 0 {
+		return nil, nil
+	}
+	columns := columnsOf(differences)
+	rows, err := conn.Query(ctx, `
+		INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
+		SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data
+		FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[])
+		AS i (item_id, after, status, level, environment, title, data)
+		ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
+		RETURNING item_id`,
+		columns.itemIDs, columns.after, columns.status, columns.level, columns.environment, columns.title, columns.data)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// writeOthers writes what changes about items that have reports. Rows are locked in the order of the
+// items, so that writers of the same page wait for each other in turn.
+func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
+	columns := columnsOf(differences)
 	rows, err := conn.Query(ctx, `
 		WITH input AS (
 			SELECT *
 			FROM unnest(@items::bigint[], @reports::bigint[], @before::text[], @after::text[], @fresh::boolean[],
-				@status::text[], @level::text[], @environment::text[], @title::text[], @data::text[])
+				@status::text[], @level::text[], @environment::text[], @title::text[], @data::json[])
 			AS i (item_id, report_id, before, after, fresh, status, level, environment, title, data)
 		), locked AS MATERIALIZED (
 			SELECT r.id
@@ -325,7 +346,7 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
 		), updated AS (
 			UPDATE reports r
-			SET last_seen = now(), digests = i.after, data = coalesce(i.data::json, r.data),
+			SET last_seen = now(), digests = i.after, data = coalesce(i.data, r.data),
 				status = coalesce(i.status, r.status), level = coalesce(i.level, r.level),
 				environment = coalesce(i.environment, r.environment),
 				words = CASE WHEN i.title IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
@@ -342,9 +363,9 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			RETURNING r.item_id
 		), inserted AS (
 			INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
-			SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data::json
+			SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data
 			FROM input
-			WHERE report_id IS NULL OR item_id IN (SELECT item_id FROM superseded)
+			WHERE item_id IN (SELECT item_id FROM superseded)
 			ORDER BY item_id
 			ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
 			RETURNING item_id
@@ -355,8 +376,9 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 		UNION ALL
 		SELECT item_id FROM inserted`,
 		pgx.NamedArgs{
-			"items": itemIDs, "reports": reportIDs, "before": before, "after": after, "fresh": fresh, "data": data,
-			"status": facets.status, "level": facets.level, "environment": facets.environment, "title": facets.words,
+			"items": columns.itemIDs, "reports": columns.reportIDs, "before": columns.before, "after": columns.after,
+			"fresh": columns.fresh, "data": columns.data, "status": columns.status, "level": columns.level,
+			"environment": columns.environment, "title": columns.title,
 		})
 	if err != nil {
 		return nil, err
@@ -370,22 +392,29 @@ type facets struct{ status, level, environment, words *string }
 // facetsOf takes the facets out of the data of an item or of a created occurrence.
 func facetsOf(data json.RawMessage) facets {
 	var f facets
-	for name, value := range members(data) {
-		if len(value) < 2 || value[0] != '"' {
+	for name, value := range rawMembers(data) {
+		if value[0] != '"' {
+			continue
+		}
+		var facet **string
+		switch string(name) {
+		case `"status"`:
+			facet = &f.status
+		case `"level"`:
+			facet = &f.level
+		case `"environment"`:
+			facet = &f.environment
+		case `"title"`:
+			facet = &f.words
+		default:
 			continue
 		}
 		text := unquoteJSON(value)
-		switch name {
-		case "status":
-			f.status = &text
-		case "level":
-			f.level = &text
-		case "environment":
-			f.environment = &text
-		case "title":
-			words := strings.Join(titleWords(text), " ")
-			f.words = &words
-		}
+		*facet = &text
+	}
+	if f.words != nil {
+		words := strings.Join(titleWords(*f.words), " ")
+		f.words = &words
 	}
 	return f
 }
@@ -400,13 +429,29 @@ func titleWords(title string) []string {
 	return slices.Compact(words)
 }
 
-// facetColumns are the facets of many reports, as arrays for one statement.
-type facetColumns struct{ status, level, environment, words []*string }
-
-func newFacetColumns(n int) *facetColumns {
-	return &facetColumns{make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)}
+// differenceColumns are differences as arrays, for one statement.
+type differenceColumns struct {
+	itemIDs                           []int64
+	reportIDs                         []*int64
+	before, after                     []string
+	fresh                             []bool
+	status, level, environment, title []*string
+	data                              []json.RawMessage // NULL for nil
 }
 
-func (c *facetColumns) set(i int, f facets) {
-	c.status[i], c.level[i], c.environment[i], c.words[i] = f.status, f.level, f.environment, f.words
+func columnsOf(differences []difference) *differenceColumns {
+	n := len(differences)
+	texts := make([]*string, 4*n)
+	c := &differenceColumns{
+		make([]int64, n), make([]*int64, n), make([]string, n), make([]string, n), make([]bool, n),
+		texts[:n], texts[n : 2*n], texts[2*n : 3*n], texts[3*n:], make([]json.RawMessage, n),
+	}
+	for i, d := range differences {
+		c.itemIDs[i], c.reportIDs[i], c.before[i], c.after[i], c.fresh[i] = d.itemID, d.reportID, d.before, d.after, d.change == changed
+		if c.data[i] = d.data; d.data != nil {
+			f := facetsOf(d.data)
+			c.status[i], c.level[i], c.environment[i], c.title[i] = f.status, f.level, f.environment, f.words
+		}
+	}
+	return c
 }

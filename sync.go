@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,9 +33,9 @@ type Synced struct {
 }
 
 const (
-	syncAhead = 16   // pages that are there before they are wanted
-	syncCalls = 3    // of Rollbar at the same time
-	syncBatch = 1000 // items that are stored together
+	chunkPages  = 10      // that are stored together
+	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
+	chunksAhead = 3       // at work at the same time
 )
 
 func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
@@ -42,53 +43,100 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	if err != nil {
 		return Synced{}, err
 	}
-	run := &syncRun{app: app, store: store, filter: in.values()}
-	ahead, calls, batch := syncAhead, syncCalls, syncBatch
+	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages}
 	if in.Recent { // most likely the first page is the last
-		ahead, calls, batch = 1, 1, 1
+		run.chunkPages = 1
 	} else if run.skipped, err = store.syncedPages(ctx, run.filter); err != nil {
 		return Synced{}, fmt.Errorf("sync: %w", err)
 	}
-	for page, err := range readAhead(ctx, run.skipped+1, ahead, calls, run.read) {
-		if err != nil { // what was read before is not lost
-			if err := run.keep(context.WithoutCancel(ctx), true); err != nil {
-				app.log.WarnContext(ctx, "what the sync had read was not stored", "error", err)
-			}
-			return run.total, err
-		}
-		run.batch, run.pages = append(run.batch, page...), run.pages+min(1, int64(len(page)))
-		isLast := len(page) == 0
-		if len(run.batch) < batch && !isLast {
-			continue
-		}
-		if err := run.keep(ctx, !isLast && !in.Recent); err != nil {
-			return run.total, err
-		}
-		if isLast || in.Recent && run.changes == (tally{}) {
-			break
-		}
+	// A small project is read to its end before anything is read ahead in vain.
+	chunk, err := run.readChunk(ctx, 0)
+	if err := run.add(ctx, chunk, err); err != nil {
+		return run.total, err
 	}
+	ahead := chunksAhead
 	if in.Recent {
-		return run.total, nil
+		ahead = 1
 	}
-	return run.total, store.endSync(ctx, run.filter)
+	isLast := func(c syncChunk) bool { return c.isLast || in.Recent && c.changes == (tally{}) }
+	if !isLast(chunk) {
+		for chunk, err := range readAhead(ctx, 1, ahead, ahead, run.readChunk) {
+			if err := run.add(ctx, chunk, err); err != nil {
+				return run.total, err
+			}
+			if isLast(chunk) {
+				break
+			}
+		}
+	}
+	if run.total.Pages > chunkPages || run.skipped > 0 {
+		err = store.endSync(ctx, run.filter)
+	}
+	return run.total, err
 }
 
 // A syncRun is one sync under way.
 type syncRun struct {
-	app     *App
-	store   *Store
-	filter  url.Values
-	skipped int64 // pages that the interrupted run before has stored
-
-	batch   []sighting // read, but not stored
-	pages   int64      // that the batch ends
-	changes tally      // by the batch before
-	total   Synced
+	app        *App
+	store      *Store
+	filter     url.Values
+	skipped    int64 // pages that the interrupted run before has stored
+	chunkPages int64
+	total      Synced
 }
 
-// read reads the page with the number, at a pace that leaves others something of Rollbar's limit.
-func (s *syncRun) read(ctx context.Context, number int64) ([]sighting, error) {
+// A syncChunk is what became of some pages, one behind the other.
+type syncChunk struct {
+	items, pages int64
+	changes      tally
+	isLast       bool // an empty page was among them
+}
+
+// readChunk reads and stores the chunk with the number, from 0. What was stored before an error is
+// in the result.
+func (s *syncRun) readChunk(ctx context.Context, number int64) (syncChunk, error) {
+	var done syncChunk
+	var batch []sighting
+	var pages int64
+	keep := func(ctx context.Context) error {
+		changes, err := s.store.keepSightings(ctx, batch)
+		if err == nil {
+			s.app.countReports(len(batch), changes)
+			done.items, done.pages = done.items+int64(len(batch)), done.pages+pages
+			done.changes.reports += changes.reports
+			done.changes.updated += changes.updated
+		}
+		batch, pages = batch[:0], 0
+		return err
+	}
+	first, size := s.skipped+number*s.chunkPages+1, 0
+	for n := first; n < first+s.chunkPages && !done.isLast; n++ {
+		items, err := s.readPage(ctx, n)
+		if err != nil {
+			_ = keep(context.WithoutCancel(ctx)) // what was read before is stored, if that can be
+			return done, err
+		}
+		if done.isLast = len(items) == 0; done.isLast {
+			break
+		}
+		pages++
+		for _, item := range items {
+			sight := sightingOf(item)
+			batch, size = append(batch, sight), size+len(sight.data)
+		}
+		if size > chunkBytes {
+			if err := keep(ctx); err != nil {
+				return done, err
+			}
+			size = 0
+		}
+	}
+	return done, keep(ctx)
+}
+
+// readPage reads the page with the number, at a pace that leaves others something of Rollbar's
+// limit.
+func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	if !sleep(ctx, s.app.rollbar.allowed.politeWait(scopeRead)) {
 		return nil, ctx.Err()
 	}
@@ -100,28 +148,19 @@ func (s *syncRun) read(ctx context.Context, number int64) ([]sighting, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
-	return sightingsOf(page.Items), nil
+	return page.Items, nil
 }
 
-// keep stores the batch and, where the sync goes on, notes how far it has come.
-func (s *syncRun) keep(ctx context.Context, goesOn bool) error {
-	if len(s.batch) == 0 {
-		return nil
-	}
-	changes, err := s.store.keepSightings(ctx, s.batch)
-	if err == nil && goesOn {
-		err = s.store.noteSync(ctx, s.filter, s.skipped+s.pages)
-	}
-	if err != nil {
+// add counts a chunk, and notes how far the sync has come where it may have to go on from there.
+func (s *syncRun) add(ctx context.Context, chunk syncChunk, err error) error {
+	s.total.Items += chunk.items
+	s.total.Changed += int64(chunk.changes.reports)
+	s.total.Pages += chunk.pages
+	callOf(ctx).report("%d items, %d pages", s.total.Items, s.skipped+s.total.Pages)
+	if s.chunkPages == 1 || chunk.isLast || chunk.pages == 0 {
 		return err
 	}
-	s.app.countReports(len(s.batch), changes)
-	s.total.Items += int64(len(s.batch))
-	s.total.Changed += int64(changes.reports)
-	s.total.Pages = s.pages
-	s.changes, s.batch = changes, s.batch[:0]
-	callOf(ctx).report("%d items, %d pages", s.total.Items, s.skipped+s.total.Pages)
-	return nil
+	return cmp.Or(err, s.store.noteSync(context.WithoutCancel(ctx), s.filter, s.skipped+s.total.Pages))
 }
 
 // syncedPages returns how many pages a sync with the filter has stored that was interrupted not long
@@ -144,6 +183,8 @@ func (s *Store) syncedPages(ctx context.Context, filter url.Values) (pages int64
 
 // noteSync notes how many pages a sync has stored.
 func (s *Store) noteSync(ctx context.Context, filter url.Values, pages int64) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	_, err := s.pool.Exec(ctx, `
 		INSERT INTO syncs (filter, pages)
 		VALUES ($1, $2)
