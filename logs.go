@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -16,13 +17,14 @@ func newLogHandler(w io.Writer, terminal bool, level slog.Leveler, id identity) 
 	if terminal {
 		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: shortTime})
 	}
+	buffer, _ := w.(*logBuffer)
 	root := slog.Handler(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: datadogName}))
 	for _, tag := range []spanTag{{"dd.service", id.service}, {"dd.env", id.env}, {"dd.version", id.version}} {
 		if tag.value != "" {
 			root = root.WithAttrs([]slog.Attr{slog.String(tag.key, tag.value)})
 		}
 	}
-	return &logHandler{root: root}
+	return &logHandler{root: root, buffer: buffer}
 }
 
 // datadogName renames the attributes of the root that Datadog knows by another name.
@@ -52,6 +54,7 @@ func shortTime(groups []string, attr slog.Attr) slog.Attr {
 // none: this one keeps the groups itself.
 type logHandler struct {
 	root   slog.Handler
+	buffer *logBuffer // behind root, or nil
 	groups []logGroup // those open, the outermost first
 }
 
@@ -74,7 +77,11 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 			slog.String("dd.trace_id", s.traceID()),
 			slog.String("dd.span_id", strconv.FormatUint(s.id, 10)))
 	}
-	return h.root.Handle(ctx, record)
+	err := h.root.Handle(ctx, record)
+	if h.buffer != nil && record.Level >= slog.LevelWarn {
+		h.buffer.flush()
+	}
+	return err
 }
 
 // nested returns the record with its attributes in the open groups.
@@ -94,17 +101,57 @@ func (h *logHandler) nested(record slog.Record) slog.Record {
 
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	if len(h.groups) == 0 {
-		return &logHandler{root: h.root.WithAttrs(attrs)}
+		return &logHandler{root: h.root.WithAttrs(attrs), buffer: h.buffer}
 	}
 	groups := slices.Clone(h.groups)
 	last := &groups[len(groups)-1]
 	last.attrs = slices.Concat(last.attrs, attrs)
-	return &logHandler{h.root, groups}
+	return &logHandler{h.root, h.buffer, groups}
 }
 
 func (h *logHandler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
 	}
-	return &logHandler{h.root, append(slices.Clip(h.groups), logGroup{name: name})}
+	return &logHandler{h.root, h.buffer, append(slices.Clip(h.groups), logGroup{name: name})}
+}
+
+// A logBuffer gathers lines for a moment, because a system call for each costs as much as a quick
+// request. What is worth a warning goes out at once, with what is before it.
+type logBuffer struct {
+	out io.Writer
+
+	mu    sync.Mutex
+	lines []byte
+}
+
+const (
+	logDelay = 20 * time.Millisecond
+	logSize  = 32 << 10
+)
+
+func (b *logBuffer) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.lines) == 0 {
+		time.AfterFunc(logDelay, b.flush)
+	}
+	b.lines = append(b.lines, line...)
+	if len(b.lines) >= logSize {
+		b.flushLocked()
+	}
+	return len(line), nil
+}
+
+func (b *logBuffer) flush() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.flushLocked()
+}
+
+func (b *logBuffer) flushLocked() {
+	if len(b.lines) > 0 {
+		_, _ = b.out.Write(b.lines) // there is no better place to complain
+		b.lines = b.lines[:0]
+	}
 }

@@ -102,14 +102,14 @@ type fixture struct {
 	config  *Config
 	app     *App
 	url     string // of the service
-	log     *logBuffer
+	log     *logLines
 	admin   string // the database as its owner, if that is not the service
 }
 
 // newFixture starts a service on a sandbox with n items. The functions change its settings.
 func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, sandbox: newSandbox(n), log: &logBuffer{}}
+	f := &fixture{t: t, sandbox: newSandbox(n), log: &logLines{}}
 	rollbar := httptest.NewServer(f.sandbox)
 	t.Cleanup(rollbar.Close)
 	t.Cleanup(func() { f.sandbox.setFault(faultNone) }) // lets slow answers go

@@ -22,7 +22,9 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 	if err != nil {
 		return fail(misconfigured, "%w", err)
 	}
-	log := slog.New(newLogHandler(std.out, isTerminal(std.out), config.LogLevel, identity))
+	out := &logBuffer{out: std.out}
+	defer out.flush()
+	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, identity))
 	if dev {
 		stop, err := devDatabase(ctx, config, std)
 		if err != nil {

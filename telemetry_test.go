@@ -196,7 +196,7 @@ func TestTelemetryCloseGivesUp(t *testing.T) {
 	agent.hang()
 	settings := agent.settings()
 	settings.Timeout = time.Hour
-	var log logBuffer
+	var log logLines
 	settings.Log = log.logger()
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
@@ -216,7 +216,7 @@ func TestAgentThatHangs(t *testing.T) {
 	agent.hang()
 	settings := agent.settings()
 	settings.Timeout = time.Hour
-	var log logBuffer
+	var log logLines
 	settings.Log = log.logger()
 	telemetry := startTestTelemetry(t, settings)
 	const spans = 2*maxQueuedSpans + 1
@@ -242,7 +242,7 @@ func TestAgentThatTimesOut(t *testing.T) {
 	agent.hang()
 	settings := agent.settings()
 	settings.Timeout = 20 * time.Millisecond
-	var log logBuffer
+	var log logLines
 	settings.Log = log.logger()
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
@@ -254,7 +254,7 @@ func TestAgentThatTimesOut(t *testing.T) {
 func TestAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	var log logBuffer
+	var log logLines
 	settings := agent.settings()
 	settings.Log = log.logger()
 	telemetry := startTestTelemetry(t, settings)
@@ -296,7 +296,7 @@ func TestAgentThatRefuses(t *testing.T) {
 				http.Error(w, "no thanks", tt.status)
 				return true
 			})
-			var log logBuffer
+			var log logLines
 			settings := agent.settings()
 			settings.Log = log.logger()
 			telemetry := startTestTelemetry(t, settings)
@@ -311,7 +311,7 @@ func TestAgentThatRefuses(t *testing.T) {
 func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	var log logBuffer
+	var log logLines
 	settings := agent.settings()
 	settings.TraceAgentURL, settings.Log = "", log.logger()
 	startTestTelemetry(t, settings)
@@ -327,7 +327,7 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 
 func TestLossesAreToldNowAndThen(t *testing.T) {
 	t.Parallel()
-	var log logBuffer
+	var log logLines
 	losses := &lossLog{log: log.logger(), what: "traces", unit: "spans", quiet: time.Minute}
 	losses.tell()
 	assert.Empty(t, log.lines(), "nothing is lost yet")
@@ -349,23 +349,23 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 	assert.EqualValues(t, 7, lines[1]["dropped_spans"])
 }
 
-// A logBuffer keeps log lines.
-type logBuffer struct {
+// A logLines keeps log lines.
+type logLines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (b *logBuffer) logger() *slog.Logger {
+func (b *logLines) logger() *slog.Logger {
 	return slog.New(newLogHandler(b, false, slog.LevelInfo, identity{service: "app"}))
 }
 
-func (b *logBuffer) Write(line []byte) (int, error) {
+func (b *logLines) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.Write(line)
 }
 
-func (b *logBuffer) lines() (lines []map[string]any) {
+func (b *logLines) lines() (lines []map[string]any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for line := range bytes.Lines(b.text.Bytes()) {
@@ -379,7 +379,7 @@ func (b *logBuffer) lines() (lines []map[string]any) {
 }
 
 // dropped sums up what was logged as dropped.
-func (b *logBuffer) dropped(unit string) (n int64) {
+func (b *logLines) dropped(unit string) (n int64) {
 	for _, line := range b.lines() {
 		dropped, _ := line["dropped_"+unit].(float64)
 		n += int64(dropped)
@@ -388,7 +388,7 @@ func (b *logBuffer) dropped(unit string) (n int64) {
 }
 
 // await returns the first line about something dropped.
-func (b *logBuffer) await(t testing.TB, unit string) map[string]any {
+func (b *logLines) await(t testing.TB, unit string) map[string]any {
 	t.Helper()
 	require.Eventually(t, func() bool { return b.dropped(unit) > 0 }, 20*time.Second, time.Millisecond)
 	return b.lines()[0]
