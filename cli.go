@@ -316,7 +316,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		return err
 	}
 	defer telemetry.closeWithin(time.Second)
-	call := &Call{progress: c.progress()}
+	call := &Call{progress: c.progress(), lines: c.output == "ndjson"}
 	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
 	var value any
 	if config.AppURL != "" {

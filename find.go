@@ -79,9 +79,9 @@ var (
 // find returns the ids of the page, and one more on the way up, to see whether there is a page
 // before that.
 func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
-	way, limit := down, in.Limit
+	way, limit := down, in.Limit.Value
 	if in.Cursor.after > 0 {
-		way, limit = up, in.Limit+1
+		way, limit = up, in.Limit.Value+1
 	}
 	args := pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "status": in.Status.Value, "level": in.Level.Value,

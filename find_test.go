@@ -46,12 +46,12 @@ func addReports(t testing.TB, store *Store, n int) {
 
 // obviousIDs finds a page's reports as one would without thinking of cost.
 func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int64, error) {
-	where, order, limit := in.rowFilter()+" AND "+in.facetFilter(), "DESC", in.Limit
+	where, order, limit := in.rowFilter()+" AND "+in.facetFilter(), "DESC", in.Limit.Value
 	if in.ItemID.Set {
 		where += " AND item_id = @item_id"
 	}
 	if in.Cursor.after > 0 {
-		order, limit = "ASC", in.Limit+1
+		order, limit = "ASC", in.Limit.Value+1
 	}
 	return queryIDs(ctx, conn, `SELECT id FROM reports r WHERE `+where+` ORDER BY id `+order+` LIMIT @limit`, pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "status": in.Status.Value, "level": in.Level.Value,
@@ -109,7 +109,7 @@ func TestFindIsRight(t *testing.T) {
 			Since:       moment(),
 			Until:       moment(),
 			Latest:      random.IntN(4) == 0,
-			Limit:       1 + random.Int64N(30),
+			Limit:       Opt[int64]{Set: true, Value: 1 + random.Int64N(30)},
 		}
 		switch random.IntN(6) {
 		case 0:

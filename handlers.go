@@ -20,7 +20,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -224,43 +223,40 @@ func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command
 		return
 	}
 	call := &about.call
+	known := knownVersions(r)
+	call.lines, call.have = wantsLines(r), known
+	if r.Method == http.MethodHead {
+		call.have = []string{anyVersion} // the thing itself is not wanted
+	}
 	value, err := operation(withCall(r.Context(), call), s.app)
+	if call.version != "" {
+		w.Header().Set("ETag", `W/"`+call.version+`"`)
+	}
+	switch {
+	case errors.Is(err, errUnchanged) && (slices.Contains(known, call.version) || slices.Contains(known, anyVersion)):
+		w.WriteHeader(http.StatusNotModified)
+		return
+	case errors.Is(err, errUnchanged):
+		s.respond(w, r, nil)
+		return
+	}
 	if err != nil {
 		s.refuse(w, r, err)
 		return
 	}
-	if list, ok := value.(*List); ok {
+	list, isList := value.(*List)
+	if isList {
 		defer list.close()
 		setLinks(w.Header(), r.URL, list)
 	}
 	if call.unstored != "" {
 		w.Header().Set("Report-Stored", "false")
 	}
-	s.respond(w, r, value)
-}
-
-// respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
-// half way the connection is cut, so that nobody takes a torso for an answer.
-func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
-	w.Header().Set("Content-Type", "application/json")
-	if _, ok := value.(Text); ok {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	}
-	text := answerTexts.Get().(*[answerBufferSize]byte)
-	defer answerTexts.Put(text)
-	buffer := &answerBuffer{w: w, status: outcomeOf(value).status, timeout: s.clientTimeout, text: text[:0]}
-	err := writeResult(buffer, value)
-	switch {
-	case err == nil:
-		err = buffer.finish()
-	case !buffer.begun:
-		s.refuse(w, r, err)
+	if isList && call.lines {
+		s.respondLines(w, r, list)
 		return
 	}
-	if err != nil {
-		requestOf(r).failure = failureOf(err)
-		panic(http.ErrAbortHandler)
-	}
+	s.respond(w, r, value)
 }
 
 // refuse answers with a failure as problem details.
@@ -370,80 +366,4 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 		return nil, fail(invalid, "the body cannot be used: %w", err)
 	}
 	return object, nil
-}
-
-// A statusWriter remembers which status went out.
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-}
-
-func (w *statusWriter) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *statusWriter) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
-	}
-	return w.ResponseWriter.Write(p)
-}
-
-// Unwrap is for http.ResponseController.
-func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// A discardWriter is a ResponseWriter that nobody reads.
-type discardWriter struct{ header http.Header }
-
-func (w discardWriter) Header() http.Header         { return w.header }
-func (w discardWriter) WriteHeader(int)             {}
-func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
-
-// An answerBuffer holds an answer back until it is complete or too large to be held.
-type answerBuffer struct {
-	w       http.ResponseWriter
-	status  int
-	timeout time.Duration // for each part
-	begun   bool          // something has gone out
-	text    []byte
-}
-
-const answerBufferSize = 256 << 10
-
-// answerTexts are spare texts of answerBuffers.
-var answerTexts = sync.Pool{New: func() any { return new([answerBufferSize]byte) }}
-
-func (b *answerBuffer) Write(p []byte) (int, error) {
-	if len(b.text)+len(p) > cap(b.text) {
-		if err := b.flush(); err != nil {
-			return 0, err
-		}
-		if len(p) > cap(b.text) {
-			return b.w.Write(p)
-		}
-	}
-	b.text = append(b.text, p...)
-	return len(p), nil
-}
-
-func (b *answerBuffer) flush() error {
-	if !b.begun {
-		b.begun = true
-		b.w.WriteHeader(b.status)
-	}
-	_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout)) // moves on with the work
-	_, err := b.w.Write(b.text)
-	b.text = b.text[:0]
-	return err
-}
-
-// finish sends what is left; an answer that was never cut gets its length.
-func (b *answerBuffer) finish() error {
-	if !b.begun {
-		b.w.Header().Set("Content-Length", strconv.Itoa(len(b.text)))
-	}
-	return b.flush()
 }

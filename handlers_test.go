@@ -40,8 +40,9 @@ func TestHead(t *testing.T) {
 		get, head := f.get(path), f.do("HEAD", path, "")
 		assert.Equal(t, 200, head.status, path)
 		assert.Empty(t, head.body, path)
-		assert.Equal(t, get.header.Get("Content-Length"), head.header.Get("Content-Length"), path)
-		assert.Equal(t, get.header.Get("Content-Type"), head.header.Get("Content-Type"), path)
+		for _, name := range []string{"Content-Type", "Link", "ETag"} { // but no length: that would take the body's work
+			assert.Equal(t, get.header.Values(name), head.header.Values(name), path)
+		}
 	}
 }
 

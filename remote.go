@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -79,18 +80,23 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
 	spanOf(ctx).inject(req.Header)
+	if callOf(ctx).lines {
+		req.Header.Set("Accept", ndjson)
+	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, noServer(config, err)
+	}
+	if res.Header.Get("Content-Type") == ndjson {
+		noteUnstored(ctx, res)
+		return remoteLines(config, res), nil
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		return nil, noServer(config, err)
 	}
-	if res.Header.Get("Report-Stored") == "false" {
-		callOf(ctx).notStored("PostgreSQL does not answer the server")
-	}
+	noteUnstored(ctx, res)
 	switch kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";"); kind {
 	case "application/problem+json":
 		return nil, remoteFailure(res, text)
@@ -105,6 +111,38 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		return remoteList(answer), nil
 	}
 	return remoteAnswer{answer, res.StatusCode}, nil
+}
+
+func noteUnstored(ctx context.Context, res *http.Response) {
+	if res.Header.Get("Report-Stored") == "false" {
+		callOf(ctx).notStored("PostgreSQL does not answer the server")
+	}
+}
+
+// remoteLines is the list of which a server sends one element a line, read as it comes.
+func remoteLines(config *Config, res *http.Response) *List {
+	return &List{
+		Rows: func(yield func(json.RawMessage, error) bool) {
+			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
+				line, err := lines.ReadBytes('\n')
+				switch {
+				case err == io.EOF && len(line) == 0:
+					return
+				case err != nil:
+					yield(nil, noServer(config, err))
+					return
+				case bytes.HasPrefix(line, []byte(`{"error":`)):
+					yield(nil, remoteFailure(res, member(line, "error")))
+					return
+				}
+				if !yield(line[:len(line)-1], nil) {
+					return
+				}
+			}
+		},
+		Rest:  func() json.RawMessage { return json.RawMessage(`{}`) },
+		Close: func() { res.Body.Close() },
+	}
 }
 
 func noServer(config *Config, err error) error {
@@ -158,6 +196,7 @@ func remoteList(document json.RawMessage) *List {
 // askServerForAll is askServer for -all: it follows the pages until an empty one. Elements with an
 // id that an earlier page had are left out.
 func askServerForAll(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
+	callOf(ctx).lines = false // the pages say more than their elements
 	first, err := askServer(ctx, config, c, args)
 	if err != nil {
 		return nil, err

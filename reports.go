@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"net/url"
 	"slices"
@@ -38,7 +39,7 @@ type reportsListInput struct {
 	Since       Moment      `query:"since" default:"" help:"only what was seen at or after this time (RFC 3339) or within this age (36h, 7d)"`
 	Until       Moment      `query:"until" default:"" help:"only what was seen at or before this time or age"`
 	Latest      bool        `query:"latest" default:"false" help:"only the newest state of each item"`
-	Limit       int64       `query:"limit" default:"20" min:"1" max:"1000" help:"reports a page"`
+	Limit       Opt[int64]  `query:"limit" min:"1" max:"1000" help:"reports a page; 20 if none is given, and as ndjson all"`
 	Cursor      cursor      `query:"cursor" default:"" help:"the page that next or a Link led to"`
 }
 
@@ -58,18 +59,56 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if err != nil {
 		return nil, err
 	}
+	all := callOf(ctx).lines && !in.Limit.Set
+	switch {
+	case all:
+		in.Limit.Value = pageOfAll
+	case !in.Limit.Set:
+		in.Limit.Value = 20
+	}
 	page, err := in.open(ctx, conn)
 	if err != nil {
 		conn.Release()
 		return nil, fmt.Errorf("list reports: %w", databaseError(err))
 	}
-	return &List{
+	list := &List{
 		Name: "reports",
 		Rows: page.all,
 		Rest: page.rest,
 		Prev: page.prev, Next: page.next,
 		Close: func() { _ = page.close(); conn.Release() },
-	}, nil
+	}
+	if all {
+		list.Rows, list.Prev, list.Next = in.everything(ctx, conn, page), nil, nil
+	}
+	return list, nil
+}
+
+// pageOfAll is how many reports are read at a time where all are wanted.
+const pageOfAll = 1000
+
+// everything yields the reports of the page and of all behind it. It reads page after page, so that
+// PostgreSQL neither sorts nor keeps more than that.
+func (in *reportsListInput) everything(ctx context.Context, conn *pgxpool.Conn, page *reportPage) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		for {
+			for row, err := range page.all {
+				if !yield(row, err) || err != nil {
+					return
+				}
+			}
+			if page.next == nil {
+				return
+			}
+			in.Cursor = cursor{before: page.last}
+			next, err := in.open(ctx, conn)
+			if err != nil {
+				yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
+				return
+			}
+			*page = *next
+		}
+	}
 }
 
 // A cursor is a place in the reports: the page before or behind an id. Callers do not look inside.
@@ -112,6 +151,7 @@ type reportPage struct {
 	row     reportRow // the first one, until it is yielded
 	any     bool      // there is a first one
 	seen    []seenRow // the newest report first
+	last    int64     // the id at the end of a full page
 	next    url.Values
 	prev    url.Values
 }
@@ -130,7 +170,7 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*repo
 	if in.Cursor.after > 0 || in.isFiltered() {
 		return in.openFound(ctx, conn)
 	}
-	limit, before := strconv.FormatInt(in.Limit, 10), in.Cursor.newest()
+	limit, before := strconv.FormatInt(in.Limit.Value, 10), in.Cursor.newest()
 	page := &reportPage{}
 	err := page.begin(ctx, conn, before, `
 		SELECT report_id, last_seen
@@ -153,7 +193,8 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*repo
 		return nil, err
 	}
 	if page.row.last > 0 { // the page is full
-		page.next = url.Values{"cursor": {cursor{before: page.row.last}.String()}}
+		page.last = page.row.last
+		page.next = url.Values{"cursor": {cursor{before: page.last}.String()}}
 	}
 	switch {
 	case in.Cursor.before == 0:
@@ -173,9 +214,9 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (
 	}
 	slices.Sort(ids)
 	first, last := in.Cursor.before-1, in.Cursor.after+1 // of an empty page: what is beside it
-	before, behind := in.Cursor.before > 0, int64(len(ids)) >= in.Limit || in.Cursor.after > 0
-	if int64(len(ids)) > in.Limit { // the newest belongs to the page before
-		before, ids = true, ids[:in.Limit]
+	before, behind := in.Cursor.before > 0, int64(len(ids)) >= in.Limit.Value || in.Cursor.after > 0
+	if int64(len(ids)) > in.Limit.Value { // the newest belongs to the page before
+		before, ids = true, ids[:in.Limit.Value]
 	}
 	if len(ids) > 0 {
 		first, last = ids[len(ids)-1], ids[0]
@@ -185,6 +226,7 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (
 		page.prev = url.Values{"cursor": {cursor{after: first}.String()}}
 	}
 	if behind {
+		page.last = last
 		page.next = url.Values{"cursor": {cursor{before: last}.String()}}
 	}
 	return page, page.begin(ctx, conn, ids, `
@@ -382,27 +424,28 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMess
 		return nil, err
 	}
 	defer conn.Release()
-	rows, err := conn.Query(ctx, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, NULL::bigint AS last
+	// Whatever changes a row gives it another xmin.
+	call := callOf(ctx)
+	var row reportRow
+	var itemID *int64
+	err = conn.QueryRow(ctx, `
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen),
+			v.version, CASE WHEN $2::text[] && ARRAY[v.version, '*'] THEN NULL ELSE r.data END
 		FROM reports r
-		LEFT JOIN seen s ON s.report_id = r.id
-		WHERE r.id = $1`, in.ID)
-	var report json.RawMessage
-	if err == nil {
-		for rows.Next() {
-			var row reportRow
-			err = row.scan(rows)
-			report = row.appendJSON(nil)
-		}
-		err = cmp.Or(err, rows.Err())
-	}
+		LEFT JOIN seen s ON s.report_id = r.id,
+		LATERAL (SELECT concat_ws('-', r.id, r.xmin, s.xmin)) AS v (version)
+		WHERE r.id = $1`, in.ID, call.have).
+		Scan(&row.id, &itemID, &row.uuid, &row.state, &row.firstSeen, &row.lastSeen, &call.version, &row.data)
 	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, fail(notFound, "there is no report %d", in.ID)
 	case err != nil:
 		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(err))
-	case report == nil:
-		return nil, fail(notFound, "there is no report %d", in.ID)
+	case row.data == nil:
+		return nil, errUnchanged
 	}
-	return report, nil
+	row.itemID = valueOf(itemID)
+	return row.appendJSON(nil), nil
 }
 
 var reportsCleanCmd = &Command{

@@ -68,11 +68,21 @@ func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 type Call struct {
 	retries  *retryBudget
 	upstream atomic.Int64                     // nanoseconds that calls of Rollbar took
+	lines    bool                             // a list is wanted one element a line
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
 
+	have []string // versions of the one thing asked for that the caller has already
+
 	mu       sync.Mutex
+	version  string // of that thing
 	unstored string // why nothing was stored, or ""
 }
+
+// anyVersion among the versions that the caller has stands for any.
+const anyVersion = "*"
+
+// errUnchanged is the error of a read of which the caller has the version.
+var errUnchanged = errors.New("unchanged")
 
 type callKey struct{}
 

@@ -1,0 +1,225 @@
+// answer.go is how answers go out: held back until they are complete or too large for that, compressed
+// where that pays, and as lines where the caller wants them so.
+package main
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const ndjson = "application/x-ndjson"
+
+// wantsLines reports whether the caller asks for lists one element a line.
+func wantsLines(r *http.Request) bool { return accepts(r, "Accept", ndjson) }
+
+func accepts(r *http.Request, header, value string) bool {
+	for _, accepted := range r.Header[header] {
+		for one := range strings.SplitSeq(accepted, ",") {
+			one, parameters, _ := strings.Cut(one, ";")
+			if strings.TrimSpace(one) == value && strings.ReplaceAll(parameters, " ", "") != "q=0" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// knownVersions are the versions of a thing that the caller has, by If-None-Match.
+func knownVersions(r *http.Request) (versions []string) {
+	for _, header := range r.Header["If-None-Match"] {
+		for tag := range strings.SplitSeq(header, ",") {
+			versions = append(versions, strings.Trim(strings.TrimPrefix(strings.TrimSpace(tag), "W/"), `"`))
+		}
+	}
+	return versions
+}
+
+// respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
+// half way the connection is cut, so that nobody takes a torso for an answer.
+func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	if _, ok := value.(Text); ok {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	if r.Method == http.MethodHead {
+		w.WriteHeader(outcomeOf(value).status)
+		return
+	}
+	buffer := s.newAnswerBuffer(w, r, outcomeOf(value).status)
+	defer buffer.release()
+	err := writeResult(buffer, value)
+	switch {
+	case err == nil:
+		err = buffer.finish()
+	case !buffer.begun:
+		s.refuse(w, r, err)
+		return
+	}
+	if err != nil {
+		requestOf(r).failure = failureOf(err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// respondLines writes a list one element a line, for as long as it takes. A failure after the first
+// line is the last line.
+func (s *server) respondLines(w http.ResponseWriter, r *http.Request, list *List) {
+	w.Header().Set("Content-Type", ndjson)
+	if r.Method == http.MethodHead {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	buffer := s.newAnswerBuffer(w, r, http.StatusOK)
+	defer buffer.release()
+	err := list.writeLines(buffer)
+	switch {
+	case err != nil && !buffer.begun && len(buffer.text) == 0:
+		s.refuse(w, r, err)
+		return
+	case err != nil && buffer.lost == nil:
+		f := failureOf(err)
+		requestOf(r).failure = f
+		line, _ := json.Marshal(map[string]any{"error": f.problem(requestOf(r).id)}) // texts and numbers
+		_, err = buffer.Write(append(line, '\n'))
+	}
+	if err == nil {
+		err = buffer.finish()
+	}
+	if err != nil { // of the client
+		requestOf(r).failure = failureOf(err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// An answerBuffer holds an answer back until it is complete or too large to be held.
+type answerBuffer struct {
+	w       http.ResponseWriter
+	status  int
+	timeout time.Duration // for each part
+	zip     bool          // the caller takes gzip
+	zipper  *gzip.Writer  // nil if the answer is not compressed
+	begun   bool          // something has gone out
+	lost    error         // why the caller gets no more
+	text    []byte
+}
+
+const (
+	answerBufferSize = 256 << 10
+	worthZipping     = 4 << 10 // bytes; below, it costs more time than it saves
+)
+
+// answerTexts and zippers are spare parts of answerBuffers.
+var (
+	answerTexts = sync.Pool{New: func() any { return new([answerBufferSize]byte) }}
+	zippers     = sync.Pool{New: func() any {
+		zipper, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is valid
+		return zipper
+	}}
+)
+
+func (s *server) newAnswerBuffer(w http.ResponseWriter, r *http.Request, status int) *answerBuffer {
+	return &answerBuffer{
+		w: w, status: status, timeout: s.clientTimeout,
+		zip:  accepts(r, "Accept-Encoding", "gzip"),
+		text: answerTexts.Get().(*[answerBufferSize]byte)[:0],
+	}
+}
+
+// release gives the parts to the next answer.
+func (b *answerBuffer) release() {
+	answerTexts.Put((*[answerBufferSize]byte)(b.text[:answerBufferSize]))
+	if b.zipper != nil {
+		zippers.Put(b.zipper)
+	}
+}
+
+func (b *answerBuffer) Write(p []byte) (int, error) {
+	if len(b.text)+len(p) > cap(b.text) {
+		if err := b.flush(); err != nil {
+			return 0, err
+		}
+		if len(p) > cap(b.text) {
+			return len(p), b.send(p)
+		}
+	}
+	b.text = append(b.text, p...)
+	return len(p), nil
+}
+
+func (b *answerBuffer) flush() error {
+	err := b.send(b.text)
+	b.text = b.text[:0]
+	return err
+}
+
+// send sends a part of the answer.
+func (b *answerBuffer) send(part []byte) error {
+	if !b.begun {
+		b.begun = true
+		if h := b.w.Header(); b.zip && len(part) >= worthZipping {
+			h.Set("Content-Encoding", "gzip")
+			h.Set("Vary", "Accept-Encoding")
+			h.Del("Content-Length")
+			b.zipper = zippers.Get().(*gzip.Writer)
+			b.zipper.Reset(b.w)
+		}
+		b.w.WriteHeader(b.status)
+	}
+	_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout)) // moves on with the work
+	if b.zipper != nil {
+		_, b.lost = b.zipper.Write(part)
+	} else {
+		_, b.lost = b.w.Write(part)
+	}
+	return b.lost
+}
+
+// finish sends what is left; an answer that was never cut gets its length.
+func (b *answerBuffer) finish() error {
+	if !b.begun {
+		b.w.Header().Set("Content-Length", strconv.Itoa(len(b.text)))
+	}
+	err := b.flush()
+	if err == nil && b.zipper != nil {
+		err = b.zipper.Close()
+	}
+	return err
+}
+
+// A statusWriter remembers which status went out.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A discardWriter is a ResponseWriter that nobody reads.
+type discardWriter struct{ header http.Header }
+
+func (w discardWriter) Header() http.Header         { return w.header }
+func (w discardWriter) WriteHeader(int)             {}
+func (w discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+
+var _ io.Writer = (*answerBuffer)(nil)

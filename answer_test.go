@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Lists one element a line: as many as the limit says, all without one.
+func TestLines(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 150)
+	const reports = 2500
+	addReports(t, f.app.store, reports)
+	lines := func(path string) []string {
+		answer := f.do("GET", path, "", "Accept", ndjson)
+		require.Equal(t, 200, answer.status, answer.body)
+		require.Equal(t, ndjson, answer.header.Get("Content-Type"))
+		require.True(t, strings.HasSuffix(answer.body, "\n"))
+		lines := strings.Split(strings.TrimSpace(answer.body), "\n")
+		for _, line := range lines {
+			require.True(t, json.Valid([]byte(line)))
+		}
+		return lines
+	}
+	all := lines("/reports")
+	require.Len(t, all, reports)
+	seen := map[string]bool{}
+	for _, line := range all {
+		seen[string(member(json.RawMessage(line), "id"))] = true
+	}
+	assert.Len(t, seen, reports, "each once")
+	assert.Len(t, lines("/reports?limit=7"), 7)
+	assert.Len(t, lines("/reports?level=error"), reports/5)
+	assert.Len(t, lines("/reports?q=alpha&since=1h"), reports/3)
+	assert.Len(t, lines("/items"), 100, "a page") // which is stored
+	assert.Equal(t, `{"status":"OK"}`+"\n", f.do("GET", "/check", "", "Accept", ndjson).body)
+
+	assert.Len(t, strings.Split(f.run("reports", "list", "-o", "ndjson").out, "\n"), reports+100+1)
+	assert.Len(t, strings.Split(f.run("reports", "list", "-o", "ndjson", "-limit", "3").out, "\n"), 4)
+	remote := runShell(t, "", "reports", "list", "-o", "ndjson", "-app-url", f.url)
+	assert.Equal(t, f.run("reports", "list", "-o", "ndjson").out, remote.out)
+}
+
+// A stream that fails half way says so in its last line; the command line, by its exit code.
+func TestLinesThatFail(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	addReports(t, f.app.store, 1200)
+	f.exec(`ALTER TABLE reports RENAME TO kept`)
+	f.exec(`CREATE FUNCTION broken(n bigint) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN IF n = 50 THEN RAISE 'disk on fire' USING ERRCODE = '58030'; END IF; RETURN n; END $$`)
+	f.exec(`CREATE VIEW reports AS SELECT broken(k.id) AS id, item_id, uuid, state, first_seen, last_seen, data, status, level, environment, words, facet FROM kept k`)
+	answer := f.do("GET", "/reports", "", "Accept", ndjson)
+	lines := strings.Split(strings.TrimSpace(answer.body), "\n")
+	last := lines[len(lines)-1]
+	if answer.status == 200 {
+		require.True(t, strings.HasPrefix(last, `{"error":{`), last)
+		assert.Equal(t, `"/problems/unavailable"`, string(member(json.RawMessage(last), "error", "type")))
+	}
+	for _, args := range [][]string{{"-database-url", f.config.DatabaseURL}, {"-app-url", f.url}} {
+		got := runShell(t, "", append(args, "reports", "list", "-o", "ndjson")...)
+		assert.Equal(t, 7, got.exit)
+		assert.NotContains(t, got.out, "error")
+		assert.Contains(t, got.err, "/problems/unavailable")
+	}
+}
+
+// A report that the caller has is not sent again, until it changes.
+func TestConditionalRequests(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.get("/items")
+	const path = "/reports/1"
+	first := f.get(path)
+	tag := first.header.Get("ETag")
+	require.NotEmpty(t, tag)
+	for _, known := range []string{tag, `"other", ` + tag, "*", strings.TrimPrefix(tag, "W/")} {
+		same := f.do("GET", path, "", "If-None-Match", known)
+		assert.Equal(t, 304, same.status)
+		assert.Empty(t, same.body)
+		assert.Equal(t, tag, same.header.Get("ETag"))
+	}
+	assert.Equal(t, first.body, f.do("GET", path, "", "If-None-Match", `"other"`).body)
+	head := f.do("HEAD", path, "")
+	assert.Equal(t, 200, head.status)
+	assert.Equal(t, tag, head.header.Get("ETag"))
+	assert.Equal(t, 304, f.do("HEAD", path, "", "If-None-Match", tag).status)
+	f.do("GET", "/reports/999", "", "If-None-Match", "*").requireProblem(404, "not-found")
+
+	f.sandbox.touch(f.sandbox.itemIDs()[0])
+	f.get("/items")
+	changed := f.do("GET", path, "", "If-None-Match", tag)
+	assert.Equal(t, 200, changed.status)
+	assert.NotEqual(t, tag, changed.header.Get("ETag"))
+}
+
+// Answers are compressed for those who ask, where that pays.
+func TestGzip(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 200)
+	f.do("POST", "/items/sync", "")
+	for _, tt := range []struct {
+		path, accepted, kind, want string
+	}{
+		{"/reports?limit=100", "gzip, deflate", "", "gzip"},
+		{"/reports", "gzip", ndjson, "gzip"},
+		{"/reports?limit=1", "gzip", "", ""},
+		{"/reports?limit=100", "deflate, gzip;q=0", "", ""},
+		{"/reports?limit=100", "identity", "", ""},
+	} {
+		name := fmt.Sprintf("%s as %q", tt.path, tt.accepted)
+		plain := f.do("GET", tt.path, "", "Accept", tt.kind, "Accept-Encoding", "identity")
+		answer := f.do("GET", tt.path, "", "Accept", tt.kind, "Accept-Encoding", tt.accepted)
+		require.Equal(t, tt.want, answer.header.Get("Content-Encoding"), name)
+		body := io.Reader(strings.NewReader(answer.body))
+		if tt.want != "" {
+			assert.Less(t, len(answer.body), len(plain.body)/2, name)
+			var err error
+			body, err = gzip.NewReader(body)
+			require.NoError(t, err)
+		}
+		text, err := io.ReadAll(body)
+		require.NoError(t, err)
+		assert.Equal(t, plain.body, string(text), name)
+	}
+}
+
+// A stream goes out while it is made: the reader has the first lines long before the last is read.
+func TestLinesStream(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	addReports(t, f.app.store, 30_000)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", f.url+"/reports", nil)
+	require.NoError(t, err)
+	req.Header.Set("Accept", ndjson)
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	require.True(t, lines.Scan())
+	f.exec(`DELETE FROM reports WHERE id < 1000`)
+	count := 1
+	for lines.Scan() {
+		count++
+	}
+	require.NoError(t, lines.Err())
+	assert.Less(t, count, 30_000, "what went before it was read is not there")
+}
