@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,31 +24,59 @@ type record struct {
 	reason  string
 }
 
+// A recording is an occurrence to record.
+type recording struct {
+	uuid        string
+	data        json.RawMessage
+	lease       time.Duration
+	traceparent string
+}
+
 // record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
+// Those that come at the same time share a statement and its commit.
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
-	conn, err := s.writer(ctx)
-	if err != nil {
-		return record{}, err
-	}
-	defer conn.Release()
-	data = storable(data)
-	f := facetsOf(data)
-	var r record
-	err = conn.QueryRow(ctx, `
-		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
-		VALUES (@uuid, 'queued', @level, @environment, @words, @data, now() + @lease, nullif(@traceparent, ''))
-		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO UPDATE SET acknowledged = TRUE
-		RETURNING id, xmax = 0, state, coalesce(refusal, 0), coalesce(reason, '')`,
-		pgx.NamedArgs{
-			"uuid": uuid, "level": f.level, "environment": f.environment,
-			"words": titleWords(occurrenceTitle(data)), "data": string(data), "lease": lease,
-			"traceparent": spanOf(ctx).traceparent(),
-		}).
-		Scan(&r.id, &r.fresh, &r.state, &r.refusal, &r.reason)
+	r, err := s.recordings.do(ctx, recording{uuid, storable(data), lease, spanOf(ctx).traceparent()})
 	if err != nil {
 		return record{}, fmt.Errorf("record: %w", databaseError(err))
 	}
 	return r, nil
+}
+
+func (s *Store) recordAll(ctx context.Context, recordings []recording) ([]record, error) {
+	n := len(recordings)
+	places := map[string]int{}
+	uuids, data, traceparents := make([]string, n), make([]json.RawMessage, n), make([]string, n)
+	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
+	for i, r := range recordings {
+		f := facetsOf(r.data)
+		uuids[i], data[i], traceparents[i], places[r.uuid] = r.uuid, r.data, r.traceparent, i
+		levels[i], environments[i], words[i] = f.level, f.environment, strings.Join(titleWords(occurrenceTitle(r.data)), " ")
+	}
+	conn, err := s.writer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	rows, err := conn.Query(ctx, `
+		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
+		SELECT uuid, 'queued', level, environment, string_to_array(words, ' '), data, now() + $7, nullif(traceparent, '')
+		FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::json[], $6::text[])
+		AS i (uuid, level, environment, words, data, traceparent)
+		ORDER BY uuid
+		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO UPDATE SET acknowledged = TRUE
+		RETURNING uuid, id, xmax = 0, state, coalesce(refusal, 0), coalesce(reason, '')`,
+		uuids, levels, environments, words, data, traceparents, recordings[0].lease)
+	if err != nil {
+		return nil, err
+	}
+	records := make([]record, n)
+	var uuid string
+	var r record
+	_, err = pgx.ForEachRow(rows, []any{&uuid, &r.id, &r.fresh, &r.state, &r.refusal, &r.reason}, func() error {
+		records[places[uuid]] = r
+		return nil
+	})
+	return records, err
 }
 
 // answer is what a repeated request for the uuid gets.
@@ -84,13 +113,27 @@ func (app *App) reject(ctx context.Context, id int64, why error) {
 	})
 }
 
+// delivered records a delivery. It does not wait until that is on the disk: should it be lost, the
+// queue delivers once more, and Rollbar drops that.
 func (s *Store) delivered(ctx context.Context, id int64) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE reports
-		SET state = 'delivered', last_seen = now(), next_lookup = now() + @wait
-		WHERE id = @id AND state = 'queued'`,
-		pgx.NamedArgs{"id": id, "wait": lookupWaits[0]})
+	_, err := s.deliveries.do(ctx, id)
 	return databaseError(err)
+}
+
+func (s *Store) deliveredAll(ctx context.Context, ids []int64) ([]struct{}, error) {
+	conn, err := s.writer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	_, err = conn.Exec(ctx, `
+		WITH lax AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', TRUE))
+		UPDATE reports r
+		SET state = 'delivered', last_seen = now(), next_lookup = now() + $2
+		FROM unnest($1::bigint[]) AS d (id)
+		WHERE r.id = d.id AND r.state = 'queued' AND EXISTS (SELECT FROM lax)`,
+		ids, lookupWaits[0])
+	return make([]struct{}, len(ids)), err
 }
 
 func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error {
@@ -189,13 +232,17 @@ func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration 
 	err := s.pool.QueryRow(ctx, `
 		SELECT least(min(due) - now(), @limit)
 		FROM (
-			SELECT greatest(next_attempt, leased_until) AS due
+			(SELECT greatest(next_attempt, leased_until) AS due
 			FROM reports
 			WHERE state = 'queued'
+			ORDER BY id
+			LIMIT 1000)
 			UNION ALL
-			SELECT next_lookup
+			(SELECT next_lookup
 			FROM reports
 			WHERE next_lookup IS NOT NULL
+			ORDER BY next_lookup
+			LIMIT 1)
 		) AS waiting`,
 		pgx.NamedArgs{"limit": limit}).Scan(&wait)
 	if err != nil {

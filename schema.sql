@@ -40,7 +40,7 @@ COMMENT ON COLUMN reports.facet IS 'A number for the combination of state, statu
 
 -- Each item has one current report; each created occurrence is there once.
 CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id)     WHERE state = 'current';
-CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current';
+CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current' AND item_id IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)        WHERE uuid IS NOT NULL;
 CREATE        INDEX IF NOT EXISTS reports_facet   ON reports (facet, id);
 
@@ -108,6 +108,10 @@ COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
 CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
+	IF NOT EXISTS (SELECT FROM written) THEN
+		RETURN NULL;
+	END IF;
+
 	INSERT INTO facets
 	SELECT DISTINCT ON (facet) facet, state, status, level, environment
 	FROM written

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,9 @@ type Store struct {
 	pool *pgxpool.Pool // the primary
 	read *pgxpool.Pool // where reports are read; the same as pool without a standby
 
+	recordings batcher[recording, record]
+	deliveries batcher[int64, struct{}]
+
 	schemaMu sync.Mutex
 	current  atomic.Bool // the schema is this program's
 }
@@ -46,6 +50,8 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 			return nil, err
 		}
 	}
+	s.recordings.run, s.recordings.key = s.recordAll, func(r recording) string { return r.uuid }
+	s.deliveries.run, s.deliveries.key = s.deliveredAll, func(id int64) string { return strconv.FormatInt(id, 10) }
 	telemetry.observe(func() { telemetry.observePool(pool) })
 	return s, nil
 }

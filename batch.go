@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A batcher does together what several goroutines want done at the same time: while one batch is
+// under way, the next one gathers. Who is alone does not wait.
+type batcher[T, R any] struct {
+	run func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
+	key func(T) string                                    // items of the same key are not done together
+
+	mu      sync.Mutex
+	waiting []*batched[T, R]
+	workers int
+}
+
+const (
+	batchWorkers = 1
+	batchSize    = 100
+	batchPause   = 200 * time.Microsecond
+)
+
+type batched[T, R any] struct {
+	ctx    context.Context
+	item   T
+	done   chan struct{}
+	result R
+	err    error
+}
+
+// do has the item done. When the context ends before that, it may be done all the same.
+func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
+	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
+	b.mu.Lock()
+	b.waiting = append(b.waiting, mine)
+	if b.workers < batchWorkers {
+		b.workers++
+		go b.work()
+	}
+	b.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.result, mine.err
+	case <-ctx.Done():
+		var none R
+		return none, ctx.Err()
+	}
+}
+
+// work does batches until nobody waits.
+func (b *batcher[T, R]) work() {
+	for batch := b.take(); len(batch) > 0; batch = b.take() {
+		b.doBatch(batch)
+		if len(batch) > 1 {
+			time.Sleep(batchPause) // there is a crowd, which is quicker together
+		}
+	}
+}
+
+// take takes the next batch, and gives the worker up where there is none.
+func (b *batcher[T, R]) take() []*batched[T, R] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var batch, rest []*batched[T, R]
+	keys := map[string]bool{}
+	for _, one := range b.waiting {
+		if key := b.key(one.item); len(batch) == batchSize || keys[key] {
+			rest = append(rest, one)
+		} else {
+			keys[key] = true
+			batch = append(batch, one)
+		}
+	}
+	b.waiting = rest
+	if len(batch) == 0 {
+		b.workers--
+	}
+	return batch
+}
+
+// doBatch does a batch, and should it fail for what one of the items is, each for itself.
+func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
+	items := make([]T, len(batch))
+	for i, one := range batch {
+		items[i] = one.item
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(batch[0].ctx), storeTimeout) // in the first one's trace
+	defer cancel()
+	results, err := b.run(ctx, items)
+	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
+		for _, one := range batch {
+			b.doBatch([]*batched[T, R]{one})
+		}
+		return
+	}
+	for i, one := range batch {
+		if one.err = err; err == nil {
+			one.result = results[i]
+		}
+		close(one.done)
+	}
+}
