@@ -1,0 +1,333 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+// The comparison with a yardstick, a program that does the least work for the same answers:
+//
+//	go test -run TestYardstick -timeout 2h -v -yardstick PROGRAM -yardstick.database URL
+//
+// The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and asks a Rollbar at
+// UPSTREAM. The service's own reports, in a database that is made beside, come by `items sync` from
+// a stand-in for Rollbar. Load is made by wrk.
+var (
+	yardstick         = flag.String("yardstick", "", "the program to compare with in TestYardstick")
+	yardstickDatabase = flag.String("yardstick.database", "", "the URL of its database")
+	yardstickReports  = flag.Int("yardstick.reports", 1_000_000, "how many reports there are in the end")
+	yardstickRounds   = flag.Int("yardstick.rounds", 3, "how often each figure is taken")
+	yardstickTime     = flag.String("yardstick.time", "5s", "how long each load lasts")
+)
+
+// A comparison is the state of TestYardstick.
+type comparison struct {
+	*testing.T
+	rollbar   *standIn
+	upstream  string
+	database  string // the service's
+	conn      *pgx.Conn
+	yardstick string // its URL
+}
+
+func TestYardstick(t *testing.T) {
+	if *yardstick == "" {
+		t.Skip("no -yardstick to compare with")
+	}
+	c := newComparison(t)
+	fmt.Println("| work | service ÷ yardstick | goal | figures |\n| --- | --- | --- | --- |")
+	c.compareSync(min(100_000, *yardstickReports))
+	var growth []string
+	for n := 10_000; n <= *yardstickReports; n *= 10 {
+		growth = append(growth, c.grow(n))
+	}
+	p := c.serve()
+	for _, row := range []struct {
+		path string
+		goal float64
+	}{{"/which", .7}, {"/check", .8}, {"/reports?limit=20", .85}, {"/reports?limit=100", .9}, {"/items?limit=100", .4}} {
+		c.compareLoad("GET "+row.path, p.url+row.path, c.yardstick+row.path, row.goal)
+	}
+	c.compareLoad("POST /items", p.url+"/items", c.yardstick+"/items", .4, "-s", c.script())
+	c.memory(p)
+	c.telemetry()
+	c.start()
+	fmt.Println("\n| reports | first page | far page ÷ first | slowest filter ÷ first | sync, items/s | again, items/s | memory of sync |\n| --- | --- | --- | --- | --- | --- | --- |")
+	fmt.Println(strings.Join(growth, "\n"))
+}
+
+func newComparison(t *testing.T) *comparison {
+	c := &comparison{T: t, rollbar: &standIn{}}
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.rollbar.ServeHTTP(w, r) }))
+	t.Cleanup(upstream.Close)
+	c.upstream = upstream.URL + "/api/1"
+	server, err := pgx.Connect(t.Context(), *yardstickDatabase)
+	require.NoError(t, err)
+	defer server.Close(t.Context())
+	for _, sql := range []string{`DROP DATABASE IF EXISTS app_yardstick`, `CREATE DATABASE app_yardstick`, `SELECT 1 FROM bench_reports LIMIT 1`} {
+		_, err := server.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	own, err := url.Parse(*yardstickDatabase)
+	require.NoError(t, err)
+	own.Path = "/app_yardstick"
+	c.database = own.String()
+	c.conn, err = pgx.Connect(t.Context(), c.database)
+	require.NoError(t, err)
+	listener := listenTCP(t, "127.0.0.1:0")
+	address := listener.Addr().String()
+	listener.Close()
+	cmd := exec.CommandContext(t.Context(), *yardstick)
+	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream, "ROLLBAR_READ_TOKEN=x")
+	require.NoError(t, cmd.Start())
+	c.yardstick = "http://" + address
+	require.Eventually(t, func() bool {
+		res, err := http.Get(c.yardstick + "/which")
+		if err == nil {
+			res.Body.Close()
+		}
+		return err == nil
+	}, waitLimit, waitTick)
+	return c
+}
+
+func (c *comparison) env(more ...string) []string {
+	return append(more, "DATABASE_URL="+c.database, "ROLLBAR_URL="+c.upstream, "ROLLBAR_TOKEN=x")
+}
+
+func (c *comparison) serve(more ...string) *process { return startServe(c, c.env(more...)) }
+
+func (c *comparison) exec(sql ...string) {
+	for _, statement := range sql {
+		_, err := c.conn.Exec(c.Context(), statement)
+		require.NoError(c, err, statement)
+	}
+}
+
+// row prints a line of the table.
+func (c *comparison) row(work string, ratio float64, sign string, goal float64, figures string) {
+	fmt.Printf("| %s | %.2f | %s %.2f | %s |\n", work, ratio, sign, goal, figures)
+}
+
+// A sample is some figures for the same thing.
+type sample []float64
+
+func (s sample) median() float64 {
+	slices.Sort(s)
+	return s[len(s)/2]
+}
+
+func (s sample) String() string {
+	return fmt.Sprintf("%.0f (%.0f–%.0f)", s.median(), slices.Min(s), slices.Max(s))
+}
+
+var wrkFigure = regexp.MustCompile(`Requests/sec:\s+([\d.]+)`)
+
+// load puts load on a URL and returns the requests per second.
+func (c *comparison) load(target string, args ...string) float64 {
+	out, err := exec.Command("wrk", append(append([]string{"-t1", "-c16", "-d" + *yardstickTime, "--latency"}, args...), target)...).CombinedOutput()
+	require.NoError(c, err, "wrk, from the package of that name: %s", out)
+	require.NotContains(c, string(out), "Non-2xx", target)
+	figure, err := strconv.ParseFloat(wrkFigure.FindStringSubmatch(string(out))[1], 64)
+	require.NoError(c, err)
+	return figure
+}
+
+// compareLoad puts load on both, in turn.
+func (c *comparison) compareLoad(work, ours, theirs string, goal float64, args ...string) {
+	var a, b sample
+	for range *yardstickRounds {
+		if len(args) > 0 {
+			c.exec("CHECKPOINT")
+		}
+		b = append(b, c.load(theirs, args...))
+		a = append(a, c.load(ours, args...))
+	}
+	c.row(work, a.median()/b.median(), "≥", goal, fmt.Sprintf("%v ÷ %v requests/s", a, b))
+}
+
+// script is wrk's, for creating.
+func (c *comparison) script() string {
+	path := c.TempDir() + "/create.lua"
+	require.NoError(c, os.WriteFile(path, []byte(`wrk.method = "POST"
+wrk.body = '{"message":"checkout is closed","level":"critical"}'
+wrk.headers["Content-Type"] = "application/json"`), 0o600))
+	return path
+}
+
+// sync runs `items sync` and returns its items per second and how much memory it had at most.
+func (c *comparison) sync() (rate, mebibytes float64) {
+	c.exec("CHECKPOINT")
+	cmd := program(c, c.env(), "items", "sync")
+	began := time.Now()
+	out, err := cmd.Output()
+	took := time.Since(began).Seconds()
+	require.NoError(c, err)
+	items, _ := intJSON(member(out[:len(out)-1], "items"))
+	require.EqualValues(c, c.rollbar.items, items)
+	return float64(items) / took, float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1024
+}
+
+// copy copies the JSON of n items into a table and returns the items per second.
+func (c *comparison) copy(n int) float64 {
+	c.exec("DROP TABLE IF EXISTS copied", "CREATE TABLE copied (data json NOT NULL)", "CHECKPOINT")
+	lines, out := io.Pipe()
+	go func() {
+		w := bufio.NewWriter(out)
+		for i := 1; i <= n; i++ {
+			_, _ = w.Write(append(appendStandInItem(nil, i), '\n'))
+		}
+		w.Flush()
+		out.Close()
+	}()
+	began := time.Now()
+	_, err := c.conn.PgConn().CopyFrom(c.Context(), lines, `COPY copied FROM STDIN`)
+	require.NoError(c, err)
+	return float64(n) / time.Since(began).Seconds()
+}
+
+func (c *comparison) compareSync(n int) {
+	c.rollbar.items = n
+	var first, again, copied sample
+	for range *yardstickRounds {
+		copied = append(copied, c.copy(n))
+		c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+		rate, _ := c.sync()
+		first = append(first, rate)
+		rate, _ = c.sync()
+		again = append(again, rate)
+	}
+	c.row(fmt.Sprintf("sync of %d new items", n), first.median()/copied.median(), "≥", .3, fmt.Sprintf("%v ÷ %v items/s", first, copied))
+	c.row("… and again, unchanged", again.median()/copied.median(), "≥", .6, fmt.Sprintf("%v ÷ %v items/s", again, copied))
+	began, alone := time.Now(), 0
+	for page := 1; alone < n; page++ {
+		c.rollbar.page(page, 100)
+		alone += 100
+	}
+	fmt.Printf("| (the stand-in for Rollbar alone) | | | %.0f items/s |\n", float64(n)/time.Since(began).Seconds())
+}
+
+// grow brings the reports to n and returns a line of the table of growth; the last one also those of
+// the table of ratios.
+func (c *comparison) grow(n int) string {
+	c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+	c.rollbar.items = n
+	rate, memory := c.sync()
+	again, _ := c.sync()
+	c.exec("VACUUM ANALYZE")
+	p := c.serve()
+	firstPage := c.latency(p.url + "/reports?limit=20")
+	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + cursor{before: 30}.String())
+	var bounds [2]time.Time
+	require.NoError(c, c.conn.QueryRow(c.Context(), `
+		SELECT max(first_seen) FILTER (WHERE id <= $1), max(first_seen) FILTER (WHERE id <= 2 * $1) FROM reports`, n/3).Scan(&bounds[0], &bounds[1]))
+	var slowest time.Duration
+	var filter string
+	for _, query := range filterPairs() {
+		query = strings.NewReplacer("EARLY", bounds[0].UTC().Format(time.RFC3339Nano), "LATE", bounds[1].UTC().Format(time.RFC3339Nano),
+			"q=alpha", "q=undefined", "q=w4711", "q=4711").Replace(query)
+		if took := c.latency(p.url + "/reports?" + query); took > slowest {
+			slowest, filter = took, query
+		}
+	}
+	require.NoError(c, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.wait()
+	far, slow := float64(farPage)/float64(firstPage), float64(slowest)/float64(firstPage)
+	if n == *yardstickReports {
+		c.row(fmt.Sprintf("the far end of %d reports ÷ the first page", n), far, "≤", 1.2, fmt.Sprintf("%v ÷ %v", farPage, firstPage))
+		c.row("the slowest filter or pair ÷ the first page", slow, "≤", 10, fmt.Sprintf("%v, `%s`", slowest, filter))
+		c.row("memory of a sync of all, MiB", memory, "≤", 64, "")
+	}
+	return fmt.Sprintf("| %d | %v | %.2f | %.1f | %.0f | %.0f | %.0f MiB |", n, firstPage, far, slow, rate, again, memory)
+}
+
+// latency is the median time of some requests, one behind the other.
+func (c *comparison) latency(target string) time.Duration {
+	var took []time.Duration
+	for range 15 {
+		began := time.Now()
+		res, err := http.Get(target)
+		require.NoError(c, err)
+		_, err = io.Copy(io.Discard, res.Body)
+		require.NoError(c, err)
+		res.Body.Close()
+		require.Equal(c, 200, res.StatusCode, target)
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	return took[len(took)/2].Round(time.Microsecond)
+}
+
+// rss is the resident memory of a process in MiB.
+func (c *comparison) rss(p *process) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	require.NoError(c, err)
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	return float64(atoi(strings.Fields(rest)[0])) / 1024
+}
+
+func (c *comparison) memory(busy *process) {
+	idle := c.serve()
+	time.Sleep(3 * time.Second) // it is the idleness that is measured
+	c.row("memory, idle, MiB", c.rss(idle), "≤", 20, "")
+	most := 0.0
+	done := make(chan struct{})
+	go func() { defer close(done); c.load(busy.url + "/reports?limit=1000") }()
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		case <-time.After(50 * time.Millisecond):
+			most = max(most, c.rss(busy))
+		}
+	}
+	c.row("memory, pages of 1000 to 16 clients, MiB", most, "≤", 64, "")
+}
+
+// telemetry compares the service with everything sent to an agent and without.
+func (c *comparison) telemetry() {
+	agent := newAgent(c)
+	agent.answerWith(func(w http.ResponseWriter, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, `{}`)
+		return true
+	})
+	on := c.serve("DD_TRACE_AGENT_URL=http://"+agent.address, "DD_DOGSTATSD_URL=udp://"+agent.packets.LocalAddr().String())
+	off := c.serve()
+	var a, b sample
+	for range *yardstickRounds {
+		b = append(b, c.load(off.url+"/reports?limit=20"))
+		a = append(a, c.load(on.url+"/reports?limit=20"))
+	}
+	c.row("GET /reports?limit=20 with Datadog ÷ without", a.median()/b.median(), "≥", .9, fmt.Sprintf("%v ÷ %v requests/s", a, b))
+}
+
+// start measures `app which`.
+func (c *comparison) start() {
+	var took sample
+	for range 20 {
+		cmd := program(c, c.env(), "which")
+		began := time.Now()
+		require.NoError(c, cmd.Run())
+		took = append(took, float64(time.Since(began).Microseconds())/1000)
+	}
+	c.row("app which, ms", cmp.Or(took.median(), 0), "≤", 10, "")
+}
