@@ -41,9 +41,12 @@ func (in *reportsListInput) facetFilter() string {
 	return cmp.Or(strings.Join(where, " AND "), "TRUE")
 }
 
-// rowFilter is the condition on reports r of the facets.
+// idFilter is the condition on reports r that the cursor makes.
+const idFilter = "r.id > @after AND r.id < @before"
+
+// rowFilter is the condition on reports r of the facets and blocks.
 func (in *reportsListInput) rowFilter() string {
-	filter := "r.id > @after AND r.id < @before"
+	filter := "TRUE"
 	if in.Q != "" {
 		filter += " AND r.words @> @words"
 	}
@@ -107,7 +110,7 @@ func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArg
 }
 
 func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
-	filter := in.rowFilter() + " AND " + in.facetFilter()
+	filter := idFilter + " AND " + in.rowFilter() + " AND " + in.facetFilter()
 	return queryIDs(ctx, conn, `
 		SELECT id
 		FROM (
@@ -123,14 +126,16 @@ func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way 
 		LIMIT `+strconv.FormatInt(limit, 10), args)
 }
 
+// Comparisons of facet and id together, here and below, can only be served by the index of both: by
+// the primary key, PostgreSQL would pass over all other facets' rows.
 func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
 	return queryIDs(ctx, conn, `
 		SELECT nearest.id
 		FROM facets f, LATERAL (
 			SELECT r.id
 			FROM reports r
-			WHERE r.facet = f.facet AND `+in.rowFilter()+`
-			ORDER BY r.id `+way.order+`
+			WHERE (r.facet, r.id) > (f.facet, @after) AND (r.facet, r.id) < (f.facet, @before) AND `+in.rowFilter()+`
+			ORDER BY r.facet `+way.order+`, r.id `+way.order+`
 			LIMIT `+strconv.FormatInt(limit, 10)+`
 		) AS nearest
 		WHERE `+in.facetFilter()+`
@@ -184,8 +189,10 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 				FROM candidates c, LATERAL (
 					SELECT r.id
 					FROM reports r
-					WHERE r.facet = c.facet AND r.id BETWEEN c.block * 1024 AND c.block * 1024 + 1023 AND `+in.rowFilter()+`
-					ORDER BY r.id `+way.order+`
+					WHERE (r.facet, r.id) >= (c.facet, greatest(c.block * 1024, @after + 1))
+					AND (r.facet, r.id) < (c.facet, least(c.block * 1024 + 1024, @before))
+					AND `+in.rowFilter()+`
+					ORDER BY r.facet `+way.order+`, r.id `+way.order+`
 					LIMIT `+strconv.FormatInt(limit, 10)+`
 				) AS found
 				WHERE c.block `+way.within+` (SELECT block FROM reached)

@@ -71,6 +71,12 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		// The estimates for lists are far too high, and compiling takes longer than running. Poolers
+		// refuse this as a parameter of the connection.
+		_, err := conn.Exec(ctx, `SET jit = off`)
+		return err
+	}
 	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
