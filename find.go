@@ -126,16 +126,17 @@ func (in *reportsListInput) findOfItem(ctx context.Context, conn *pgx.Conn, way 
 		LIMIT `+strconv.FormatInt(limit, 10), args)
 }
 
-// Comparisons of facet and id together, here and below, can only be served by the index of both: by
-// the primary key, PostgreSQL would pass over all other facets' rows.
+// The order by block and id, here and below, is that of the index reports_place alone: by the primary
+// key, PostgreSQL would pass over all other facets' rows.
 func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
 	return queryIDs(ctx, conn, `
 		SELECT nearest.id
 		FROM facets f, LATERAL (
 			SELECT r.id
 			FROM reports r
-			WHERE (r.facet, r.id) > (f.facet, @after) AND (r.facet, r.id) < (f.facet, @before) AND `+in.rowFilter()+`
-			ORDER BY r.facet `+way.order+`, r.id `+way.order+`
+			WHERE r.facet = f.facet AND r.id / 1024 BETWEEN @after::bigint / 1024 AND @before::bigint / 1024
+			AND `+idFilter+` AND `+in.rowFilter()+`
+			ORDER BY r.id / 1024 `+way.order+`, r.id `+way.order+`
 			LIMIT `+strconv.FormatInt(limit, 10)+`
 		) AS nearest
 		WHERE `+in.facetFilter()+`
@@ -189,10 +190,9 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 				FROM candidates c, LATERAL (
 					SELECT r.id
 					FROM reports r
-					WHERE (r.facet, r.id) >= (c.facet, greatest(c.block * 1024, @after + 1))
-					AND (r.facet, r.id) < (c.facet, least(c.block * 1024 + 1024, @before))
-					AND `+in.rowFilter()+`
-					ORDER BY r.facet `+way.order+`, r.id `+way.order+`
+					WHERE r.facet = c.facet AND r.id / 1024 = c.block
+					AND `+idFilter+` AND `+in.rowFilter()+`
+					ORDER BY r.id / 1024 `+way.order+`, r.id `+way.order+`
 					LIMIT `+strconv.FormatInt(limit, 10)+`
 				) AS found
 				WHERE c.block `+way.within+` (SELECT block FROM reached)

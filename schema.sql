@@ -42,9 +42,9 @@ COMMENT ON COLUMN reports.facet IS 'A number for the combination of state, statu
 CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id)     WHERE state = 'current';
 CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current' AND item_id IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)        WHERE uuid IS NOT NULL;
-CREATE        INDEX IF NOT EXISTS reports_facet   ON reports (facet, id);
+CREATE        INDEX IF NOT EXISTS reports_place   ON reports (facet, (id / 1024), id);
 
-DROP INDEX IF EXISTS reports_item, reports_state, reports_status, reports_level, reports_environment, reports_last_seen, reports_words;
+DROP INDEX IF EXISTS reports_item, reports_facet, reports_state, reports_status, reports_level, reports_environment, reports_last_seen, reports_words;
 
 -- A report that is seen again unchanged gets a row here, so that a sync over everything rewrites
 -- some bytes for each report and not the report.

@@ -72,8 +72,7 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// The estimates for lists are far too high, and compiling takes longer than running. Poolers
-		// refuse this as a parameter of the connection.
+		// Compiling takes longer than running. Poolers refuse this as a parameter of the connection.
 		_, err := conn.Exec(ctx, `SET jit = off`)
 		return err
 	}
