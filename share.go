@@ -38,14 +38,7 @@ func (f *flights[T]) join(ctx context.Context, key string, read func() (T, error
 			}
 			f.running[key] = running
 			f.mu.Unlock()
-			running.answer, running.err = read()
-			f.mu.Lock()
-			if f.running[key] == running {
-				delete(f.running, key)
-			}
-			f.mu.Unlock()
-			close(running.done)
-			return running.answer, running.err
+			return f.lead(key, running, read)
 		}
 		f.mu.Unlock()
 		select {
@@ -58,6 +51,21 @@ func (f *flights[T]) join(ctx context.Context, key string, read func() (T, error
 			return running.answer, running.err
 		}
 	}
+}
+
+// lead reads for all who wait.
+func (f *flights[T]) lead(key string, mine *flight[T], read func() (T, error)) (T, error) {
+	mine.err = context.Canceled // should read panic
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.running[key] == mine {
+			delete(f.running, key)
+		}
+		close(mine.done)
+	}()
+	mine.answer, mine.err = read()
+	return mine.answer, mine.err
 }
 
 // forget leaves what is under way to those who wait for it already.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,8 +32,8 @@ type Store struct {
 	recordings batcher[recording, record]
 	deliveries batcher[int64, struct{}]
 
-	schemaMu sync.Mutex
-	current  atomic.Bool // the schema is this program's
+	schemaTurn chan struct{} // taken by who brings the schema up to date
+	current    atomic.Bool   // the schema is this program's
 }
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
@@ -44,7 +43,7 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, read: pool}
+	s := &Store{pool: pool, read: pool, schemaTurn: make(chan struct{}, 1)}
 	if standby != "" {
 		if s.read, err = newPool(standby, telemetry); err != nil {
 			return nil, err
@@ -156,8 +155,14 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	if s.current.Load() {
 		return nil
 	}
-	s.schemaMu.Lock()
-	defer s.schemaMu.Unlock()
+	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	select {
+	case s.schemaTurn <- struct{}{}:
+		defer func() { <-s.schemaTurn }()
+	case <-waiting.Done():
+		return databaseError(waiting.Err())
+	}
 	if s.current.Load() {
 		return nil
 	}
@@ -173,7 +178,7 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	sum := sha256.Sum256([]byte(schema))
 	digest := hex.EncodeToString(sum[:])
-	applied := func(db interface {
+	applied := func(ctx context.Context, db interface {
 		QueryRow(context.Context, string, ...any) pgx.Row
 	}) (is bool, err error) {
 		var exists bool
@@ -184,14 +189,16 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM schema_version WHERE digest = $1)`, digest).Scan(&is)
 		return is, err
 	}
-	if is, err := applied(conn); is || err != nil {
+	asking, cancel := context.WithTimeout(ctx, storeTimeout) // bringing it up to date may take longer
+	defer cancel()
+	if is, err := applied(asking, conn); is || err != nil {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, schemaLock); err != nil {
 			return err
 		}
-		if is, err := applied(tx); is || err != nil {
+		if is, err := applied(ctx, tx); is || err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, schema); err != nil {
