@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 )
 
@@ -120,4 +121,37 @@ func BenchmarkMerge(b *testing.B) {
 		_, change := mergeItem(stored, seen)
 		require.Equal(b, counted, change)
 	}
+}
+
+// BenchmarkStaging brings a thousand items to PostgreSQL in both ways that there are for a statement
+// on all of them: as arrays, and by COPY into a temporary table.
+func BenchmarkStaging(b *testing.B) {
+	items := standInItems(b, 1, 1000)
+	ids, data := make([]int64, len(items)), make([]json.RawMessage, len(items))
+	for i, item := range items {
+		ids[i], data[i] = item.ID, item.JSON
+	}
+	store := newTestStore(b)
+	conn, err := store.writer(b.Context())
+	require.NoError(b, err)
+	defer conn.Release()
+	b.Run("arrays", func(b *testing.B) {
+		for b.Loop() {
+			_, err := conn.Exec(b.Context(), `SELECT sum(id), count(data) FROM unnest($1::bigint[], $2::json[]) AS i (id, data)`, ids, data)
+			require.NoError(b, err)
+		}
+	})
+	b.Run("copy", func(b *testing.B) {
+		_, err := conn.Exec(b.Context(), `CREATE TEMPORARY TABLE staging (id bigint, data json)`)
+		require.NoError(b, err)
+		for b.Loop() {
+			_, err := conn.Conn().CopyFrom(b.Context(), pgx.Identifier{"staging"}, []string{"id", "data"},
+				pgx.CopyFromSlice(len(ids), func(i int) ([]any, error) { return []any{ids[i], data[i]}, nil }))
+			require.NoError(b, err)
+			_, err = conn.Exec(b.Context(), `SELECT sum(id), count(data) FROM staging`)
+			require.NoError(b, err)
+			_, err = conn.Exec(b.Context(), `TRUNCATE staging`)
+			require.NoError(b, err)
+		}
+	})
 }

@@ -148,7 +148,7 @@ func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way
 // nearest four of the rest, and so on. As far as all facets' blocks have been looked into, what was
 // found is all there is.
 func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
-	first, last, err := in.blocks(ctx, conn, args)
+	first, last, few, err := in.blocks(ctx, conn, args)
 	if err != nil || first > last {
 		return nil, err
 	}
@@ -162,6 +162,10 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 		source = `spots c WHERE c.word = hashtextextended(@word, 0)`
 	}
 	var ids []int64
+	if len(few) > 0 {
+		args["few"] = few
+		source += ` AND c.block = ANY(@few::bigint[])`
+	}
 	for count := int64(1); first <= last && int64(len(ids)) < limit; count *= 4 {
 		args["first"], args["last"] = first, last
 		var reached int64
@@ -213,15 +217,16 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 }
 
 // blocks returns the first and the last block that can hold reports of the page, by the cursor and
-// by the times when they were seen; the first is behind the last where there is none.
-func (in *reportsListInput) blocks(ctx context.Context, conn *pgx.Conn, args pgx.NamedArgs) (first, last int64, err error) {
+// by the times when they were seen, and all of them if they are few; the first is behind the last
+// where there is none.
+func (in *reportsListInput) blocks(ctx context.Context, conn *pgx.Conn, args pgx.NamedArgs) (first, last int64, few []int64, err error) {
 	args["first"], args["last"] = in.Cursor.after/blockSize, in.Cursor.newest()/blockSize
 	err = conn.QueryRow(ctx, `
-		SELECT coalesce(min(block), 1), coalesce(max(block), 0)
+		SELECT coalesce(min(block), 1), coalesce(max(block), 0), CASE WHEN count(*) <= 50 THEN array_agg(block) END
 		FROM segments
 		WHERE facet = 0 AND block BETWEEN @first AND @last AND `+in.segmentFilter(), args).
-		Scan(&first, &last)
-	return first, last, err
+		Scan(&first, &last, &few)
+	return first, last, few, err
 }
 
 // rarest returns the word that is in the fewest blocks, or "" if one of them is nowhere.

@@ -99,13 +99,7 @@ func newComparison(t *testing.T) *comparison {
 	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream, "ROLLBAR_READ_TOKEN=x")
 	require.NoError(t, cmd.Start())
 	c.yardstick = "http://" + address
-	require.Eventually(t, func() bool {
-		res, err := http.Get(c.yardstick + "/which")
-		if err == nil {
-			res.Body.Close()
-		}
-		return err == nil
-	}, waitLimit, waitTick)
+	c.await(c.yardstick + "/which")
 	return c
 }
 
@@ -113,7 +107,28 @@ func (c *comparison) env(more ...string) []string {
 	return append(more, "DATABASE_URL="+c.database, "ROLLBAR_URL="+c.upstream, "ROLLBAR_TOKEN=x")
 }
 
-func (c *comparison) serve(more ...string) *process { return startServe(c, c.env(more...)) }
+// serve starts the service. Its log goes nowhere: reading it would be part of the measurement.
+func (c *comparison) serve(more ...string) *process {
+	listener := listenTCP(c, "127.0.0.1:0")
+	address := listener.Addr().String()
+	listener.Close()
+	p := &process{t: c, cmd: program(c, c.env(append(more, "ADDR="+address)...), "serve"), url: "http://" + address}
+	require.NoError(c, p.cmd.Start())
+	c.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
+	c.await(p.url + "/check")
+	return p
+}
+
+// await waits until something answers.
+func (c *comparison) await(target string) {
+	require.Eventually(c, func() bool {
+		res, err := http.Get(target)
+		if err == nil {
+			res.Body.Close()
+		}
+		return err == nil && res.StatusCode == 200
+	}, waitLimit, waitTick)
+}
 
 func (c *comparison) exec(sql ...string) {
 	for _, statement := range sql {
