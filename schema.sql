@@ -107,17 +107,33 @@ COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
 -- The plans are made when the tables may be empty and kept while they grow, hence the settings.
 CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+	many boolean := (SELECT count(*) >= 512 FROM written);
 BEGIN
 	IF NOT EXISTS (SELECT FROM written) THEN
 		RETURN NULL;
 	END IF;
 
 	INSERT INTO facets
-	SELECT DISTINCT ON (facet) facet, state, status, level, environment
-	FROM written
-	WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = written.facet)
+	SELECT facet, state, status, level, environment
+	FROM (
+		SELECT DISTINCT facet, state, status, level, environment
+		FROM written
+	) AS n
+	WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = n.facet)
 	ORDER BY facet
 	ON CONFLICT DO NOTHING;
+
+	INSERT INTO spots
+	SELECT n.word, n.facet, n.block
+	FROM (
+		SELECT hashtextextended(w.word, 0) AS word, facet, id / 1024 AS block
+		FROM written, unnest(words) AS w (word)
+		GROUP BY 1, 2, 3
+	) AS n
+	WHERE many
+	OR (SELECT TRUE FROM spots s WHERE s.word = n.word AND s.facet = n.facet AND s.block = n.block LIMIT 1) IS NULL
+	ORDER BY 1, 2, 3;
 
 	INSERT INTO segments AS s
 	SELECT n.facet, n.block, n.first_seen, n.last_seen + interval '1 second'
@@ -132,15 +148,6 @@ BEGIN
 	ON CONFLICT (facet, block) DO UPDATE
 	SET first_seen = least(s.first_seen, excluded.first_seen), last_seen = greatest(s.last_seen, excluded.last_seen);
 
-	INSERT INTO spots
-	SELECT n.word, n.facet, n.block
-	FROM (
-		SELECT hashtextextended(w.word, 0) AS word, facet, id / 1024 AS block
-		FROM written, unnest(words) AS w (word)
-		GROUP BY 1, 2, 3
-	) AS n
-	WHERE NOT EXISTS (SELECT FROM spots s WHERE s.word = n.word AND s.facet = n.facet AND s.block = n.block)
-	ORDER BY 1, 2, 3;
 	RETURN NULL;
 END $$;
 

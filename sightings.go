@@ -170,7 +170,8 @@ type difference struct {
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
 
-// compare returns the differences between the sightings and the current reports.
+// compare returns the differences between the sightings and the current reports. The LIMIT keeps
+// PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference, error) {
 	ids, digests := make([]int64, len(seen)), make([]string, len(seen))
 	for i, sight := range seen {
@@ -179,11 +180,16 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference
 	rows, err := conn.Query(ctx, `
 		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
 		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
-		LEFT JOIN reports r ON r.item_id = s.item_id AND r.state = 'current'
-		LEFT JOIN seen ON seen.report_id = r.id
+		LEFT JOIN LATERAL (
+			SELECT r.id, r.digests, r.data,
+				greatest(r.last_seen, (SELECT last_seen FROM seen WHERE report_id = r.id)) AS last_seen
+			FROM reports r
+			WHERE r.item_id = s.item_id AND r.state = 'current'
+			LIMIT 1
+		) AS r ON TRUE
 		WHERE r.id IS NULL
 		OR strpos(r.digests, s.digest) = 0
-		OR greatest(r.last_seen, seen.last_seen) < now() - interval '1 minute'`,
+		OR r.last_seen < now() - interval '1 minute'`,
 		pgx.NamedArgs{"ids": ids, "digests": digests})
 	if err != nil {
 		return nil, err
@@ -300,24 +306,25 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 	return append(done, written...), err
 }
 
-// writeFirst inserts the first reports of items.
+// writeFirst inserts the first reports of items: all, or none where somebody else has inserted one of
+// them meanwhile.
 func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
 	if len(differences) == 0 {
 		return nil, nil
 	}
-	columns := columnsOf(differences)
-	rows, err := conn.Query(ctx, `
-		INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
-		SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data
-		FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[])
-		AS i (item_id, after, status, level, environment, title, data)
-		ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
-		RETURNING item_id`,
-		columns.itemIDs, columns.after, columns.status, columns.level, columns.environment, columns.title, columns.data)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	done := make([]int64, 0, len(differences))
+	_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
+		[]string{"item_id", "state", "status", "level", "environment", "words", "digests", "data"},
+		pgx.CopyFromFunc(func() ([]any, error) {
+			if len(done) == len(differences) {
+				return nil, nil
+			}
+			d := differences[len(done)]
+			done = append(done, d.itemID)
+			f := facetsOf(d.data)
+			return []any{d.itemID, "current", f.status, f.level, f.environment, append([]string{}, f.words...), d.after, d.data}, nil
+		}))
+	return done, err
 }
 
 // writeOthers writes what changes about items that have reports. Rows are locked in the order of the
@@ -387,7 +394,10 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 }
 
 // facets are what reports are filtered by; nil where the data do not say.
-type facets struct{ status, level, environment, words *string }
+type facets struct {
+	status, level, environment *string
+	words                      []string // of the title
+}
 
 // facetsOf takes the facets out of the data of an item or of a created occurrence.
 func facetsOf(data json.RawMessage) facets {
@@ -405,16 +415,13 @@ func facetsOf(data json.RawMessage) facets {
 		case `"environment"`:
 			facet = &f.environment
 		case `"title"`:
-			facet = &f.words
+			f.words = titleWords(unquoteJSON(value))
+			continue
 		default:
 			continue
 		}
 		text := unquoteJSON(value)
 		*facet = &text
-	}
-	if f.words != nil {
-		words := strings.Join(titleWords(*f.words), " ")
-		f.words = &words
 	}
 	return f
 }
@@ -450,7 +457,11 @@ func columnsOf(differences []difference) *differenceColumns {
 		c.itemIDs[i], c.reportIDs[i], c.before[i], c.after[i], c.fresh[i] = d.itemID, d.reportID, d.before, d.after, d.change == changed
 		if c.data[i] = d.data; d.data != nil {
 			f := facetsOf(d.data)
-			c.status[i], c.level[i], c.environment[i], c.title[i] = f.status, f.level, f.environment, f.words
+			c.status[i], c.level[i], c.environment[i] = f.status, f.level, f.environment
+			if f.words != nil {
+				title := strings.Join(f.words, " ")
+				c.title[i] = &title
+			}
 		}
 	}
 	return c
