@@ -184,16 +184,22 @@ func (app *App) deliverQueue(ctx context.Context) {
 		if err != nil {
 			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
 		}
-		recovered = app.awaitRecovery(ctx, pauseAfter(round.outage, failures))
+		if recovered = app.awaitRecovery(ctx, pauseAfter(round.outage, failures)); recovered {
+			failures = 0
+		}
 	}
 }
 
-// pauseAfter is how long the queue rests after so many rounds that an outage ended: as long as
-// Rollbar's limit says, or else a time that doubles.
+// pauseAfter is how long the queue rests after so many rounds that an outage of Rollbar's ended: as
+// long as its limit says, or else a time that doubles. Without one it was PostgreSQL, which does not
+// tell when it is back.
 func pauseAfter(outage error, failures int) time.Duration {
 	var f *Failure
-	if errors.As(outage, &f) && f.kind == rateLimited {
+	switch {
+	case errors.As(outage, &f) && f.kind == rateLimited:
 		return min(f.wait, longestPause)
+	case outage == nil:
+		return min(backoff(failures), longestIdle)
 	}
 	return min(backoff(failures), time.Minute)
 }

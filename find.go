@@ -11,6 +11,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -148,7 +149,7 @@ func (in *reportsListInput) findByFacet(ctx context.Context, conn *pgx.Conn, way
 // nearest four of the rest, and so on. As far as all facets' blocks have been looked into, what was
 // found is all there is.
 func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way direction, limit int64, args pgx.NamedArgs) ([]int64, error) {
-	first, last, few, err := in.blocks(ctx, conn, args)
+	first, last, few, err := in.blocks(ctx, conn, way, args)
 	if err != nil || first > last {
 		return nil, err
 	}
@@ -159,7 +160,8 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 			return nil, err
 		}
 		args["word"] = word
-		source = `spots c WHERE c.word = hashtextextended(@word, 0)`
+		source = `spots c WHERE c.word = hashtextextended(@word, 0)
+			AND EXISTS (SELECT FROM segments WHERE facet = c.facet AND block = c.block AND ` + in.segmentFilter() + `)`
 	}
 	var ids []int64
 	if len(few) > 0 {
@@ -216,17 +218,32 @@ func (in *reportsListInput) findByBlock(ctx context.Context, conn *pgx.Conn, way
 	return ids[:min(int64(len(ids)), limit)], nil
 }
 
+// fewBlocks are so few that they are named one by one.
+const fewBlocks = 50
+
 // blocks returns the first and the last block that can hold reports of the page, by the cursor and
 // by the times when they were seen, and all of them if they are few; the first is behind the last
 // where there is none.
-func (in *reportsListInput) blocks(ctx context.Context, conn *pgx.Conn, args pgx.NamedArgs) (first, last int64, few []int64, err error) {
-	args["first"], args["last"] = in.Cursor.after/blockSize, in.Cursor.newest()/blockSize
-	err = conn.QueryRow(ctx, `
-		SELECT coalesce(min(block), 1), coalesce(max(block), 0), CASE WHEN count(*) <= 50 THEN array_agg(block) END
+func (in *reportsListInput) blocks(ctx context.Context, conn *pgx.Conn, way direction, args pgx.NamedArgs) (first, last int64, few []int64, err error) {
+	first, last = in.Cursor.after/blockSize, in.Cursor.newest()/blockSize
+	args["first"], args["last"] = first, last
+	near, err := queryIDs(ctx, conn, `
+		SELECT block
 		FROM segments
-		WHERE facet = 0 AND block BETWEEN @first AND @last AND `+in.segmentFilter(), args).
-		Scan(&first, &last, &few)
-	return first, last, few, err
+		WHERE facet = 0 AND block BETWEEN @first AND @last AND `+in.segmentFilter()+`
+		ORDER BY block `+way.order+`
+		LIMIT `+strconv.Itoa(fewBlocks+1), args)
+	switch {
+	case err != nil || len(near) == 0:
+		return 1, 0, nil, err
+	case len(near) <= fewBlocks:
+		return slices.Min(near), slices.Max(near), near, nil
+	case way == down:
+		last = near[0]
+	default:
+		first = near[0]
+	}
+	return first, last, nil, nil
 }
 
 // rarest returns the word that is in the fewest blocks, or "" if one of them is nowhere.
@@ -249,4 +266,37 @@ func rarest(ctx context.Context, conn *pgx.Conn, args pgx.NamedArgs) (word strin
 		return "", err
 	}
 	return word, err
+}
+
+// prune takes out of the facets, segments and spots what is true of no report any more. Writers wait
+// for the first part: a row that they are just writing is seen by nobody else, and must not lose its
+// segment. No row will ever be written into an empty block behind the newest, so that the spots, of
+// which there are many, need no such care.
+func prune(ctx context.Context, conn *pgx.Conn) error {
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			SET LOCAL lock_timeout = '500ms';
+			LOCK TABLE reports IN SHARE ROW EXCLUSIVE MODE;
+			DELETE FROM segments s
+			WHERE facet <> 0
+			AND NOT EXISTS (SELECT FROM reports r WHERE r.facet = s.facet AND r.id / 1024 = s.block);
+			DELETE FROM segments s
+			WHERE facet = 0
+			AND block < (SELECT max(block) FROM segments WHERE facet = 0)
+			AND NOT EXISTS (SELECT FROM reports WHERE id BETWEEN s.block * 1024 AND s.block * 1024 + 1023);
+			DELETE FROM facets f
+			WHERE NOT EXISTS (SELECT FROM segments s WHERE s.facet = f.facet)`)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			SET LOCAL enable_seqscan = on;
+			DELETE FROM spots
+			WHERE block < (SELECT max(block) FROM segments WHERE facet = 0)
+			AND block NOT IN (SELECT block FROM segments WHERE facet = 0)`)
+		return err
+	})
 }

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"flag"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -130,6 +132,54 @@ func TestFindIsRight(t *testing.T) {
 		found += len(got)
 	}
 	assert.Greater(t, found, 1000)
+}
+
+// What was cleaned leaves nothing behind that lists would look at, and what is written meanwhile is
+// found.
+func TestCleanPrunes(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	addReports(t, f.app.store, 9000)
+	counts := func() (segments, spots, seen int) {
+		require.NoError(t, f.app.store.pool.QueryRow(t.Context(), `
+			SELECT (SELECT count(DISTINCT block) FROM segments), (SELECT count(DISTINCT block) FROM spots), (SELECT count(*) FROM seen)`).
+			Scan(&segments, &spots, &seen))
+		return segments, spots, seen
+	}
+	segments, spots, seen := counts()
+	require.Equal(t, []int{9, 9, 2250}, []int{segments, spots, seen})
+
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for n := range 20 {
+				item := mustItem(t, fmt.Sprintf(`{"id":%d,"title":"late %d","level":"error","total_occurrences":%d}`, 1_000_000+w, n/2, n))
+				_, err := f.app.store.keep(t.Context(), []Item{item})
+				assert.NoError(t, err)
+			}
+		})
+	}
+	for _, query := range []string{"state=superseded", "before=2h", "before=1h"} {
+		assert.Equal(t, 200, f.do("DELETE", "/reports?"+query, "").status)
+	}
+	writers.Wait()
+	assert.Equal(t, 200, f.do("DELETE", "/reports?item_id=1000000", "").status)
+
+	segments, spots, seen = counts()
+	assert.Equal(t, []int{4, 4}, []int{segments, spots}, "an hour of a report a second, and what came then")
+	assert.Less(t, seen, 1000)
+	conn, err := f.app.store.writer(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	for _, in := range []reportsListInput{{Q: "late"}, {Since: Moment{time.Now().Add(-time.Minute)}}, {Q: "late 9", Latest: true}} {
+		in.Limit.Value = 1000
+		want, err := obviousIDs(t.Context(), conn.Conn(), in)
+		require.NoError(t, err)
+		got, err := in.find(t.Context(), conn.Conn())
+		require.NoError(t, err)
+		assert.ElementsMatch(t, want, got, "%+v", in)
+		assert.NotEmpty(t, got)
+	}
 }
 
 // filters are the documented filters of lists, each matching nearly all, some, few or no reports.

@@ -299,6 +299,7 @@ func TestPauseAfter(t *testing.T) {
 			pause := pauseAfter(fail(badGateway, "down"), failures)
 			assert.LessOrEqual(t, pause, longest)
 			assert.GreaterOrEqual(t, pause, min(longest/2, 30*time.Second))
+			assert.LessOrEqual(t, pauseAfter(nil, failures), longestIdle, "PostgreSQL's end is looked for")
 		}
 	}
 }

@@ -496,13 +496,21 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 		WITH deleted AS (
 			DELETE FROM reports
 			WHERE `+chosen+` AND `+state+`
-			RETURNING 1
+			RETURNING id
+		), forgotten AS (
+			DELETE FROM seen
+			WHERE report_id IN (SELECT id FROM deleted)
 		)
 		SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
 		pgx.NamedArgs{"before": in.Before.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
 		Scan(&cleaned.Deleted, &cleaned.KeptQueued)
 	if err != nil {
 		return Cleaned{}, fmt.Errorf("clean reports: %w", databaseError(err))
+	}
+	if cleaned.Deleted > 0 {
+		if err := prune(ctx, conn.Conn()); err != nil { // lists cost more until the next time, and that is all
+			app.log.WarnContext(ctx, "what lists skip by was not pruned", "error", err)
+		}
 	}
 	return cleaned, nil
 }

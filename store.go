@@ -71,8 +71,10 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Compiling takes longer than running. Poolers refuse this as a parameter of the connection.
-		_, err := conn.Exec(ctx, `SET jit = off`)
+		// Compiling takes longer than running, a bitmap collects all rows where the nearest few are
+		// wanted, and to read a whole table seems cheap while it is small, but plans are kept while
+		// it grows. Poolers refuse these as parameters of the connection.
+		_, err := conn.Exec(ctx, `SET jit = off; SET enable_bitmapscan = off; SET enable_seqscan = off`)
 		return err
 	}
 	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
