@@ -120,7 +120,7 @@ func (s *server) recovered(w *statusWriter, r *http.Request, caught any) {
 func (s *server) finishRequest(r *http.Request, answer *statusWriter, span *span, began time.Time) {
 	about := requestOf(r)
 	took := time.Since(began)
-	s.logRequest(r, answer.status, took)
+	s.logRequest(r, answer.status, began, took)
 	var err error
 	outcome := failureKind{name: "ok"}
 	switch {
@@ -133,27 +133,32 @@ func (s *server) finishRequest(r *http.Request, answer *statusWriter, span *span
 	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), answer.status, err)
 }
 
-func (s *server) logRequest(r *http.Request, status int, took time.Duration) {
-	about := requestOf(r)
-	attrs := []slog.Attr{
+// logRequest writes the line about a request. It leaves out where in the program it was written, which
+// would take as long as the line.
+func (s *server) logRequest(r *http.Request, status int, began time.Time, took time.Duration) {
+	about, level, log := requestOf(r), slog.LevelInfo, s.app.log.Handler()
+	if about.failure != nil && about.failure.kind == internal {
+		level = slog.LevelError
+	}
+	if !log.Enabled(r.Context(), level) {
+		return
+	}
+	line := slog.NewRecord(began.Add(took), level, "request", 0)
+	line.AddAttrs(
 		slog.String("operation", about.operation),
 		slog.String("http.method", r.Method),
 		slog.Int("http.status_code", status),
 		slog.Duration("duration", took),
 		slog.Duration("upstream_duration", time.Duration(about.call.upstream.Load())),
 		slog.String("http.request_id", about.id),
-	}
-	level := slog.LevelInfo
+	)
 	if f := about.failure; f != nil {
-		attrs = append(attrs, slog.String("error.kind", f.kind.name), slog.String("detail", f.detail))
-		if f.kind == internal {
-			level = slog.LevelError
-		}
+		line.AddAttrs(slog.String("error.kind", f.kind.name), slog.String("detail", f.detail))
 		if f.err != nil {
-			attrs = append(attrs, slog.String("error", f.err.Error()))
+			line.AddAttrs(slog.String("error", f.err.Error()))
 		}
 	}
-	s.app.log.LogAttrs(r.Context(), level, "request", attrs...)
+	_ = log.Handle(r.Context(), line) // there is no better place to complain
 }
 
 // admit says whether the caller may come in. Without tokens everybody on this machine may, but a

@@ -164,8 +164,8 @@ type seenRow struct {
 
 // open begins to read the page and works out its neighbours, because Links go out before the rows.
 //
-// Limits are written into the statements, here and in find.go: PostgreSQL keeps a plan for any
-// parameters only where it seems as good as one for these, which an unknown limit prevents.
+// Limits are written into the statements, here and in find.go, because plans are made for any
+// parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
 func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
 	if in.Cursor.after > 0 || in.isFiltered() {
 		return in.openFound(ctx, conn)

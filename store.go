@@ -71,10 +71,15 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Compiling takes longer than running, a bitmap collects all rows where the nearest few are
-		// wanted, and to read a whole table seems cheap while it is small, but plans are kept while
-		// it grows. Poolers refuse these as parameters of the connection.
-		_, err := conn.Exec(ctx, `SET jit = off; SET enable_bitmapscan = off; SET enable_seqscan = off`)
+		// Plans are made once, for any parameters, and kept while the tables grow. So to read a whole
+		// table, which seems cheap while it is small, is out, and so is a bitmap, which collects all
+		// rows where the nearest few are wanted. Compiling takes longer than running. Poolers refuse
+		// these as parameters of the connection.
+		_, err := conn.Exec(ctx, `
+			SET plan_cache_mode = force_generic_plan;
+			SET enable_seqscan = off;
+			SET enable_bitmapscan = off;
+			SET jit = off`)
 		return err
 	}
 	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
