@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,40 +44,76 @@ func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, l
 }
 
 func (s *Store) recordAll(ctx context.Context, recordings []recording) ([]record, error) {
-	n := len(recordings)
-	places := map[string]int{}
-	uuids, data, traceparents := make([]string, n), make([]json.RawMessage, n), make([]string, n)
-	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
-	for i, r := range recordings {
-		f := facetsOf(r.data)
-		uuids[i], data[i], traceparents[i], places[r.uuid] = r.uuid, r.data, r.traceparent, i
-		levels[i], environments[i], words[i] = f.level, f.environment, strings.Join(titleWords(occurrenceTitle(r.data)), " ")
-	}
 	conn, err := s.writer(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Release()
-	rows, err := conn.Query(ctx, `
+	records := make(map[string]record, len(recordings))
+	left := slices.Clone(recordings)
+	note := func(rows pgx.Rows, err error) error {
+		if err != nil {
+			return err
+		}
+		var uuid string
+		var r record
+		_, err = pgx.ForEachRow(rows, []any{&uuid, &r.id, &r.fresh, &r.state, &r.refusal, &r.reason}, func() error {
+			records[uuid] = r
+			return nil
+		})
+		left = slices.DeleteFunc(left, func(r recording) bool { return records[r.uuid].id > 0 })
+		return err
+	}
+	for len(left) > 0 { // once more if one was deleted between the statements
+		if err := note(insertQueued(ctx, conn.Conn(), left)); err != nil {
+			return nil, err
+		}
+		if len(left) == 0 {
+			break
+		}
+		if err := note(acknowledge(ctx, conn.Conn(), left)); err != nil {
+			return nil, err
+		}
+	}
+	results := make([]record, len(recordings))
+	for i, r := range recordings {
+		results[i] = records[r.uuid]
+	}
+	return results, nil
+}
+
+// insertQueued inserts the recordings whose uuids are not there.
+func insertQueued(ctx context.Context, conn *pgx.Conn, recordings []recording) (pgx.Rows, error) {
+	n := len(recordings)
+	uuids, data, traceparents := make([]string, n), make([]json.RawMessage, n), make([]string, n)
+	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
+	for i, r := range recordings {
+		f := facetsOf(r.data)
+		uuids[i], data[i], traceparents[i] = r.uuid, r.data, r.traceparent
+		levels[i], environments[i], words[i] = f.level, f.environment, strings.Join(titleWords(occurrenceTitle(r.data)), " ")
+	}
+	return conn.Query(ctx, `
 		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
 		SELECT uuid, 'queued', level, environment, string_to_array(words, ' '), data, now() + $7, nullif(traceparent, '')
 		FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::json[], $6::text[])
 		AS i (uuid, level, environment, words, data, traceparent)
 		ORDER BY uuid
-		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO UPDATE SET acknowledged = TRUE
-		RETURNING uuid, id, xmax = 0, state, coalesce(refusal, 0), coalesce(reason, '')`,
+		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING
+		RETURNING uuid, id, TRUE, state, 0, ''`,
 		uuids, levels, environments, words, data, traceparents, recordings[0].lease)
-	if err != nil {
-		return nil, err
+}
+
+// acknowledge notes that who asked for the recordings is told that they are there.
+func acknowledge(ctx context.Context, conn *pgx.Conn, recordings []recording) (pgx.Rows, error) {
+	var uuids []string
+	for _, r := range recordings {
+		uuids = append(uuids, r.uuid)
 	}
-	records := make([]record, n)
-	var uuid string
-	var r record
-	_, err = pgx.ForEachRow(rows, []any{&uuid, &r.id, &r.fresh, &r.state, &r.refusal, &r.reason}, func() error {
-		records[places[uuid]] = r
-		return nil
-	})
-	return records, err
+	return conn.Query(ctx, `
+		UPDATE reports
+		SET acknowledged = TRUE
+		WHERE uuid = ANY($1)
+		RETURNING uuid, id, FALSE, state, coalesce(refusal, 0), coalesce(reason, '')`, uuids)
 }
 
 // answer is what a repeated request for the uuid gets.
@@ -130,8 +167,7 @@ func (s *Store) deliveredAll(ctx context.Context, ids []int64) ([]struct{}, erro
 		WITH lax AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', TRUE))
 		UPDATE reports r
 		SET state = 'delivered', last_seen = now(), next_lookup = now() + $2
-		FROM unnest($1::bigint[]) AS d (id)
-		WHERE r.id = d.id AND r.state = 'queued' AND EXISTS (SELECT FROM lax)`,
+		WHERE r.id = ANY($1) AND r.state = 'queued' AND EXISTS (SELECT FROM lax)`,
 		ids, lookupWaits[0])
 	return make([]struct{}, len(ids)), err
 }

@@ -103,26 +103,17 @@ COMMENT ON COLUMN spots.facet IS 'As in reports.';
 COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
 
 -- A segment is widened by a second more than need be, and only where need be: who creates one report
--- after the other must not wait for the commit of the one before.
+-- after the other must not wait for the commit of the one before. A new facet has a new segment. Where
+-- many rows come, their words are not looked up first.
 -- The plans are made when the tables may be empty and kept while they grow, hence the settings.
 CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-	many boolean := (SELECT count(*) >= 512 FROM written);
+	rows bigint := (SELECT count(*) FROM written);
 BEGIN
-	IF NOT EXISTS (SELECT FROM written) THEN
+	IF rows = 0 THEN
 		RETURN NULL;
 	END IF;
-
-	INSERT INTO facets
-	SELECT facet, state, status, level, environment
-	FROM (
-		SELECT DISTINCT facet, state, status, level, environment
-		FROM written
-	) AS n
-	WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = n.facet)
-	ORDER BY facet
-	ON CONFLICT DO NOTHING;
 
 	INSERT INTO spots
 	SELECT n.word, n.facet, n.block
@@ -131,7 +122,7 @@ BEGIN
 		FROM written, unnest(words) AS w (word)
 		GROUP BY 1, 2, 3
 	) AS n
-	WHERE many
+	WHERE rows > 512
 	OR (SELECT TRUE FROM spots s WHERE s.word = n.word AND s.facet = n.facet AND s.block = n.block LIMIT 1) IS NULL
 	ORDER BY 1, 2, 3;
 
@@ -148,6 +139,17 @@ BEGIN
 	ON CONFLICT (facet, block) DO UPDATE
 	SET first_seen = least(s.first_seen, excluded.first_seen), last_seen = greatest(s.last_seen, excluded.last_seen);
 
+	IF FOUND THEN
+		INSERT INTO facets
+		SELECT facet, state, status, level, environment
+		FROM (
+			SELECT DISTINCT facet, state, status, level, environment
+			FROM written
+		) AS n
+		WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = n.facet)
+		ORDER BY facet
+		ON CONFLICT DO NOTHING;
+	END IF;
 	RETURN NULL;
 END $$;
 
