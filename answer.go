@@ -42,57 +42,57 @@ func knownVersions(r *http.Request) (versions []string) {
 
 // respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
 // half way the connection is cut, so that nobody takes a torso for an answer.
-func (s *server) respond(w http.ResponseWriter, r *http.Request, value any) {
-	w.Header().Set("Content-Type", "application/json")
+func (s *server) respond(x *exchange, r *http.Request, value any) {
+	x.Header().Set("Content-Type", "application/json")
 	if _, ok := value.(Text); ok {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		x.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	}
 	if r.Method == http.MethodHead {
-		w.WriteHeader(outcomeOf(value).status)
+		x.WriteHeader(outcomeOf(value).status)
 		return
 	}
-	buffer := s.newAnswerBuffer(w, r, outcomeOf(value).status)
+	buffer := s.newAnswerBuffer(x, r, outcomeOf(value).status)
 	defer buffer.release()
 	err := writeResult(buffer, value)
 	switch {
 	case err == nil:
 		err = buffer.finish()
 	case !buffer.begun:
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
 	if err != nil {
-		requestOf(r).failure = failureOf(err)
+		x.failure = failureOf(err)
 		panic(http.ErrAbortHandler)
 	}
 }
 
 // respondLines writes a list one element a line, for as long as it takes. A failure after the first
 // line is the last line.
-func (s *server) respondLines(w http.ResponseWriter, r *http.Request, list *List) {
-	w.Header().Set("Content-Type", ndjson)
+func (s *server) respondLines(x *exchange, r *http.Request, list *List) {
+	x.Header().Set("Content-Type", ndjson)
 	if r.Method == http.MethodHead {
-		w.WriteHeader(http.StatusOK)
+		x.WriteHeader(http.StatusOK)
 		return
 	}
-	buffer := s.newAnswerBuffer(w, r, http.StatusOK)
+	buffer := s.newAnswerBuffer(x, r, http.StatusOK)
 	defer buffer.release()
 	err := list.writeLines(buffer)
 	switch {
 	case err != nil && !buffer.begun && len(buffer.text) == 0:
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	case err != nil && buffer.lost == nil:
 		f := failureOf(err)
-		requestOf(r).failure = f
-		line, _ := json.Marshal(map[string]any{"error": f.problem(requestOf(r).id)}) // texts and numbers
+		x.failure = f
+		line, _ := json.Marshal(map[string]any{"error": f.problem(x.id)}) // texts and numbers
 		_, err = buffer.Write(append(line, '\n'))
 	}
 	if err == nil {
 		err = buffer.finish()
 	}
 	if err != nil { // of the client
-		requestOf(r).failure = failureOf(err)
+		x.failure = failureOf(err)
 		panic(http.ErrAbortHandler)
 	}
 }

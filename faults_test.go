@@ -208,7 +208,7 @@ func TestSlowClients(t *testing.T) {
 	cut := make(chan error, 1)
 	handler.mux.HandleFunc("GET /endless", func(w http.ResponseWriter, r *http.Request) {
 		defer func() { cut <- fmt.Errorf("%v", recover()) }()
-		handler.respond(w, r, &List{Name: "rows", Rest: func() json.RawMessage { return nil }, Rows: func(yield func(json.RawMessage, error) bool) {
+		handler.respond(w.(*exchange), r, &List{Name: "rows", Rest: func() json.RawMessage { return nil }, Rows: func(yield func(json.RawMessage, error) bool) {
 			for yield(row, nil) {
 			}
 		}})

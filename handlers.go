@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/json"
@@ -44,39 +43,36 @@ func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
 	s := &server{app, http.NewServeMux(), http.NewServeMux(), tokens, http.NewCrossOriginProtection(), 30 * time.Second}
 	for _, c := range commands {
 		for _, route := range c.routes() {
-			serve := func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w, r, c) }
+			serve := func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w.(*exchange), r, c) }
 			s.mux.HandleFunc(route, serve)
 			s.routes.HandleFunc(route, serve)
 		}
 	}
-	s.mux.HandleFunc("/", s.serveNone)
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serveNone(w.(*exchange), r) })
 	return s
 }
 
-// A request is what goes along with one HTTP request through this file.
-type request struct {
+// An exchange is one request and its answer on the way through this file.
+type exchange struct {
+	statusWriter
 	id        string
 	operation string
 	failure   *Failure
 	call      Call
 }
 
-type requestKey struct{}
-
-func requestOf(r *http.Request) *request { return r.Context().Value(requestKey{}).(*request) }
-
 // ServeHTTP answers one request and logs it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	about := &request{id: requestID(r)}
+	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r)}
 	ctx, span := s.app.startRequest(r)
-	r = r.WithContext(context.WithValue(ctx, requestKey{}, about))
-	answer := &statusWriter{ResponseWriter: w}
-	w = answer
+	if span != nil {
+		r = r.WithContext(ctx)
+	}
 	defer func() {
-		defer s.finishRequest(r, answer, span, began)
+		defer s.finishRequest(x, r, span, began)
 		if caught := recover(); caught != nil {
-			s.recovered(answer, r, caught)
+			s.recovered(x, r, caught)
 		}
 	}()
 	if r.Body != http.NoBody { // also for a body that nobody reads but net/http, to throw it away
@@ -85,8 +81,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h["X-Content-Type-Options"] = noSniff
 	h["Cache-Control"] = noStore
-	h["X-Request-Id"] = []string{about.id}
-	s.mux.ServeHTTP(w, r)
+	h["X-Request-Id"] = []string{x.id}
+	s.mux.ServeHTTP(x, r)
 }
 
 // Headers of all answers.
@@ -104,40 +100,39 @@ func requestID(r *http.Request) string {
 }
 
 // recovered answers a request whose handler panicked, unless that is how it cut an answer off.
-func (s *server) recovered(w *statusWriter, r *http.Request, caught any) {
+func (s *server) recovered(x *exchange, r *http.Request, caught any) {
 	if caught == http.ErrAbortHandler {
 		panic(caught)
 	}
-	s.app.log.ErrorContext(r.Context(), "panic", "request_id", requestOf(r).id, "error", caught, "error.stack", string(debug.Stack()))
-	if w.status != 0 {
+	s.app.log.ErrorContext(r.Context(), "panic", "request_id", x.id, "error", caught, "error.stack", string(debug.Stack()))
+	if x.status != 0 {
 		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 	}
-	s.refuse(w, r, fail(internal, "internal error"))
+	s.refuse(x, fail(internal, "internal error"))
 }
 
 // finishRequest tells of a request that was answered: a line in the log, metrics, and the end of its
 // span.
-func (s *server) finishRequest(r *http.Request, answer *statusWriter, span *span, began time.Time) {
-	about := requestOf(r)
+func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began time.Time) {
 	took := time.Since(began)
-	s.logRequest(r, answer.status, began, took)
+	s.logRequest(x, r, began, took)
 	var err error
 	outcome := failureKind{name: "ok"}
 	switch {
-	case about.failure != nil:
-		outcome, err = about.failure.kind, about.failure
-	case answer.status >= 500:
+	case x.failure != nil:
+		outcome, err = x.failure.kind, x.failure
+	case x.status >= 500:
 		outcome = unavailable // of check
 	}
-	s.app.countOperation(about.operation, "http", outcome, took)
-	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), answer.status, err)
+	s.app.countOperation(x.operation, "http", outcome, took)
+	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
 }
 
 // logRequest writes the line about a request. It leaves out where in the program it was written, which
 // would take as long as the line.
-func (s *server) logRequest(r *http.Request, status int, began time.Time, took time.Duration) {
-	about, level, log := requestOf(r), slog.LevelInfo, s.app.log.Handler()
-	if about.failure != nil && about.failure.kind == internal {
+func (s *server) logRequest(x *exchange, r *http.Request, began time.Time, took time.Duration) {
+	level, log := slog.LevelInfo, s.app.log.Handler()
+	if x.failure != nil && x.failure.kind == internal {
 		level = slog.LevelError
 	}
 	if !log.Enabled(r.Context(), level) {
@@ -145,14 +140,14 @@ func (s *server) logRequest(r *http.Request, status int, began time.Time, took t
 	}
 	line := slog.NewRecord(began.Add(took), level, "request", 0)
 	line.AddAttrs(
-		slog.String("operation", about.operation),
+		slog.String("operation", x.operation),
 		slog.String("http.method", r.Method),
-		slog.Int("http.status_code", status),
+		slog.Int("http.status_code", x.status),
 		slog.Duration("duration", took),
-		slog.Duration("upstream_duration", time.Duration(about.call.upstream.Load())),
-		slog.String("http.request_id", about.id),
+		slog.Duration("upstream_duration", time.Duration(x.call.upstream.Load())),
+		slog.String("http.request_id", x.id),
 	)
-	if f := about.failure; f != nil {
+	if f := x.failure; f != nil {
 		line.AddAttrs(slog.String("error.kind", f.kind.name), slog.String("detail", f.detail))
 		if f.err != nil {
 			line.AddAttrs(slog.String("error", f.err.Error()))
@@ -193,41 +188,40 @@ func (s *server) admit(r *http.Request, open bool) error {
 
 // serveNone refuses a request that no route matches: the path is unknown, or has other methods, which
 // go to the Allow header.
-func (s *server) serveNone(w http.ResponseWriter, r *http.Request) {
+func (s *server) serveNone(x *exchange, r *http.Request) {
 	if err := s.admit(r, false); err != nil {
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
 	probe := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
 	s.routes.ServeHTTP(probe, r.Clone(r.Context()))
 	if probe.status == http.StatusMethodNotAllowed {
 		allow := probe.Header().Get("Allow")
-		w.Header().Set("Allow", allow)
-		s.refuse(w, r, fail(wrongMethod, "%s takes %s", r.URL.Path, allow))
+		x.Header().Set("Allow", allow)
+		s.refuse(x, fail(wrongMethod, "%s takes %s", r.URL.Path, allow))
 		return
 	}
-	s.refuse(w, r, fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
+	s.refuse(x, fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
 }
 
 // serveCommand answers a request that the command's route matches.
-func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command) {
-	about := requestOf(r)
-	about.operation = c.Name
+func (s *server) serveCommand(x *exchange, r *http.Request, c *Command) {
+	x.operation = c.Name
 	if err := s.admit(r, c.Open); err != nil {
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
-	args, err := s.arguments(w, r, c)
+	args, err := s.arguments(x, r, c)
 	if err != nil {
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
 	operation, err := c.Run.prepare(args)
 	if err != nil {
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
-	call := &about.call
+	call := &x.call
 	known := knownVersions(r)
 	call.lines, call.have = wantsLines(r), known
 	if r.Method == http.MethodHead {
@@ -235,40 +229,40 @@ func (s *server) serveCommand(w http.ResponseWriter, r *http.Request, c *Command
 	}
 	value, err := operation(withCall(r.Context(), call), s.app)
 	if call.version != "" {
-		w.Header().Set("ETag", `W/"`+call.version+`"`)
+		x.Header().Set("ETag", `W/"`+call.version+`"`)
 	}
 	switch {
 	case errors.Is(err, errUnchanged) && (slices.Contains(known, call.version) || slices.Contains(known, anyVersion)):
-		w.WriteHeader(http.StatusNotModified)
+		x.WriteHeader(http.StatusNotModified)
 		return
 	case errors.Is(err, errUnchanged):
-		s.respond(w, r, nil)
+		s.respond(x, r, nil)
 		return
 	}
 	if err != nil {
-		s.refuse(w, r, err)
+		s.refuse(x, err)
 		return
 	}
 	list, isList := value.(*List)
 	if isList {
 		defer list.close()
-		setLinks(w.Header(), r.URL, list)
+		setLinks(x.Header(), r.URL, list)
 	}
 	if call.unstored != "" {
-		w.Header().Set("Report-Stored", "false")
+		x.Header().Set("Report-Stored", "false")
 	}
 	if isList && call.lines {
-		s.respondLines(w, r, list)
+		s.respondLines(x, r, list)
 		return
 	}
-	s.respond(w, r, value)
+	s.respond(x, r, value)
 }
 
 // refuse answers with a failure as problem details.
-func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+func (s *server) refuse(x *exchange, err error) {
 	f := failureOf(err)
-	requestOf(r).failure = f
-	h := w.Header()
+	x.failure = f
+	h := x.Header()
 	h.Del("Link")
 	h.Set("Content-Type", "application/problem+json")
 	if f.wait > 0 {
@@ -277,8 +271,8 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if f.kind == unauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	w.WriteHeader(f.kind.status)
-	_ = writeResult(w, f.problem(requestOf(r).id)) // the caller may be gone
+	x.WriteHeader(f.kind.status)
+	_ = writeResult(x, f.problem(x.id)) // the caller may be gone
 }
 
 // setLinks sets the Link headers that lead to the neighbouring pages.

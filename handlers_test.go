@@ -270,7 +270,7 @@ func TestListThatFailsHalfWay(t *testing.T) {
 			},
 		}
 		s := newHandler(f.app, nil, nil).(*server)
-		s.mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { s.respond(w, r, list) })
+		s.mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { s.respond(w.(*exchange), r, list) })
 		return s.ServeHTTP
 	}
 	f.serve(failing(10))

@@ -360,8 +360,13 @@ func setMember(object json.RawMessage, name string, value json.RawMessage) json.
 
 // appendString appends the text as a JSON string.
 func appendString(buf []byte, text string) []byte {
-	quoted, _ := json.Marshal(text) // cannot fail for a string
-	return append(buf, quoted...)
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(text) // cannot fail for a string
+			return append(buf, quoted...)
+		}
+	}
+	return append(append(append(buf, '"'), text...), '"')
 }
 
 // storable returns the JSON text in the form that PostgreSQL can hold and query: what is no UTF-8,

@@ -67,7 +67,7 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 		line = append(line, `",`...)
 	}
 	line = append(append(append(line, `"level":"`...), record.Level.String()...), `","message":`...)
-	line = append(appendText(line, record.Message), h.root...)
+	line = append(appendString(line, record.Message), h.root...)
 	if len(h.groups) == 0 {
 		record.Attrs(func(attr slog.Attr) bool {
 			line = appendAttr(line, attr)
@@ -127,7 +127,7 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 	if before == 0 || line[before-1] != '{' {
 		line = append(line, ',')
 	}
-	line = append(appendText(line, attr.Key), ':')
+	line = append(appendString(line, attr.Key), ':')
 	switch v := attr.Value; v.Kind() {
 	case slog.KindGroup:
 		open := len(line)
@@ -140,7 +140,7 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 		}
 		return append(line, '}')
 	case slog.KindString:
-		return appendText(line, v.String())
+		return appendString(line, v.String())
 	case slog.KindInt64:
 		return strconv.AppendInt(line, v.Int64(), 10)
 	case slog.KindDuration:
@@ -153,11 +153,11 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 		return append(v.Time().AppendFormat(append(line, '"'), time.RFC3339Nano), '"')
 	default:
 		if err, ok := v.Any().(error); ok {
-			return appendText(line, err.Error())
+			return appendString(line, err.Error())
 		}
 		text, err := json.Marshal(v.Any())
 		if err != nil {
-			return appendText(line, "!ERROR:"+err.Error())
+			return appendString(line, "!ERROR:"+err.Error())
 		}
 		return append(line, text...)
 	}

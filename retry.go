@@ -66,7 +66,7 @@ func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 // A Call is one request as an operation sees it, whichever door it came through: what it may
 // spend, and what it has to say beside its result.
 type Call struct {
-	retries  *retryBudget
+	retries  retryBudget
 	upstream atomic.Int64                     // nanoseconds that calls of Rollbar took
 	lines    bool                             // a list is wanted one element a line
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
@@ -88,7 +88,6 @@ type callKey struct{}
 
 // withCall returns a context whose operations report to the call.
 func withCall(ctx context.Context, call *Call) context.Context {
-	call.retries = &retryBudget{}
 	return context.WithValue(ctx, callKey{}, call)
 }
 
@@ -97,7 +96,7 @@ func callOf(ctx context.Context) *Call {
 	if call, ok := ctx.Value(callKey{}).(*Call); ok {
 		return call
 	}
-	return &Call{retries: &retryBudget{}}
+	return &Call{}
 }
 
 // notStored notes that what the caller is answered could not be stored, and why.

@@ -130,7 +130,7 @@ func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessag
 		answer, err := r.attempt(ctx, call, timeout)
 		took := time.Since(began)
 		callOf(ctx).upstream.Add(int64(took))
-		budget := callOf(ctx).retries
+		budget := &callOf(ctx).retries
 		if attempt > 0 {
 			budget.spend(took)
 			r.count("app.rollbar.retries", 1, "method:"+call.method)

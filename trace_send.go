@@ -219,10 +219,10 @@ func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), sp.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), sp.start.UnixNano(), 10)
 	buf = strconv.AppendInt(append(buf, `,"duration":`...), max(0, sp.duration.Nanoseconds()), 10)
-	buf = appendText(append(buf, `,"service":`...), s.service)
-	buf = appendText(append(buf, `,"name":`...), sp.name)
-	buf = appendText(append(buf, `,"type":`...), sp.kind)
-	buf = appendText(append(buf, `,"resource":`...), sp.resource)
+	buf = appendString(append(buf, `,"service":`...), s.service)
+	buf = appendString(append(buf, `,"name":`...), sp.name)
+	buf = appendString(append(buf, `,"type":`...), sp.kind)
+	buf = appendString(append(buf, `,"resource":`...), sp.resource)
 	failed := int64(0)
 	if sp.failed {
 		failed = 1
@@ -244,7 +244,7 @@ func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
 
 func appendTags(buf []byte, tags []spanTag) []byte {
 	for _, tag := range tags {
-		buf = appendText(appendKey(buf, tag.key), tag.value)
+		buf = appendString(appendKey(buf, tag.key), tag.value)
 	}
 	return buf
 }
@@ -261,17 +261,5 @@ func appendKey(buf []byte, key string) []byte {
 	if buf[len(buf)-1] != '{' {
 		buf = append(buf, ',')
 	}
-	return append(appendText(buf, key), ':')
-}
-
-// appendText is appendString, quicker for the usual text, in which nothing is to be escaped.
-func appendText(buf []byte, text string) []byte {
-	for i := range len(text) {
-		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			return appendString(buf, text)
-		}
-	}
-	buf = append(buf, '"')
-	buf = append(buf, text...)
-	return append(buf, '"')
+	return append(appendString(buf, key), ':')
 }
