@@ -43,9 +43,9 @@ func knownVersions(r *http.Request) (versions []string) {
 // respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
 // half way the connection is cut, so that nobody takes a torso for an answer.
 func (s *server) respond(x *exchange, r *http.Request, value any) {
-	x.Header().Set("Content-Type", "application/json")
+	x.Header()["Content-Type"] = jsonType
 	if _, ok := value.(Text); ok {
-		x.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		x.Header()["Content-Type"] = plainType
 	}
 	if r.Method == http.MethodHead {
 		x.WriteHeader(outcomeOf(value).status)
@@ -112,6 +112,7 @@ type answerBuffer struct {
 const (
 	answerBufferSize = 256 << 10
 	worthZipping     = 4 << 10 // bytes; below, it costs more time than it saves
+	shortAnswer      = 1 << 10 // bytes; net/http holds a few times that back until the handler returns
 )
 
 // answerTexts and zippers are spare parts of answerBuffers.
@@ -180,9 +181,9 @@ func (b *answerBuffer) send(part []byte) error {
 	return b.lost
 }
 
-// finish sends what is left; an answer that was never cut gets its length.
+// finish sends what is left; an answer that was never cut gets its length, a short one from net/http.
 func (b *answerBuffer) finish() error {
-	if !b.begun {
+	if !b.begun && len(b.text) > shortAnswer {
 		b.w.Header().Set("Content-Length", strconv.Itoa(len(b.text)))
 	}
 	err := b.flush()

@@ -85,8 +85,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(x, r)
 }
 
-// Headers of all answers.
-var noSniff, noStore = []string{"nosniff"}, []string{"no-store"}
+// Headers of many answers.
+var (
+	noSniff   = []string{"nosniff"}
+	noStore   = []string{"no-store"}
+	jsonType  = []string{"application/json"}
+	plainType = []string{"text/plain; charset=utf-8"}
+)
 
 // saneID matches the request ids that are taken over from callers.
 var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -298,12 +303,13 @@ func paramName(p *param) string { return p.name }
 
 // arguments takes the command's arguments out of the path, the query and the body.
 func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
-	args := arguments{values: map[string][]literal{}, label: paramName}
-	for _, name := range c.names(inPath) {
-		args.values[name] = []literal{{text: r.PathValue(name)}}
-	}
+	args := arguments{label: paramName}
 	if len(c.Run.params) == 0 && r.URL.RawQuery == "" && r.Body == http.NoBody {
 		return args, nil
+	}
+	args.values = map[string][]literal{}
+	for _, name := range c.names(inPath) {
+		args.values[name] = []literal{{text: r.PathValue(name)}}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

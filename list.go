@@ -45,7 +45,10 @@ func writeResult(w io.Writer, value any) error {
 		_, err := io.WriteString(w, string(value)+"\n")
 		return err
 	case json.RawMessage:
-		_, err := w.Write(append(value[:len(value):len(value)], '\n'))
+		_, err := w.Write(value)
+		if err == nil {
+			_, err = w.Write([]byte{'\n'})
+		}
 		return err
 	case *List:
 		return value.write(w)
