@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -163,6 +164,26 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1, "nothing is deleted that is not stored")
 		})
 	}
+}
+
+// A read that gets no answer of PostgreSQL ends: here a table is locked, but its machine may have
+// vanished as well.
+func TestReadsDoNotWaitForever(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	require.Equal(t, 200, f.get("/items").status)
+	f.app.store.readTimeout = 50 * time.Millisecond
+	conn, err := pgx.Connect(t.Context(), f.config.DatabaseURL)
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), `BEGIN; LOCK TABLE reports IN ACCESS EXCLUSIVE MODE`)
+	require.NoError(t, err)
+	for _, path := range []string{"/reports", "/reports?level=error", "/reports/1"} {
+		f.get(path).requireProblem(503, "unavailable")
+	}
+	lines := f.do("GET", "/reports", "", "Accept", "application/x-ndjson")
+	lines.requireProblem(503, "unavailable")
+	require.NoError(t, conn.Close(t.Context()))
+	require.Eventually(t, func() bool { return f.get("/reports/1").status == 200 }, waitLimit, waitTick)
 }
 
 // Requests that wait too long for others are turned away.

@@ -153,7 +153,9 @@ type answer struct {
 // do sends a request with a body, if it is not empty, as a plain curl -d would.
 func (f *fixture) do(method, path, body string, header ...string) *answer {
 	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, strings.NewReader(body))
+	ctx, cancel := context.WithTimeout(f.t.Context(), 2*waitLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, f.url+path, strings.NewReader(body))
 	require.NoError(f.t, err)
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])

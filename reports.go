@@ -66,7 +66,7 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	case !in.Limit.Set:
 		in.Limit.Value = 20
 	}
-	page, err := in.open(ctx, conn)
+	page, err := in.open(ctx, conn, store.readTimeout)
 	if err != nil {
 		conn.Release()
 		return nil, fmt.Errorf("list reports: %w", databaseError(err))
@@ -79,7 +79,7 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 		Close: func() { _ = page.close(); conn.Release() },
 	}
 	if all {
-		list.Rows, list.Prev, list.Next = in.everything(ctx, conn, page), nil, nil
+		list.Rows, list.Prev, list.Next = in.everything(ctx, conn, store.readTimeout, page), nil, nil
 	}
 	return list, nil
 }
@@ -89,7 +89,7 @@ const pageOfAll = 1000
 
 // everything yields the reports of the page and of all behind it. It reads page after page, so that
 // PostgreSQL neither sorts nor keeps more than that.
-func (in *reportsListInput) everything(ctx context.Context, conn *pgxpool.Conn, page *reportPage) iter.Seq2[json.RawMessage, error] {
+func (in *reportsListInput) everything(ctx context.Context, conn *pgxpool.Conn, timeout time.Duration, page *reportPage) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		for {
 			for row, err := range page.all {
@@ -101,7 +101,7 @@ func (in *reportsListInput) everything(ctx context.Context, conn *pgxpool.Conn, 
 				return
 			}
 			in.Cursor = cursor{before: page.last}
-			next, err := in.open(ctx, conn)
+			next, err := in.open(ctx, conn, timeout)
 			if err != nil {
 				yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
 				return
@@ -146,6 +146,7 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 
 // A reportPage is one page of reports while it is read.
 type reportPage struct {
+	cancel  context.CancelFunc
 	answers pgx.BatchResults
 	rows    pgx.Rows
 	row     reportRow // the first one, until it is yielded
@@ -162,16 +163,33 @@ type seenRow struct {
 	at time.Time
 }
 
-// open begins to read the page and works out its neighbours, because Links go out before the rows.
+// open begins to read the page, within the timeout, and works out its neighbours, because Links go
+// out before the rows.
+func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeout time.Duration) (*reportPage, error) {
+	page := &reportPage{}
+	ctx, page.cancel = context.WithCancel(ctx) // the rows are read long after the timeout
+	late := time.AfterFunc(timeout, page.cancel)
+	begin := in.openNewest
+	if in.Cursor.after > 0 || in.isFiltered() {
+		begin = in.openFound
+	}
+	err := begin(ctx, conn, page)
+	if !late.Stop() {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		_ = page.close()
+		return nil, err
+	}
+	return page, nil
+}
+
+// openNewest is open for a page of all reports.
 //
 // Limits are written into the statements, here and in find.go, because plans are made for any
 // parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
-func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
-	if in.Cursor.after > 0 || in.isFiltered() {
-		return in.openFound(ctx, conn)
-	}
+func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
 	limit, before := strconv.FormatInt(in.Limit.Value, 10), in.Cursor.newest()
-	page := &reportPage{}
 	err := page.begin(ctx, conn, before, `
 		SELECT report_id, last_seen
 		FROM seen
@@ -190,7 +208,7 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*repo
 		ORDER BY id DESC
 		LIMIT `+limit)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if page.row.last > 0 { // the page is full
 		page.last = page.row.last
@@ -203,14 +221,14 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn) (*repo
 	default:
 		page.prev = url.Values{"cursor": {cursor{after: before - 1}.String()}}
 	}
-	return page, nil
+	return nil
 }
 
 // openFound is open for a page whose reports must be found first.
-func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (*reportPage, error) {
+func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
 	ids, err := in.find(ctx, conn.Conn())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	slices.Sort(ids)
 	first, last := in.Cursor.before-1, in.Cursor.after+1 // of an empty page: what is beside it
@@ -221,7 +239,6 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (
 	if len(ids) > 0 {
 		first, last = ids[len(ids)-1], ids[0]
 	}
-	page := &reportPage{}
 	if before {
 		page.prev = url.Values{"cursor": {cursor{after: first}.String()}}
 	}
@@ -229,7 +246,7 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn) (
 		page.last = last
 		page.next = url.Values{"cursor": {cursor{before: last}.String()}}
 	}
-	return page, page.begin(ctx, conn, ids, `
+	return page.begin(ctx, conn, ids, `
 		SELECT report_id, last_seen
 		FROM seen
 		WHERE report_id = ANY($1)
@@ -260,9 +277,6 @@ func (p *reportPage) begin(ctx context.Context, conn *pgxpool.Conn, arg any, see
 		}
 		err = cmp.Or(err, p.rows.Err())
 	}
-	if err != nil {
-		p.close()
-	}
 	return err
 }
 
@@ -284,8 +298,12 @@ func (p *reportPage) readSeen(rows pgx.Rows) error {
 
 // close ends the reading.
 func (p *reportPage) close() error {
+	defer p.cancel()
 	if p.rows != nil {
 		p.rows.Close()
+	}
+	if p.answers == nil {
+		return nil
 	}
 	return p.answers.Close()
 }
@@ -424,6 +442,8 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMess
 		return nil, err
 	}
 	defer conn.Release()
+	ctx, cancel := context.WithTimeout(ctx, store.readTimeout)
+	defer cancel()
 	// Whatever changes a row gives it another xmin.
 	call := callOf(ctx)
 	var row reportRow

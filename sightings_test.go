@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -242,6 +244,33 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// Who waited while another program brought the schema up to date does not do it again: its locks
+// would keep readers waiting, those of a standby above all.
+func TestSchemaIsAppliedOnce(t *testing.T) {
+	t.Parallel()
+	url := testDatabase(t)
+	first, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer first.Close(t.Context())
+	second, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer second.Close(t.Context())
+	applied := make(chan error, 1)
+	require.NoError(t, pgx.BeginFunc(t.Context(), first, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, schemaLock)
+		require.NoError(t, err)
+		go func() { applied <- applySchema(t.Context(), second, schema) }()
+		require.Eventually(t, func() bool {
+			return inPostgres(t, url, fmt.Sprintf(`SELECT count(*)::text FROM pg_locks WHERE pid = %d AND NOT granted`, second.PgConn().PID()))[0] == "1"
+		}, waitLimit, waitTick)
+		_, err = tx.Exec(t.Context(), schema+fmt.Sprintf(`;INSERT INTO schema_version (digest) VALUES ('%x')`, sha256.Sum256([]byte(schema))))
+		return err
+	}))
+	require.NoError(t, <-applied)
+	assert.Equal(t, inPostgres(t, url, `SELECT xmin::text FROM pg_class WHERE oid = 'schema_version'::regclass`),
+		inPostgres(t, url, `SELECT xmin::text FROM schema_version`))
 }
 
 // Every column says what it is for.

@@ -24,6 +24,10 @@ var schema string
 // storeTimeout is how long a request waits for PostgreSQL before it goes on without.
 const storeTimeout = 2 * time.Second
 
+// readTimeout is how long a read waits for its first row: PostgreSQL's machine may have vanished, or
+// somebody holds a lock.
+const readTimeout = 30 * time.Second
+
 // Store keeps the reports. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool // the primary
@@ -31,6 +35,8 @@ type Store struct {
 
 	recordings batcher[recording, record]
 	deliveries batcher[int64, struct{}]
+
+	readTimeout time.Duration
 
 	schemaTurn chan struct{} // taken by who brings the schema up to date
 	current    atomic.Bool   // the schema is this program's
@@ -43,7 +49,7 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, read: pool, schemaTurn: make(chan struct{}, 1)}
+	s := &Store{pool: pool, read: pool, readTimeout: readTimeout, schemaTurn: make(chan struct{}, 1)}
 	if standby != "" {
 		if s.read, err = newPool(standby, telemetry); err != nil {
 			return nil, err
@@ -188,8 +194,9 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	applied := func(ctx context.Context, db interface {
 		QueryRow(context.Context, string, ...any) pgx.Row
 	}) (is bool, err error) {
-		var exists bool
-		err = db.QueryRow(ctx, `SELECT to_regclass('schema_version') IS NOT NULL`).Scan(&exists)
+		var exists bool // to_regclass would miss a table that came while the transaction waited for the lock
+		err = db.QueryRow(ctx, `
+			SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'schema_version' AND pg_table_is_visible(oid))`).Scan(&exists)
 		if err != nil || !exists {
 			return false, err
 		}
