@@ -50,8 +50,11 @@ func newApp(config *Config, log *slog.Logger, telemetry *telemetry) (*App, error
 		return app, nil
 	}
 	var err error
-	app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL, telemetry)
-	return app, err
+	if app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL, telemetry); err != nil {
+		return nil, err
+	}
+	app.store.deliveries.run = app.markDelivered
+	return app, nil
 }
 
 // Close lets go of the connections.

@@ -9,19 +9,17 @@ import (
 // A batcher does together what several goroutines want done at the same time: while one batch is
 // under way, the next one gathers. Who is alone does not wait.
 type batcher[T, R any] struct {
-	run func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
-	key func(T) string                                    // items of the same key are not done together
+	run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
+	key   func(T) string                                    // items of the same key are not done together
+	pause time.Duration                                     // behind each batch of several: a crowd is quicker together
 
 	mu      sync.Mutex
 	waiting []*batched[T, R]
-	workers int
+	last    *batched[T, R] // the newest of all
+	working bool
 }
 
-const (
-	batchWorkers = 1
-	batchSize    = 100
-	batchPause   = 200 * time.Microsecond
-)
+const batchSize = 100
 
 type batched[T, R any] struct {
 	ctx    context.Context
@@ -33,14 +31,7 @@ type batched[T, R any] struct {
 
 // do has the item done. When the context ends before that, it may be done all the same.
 func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
-	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
-	b.mu.Lock()
-	b.waiting = append(b.waiting, mine)
-	if b.workers < batchWorkers {
-		b.workers++
-		go b.work()
-	}
-	b.mu.Unlock()
+	mine := b.put(ctx, item)
 	select {
 	case <-mine.done:
 		return mine.result, mine.err
@@ -50,17 +41,45 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	}
 }
 
+// put leaves the item to be done soon, also if the context ends.
+func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
+	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting = append(b.waiting, mine)
+	b.last = mine
+	if !b.working {
+		b.working = true
+		go b.work()
+	}
+	return mine
+}
+
+// flush waits until all is done that was put, or the context ends.
+func (b *batcher[T, R]) flush(ctx context.Context) {
+	b.mu.Lock()
+	last := b.last
+	b.mu.Unlock()
+	if last == nil {
+		return
+	}
+	select {
+	case <-last.done:
+	case <-ctx.Done():
+	}
+}
+
 // work does batches until nobody waits.
 func (b *batcher[T, R]) work() {
 	for batch := b.take(); len(batch) > 0; batch = b.take() {
 		b.doBatch(batch)
 		if len(batch) > 1 {
-			time.Sleep(batchPause) // there is a crowd, which is quicker together
+			time.Sleep(b.pause)
 		}
 	}
 }
 
-// take takes the next batch, and gives the worker up where there is none.
+// take takes the next batch; without one, the work ends.
 func (b *batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -75,9 +94,7 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 		}
 	}
 	b.waiting = rest
-	if len(batch) == 0 {
-		b.workers--
-	}
+	b.working = len(batch) > 0
 	return batch
 }
 

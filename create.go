@@ -127,14 +127,14 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 		return record.answer(uuid)
 	}
 	err = app.rollbar.Post(ctx, data)
+	if err == nil {
+		app.store.deliveries.put(ctx, record.id)
+		app.recovery.now()
+		return Created{uuid, "delivered"}, nil
+	}
 	settling, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
 	switch {
-	case err == nil:
-		// Should this fail, the queue delivers it once more, which Rollbar drops.
-		app.settle(settling, record.id, "delivered", app.store.delivered)
-		app.recovery.now()
-		return Created{uuid, "delivered"}, nil
 	case isFinal(err):
 		app.reject(settling, record.id, err)
 	case isKind(err, rollbarAuth):

@@ -47,6 +47,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	if err := round.run(ctx); err != nil {
 		return Delivery{}, fmt.Errorf("deliver: %w", err)
 	}
+	store.deliveries.flush(ctx)
 	err = store.pool.QueryRow(ctx, `SELECT count(*) FROM reports WHERE state = 'queued'`).Scan(&round.done.Queued)
 	return round.done, databaseError(err)
 }
@@ -114,7 +115,7 @@ func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		r.app.settle(ctx, q.ID, "delivered", r.app.store.delivered)
+		_, _ = r.app.store.deliveries.do(ctx, q.ID) // markDelivered tells of an error
 		r.done.Delivered++
 	case isFinal(err):
 		r.app.reject(ctx, q.ID, err)

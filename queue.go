@@ -71,6 +71,7 @@ func (s *Store) recordAll(ctx context.Context, recordings []recording) ([]record
 		if len(left) == 0 {
 			break
 		}
+		s.deliveries.flush(ctx)
 		if err := note(acknowledge(ctx, conn.Conn(), left)); err != nil {
 			return nil, err
 		}
@@ -150,17 +151,22 @@ func (app *App) reject(ctx context.Context, id int64, why error) {
 	})
 }
 
-// delivered records a delivery. It does not wait until that is on the disk: should it be lost, the
-// queue delivers once more, and Rollbar drops that.
-func (s *Store) delivered(ctx context.Context, id int64) error {
-	_, err := s.deliveries.do(ctx, id)
-	return databaseError(err)
+// markDelivered records deliveries. Should this fail, or be lost with the process, the queue delivers
+// once more, and Rollbar drops that.
+func (app *App) markDelivered(ctx context.Context, ids []int64) ([]struct{}, error) {
+	if err := app.store.delivered(ctx, ids); err != nil {
+		app.log.WarnContext(ctx, "occurrences could not be marked as delivered", "reports", ids, "error", err)
+		return nil, err
+	}
+	app.count("app.queue.delivered", float64(len(ids)))
+	return make([]struct{}, len(ids)), nil
 }
 
-func (s *Store) deliveredAll(ctx context.Context, ids []int64) ([]struct{}, error) {
+// delivered records deliveries. It does not wait until that is on the disk.
+func (s *Store) delivered(ctx context.Context, ids []int64) error {
 	conn, err := s.writer(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Release()
 	_, err = conn.Exec(ctx, `
@@ -169,7 +175,7 @@ func (s *Store) deliveredAll(ctx context.Context, ids []int64) ([]struct{}, erro
 		SET state = 'delivered', last_seen = now(), next_lookup = now() + $2
 		WHERE r.id = ANY($1) AND r.state = 'queued' AND EXISTS (SELECT FROM lax)`,
 		ids, lookupWaits[0])
-	return make([]struct{}, len(ids)), err
+	return databaseError(err)
 }
 
 func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error {

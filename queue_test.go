@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -94,6 +95,35 @@ func TestCreateIsRepeated(t *testing.T) {
 		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid), fault)
 		assert.Equal(t, "delivered", f.state(uuid), fault)
 	}
+}
+
+// The answer does not wait until the report is marked, but who asks next does.
+func TestDeliveredReadsAsDelivered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range 5 {
+				uuid := newUUID()
+				assert.Equal(t, 201, f.create(uuid).status)
+				assert.Contains(t, f.get("/reports?state=delivered&limit=1000").body, uuid)
+				again := f.create(uuid)
+				assert.Equal(t, 201, again.status, again.body)
+				assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+			}
+		})
+	}
+	clients.Wait()
+}
+
+// A subcommand does not end before the report is marked.
+func TestDeliveredByASubcommand(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	uuid := newUUID()
+	require.Zero(t, f.run("items", "create", "-message", "x", "-uuid", uuid).exit)
+	assert.Equal(t, []string{"delivered"}, f.rows(`SELECT state FROM reports`))
 }
 
 func TestDeliveryOfTheRefused(t *testing.T) {

@@ -495,6 +495,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	if err != nil {
 		return Cleaned{}, err
 	}
+	store.deliveries.flush(ctx)
 	conn, err := store.writer(ctx)
 	if err != nil {
 		return Cleaned{}, err

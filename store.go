@@ -33,8 +33,8 @@ type Store struct {
 	pool *pgxpool.Pool // the primary
 	read *pgxpool.Pool // where reports are read; the same as pool without a standby
 
-	recordings batcher[recording, record]
-	deliveries batcher[int64, struct{}]
+	recordings batcher[recording, record] // to be recorded
+	deliveries batcher[int64, struct{}]   // reports that Rollbar took, to be marked; run is the App's
 
 	readTimeout time.Duration
 
@@ -56,7 +56,9 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 		}
 	}
 	s.recordings.run, s.recordings.key = s.recordAll, func(r recording) string { return r.uuid }
-	s.deliveries.run, s.deliveries.key = s.deliveredAll, func(id int64) string { return strconv.FormatInt(id, 10) }
+	s.recordings.pause = 200 * time.Microsecond
+	s.deliveries.key = func(id int64) string { return strconv.FormatInt(id, 10) }
+	s.deliveries.pause = 2 * time.Millisecond // nobody waits for them
 	telemetry.observe(func() { telemetry.observePool(pool) })
 	return s, nil
 }
@@ -94,6 +96,9 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 
 // Close waits for running statements and closes the connections.
 func (s *Store) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	s.deliveries.flush(ctx)
 	s.pool.Close()
 	if s.read != s.pool {
 		s.read.Close()
@@ -128,8 +133,9 @@ func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
 }
 
 // reader returns a connection for reading reports: to the standby, if there is one that answers and
-// has the tables.
+// has the tables. What this process delivered reads as delivered.
 func (s *Store) reader(ctx context.Context) (*pgxpool.Conn, error) {
+	s.deliveries.flush(ctx)
 	if s.read != s.pool {
 		if conn, err := acquire(ctx, s.read); err == nil {
 			if hasTables(ctx, conn) {

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// A gate is what a batcher runs: each batch waits until it is let through.
+type gate struct {
+	begun   chan []int
+	through chan error
+}
+
+func newGate() (*gate, *batcher[int, string]) {
+	g := &gate{make(chan []int), make(chan error)}
+	return g, &batcher[int, string]{
+		key: func(n int) string { return strconv.Itoa(n % 100) },
+		run: func(_ context.Context, items []int) (results []string, err error) {
+			g.begun <- items
+			for _, n := range items {
+				results = append(results, strconv.Itoa(n))
+			}
+			return results, <-g.through
+		},
+	}
+}
+
+// What comes while a batch is under way is the next one; items of the same key are never in one.
+func TestBatcher(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	first := b.put(t.Context(), 1)
+	assert.Equal(t, []int{1}, <-g.begun)
+	second, third, same := b.put(t.Context(), 2), b.put(t.Context(), 3), b.put(t.Context(), 102)
+	g.through <- nil
+	assert.Equal(t, []int{2, 3}, <-g.begun)
+	<-first.done
+	assert.Equal(t, "1", first.result)
+	g.through <- nil
+	assert.Equal(t, []int{102}, <-g.begun)
+	<-third.done
+	assert.Equal(t, []string{"2", "3"}, []string{second.result, third.result})
+	g.through <- nil
+	<-same.done
+	assert.Equal(t, "102", same.result)
+}
+
+// flush waits for all that was put before it, and not longer than its context lasts.
+func TestBatcherFlush(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	b.flush(t.Context()) // nothing to wait for
+	one := b.put(t.Context(), 1)
+	<-g.begun
+	two := b.put(t.Context(), 2)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	b.flush(ended)
+	flushed := make(chan struct{})
+	go func() { b.flush(t.Context()); close(flushed) }()
+	g.through <- nil
+	<-g.begun
+	select {
+	case <-flushed:
+		t.Fatal("the second one is not done")
+	default:
+	}
+	g.through <- nil
+	<-flushed
+	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
+}
+
+// When a batch fails for what one of its items is, the others are done all the same; when
+// PostgreSQL is down, nothing is tried again.
+func TestBatcherFailures(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		err   error
+		alone bool
+	}{
+		"one item":   {&pgconn.PgError{Code: "22P05"}, true},
+		"PostgreSQL": {fail(unavailable, "down"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, b := newGate()
+			b.put(t.Context(), 0)
+			<-g.begun
+			bad, good := b.put(t.Context(), 1), b.put(t.Context(), 2)
+			g.through <- nil
+			assert.Equal(t, []int{1, 2}, <-g.begun)
+			g.through <- test.err
+			if test.alone {
+				assert.Equal(t, []int{1}, <-g.begun)
+				g.through <- test.err
+				assert.Equal(t, []int{2}, <-g.begun)
+				g.through <- nil
+			}
+			<-good.done
+			require.ErrorIs(t, bad.err, test.err)
+			assert.Equal(t, test.alone, good.err == nil)
+		})
+	}
+}
