@@ -7,7 +7,6 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"mime"
@@ -293,8 +292,7 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 		for name, values := range link.changes {
 			query[name] = values
 		}
-		target := url.URL{Path: page.Path, RawQuery: query.Encode()}
-		h.Add("Link", fmt.Sprintf(`<%s>; rel="%s"`, target.String(), link.rel))
+		h.Add("Link", "<"+page.EscapedPath()+"?"+query.Encode()+`>; rel="`+link.rel+`"`)
 	}
 }
 

@@ -76,7 +76,7 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 		Rows: page.all,
 		Rest: page.rest,
 		Prev: page.prev, Next: page.next,
-		Close: func() { _ = page.close(); conn.Release() },
+		Close: func() { page.close(); conn.Release() },
 	}
 	if all {
 		list.Rows, list.Prev, list.Next = in.everything(ctx, conn, store.readTimeout, page), nil, nil
@@ -146,21 +146,13 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 
 // A reportPage is one page of reports while it is read.
 type reportPage struct {
-	cancel  context.CancelFunc
-	answers pgx.BatchResults
-	rows    pgx.Rows
-	row     reportRow // the first one, until it is yielded
-	any     bool      // there is a first one
-	seen    []seenRow // the newest report first
-	last    int64     // the id at the end of a full page
-	next    url.Values
-	prev    url.Values
-}
-
-// A seenRow says when a report was seen again.
-type seenRow struct {
-	id int64
-	at time.Time
+	cancel context.CancelFunc
+	rows   pgx.Rows
+	row    reportRow // the first one, until it is yielded
+	any    bool      // there is a first one
+	last   int64     // the id at the end of a full page
+	next   url.Values
+	prev   url.Values
 }
 
 // open begins to read the page, within the timeout, and works out its neighbours, because Links go
@@ -178,35 +170,42 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeou
 		err = context.DeadlineExceeded
 	}
 	if err != nil {
-		_ = page.close()
+		page.close()
 		return nil, err
 	}
 	return page, nil
 }
 
-// openNewest is open for a page of all reports.
+// openNewest is open for a page of all reports. The rows of both tables come in the order of ids, so
+// that joining them costs next to nothing.
 //
 // Limits are written into the statements, here and in find.go, because plans are made for any
 // parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
 func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
 	limit, before := strconv.FormatInt(in.Limit.Value, 10), in.Cursor.newest()
 	err := page.begin(ctx, conn, before, `
-		SELECT report_id, last_seen
-		FROM seen
-		WHERE report_id < $1
-		ORDER BY report_id DESC
-		LIMIT `+limit, `
-		SELECT id, item_id, uuid, state, first_seen, last_seen, data, (
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, (
 				SELECT id
 				FROM reports
 				WHERE id < $1
 				ORDER BY id DESC
 				LIMIT 1 OFFSET `+limit+` - 1
 			) AS last
-		FROM reports
-		WHERE id < $1
-		ORDER BY id DESC
-		LIMIT `+limit)
+		FROM (
+			SELECT id, item_id, uuid, state, first_seen, last_seen, data
+			FROM reports
+			WHERE id < $1
+			ORDER BY id DESC
+			LIMIT `+limit+`
+		) AS r
+		LEFT JOIN (
+			SELECT report_id, last_seen
+			FROM seen
+			WHERE report_id < $1
+			ORDER BY report_id DESC
+			LIMIT `+limit+`
+		) AS s ON s.report_id = r.id
+		ORDER BY r.id DESC`)
 	if err != nil {
 		return err
 	}
@@ -247,65 +246,30 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, p
 		page.next = url.Values{"cursor": {cursor{before: last}.String()}}
 	}
 	return page.begin(ctx, conn, ids, `
-		SELECT report_id, last_seen
-		FROM seen
-		WHERE report_id = ANY($1)
-		ORDER BY report_id DESC`, `
-		SELECT id, item_id, uuid, state, first_seen, last_seen, data, NULL::bigint AS last
-		FROM reports
-		WHERE id = ANY($1)
-		ORDER BY id DESC`)
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, NULL::bigint AS last
+		FROM reports r
+		LEFT JOIN seen s ON s.report_id = r.id
+		WHERE r.id = ANY($1)
+		ORDER BY r.id DESC`)
 }
 
-// begin sends both statements, which choose reports by the same argument, reads when they were seen
-// again, and the first row. That costs less than a join of each row.
-func (p *reportPage) begin(ctx context.Context, conn *pgxpool.Conn, arg any, seenSQL, reportsSQL string) error {
-	batch := &pgx.Batch{}
-	batch.Queue(seenSQL, arg)
-	batch.Queue(reportsSQL, arg)
-	p.answers = conn.SendBatch(ctx, batch)
-	seen, err := p.answers.Query()
-	if err == nil {
-		err = p.readSeen(seen)
+// begin runs the statement with its argument and reads the first row.
+func (p *reportPage) begin(ctx context.Context, conn *pgxpool.Conn, arg any, sql string) (err error) {
+	if p.rows, err = conn.Query(ctx, sql, arg); err != nil {
+		return err
 	}
-	if err == nil {
-		p.rows, err = p.answers.Query()
+	if p.any = p.rows.Next(); p.any {
+		err = p.row.scan(p.rows)
 	}
-	if err == nil {
-		if p.any = p.rows.Next(); p.any {
-			err = p.row.scan(p.rows)
-		}
-		err = cmp.Or(err, p.rows.Err())
-	}
-	return err
-}
-
-func (p *reportPage) readSeen(rows pgx.Rows) error {
-	for rows.Next() {
-		var s seenRow
-		if isText(rows) {
-			if err := rows.Scan(&s.id, &s.at); err != nil {
-				return err
-			}
-		} else {
-			raw := rows.RawValues()
-			s = seenRow{binaryInt(raw[0]), binaryTime(raw[1])}
-		}
-		p.seen = append(p.seen, s)
-	}
-	return rows.Err()
+	return cmp.Or(err, p.rows.Err())
 }
 
 // close ends the reading.
-func (p *reportPage) close() error {
-	defer p.cancel()
+func (p *reportPage) close() {
 	if p.rows != nil {
 		p.rows.Close()
 	}
-	if p.answers == nil {
-		return nil
-	}
-	return p.answers.Close()
+	p.cancel()
 }
 
 // A reportRow is one row of the statement for a page. Its texts are valid until the next row.
@@ -369,18 +333,13 @@ func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
 				return
 			}
 		}
-		for len(p.seen) > 0 && p.seen[0].id > p.row.id {
-			p.seen = p.seen[1:]
-		}
-		if len(p.seen) > 0 && p.seen[0].id == p.row.id && p.seen[0].at.After(p.row.lastSeen) {
-			p.row.lastSeen = p.seen[0].at
-		}
 		buf = p.row.appendJSON(buf[:0])
 		if !yield(buf, nil) {
 			return
 		}
 	}
-	if err := cmp.Or(p.rows.Err(), p.close()); err != nil {
+	p.close()
+	if err := p.rows.Err(); err != nil {
 		yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
 	}
 }
