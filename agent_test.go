@@ -180,6 +180,7 @@ func checkTrace(trace []agentSpan) error {
 	}
 	first := trace[0]
 	present := map[uint64]bool{}
+	tid, has128bits := first.Meta["_dd.p.tid"]
 	for _, s := range trace {
 		switch {
 		case present[s.SpanID]:
@@ -192,12 +193,20 @@ func checkTrace(trace []agentSpan) error {
 		}
 		present[s.SpanID] = true
 	}
+	topmost := 0
+	for _, s := range trace {
+		if !present[s.ParentID] {
+			topmost++
+		}
+	}
 	switch _, hasPriority := first.Metrics["_sampling_priority_v1"]; {
 	case !hasPriority:
 		return errors.New("no sampling priority on the first span")
 	case present[first.ParentID]:
 		return errors.New("the first span is not a top-level span")
-	case len(first.Meta["_dd.p.tid"]) != 16:
+	case topmost > 1 && len(trace) < maxChunkSpans: // of a very long trace, parts leave before
+		return fmt.Errorf("%d spans have no parent among them", topmost)
+	case has128bits && (len(tid) != 16 || tid == hex64(0)):
 		return errors.New("no upper half of the trace id on the first span")
 	}
 	return nil

@@ -25,15 +25,18 @@ type batched[T, R any] struct {
 	ctx    context.Context
 	item   T
 	done   chan struct{}
+	by     *span // in whose trace it was done, once it is
 	result R
 	err    error
 }
 
 // do has the item done. When the context ends before that, it may be done all the same.
 func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
-	mine := b.put(ctx, item)
+	began := time.Now()
+	mine := b.add(ctx, item)
 	select {
 	case <-mine.done:
+		noteShared(ctx, "store.shared", began, mine.by)
 		return mine.result, mine.err
 	case <-ctx.Done():
 		var none R
@@ -41,8 +44,12 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	}
 }
 
-// put leaves the item to be done soon, also if the context ends.
+// put leaves the item to be done soon, also if the context ends. The trace may be over by then.
 func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
+	return b.add(outsideTraces(ctx), item)
+}
+
+func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,7 +111,13 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 	for i, one := range batch {
 		items[i] = one.item
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(batch[0].ctx), storeTimeout) // in the first one's trace
+	first := batch[0] // that has a trace, if one has
+	for _, one := range batch {
+		if spanOf(first.ctx) == nil {
+			first = one
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(first.ctx), storeTimeout)
 	defer cancel()
 	results, err := b.run(ctx, items)
 	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
@@ -117,6 +130,7 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 		if one.err = err; err == nil {
 			one.result = results[i]
 		}
+		one.by = spanOf(first.ctx)
 		close(one.done)
 	}
 }

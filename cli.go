@@ -110,10 +110,7 @@ var errUsage = errors.New("a subcommand is missing")
 // fail prints the error, as one line or, where JSON was asked for, as a problem, and returns the
 // exit code.
 func (c *cli) fail(err error) int {
-	f := failureOf(err)
-	if f.setting != "" {
-		f.kind = misconfigured
-	}
+	f := failureOf(err).onCommandLine()
 	if f.kind == internal {
 		f.detail += ": " + f.err.Error() // the command line runs on behalf of its user
 	}
@@ -292,36 +289,34 @@ func (c *cli) readBody(name string) (map[string]json.RawMessage, error) {
 	return body, nil
 }
 
-// execute runs one operation and prints its result.
+// execute runs one operation and prints its result. What is wrong with the arguments is said before
+// what is wrong with the settings.
 func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, positional []string, yes bool) error {
 	args, err := c.arguments(command, given, positional)
-	if err != nil {
-		return err
+	var operation prepared
+	if err == nil {
+		operation, err = command.Run.prepare(args)
 	}
-	operation, err := command.Run.prepare(args)
-	if err != nil {
-		return err
+	config, configErr := loadConfig(c.settings, c.std.envFile)
+	if configErr != nil {
+		return cmp.Or(err, configErr)
 	}
-	config, err := loadConfig(c.settings, c.std.envFile)
-	if err != nil {
-		return err
-	}
-	if command.Confirm != "" && !yes {
-		if err := c.confirm(command.Confirm); err != nil {
-			return err
-		}
-	}
-	telemetry, err := config.startTelemetry()
-	if err != nil {
-		return err
+	telemetry, telemetryErr := config.startTelemetry()
+	if telemetryErr != nil {
+		return cmp.Or(err, telemetryErr)
 	}
 	defer telemetry.closeWithin(time.Second)
 	call := &Call{progress: c.progress(), lines: c.output == "ndjson"}
 	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
+	if err == nil && command.Confirm != "" && !yes {
+		err = c.confirm(command.Confirm)
+	}
 	var value any
-	if config.AppURL != "" {
+	switch {
+	case err != nil:
+	case config.AppURL != "":
 		value, err = c.ask(ctx, config, command, args)
-	} else {
+	default:
 		var app *App
 		if app, err = c.newApp(config, telemetry); err == nil {
 			defer app.Close()

@@ -126,6 +126,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	case !record.fresh:
 		return record.answer(uuid)
 	}
+	app.count("app.reports.stored", 1)
 	err = app.rollbar.Post(ctx, data)
 	if err == nil {
 		app.store.deliveries.put(ctx, record.id)

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,12 +50,14 @@ func (a *agentStandIn) trace(resource string) []agentSpan {
 // metric returns the next message with the name and all the tags.
 func (a *agentStandIn) metric(name string, tags ...string) agentMetric {
 	a.t.Helper()
-	for {
+	for began := time.Now(); time.Since(began) < waitLimit; {
 		metric := receive(a.t, a.metrics)
 		if metric.Name == name && len(intersection(metric.Tags, tags)) == len(tags) {
 			return metric
 		}
 	}
+	require.FailNow(a.t, "there is no such metric", "%s %v", name, tags)
+	panic("unreachable")
 }
 
 func intersection(a, b []string) (both []string) {
@@ -150,29 +157,141 @@ func TestTraceOfAFailure(t *testing.T) {
 	assert.Equal(t, maxAttempts, attempts, "each attempt is a span")
 }
 
-// A caller's trace goes on here and at Rollbar.
+// What a request is about is its route, whatever becomes of it.
+func TestResourcesOfRequests(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	for _, tt := range []struct{ method, path, body, resource string }{
+		{"HEAD", "/items", "", "HEAD /items"},
+		{"PUT", "/items/7", `{"status":"resolved"}`, "PUT /items/{id}"},
+		{"PATCH", "/items/7", `{"status":"resolved"}`, "PATCH /items/{id}"},
+		{"DELETE", "/reports?stat=queued", "", "DELETE /reports"},
+		{"POST", "/which", "", "POST (no route)"},
+		{"GET", "/nowhere", "", "GET (no route)"},
+		{"GET", "//items", "", "GET (no route)"},
+	} {
+		f.call(tt.method, tt.path, tt.body)
+		trace := receive(t, agent.traces)
+		assert.Equal(t, tt.resource, trace[0].Resource)
+		assert.Zero(t, trace[0].Error)
+		for len(trace) > 0 && tt.path == "//items" && trace[0].Resource != "GET /items" { // where that leads
+			trace = receive(t, agent.traces)
+		}
+	}
+}
+
+// A panic's trace says what it was, which the answer does not.
+func TestTraceOfAPanic(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	broken := &Command{Name: "break", Route: "GET /break", Short: "Break", Run: typed(func(context.Context, *App, struct{}) (Text, error) { panic("oh no") })}
+	f.serve(newHandler(f.app, []*Command{broken}, nil))
+	f.get("/break").requireProblem(500, "internal")
+	root := agent.trace("GET /break")[0]
+	assert.EqualValues(t, 1, root.Error)
+	assert.Equal(t, "panic: oh no", root.Meta["error.message"])
+	assert.Contains(t, root.Meta["error.stack"], "TestTraceOfAPanic")
+}
+
+// A caller's trace goes on here and at Rollbar, with its priority and what others put there.
 func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
+	received := make(chan http.Header, 1)
+	f.app.rollbar.client.Transport = f.app.transport(roundTripper(func(r *http.Request) (*http.Response, error) {
+		received <- r.Header
+		return http.DefaultTransport.RoundTrip(r)
+	}), callResource)
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
-	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01")
+	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01", "Tracestate", "dd=s:2,other=1")
 	trace := agent.trace("GET /items")
 	assert.Equal(t, id, trace[0].id())
 	assert.EqualValues(t, 0x00f067aa0ba902b7, trace[0].ParentID)
+	assert.EqualValues(t, 2, trace[0].Metrics["_sampling_priority_v1"])
+	header := receive(t, received)
+	var call agentSpan
+	for _, s := range trace {
+		if s.Type == "http" {
+			call = s
+		}
+	}
+	assert.Equal(t, "00-"+id+"-"+hex64(call.SpanID)+"-01", header.Get("Traceparent"))
+	assert.Equal(t, "dd=s:2;p:"+hex64(call.SpanID)+";t.tid:"+id[:16]+",other=1", header.Get("Tracestate"))
+	assert.Equal(t, "2", header.Get("X-Datadog-Sampling-Priority"))
 }
 
 func TestTraceOfADelivery(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	f.sandbox.setFault(faultDown)
-	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`).status)
+	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7", "X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
 	request := agent.trace("POST /items")
 	f.sandbox.setFault(faultNone)
 	require.Equal(t, 200, f.call("POST", "/reports/deliver", "").status)
 	delivery := agent.trace("queue.deliver")
 	assert.Equal(t, request[0].id(), delivery[0].id(), "it continues the request's trace")
+	assert.EqualValues(t, 2, delivery[0].Metrics["_sampling_priority_v1"])
 	assert.Equal(t, 1, kinds(delivery)["http POST /api/1/item/"])
 	agent.metric("app.queue.delivered")
+}
+
+// A create is one trace in one piece: what is left to do after the answer is no part of it.
+func TestTraceOfACreate(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	require.Equal(t, 201, f.call("POST", "/items", `{"message":"now"}`).status)
+	trace := agent.trace("POST /items")
+	assert.Equal(t, 1, kinds(trace)["http POST /api/1/item/"])
+	assert.NotZero(t, kinds(trace)["sql"])
+	agent.metric("app.queue.delivered")
+	f.call("GET", "/last", "")
+	for next := receive(t, agent.traces); next[0].Resource != "GET (no route)"; next = receive(t, agent.traces) {
+		assert.NotEqual(t, trace[0].id(), next[0].id())
+	}
+}
+
+// Who shares another's call or statement sees in the own trace how long that took, and which it was.
+func TestTraceOfSharedWork(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	f.sandbox.failOnly("GET /items", 1, faultSlow)
+	var callers sync.WaitGroup
+	list := func() { callers.Go(func() { assert.Equal(t, 200, f.call("GET", "/items", "").status) }) }
+	list()
+	f.await("GET /items")
+	for range 3 {
+		list()
+	}
+	require.Eventually(t, func() bool { return strings.Count(stacks(), "flight[...]).wait") == 3 }, waitLimit, waitTick)
+	f.sandbox.setFault(faultNone)
+	callers.Wait()
+	var leader string
+	var shared []string
+	for range 4 {
+		trace := agent.trace("GET /items")
+		if kinds(trace)["http GET /api/1/items/"] > 0 {
+			leader = trace[0].id()
+			continue
+		}
+		for _, s := range trace {
+			if s.Resource == "rollbar.shared" {
+				shared = append(shared, s.Meta["shared.trace_id"])
+			}
+		}
+	}
+	assert.Equal(t, []string{leader, leader, leader}, shared)
+	for _, line := range f.log.lines() {
+		if line["operation"] == "items.list" {
+			assert.Greater(t, line["upstream_duration"], 0.)
+			assert.GreaterOrEqual(t, line["duration"], line["upstream_duration"])
+		}
+	}
+}
+
+// stacks are the call stacks of all goroutines.
+func stacks() string {
+	text := make([]byte, 4<<20)
+	return string(text[:runtime.Stack(text, true)])
 }
 
 func TestMetricsOfTheService(t *testing.T) {
@@ -180,7 +299,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	f, agent := newObserved(t)
 	ctx, cancel := newContext(t)
 	done := make(chan struct{})
-	go func() { defer close(done); f.app.watchQueue(ctx) }()
+	go func() { defer close(done); f.app.watch(ctx) }()
 	defer func() { cancel(); <-done }()
 	f.call("GET", "/items", "")
 	common := []string{"service:shop", "env:prod", "version:1.2.3"}
@@ -209,6 +328,46 @@ func TestMetricsOfTheService(t *testing.T) {
 	f.sandbox.setFault(faultDown)
 	f.call("GET", "/items", "")
 	agent.metric("app.rollbar.retries", "method:GET")
+	f.call("POST", "/items", `{"message":"x"}`)
+	agent.metric("app.queue.released")
+	f.call("POST", "/items", `{"message":"x"}`)
+	assert.Equal(t, []float64{1}, agent.metric("app.reports.stored").Values)
+	queued, _, err := f.app.store.queueLength(t.Context())
+	require.NoError(t, err)
+	assert.EqualValues(t, 2, queued)
+}
+
+// Each value of a tag is a series that costs: there are few.
+func TestMetricsHaveFewTags(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	id := f.sandbox.itemIDs()[0]
+	for range 3 {
+		for _, path := range []string{"/items", "/reports", "/reports/1", "/check", fmt.Sprintf("/items/%d", id), fmt.Sprintf("/items/%d/occurrences", id), "/nowhere/" + newUUID()} {
+			f.call("GET", path, "")
+		}
+		f.call("POST", "/items", `{"message":"x"}`)
+		f.call("PATCH", fmt.Sprintf("/items/%d", id), `{"title":"x"}`)
+	}
+	f.call("DELETE", "/reports?state=superseded", "")
+	valid := map[string][]string{
+		"surface": {"http", "cli"}, "method": {"GET", "POST", "PATCH", "DELETE"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
+		"scope": {"read", "write", "post_server_item"}, "env": {"prod"}, "service": {"shop"}, "version": {"1.2.3"},
+		"outcome": {"ok"}, "operation": {"none"},
+	}
+	for _, k := range failureKinds {
+		valid["outcome"] = append(valid["outcome"], k.name)
+	}
+	for _, c := range commands {
+		valid["operation"] = append(valid["operation"], c.Name)
+	}
+	agent.metric("app.operations", "operation:reports.clean")
+	for _, metric := range drained(agent.metrics) {
+		for _, tag := range metric.Tags {
+			key, value, _ := strings.Cut(tag, ":")
+			assert.Contains(t, valid[key], value, metric.Name)
+		}
+	}
 }
 
 // What the agent gets and what is logged holds no token, no query and no literal.
@@ -255,9 +414,24 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
 	agent.metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
 
-	assert.Error(t, program(t, env, "items", "get", "1").Run())
-	assert.EqualValues(t, 1, agent.trace("GET /items/{id}")[0].Error)
-	agent.metric("app.operations", "operation:items.get", "surface:cli", "outcome:not-found")
+	for _, tt := range []struct {
+		args                         []string
+		operation, resource, outcome string
+	}{
+		{[]string{"items", "get", "1"}, "items.get", "GET /items/{id}", "not-found"},
+		{[]string{"items", "update", "x", "-status", "resolved"}, "items.update", "PATCH /items/{id}", "usage"},
+		{[]string{"items", "delete", "1"}, "items.delete", "DELETE /items/{id}", "usage"},
+		{[]string{"items", "create", "-message", "x"}, "items.create", "POST /items", "config"},
+	} {
+		assert.Error(t, program(t, env, tt.args...).Run())
+		root := agent.trace(tt.resource)[0]
+		assert.EqualValues(t, 1, root.Error)
+		assert.Equal(t, "custom", root.Type)
+		agent.metric("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)
+	}
+	for _, metric := range drained(agent.metrics) {
+		assert.NotRegexp(t, `^(runtime|app\.pool)\.`, metric.Name, "these are the service's")
+	}
 }
 
 // With APP_URL the subcommand and the server are in one trace.
@@ -283,6 +457,78 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	began := time.Now()
 	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
 	assert.Less(t, time.Since(began), 4*time.Second) // one, and what a loaded machine adds
+
+	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true", "DATABASE_URL=" + testDatabase(t)})
+	res, err := http.Get(p.url + "/which")
+	require.NoError(t, err)
+	res.Body.Close()
+	began = time.Now()
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	assert.Zero(t, p.wait())
+	assert.Less(t, time.Since(began), 9*time.Second) // five, and so on
+}
+
+// With an agent that hangs, requests are answered as ever.
+func TestRequestsWithAnAgentThatHangs(t *testing.T) {
+	t.Parallel()
+	f, agent := newObserved(t)
+	agent.hang()
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range 50 {
+				assert.Equal(t, 200, f.call("GET", "/reports?limit=1", "").status)
+			}
+		})
+	}
+	clients.Wait() // for ever, if one waited for the agent
+}
+
+// The real service with the real delays: it says soon that its agent is absent, once, and goes on
+// when the agent comes.
+func TestServeWithoutItsAgent(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	agent.die()
+	packets := agent.packets.LocalAddr()
+	agent.packets.Close()
+	began := time.Now()
+	p := startServe(t, []string{
+		"DATABASE_URL=" + testDatabase(t), "SANDBOX=true",
+		"DD_TRACE_AGENT_URL=http://" + agent.address, "DD_DOGSTATSD_URL=udp://" + packets.String(),
+	})
+	get := func() {
+		res, err := http.Get(p.url + "/which")
+		require.NoError(t, err)
+		res.Body.Close()
+	}
+	get()
+	const line = "the Datadog agent does not take everything"
+	require.Eventually(t, func() bool { return strings.Contains(p.stdout(), line) }, waitLimit, waitTick)
+	assert.Less(t, time.Since(began), 15*time.Second) // ten, and what a loaded machine adds
+
+	agent.listen(listenTCP(t, agent.address))
+	socket, err := net.ListenPacket(packets.Network(), packets.String())
+	require.NoError(t, err)
+	metrics := startAgent(t, listenTCP(t, "127.0.0.1:0"), socket)
+	get()
+	agent.trace("GET /which")
+	metrics.metric("app.operations", "operation:which")
+	metrics.metric("runtime.go.num_goroutine")
+	assert.Equal(t, 1, strings.Count(p.stdout(), line))
+}
+
+// Off means off: no part of all this runs.
+func TestServeWithTelemetryOff(t *testing.T) {
+	t.Parallel()
+	p := startServe(t, []string{"DATABASE_URL=" + testDatabase(t), "SANDBOX=true", "DD_ENV=prod", "DD_TAGS=a:b", "DD_AGENT_HOST="})
+	res, err := http.Get(p.url + "/check")
+	require.NoError(t, err)
+	res.Body.Close()
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGQUIT)) // prints all goroutines
+	p.wait()
+	assert.Contains(t, p.stderr(), "main.serveUntilDone")
+	assert.NotRegexp(t, `telemetry|traceSender|metricSender|pgxTracer|\(\*App\)\.watch`, p.stderr())
 }
 
 // serve -trace shows where the time went, without any agent.

@@ -123,6 +123,15 @@ func failureOf(err error) *Failure {
 	}
 }
 
+// onCommandLine is the failure as the command line has it: there, a missing setting is a matter of
+// configuration.
+func (f *Failure) onCommandLine() *Failure {
+	if f.setting != "" {
+		f.kind = misconfigured
+	}
+	return f
+}
+
 // isKind reports whether the error is a failure of one of the kinds.
 func isKind(err error, kinds ...failureKind) bool {
 	var f *Failure

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"mime"
@@ -109,6 +110,7 @@ func (s *server) recovered(x *exchange, r *http.Request, caught any) {
 		panic(caught)
 	}
 	s.app.log.ErrorContext(r.Context(), "panic", "request_id", x.id, "error", caught, "error.stack", string(debug.Stack()))
+	spanOf(r.Context()).fail(fmt.Errorf("panic: %v", caught))
 	if x.status != 0 {
 		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 	}
@@ -129,7 +131,11 @@ func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began t
 		outcome = unavailable // of check
 	}
 	s.app.countOperation(x.operation, "http", outcome, took)
-	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
+	pattern := r.Pattern
+	if x.operation == "" { // as of a path that the mux leads to a better one
+		pattern = ""
+	}
+	span.finishRequest(r, pattern, x.status, err)
 }
 
 // logRequest writes the line about a request. It leaves out where in the program it was written, which
@@ -148,7 +154,7 @@ func (s *server) logRequest(x *exchange, r *http.Request, began time.Time, took 
 		slog.String("http.method", r.Method),
 		slog.Int("http.status_code", x.status),
 		slog.Duration("duration", took),
-		slog.Duration("upstream_duration", time.Duration(x.call.upstream.Load())),
+		slog.Duration("upstream_duration", x.call.upstream.total()),
 		slog.String("http.request_id", x.id),
 	)
 	if f := x.failure; f != nil {

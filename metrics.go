@@ -9,6 +9,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,9 +50,12 @@ func (t *telemetry) latency(name string, took time.Duration, tags ...string) {
 	t.distribution(name, milliseconds(took), tags...)
 }
 
+// measuring reports whether metrics go anywhere.
+func (t *telemetry) measuring() bool { return t != nil && t.metrics != nil }
+
 // observe has the function called before each sending of metrics, to set gauges. It must be quick.
 func (t *telemetry) observe(gauges func()) {
-	if t == nil || t.metrics == nil {
+	if !t.measuring() {
 		return
 	}
 	t.metrics.mu.Lock()
@@ -64,14 +69,16 @@ type metricSender struct {
 	network, address string
 	size             int // of a packet at most
 	tags             []string
-	losses           *lossLog
+	losses           *losses
+	instance         []string // tags of what each process has its own of
 
 	mu        sync.Mutex
 	series    map[string]*series
 	observers []func()
 
-	conn   net.Conn // nil until needed
-	dialed time.Time
+	conn     net.Conn // nil until needed
+	dialed   time.Time
+	refusals int // so far
 }
 
 // A series is one metric with one set of tags.
@@ -84,15 +91,16 @@ type series struct {
 	seen   int       // values; more than are kept where they are a sample
 }
 
-func newMetricSender(network, address string, id identity, losses *lossLog) *metricSender {
+func newMetricSender(network, address string, id identity, losses *losses) *metricSender {
 	m := &metricSender{network: network, address: address, losses: losses, series: map[string]*series{}}
 	m.size = 1432 // what one Ethernet frame holds
 	if network == "unixgram" {
 		m.size = 8192 // what the agent reads at once
 	}
 	for _, tag := range append(id.unified(), spanTag{"service", id.service}) {
-		m.tags = append(m.tags, tag.key+":"+tag.value)
+		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
 	}
+	m.instance = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}
 	return m
 }
 
@@ -168,7 +176,7 @@ func (m *metricSender) flush(ctx context.Context) {
 	packets := m.pack(all)
 	for i, packet := range packets {
 		if err := m.send(ctx, packet); err != nil {
-			m.losses.err = err
+			m.losses.because(err)
 			m.losses.add(len(packets) - i)
 			return
 		}
@@ -185,7 +193,7 @@ func (m *metricSender) pack(all map[string]*series) [][]byte {
 			case len(message) > m.size:
 				m.losses.add(1)
 				continue
-			case len(packet)+1+len(message) > m.size:
+			case len(packet) > 0 && len(packet)+1+len(message) > m.size:
 				packets = append(packets, packet)
 				packet = nil
 			}
@@ -266,7 +274,7 @@ func (m *metricSender) send(ctx context.Context, packet []byte) error {
 	reused := m.conn != nil
 	err := m.write(ctx, packet)
 	if err != nil && reused {
-		m.losses.err = err
+		m.losses.because(err)
 		m.losses.add(1)
 		err = m.write(ctx, packet)
 	}
@@ -275,17 +283,39 @@ func (m *metricSender) send(ctx context.Context, packet []byte) error {
 
 func (m *metricSender) write(ctx context.Context, packet []byte) (err error) {
 	if m.conn == nil {
-		dialer := net.Dialer{Timeout: 5 * time.Second}
-		if m.conn, err = dialer.DialContext(ctx, m.network, m.address); err != nil {
+		if m.conn, err = m.dial(ctx); err != nil {
 			return err
 		}
 		m.dialed = time.Now()
 	}
 	_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err = m.conn.Write(packet); err != nil {
+		m.refusals++
 		m.hangUp()
 	}
 	return err
+}
+
+// dial looks the agent's name up and connects. A name may have several addresses, of which the agent
+// listens on one, and with datagrams only a refusal tells which it is not. Most likely, for localhost
+// above all, it is the IPv4 one.
+func (m *metricSender) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	address := m.address
+	if m.network == "udp" {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			return nil, err
+		}
+		slices.SortFunc(found, func(a, b netip.Addr) int { return a.Unmap().Compare(b.Unmap()) }) // IPv4 first
+		address = net.JoinHostPort(found[m.refusals%len(found)].Unmap().String(), port)
+	}
+	return new(net.Dialer).DialContext(ctx, m.network, address)
 }
 
 func (m *metricSender) hangUp() {

@@ -15,12 +15,12 @@ import (
 //	app.rollbar.rate_limit_remaining                  scope
 //	app.queue.length, app.queue.oldest                (seconds)
 //	app.queue.delivered, .rejected, .released, .postponed, .forgotten
-//	app.reports.stored, .updated, .unchanged
+//	app.reports.stored, .updated, .unchanged          (stored: seen for the first time, changed, or created)
 //	app.pool.acquired, .idle, .total, .max, .waited   (waited: requests that had to wait, since the start)
 
 // countOperation counts one operation that ended. Its outcome is ok or the kind of its failure.
 func (t *telemetry) countOperation(operation, surface string, outcome failureKind, took time.Duration) {
-	if t == nil || t.metrics == nil {
+	if !t.measuring() {
 		return
 	}
 	if operation == "" {
@@ -41,9 +41,9 @@ func (t *telemetry) startCommand(ctx context.Context, c *Command) (context.Conte
 		kind := failureKind{name: "ok"}
 		switch {
 		case err != nil:
-			kind = failureOf(err).kind
+			kind = failureOf(err).onCommandLine().kind
 		case outcomeOf(value) == outage:
-			kind = unavailable
+			kind, err = unavailable, statusError(outage.status)
 		}
 		t.countOperation(c.Name, "cli", kind, time.Since(began))
 		span.fail(err)
@@ -60,23 +60,23 @@ func (t *telemetry) countReports(items int, changes tally) {
 
 // observePool sets the gauges of the connections to PostgreSQL.
 func (t *telemetry) observePool(pool *pgxpool.Pool) {
-	stat := pool.Stat()
-	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()))
-	t.gauge("app.pool.idle", float64(stat.IdleConns()))
-	t.gauge("app.pool.total", float64(stat.TotalConns()))
-	t.gauge("app.pool.max", float64(stat.MaxConns()))
-	t.gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
+	stat, tags := pool.Stat(), t.metrics.instance
+	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()), tags...)
+	t.gauge("app.pool.idle", float64(stat.IdleConns()), tags...)
+	t.gauge("app.pool.total", float64(stat.TotalConns()), tags...)
+	t.gauge("app.pool.max", float64(stat.MaxConns()), tags...)
+	t.gauge("app.pool.waited", float64(stat.EmptyAcquireCount()), tags...)
 }
 
-// watchQueue sets the gauges of the queue every few seconds, until the context ends.
-func (app *App) watchQueue(ctx context.Context) {
+// watch sets the gauges of a service, those of the queue every few seconds, until the context ends.
+func (app *App) watch(ctx context.Context) {
+	if !app.measuring() {
+		return
+	}
+	app.observe(app.observeRuntime)
+	app.observe(func() { app.observePool(app.store.pool) })
 	for {
-		var length, oldest float64
-		err := app.store.pool.QueryRow(ctx, `
-			SELECT count(*), coalesce(extract(epoch FROM now() - min(first_seen)), 0)
-			FROM reports
-			WHERE state = 'queued'`).Scan(&length, &oldest)
-		if err == nil {
+		if length, oldest, err := app.store.queueLength(ctx); err == nil {
 			app.gauge("app.queue.length", length)
 			app.gauge("app.queue.oldest", oldest)
 		}
@@ -84,6 +84,17 @@ func (app *App) watchQueue(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// queueLength counts what is queued, and says for how many seconds the oldest is.
+func (s *Store) queueLength(ctx context.Context) (length, oldest float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err = s.pool.QueryRow(ctx, `
+		SELECT count(*), coalesce(extract(epoch FROM now() - min(first_seen)), 0)
+		FROM reports
+		WHERE state = 'queued'`).Scan(&length, &oldest)
+	return length, oldest, err
 }
 
 // closeWithin is Close with a limit for the whole of it.

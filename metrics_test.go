@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +29,7 @@ func sentMetrics(t *testing.T, record func(*telemetry)) map[string]agentMetric {
 	t.Helper()
 	agent := newAgent(t)
 	address := agent.packets.LocalAddr()
-	sender := newMetricSender(address.Network(), address.String(), identity{service: "shop", env: "prod", version: "1.2.3"}, &lossLog{})
+	sender := newMetricSender(address.Network(), address.String(), identity{service: "shop", env: "prod", version: "1.2.3"}, new(lossLog).losses("packets"))
 	defer sender.hangUp()
 	telemetry := &telemetry{metrics: sender}
 	record(telemetry)
@@ -90,7 +92,7 @@ func TestDistributionOfManyValues(t *testing.T) {
 
 func TestPackets(t *testing.T) {
 	t.Parallel()
-	m := newMetricSender("udp", "", identity{service: "shop"}, &lossLog{})
+	m := newMetricSender("udp", "", identity{service: "shop"}, new(lossLog).losses("packets"))
 	all := map[string]*series{}
 	for i := range 100 {
 		name := fmt.Sprintf("app.metric%d", i)
@@ -106,24 +108,36 @@ func TestPackets(t *testing.T) {
 		seen += strings.Count(string(packet), "\n") + 1
 	}
 	assert.Equal(t, 100, seen)
-	assert.EqualValues(t, 1, m.losses.dropped.Load(), "the message that fits into no packet")
+	assert.EqualValues(t, 1, m.losses.dropped(), "the message that fits into no packet")
+}
+
+// A message that fills a packet has one of its own.
+func TestPacketsThatAreFull(t *testing.T) {
+	t.Parallel()
+	m := newMetricSender("udp", "", identity{service: "shop"}, new(lossLog).losses("packets"))
+	for size := range 20 {
+		s := &series{kind: 'd', name: "app.latency" + strings.Repeat("x", size), values: slices.Repeat([]float64{0.5}, 900), seen: 900}
+		for _, packet := range m.pack(map[string]*series{"": s}) {
+			assert.NotEmpty(t, packet)
+		}
+	}
 }
 
 func TestTooManySeries(t *testing.T) {
 	t.Parallel()
-	m := newMetricSender("udp", "", identity{}, &lossLog{})
+	m := newMetricSender("udp", "", identity{}, new(lossLog).losses("packets"))
 	for i := range maxSeries + 5 {
 		m.add('c', "app.metric", 1, []string{fmt.Sprint("id:", i)})
 	}
 	assert.Len(t, m.series, maxSeries)
-	assert.EqualValues(t, 5, m.losses.dropped.Load())
+	assert.EqualValues(t, 5, m.losses.dropped())
 }
 
 func TestMetricsRedial(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	address := agent.packets.LocalAddr()
-	m := newMetricSender(address.Network(), address.String(), identity{}, &lossLog{})
+	m := newMetricSender(address.Network(), address.String(), identity{}, new(lossLog).losses("packets"))
 	defer m.hangUp()
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
 	first := m.conn
@@ -131,24 +145,51 @@ func TestMetricsRedial(t *testing.T) {
 	assert.Same(t, first, m.conn)
 	m.dialed = m.dialed.Add(-redialAfter)
 	require.NoError(t, m.send(t.Context(), []byte("app.third:1|c|#a:b")))
-	assert.NotSame(t, first, m.conn, "a minute later the name is looked up again")
+	assert.NotSame(t, first, m.conn, "a while later the name is looked up again")
 	awaitMetric(t, agent, "app.third")
+}
+
+// A name can have several addresses: the IPv4 one is the likeliest, and after a refusal it is the
+// turn of another.
+func TestMetricsToLocalhost(t *testing.T) {
+	t.Parallel()
+	agent := newAgent(t)
+	_, port, err := net.SplitHostPort(agent.packets.LocalAddr().String())
+	require.NoError(t, err)
+	m := newMetricSender("udp", "localhost:"+port, identity{}, new(lossLog).losses("packets"))
+	defer m.hangUp()
+	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
+	awaitMetric(t, agent, "app.first")
+
+	gone := agent.packets.LocalAddr()
+	agent.packets.Close()
+	for m.refusals == 0 { // what nobody takes is refused later
+		_ = m.send(t.Context(), []byte("app.lost:1|c|#a:b"))
+	}
+	packets, err := net.ListenPacket(gone.Network(), gone.String())
+	require.NoError(t, err)
+	returned := startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
+	require.Eventually(t, func() bool {
+		_ = m.send(t.Context(), []byte("app.second:1|c|#a:b"))
+		return len(returned.metrics) > 0
+	}, waitLimit, waitTick)
 }
 
 func TestMetricsOfAnUnknownHost(t *testing.T) {
 	t.Parallel()
-	m := newMetricSender("udp", "no-such-host.invalid:8125", identity{}, &lossLog{})
+	m := newMetricSender("udp", "no-such-host.invalid:8125", identity{}, new(lossLog).losses("packets"))
 	m.add('c', "app.metric", 1, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // so that nobody is asked
 	m.flush(ctx)
-	assert.EqualValues(t, 1, m.losses.dropped.Load())
+	assert.EqualValues(t, 1, m.losses.dropped())
 }
 
 func TestRuntimeMetrics(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry.observe(telemetry.observeRuntime)
 	missing := map[string]bool{"runtime.go.num_cpu": true, "runtime.go.gc_stats.pause_quantiles.max": true}
 	for _, g := range runtimeGauges {
 		missing[g.name] = true
@@ -156,7 +197,7 @@ func TestRuntimeMetrics(t *testing.T) {
 	for len(missing) > 0 {
 		metric := receive(t, agent.metrics)
 		assert.Equal(t, "g", metric.Kind)
-		assert.Contains(t, metric.Tags, "lang:go")
+		assert.Subset(t, metric.Tags, telemetry.metrics.instance)
 		switch metric.Name {
 		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse", "runtime.go.mem_stats.mallocs":
 			assert.Positive(t, metric.Values[0], metric.Name)

@@ -36,7 +36,7 @@ type recording struct {
 // record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
 // Those that come at the same time share a statement and its commit.
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
-	r, err := s.recordings.do(ctx, recording{uuid, storable(data), lease, spanOf(ctx).traceparent()})
+	r, err := s.recordings.do(ctx, recording{uuid, storable(data), lease, spanOf(ctx).place()})
 	if err != nil {
 		return record{}, fmt.Errorf("record: %w", databaseError(err))
 	}
@@ -227,7 +227,7 @@ type queued struct {
 	UUID     string
 	Data     json.RawMessage
 	Attempts int    // this one included
-	Parent   string // the span of the request that queued it, as a traceparent, or ""
+	Parent   string // the place of the span of the request that queued it, or ""
 }
 
 // claim leases the oldest queued occurrence behind the id that nobody works on and, if only those

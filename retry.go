@@ -7,7 +7,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -63,11 +62,41 @@ func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 	return backoff/2 + jitter, true
 }
 
+// A stopwatch measures how long at least one of several things goes on.
+type stopwatch struct {
+	mu      sync.Mutex
+	running int
+	since   time.Time
+	took    time.Duration // until all stopped last
+}
+
+// start begins one of the things and returns what ends it.
+func (w *stopwatch) start() (stop func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running++; w.running == 1 {
+		w.since = time.Now()
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.running--; w.running == 0 {
+			w.took += time.Since(w.since)
+		}
+	}
+}
+
+func (w *stopwatch) total() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.took
+}
+
 // A Call is one request as an operation sees it, whichever door it came through: what it may
 // spend, and what it has to say beside its result.
 type Call struct {
 	retries  retryBudget
-	upstream atomic.Int64                     // nanoseconds that calls of Rollbar took
+	upstream stopwatch                        // runs while calls of Rollbar do
 	lines    bool                             // a list is wanted one element a line
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
 

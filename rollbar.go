@@ -126,10 +126,10 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
 	timeout := r.timeout
 	for attempt := 0; ; attempt++ {
-		began := time.Now()
+		began, stop := time.Now(), callOf(ctx).upstream.start()
 		answer, err := r.attempt(ctx, call, timeout)
+		stop()
 		took := time.Since(began)
-		callOf(ctx).upstream.Add(int64(took))
 		budget := &callOf(ctx).retries
 		if attempt > 0 {
 			budget.spend(took)

@@ -217,7 +217,7 @@ COMMENT ON COLUMN reports.lookups     IS 'How often Rollbar was asked for the it
 -- What it takes to show the delivery in the trace of the request that queued it.
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS traceparent text;
 
-COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s header of that name has it.';
+COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s headers traceparent and tracestate have it, with a space between.';
 
 CREATE INDEX IF NOT EXISTS reports_queue  ON reports (id)          WHERE state = 'queued';
 CREATE INDEX IF NOT EXISTS reports_lookup ON reports (next_lookup) WHERE next_lookup IS NOT NULL;

@@ -18,13 +18,9 @@ const shutdownLimit = 25 * time.Second
 
 // serve runs the service until the context ends.
 func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
-	identity, err := config.telemetry.identity()
-	if err != nil {
-		return fail(misconfigured, "%w", err)
-	}
 	out := &logBuffer{out: std.out}
 	defer out.flush()
-	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, identity))
+	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry.identity()))
 	if dev {
 		stop, err := devDatabase(ctx, config, std)
 		if err != nil {
@@ -69,9 +65,7 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
-	if telemetry != nil {
-		background.Go(func() { app.watchQueue(ctx) })
-	}
+	background.Go(func() { app.watch(ctx) })
 	background.Go(func() {
 		app.awaitDatabase(ctx)
 		if !config.ReadOnly {

@@ -37,6 +37,12 @@ func (p *process) stderr() string {
 	return p.err.String()
 }
 
+func (p *process) stdout() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
 // program prepares a run of the program in an empty folder, with nothing in its environment but what
 // is given.
 func program(t testing.TB, env []string, args ...string) *exec.Cmd {

@@ -21,6 +21,7 @@ type flights[T any] struct {
 // A flight is one read under way, for all who want it.
 type flight[T any] struct {
 	done   chan struct{}
+	by     *span // of who reads
 	answer T
 	err    error
 }
@@ -32,7 +33,7 @@ func (f *flights[T]) join(ctx context.Context, key string, read func() (T, error
 		f.mu.Lock()
 		running := f.running[key]
 		if running == nil {
-			running = &flight[T]{done: make(chan struct{})}
+			running = &flight[T]{done: make(chan struct{}), by: spanOf(ctx)}
 			if f.running == nil {
 				f.running = map[string]*flight[T]{}
 			}
@@ -41,15 +42,26 @@ func (f *flights[T]) join(ctx context.Context, key string, read func() (T, error
 			return f.lead(key, running, read)
 		}
 		f.mu.Unlock()
-		select {
-		case <-running.done:
-		case <-ctx.Done():
+		running.wait(ctx)
+		if err := ctx.Err(); err != nil {
 			var none T
-			return none, ctx.Err()
+			return none, err
 		}
 		if !errors.Is(running.err, context.Canceled) {
 			return running.answer, running.err
 		}
+	}
+}
+
+// wait waits until the read is done or the context ends. To the one who waits that is time of
+// Rollbar's as well.
+func (f *flight[T]) wait(ctx context.Context) {
+	began := time.Now()
+	defer callOf(ctx).upstream.start()()
+	select {
+	case <-f.done:
+		noteShared(ctx, "rollbar.shared", began, f.by)
+	case <-ctx.Done():
 	}
 }
 

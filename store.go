@@ -59,7 +59,6 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 	s.recordings.pause = 200 * time.Microsecond
 	s.deliveries.key = func(id int64) string { return strconv.FormatInt(id, 10) }
 	s.deliveries.pause = 2 * time.Millisecond // nobody waits for them
-	telemetry.observe(func() { telemetry.observePool(pool) })
 	return s, nil
 }
 

@@ -5,7 +5,7 @@
 //     *telemetry, and of the nil *span that it gives, do nothing.
 //   - On never hurts. A request only adds to bounded buffers in memory; one goroutine for traces and
 //     one for metrics talk to the agent. What does not fit or cannot be sent is dropped and counted,
-//     and a line in the log says so: the first at once, then at most one a minute.
+//     and a line in the log says so: the first at once, then at most one a minute for both.
 package main
 
 import (
@@ -22,7 +22,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -62,10 +61,6 @@ type telemetry struct {
 // startTelemetry starts sending to the agent. It returns nil where no address of an agent is set
 // and nobody wants to see traces. An error names the variable that is wrong and what is valid.
 func startTelemetry(settings telemetrySettings) (*telemetry, error) {
-	identity, err := settings.identity()
-	if err != nil {
-		return nil, err
-	}
 	traceURL, socket, err := settings.traceAddress()
 	if err != nil {
 		return nil, err
@@ -83,20 +78,18 @@ func startTelemetry(settings telemetrySettings) (*telemetry, error) {
 	if settings.Log == nil {
 		settings.Log = slog.New(slog.DiscardHandler)
 	}
+	identity := settings.identity()
 	interval := cmp.Or(settings.Interval, 2*time.Second)
-	quiet := cmp.Or(settings.Quiet, time.Minute)
+	log := &lossLog{log: settings.Log, quiet: cmp.Or(settings.Quiet, time.Minute)}
 	if settings.Print != nil {
 		t.printer = &tracePrinter{out: settings.Print}
 	}
 	if traceURL != "" {
-		losses := &lossLog{log: settings.Log, what: "traces", unit: "spans", quiet: quiet}
-		t.traces = newTraceSender(traceURL, socket, cmp.Or(settings.Timeout, 5*time.Second), identity, losses)
+		t.traces = newTraceSender(traceURL, socket, cmp.Or(settings.Timeout, 5*time.Second), identity, log.losses("spans"))
 		t.senders.Go(func() { t.traces.run(stopping, sending, interval) })
 	}
 	if address != "" {
-		losses := &lossLog{log: settings.Log, what: "metrics", unit: "packets", quiet: quiet}
-		t.metrics = newMetricSender(network, address, identity, losses)
-		t.observe(t.observeRuntime)
+		t.metrics = newMetricSender(network, address, identity, log.losses("packets"))
 		t.senders.Go(func() { t.metrics.run(stopping, sending, interval) })
 	}
 	return t, nil
@@ -123,8 +116,8 @@ type identity struct {
 const defaultService = "app"
 
 // identity reads DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The first three may also be among the
-// tags, where they count less.
-func (s telemetrySettings) identity() (identity, error) {
+// tags, where they count less. Of a tag that is there twice, the last counts.
+func (s telemetrySettings) identity() identity {
 	id := identity{service: s.Service, env: s.Env, version: s.Version, runtimeID: newUUID()}
 	separators := ","
 	if !strings.Contains(s.Tags, ",") {
@@ -134,11 +127,9 @@ func (s telemetrySettings) identity() (identity, error) {
 		if tag = strings.TrimSpace(tag); tag == "" {
 			continue
 		}
-		key, value, found := strings.Cut(tag, ":")
-		if !found || key == "" || value == "" {
-			return identity{}, errors.New("DD_TAGS must be a list such as team:core,tier:backend")
-		}
+		key, value, _ := strings.Cut(tag, ":")
 		switch key {
+		case "", "language", "runtime-id": // ours
 		case "service":
 			id.service = cmp.Or(id.service, value)
 		case "env":
@@ -146,12 +137,13 @@ func (s telemetrySettings) identity() (identity, error) {
 		case "version":
 			id.version = cmp.Or(id.version, value)
 		default:
+			id.tags = slices.DeleteFunc(id.tags, func(t spanTag) bool { return t.key == key })
 			id.tags = append(id.tags, spanTag{key, value})
 		}
 	}
 	id.service = cmp.Or(id.service, defaultService)
 	id.version = cmp.Or(id.version, buildVersion())
-	return id, nil
+	return id
 }
 
 // unified returns the tags that belong on everything, without empty ones. The service is not among
@@ -237,28 +229,71 @@ func (s telemetrySettings) hostPort(variable, port string) (string, error) {
 
 // A lossLog counts what was dropped and says so now and then.
 type lossLog struct {
-	log        *slog.Logger
-	what, unit string
-	quiet      time.Duration
+	log   *slog.Logger
+	quiet time.Duration
 
-	dropped atomic.Int64 // since the last line
-
-	// The rest belongs to the goroutine that sends.
-	err  error // the latest reason
+	mu   sync.Mutex
 	told time.Time
+	of   []*losses
 }
 
-func (l *lossLog) add(n int) { l.dropped.Add(int64(n)) }
+// losses are what one sender dropped since the last line.
+type losses struct {
+	*lossLog
+	unit  string
+	count int64
+	err   error // the latest reason
+}
+
+func (l *lossLog) losses(unit string) *losses {
+	of := &losses{lossLog: l, unit: unit}
+	l.of = append(l.of, of)
+	return of
+}
+
+func (l *losses) add(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count += int64(n)
+}
+
+// because notes the reason.
+func (l *losses) because(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+}
+
+func (l *losses) dropped() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
+}
 
 // tell logs what was dropped, unless there is nothing new or the last line is too fresh.
 func (l *lossLog) tell() {
-	if l.dropped.Load() == 0 || time.Since(l.told) < l.quiet {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.told) < l.quiet {
 		return
 	}
-	reason := "more than the agent takes in time"
-	if l.err != nil {
-		reason = l.err.Error()
+	var dropped []any
+	var reasons []string
+	for _, of := range l.of {
+		if of.count == 0 {
+			continue
+		}
+		dropped = append(dropped, "dropped_"+of.unit, of.count)
+		if of.err != nil {
+			reasons = append(reasons, of.err.Error())
+		} else {
+			reasons = append(reasons, "more "+of.unit+" than the agent takes in time")
+		}
+		of.count, of.err = 0, nil
 	}
-	l.log.Warn("the Datadog agent does not take all "+l.what, "dropped_"+l.unit, l.dropped.Swap(0), "reason", reason)
-	l.told, l.err = time.Now(), nil
+	if dropped == nil {
+		return
+	}
+	l.log.Warn("the Datadog agent does not take everything", append(dropped, "reason", strings.Join(reasons, "; "))...)
+	l.told = time.Now()
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -34,7 +35,7 @@ func TestTelemetryOff(t *testing.T) {
 	s.inject(header)
 	s.finish()
 	assert.Empty(t, header)
-	assert.Empty(t, s.traceID()+s.traceparent())
+	assert.Empty(t, s.traceID()+s.place())
 	assert.Nil(t, off.pgxTracer(nil))
 	assert.Equal(t, http.DefaultTransport, off.transport(http.DefaultTransport, nil))
 	assert.Equal(t, t.Context(), off.continueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
@@ -109,7 +110,6 @@ func TestBadTelemetrySettings(t *testing.T) {
 		{"a URL with port 0", telemetrySettings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
 		{"a relative unix socket", telemetrySettings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
 		{"metrics over HTTP", telemetrySettings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
-		{"a tag without a value", telemetrySettings{Tags: "team"}, "DD_TAGS must be a list such as team:core,tier:backend"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -130,12 +130,12 @@ func TestTelemetryIdentity(t *testing.T) {
 		{"nothing set", telemetrySettings{}, identity{service: "app", version: buildVersion()}},
 		{"variables before tags", telemetrySettings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
 		{"tags with commas", telemetrySettings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
+		{"tags that are odd", telemetrySettings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"core", ""}, {"team", "b"}}}},
 		{"tags with spaces", telemetrySettings{Tags: "team:core  tier:web"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := tt.settings.identity()
-			require.NoError(t, err)
+			got := tt.settings.identity()
 			assert.Len(t, got.runtimeID, 36)
 			got.runtimeID = ""
 			assert.Equal(t, tt.want, got)
@@ -161,7 +161,8 @@ func TestTelemetryThroughUnixSockets(t *testing.T) {
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
 	assert.Equal(t, "thing", receive(t, agent.traces)[0].Resource)
-	assert.Equal(t, []string{"env:prod", "lang:go", "service:shop", "version:1.2.3"}, receive(t, agent.metrics).Tags)
+	telemetry.count("app.things", 1)
+	assert.Equal(t, []string{"env:prod", "service:shop", "version:1.2.3"}, receive(t, agent.metrics).Tags)
 }
 
 func TestTelemetryCloseSendsTheRest(t *testing.T) {
@@ -233,7 +234,7 @@ func TestAgentThatHangs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	telemetry.Close(ctx)
-	assert.EqualValues(t, spans, log.dropped("spans")+telemetry.traces.losses.dropped.Load(), "spans that were counted as dropped")
+	assert.EqualValues(t, spans, log.dropped("spans")+telemetry.traces.losses.dropped(), "spans that were counted as dropped")
 }
 
 func TestAgentThatTimesOut(t *testing.T) {
@@ -268,7 +269,7 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	agent.die()
 	send("meanwhile")
 	line := log.await(t, "spans")
-	assert.Equal(t, "the Datadog agent does not take all traces", line["message"])
+	assert.Equal(t, "the Datadog agent does not take everything", line["message"])
 	assert.Equal(t, "WARN", line["level"])
 	assert.EqualValues(t, 1, line["dropped_spans"])
 	assert.Contains(t, line["reason"], "connection refused")
@@ -288,11 +289,13 @@ func TestAgentThatRefuses(t *testing.T) {
 		{"a payload that is wrong is sent once", http.StatusBadRequest, 1},
 		{"an overloaded agent has a second chance", http.StatusTooManyRequests, 2},
 		{"a broken agent has a second chance", http.StatusInternalServerError, 2},
+		{"who leads elsewhere is no agent", http.StatusFound, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			agent := newAgent(t)
 			agent.answerWith(func(w http.ResponseWriter, _ *http.Request) bool {
+				w.Header().Set("Location", "/login")
 				http.Error(w, "no thanks", tt.status)
 				return true
 			})
@@ -314,7 +317,8 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	var log logLines
 	settings := agent.settings()
 	settings.TraceAgentURL, settings.Log = "", log.logger()
-	startTestTelemetry(t, settings)
+	telemetry := startTestTelemetry(t, settings)
+	telemetry.observe(func() { telemetry.gauge("app.thing", 1) })
 	address := agent.packets.LocalAddr().String()
 	agent.packets.Close()
 	assert.Contains(t, log.await(t, "packets")["reason"], "connection refused")
@@ -328,16 +332,19 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 func TestLossesAreToldNowAndThen(t *testing.T) {
 	t.Parallel()
 	var log logLines
-	losses := &lossLog{log: log.logger(), what: "traces", unit: "spans", quiet: time.Minute}
+	losses := &lossLog{log: log.logger(), quiet: time.Minute}
+	spans, packets := losses.losses("spans"), losses.losses("packets")
 	losses.tell()
 	assert.Empty(t, log.lines(), "nothing is lost yet")
 
-	losses.add(2)
+	spans.add(2)
 	losses.tell()
 	assert.EqualValues(t, 2, log.await(t, "spans")["dropped_spans"], "the first loss is told at once")
 
-	losses.add(3)
-	losses.add(4)
+	spans.add(3)
+	spans.add(4)
+	packets.add(1)
+	packets.because(io.ErrClosedPipe)
 	losses.tell()
 	assert.Len(t, log.lines(), 1, "within a minute")
 
@@ -345,8 +352,10 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 	losses.tell()
 	losses.tell()
 	lines := log.lines()
-	require.Len(t, lines, 2, "a minute later")
+	require.Len(t, lines, 2, "a minute later, of both in one")
 	assert.EqualValues(t, 7, lines[1]["dropped_spans"])
+	assert.EqualValues(t, 1, lines[1]["dropped_packets"])
+	assert.Equal(t, "more spans than the agent takes in time; io: read/write on closed pipe", lines[1]["reason"])
 }
 
 // A logLines keeps log lines.

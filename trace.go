@@ -26,10 +26,11 @@ const (
 
 // A traceOrigin names a trace, and the span of another process in which our part of it begins.
 type traceOrigin struct {
-	high, low uint64 // the trace's id
-	parent    uint64 // 0 where the trace begins here
-	priority  int    // of sampling: 1 and 2 keep the trace, 0 and -1 do not
-	state     string // other vendors' members of the tracestate header
+	high, low uint64    // the trace's id
+	parent    uint64    // 0 where the trace begins here
+	priority  int       // of sampling: 1 and 2 keep the trace, 0 and -1 do not
+	state     string    // other vendors' members of the tracestate header
+	tags      []spanTag // Datadog's that go from process to process: _dd.p.dm
 }
 
 // newOrigin names a new trace. As in Datadog's own clients its id begins with the time.
@@ -92,13 +93,42 @@ func (t *telemetry) startSpan(ctx context.Context, name, kind, resource string) 
 	s := &span{id: newSpanID(), name: name, kind: kind, resource: cut(resource), start: time.Now()}
 	switch above := ctx.Value(spanKey{}).(type) {
 	case *span:
-		s.trace, s.parent = above.trace, above.id
+		s.trace, s.parent = above.trace.part(s), above.id
 	case traceOrigin:
 		s.trace, s.parent = &trace{traceOrigin: above, telemetry: t, root: s}, above.parent
 	default:
 		s.trace = &trace{traceOrigin: newOrigin(), telemetry: t, root: s}
 	}
 	return context.WithValue(ctx, spanKey{}, s), s
+}
+
+// part is the part of the trace that a new span belongs to: a further one, of which it is the root,
+// where the first has left already.
+func (t *trace) part(s *span) *trace {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.rootEnded {
+		return t
+	}
+	return &trace{traceOrigin: t.traceOrigin, telemetry: t.telemetry, root: s}
+}
+
+// outsideTraces returns a context that belongs to no trace.
+func outsideTraces(ctx context.Context) context.Context {
+	return context.WithValue(ctx, spanKey{}, nil)
+}
+
+// noteShared puts a span into the trace of who has waited since then for work that is part of
+// another's trace, and names that.
+func noteShared(ctx context.Context, name string, since time.Time, by *span) {
+	mine := spanOf(ctx)
+	if mine == nil || by == nil || mine.traceID() == by.traceID() {
+		return
+	}
+	_, s := mine.trace.telemetry.startSpan(ctx, name, "custom", name)
+	s.start = since
+	s.set("shared.trace_id", by.traceID())
+	s.finish()
 }
 
 // set gives the span a tag.
@@ -163,7 +193,7 @@ func (s *span) fail(err error) {
 	stack := string(debug.Stack())
 	s.trace.mu.Lock()
 	defer s.trace.mu.Unlock()
-	if s.ended {
+	if s.ended || s.failed { // the first failure is the reason for the others
 		return
 	}
 	s.failed = true
@@ -191,7 +221,8 @@ func errorType(err error) string {
 	for {
 		name := reflect.TypeOf(err).String()
 		cause := errors.Unwrap(err)
-		if cause == nil || !strings.HasPrefix(name, "*fmt.") {
+		_, isFailure := err.(*Failure)
+		if cause == nil || !isFailure && !strings.HasPrefix(name, "*fmt.") {
 			return name
 		}
 		err = cause

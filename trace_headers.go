@@ -29,13 +29,22 @@ func (t *telemetry) extract(ctx context.Context, header http.Header) context.Con
 	return context.WithValue(ctx, spanKey{}, origin)
 }
 
-// continueTrace returns a context in which the next span continues the trace of a span whose
-// traceparent was kept.
-func (t *telemetry) continueTrace(ctx context.Context, traceparent string) context.Context {
-	return t.extract(ctx, http.Header{"Traceparent": {traceparent}})
+// continueTrace returns a context in which the next span continues the trace of a span whose place
+// was kept.
+func (t *telemetry) continueTrace(ctx context.Context, place string) context.Context {
+	parent, state, _ := strings.Cut(place, " ")
+	return t.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
-// traceparent names the span in one line, for continueTrace.
+// place names the span in one line, for continueTrace: its traceparent and tracestate.
+func (s *span) place() string {
+	if s == nil {
+		return ""
+	}
+	return s.traceparent() + " " + s.tracestate()
+}
+
+// traceparent is the W3C's header of that name.
 func (s *span) traceparent() string {
 	if s == nil {
 		return ""
@@ -53,17 +62,50 @@ func (s *span) inject(header http.Header) {
 		return
 	}
 	t := s.trace
-	high := hex64(t.high)
 	header.Set("X-Datadog-Trace-Id", strconv.FormatUint(t.low, 10))
 	header.Set("X-Datadog-Parent-Id", strconv.FormatUint(s.id, 10))
 	header.Set("X-Datadog-Sampling-Priority", strconv.Itoa(t.priority))
-	header.Set("X-Datadog-Tags", "_dd.p.tid="+high)
-	header.Set("Traceparent", s.traceparent())
-	state := fmt.Sprintf("dd=s:%d;p:%s;t.tid:%s", t.priority, hex64(s.id), high)
-	if t.state != "" {
-		state += "," + t.state
+	if tags := t.propagated(); len(tags) > 0 {
+		pairs := make([]string, len(tags))
+		for i, tag := range tags {
+			pairs[i] = tag.key + "=" + tag.value
+		}
+		header.Set("X-Datadog-Tags", strings.Join(pairs, ","))
 	}
-	header.Set("Tracestate", state)
+	header.Set("Traceparent", s.traceparent())
+	header.Set("Tracestate", s.tracestate())
+}
+
+// Datadog's tags that go from process to process, and what the name of one begins with in its
+// member of the tracestate.
+const (
+	propagatedPrefix = "_dd.p."
+	statePrefix      = "t."
+)
+
+// propagated are the tags that go on to other processes, and to the agent with the first span. One
+// is the higher half of the trace's id, where that has 128 bits.
+func (o traceOrigin) propagated() []spanTag {
+	if o.high == 0 {
+		return o.tags
+	}
+	return append([]spanTag{{propagatedPrefix + "tid", hex64(o.high)}}, o.tags...)
+}
+
+// tracestate is the W3C's header of that name: our member, of up to 256 characters, and those of up
+// to 31 others.
+func (s *span) tracestate() string {
+	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, hex64(s.id))
+	for _, tag := range s.trace.propagated() {
+		member := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + strings.ReplaceAll(tag.value, "=", "~")
+		if len(state)+len(member) <= len("dd=")+256 {
+			state += member
+		}
+	}
+	if s.trace.state != "" {
+		state += "," + s.trace.state
+	}
+	return state
 }
 
 func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
@@ -76,11 +118,19 @@ func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
 	if priority, err := strconv.Atoi(header.Get("X-Datadog-Sampling-Priority")); err == nil && isPriority(priority) {
 		origin.priority = priority
 	}
-	for tag := range strings.SplitSeq(header.Get("X-Datadog-Tags"), ",") {
-		if high, found := strings.CutPrefix(tag, "_dd.p.tid="); found {
-			if n, ok := parseHex64(high); ok { // else the id has 64 bits
-				origin.high = n
-			}
+	tags := header.Get("X-Datadog-Tags")
+	if len(tags) > 512 { // as in Datadog's own clients
+		return origin, true
+	}
+	for tag := range strings.SplitSeq(tags, ",") {
+		key, value, _ := strings.Cut(tag, "=")
+		name, found := strings.CutPrefix(key, propagatedPrefix)
+		switch {
+		case !found || value == "":
+		case name == "tid":
+			origin.high, _ = parseHex64(value) // else the id has 64 bits
+		default:
+			origin.tags = append(origin.tags, spanTag{key, value})
 		}
 	}
 	return origin, true
@@ -106,7 +156,8 @@ func parseTraceparent(parent, state string) (traceOrigin, bool) {
 		member = strings.TrimSpace(member)
 		if ours, found := strings.CutPrefix(member, "dd="); found {
 			origin.priority = statePriority(ours, origin.priority)
-		} else if member != "" {
+			origin.tags = stateTags(ours)
+		} else if member != "" && len(foreign) < 31 { // 32 is the most that there may be
 			foreign = append(foreign, member)
 		}
 	}
@@ -125,6 +176,17 @@ func statePriority(ours string, flag int) int {
 		}
 	}
 	return flag
+}
+
+// stateTags are the tags in our part of the tracestate, without that of the trace's id.
+func stateTags(ours string) (tags []spanTag) {
+	for field := range strings.SplitSeq(ours, ";") {
+		key, value, _ := strings.Cut(field, ":")
+		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && value != "" {
+			tags = append(tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
+		}
+	}
+	return tags
 }
 
 func isPriority(n int) bool { return -1 <= n && n <= 2 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -87,6 +89,9 @@ func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	target := url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path}
 	s.set("http.url", target.String()) // without user and query
 	s.set("network.destination.name", r.URL.Hostname())
+	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
+		s.setNumber("network.destination.port", float64(port))
+	}
 	answer, err := t.next.RoundTrip(r)
 	class := "error"
 	if err == nil {

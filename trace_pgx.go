@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -40,6 +41,7 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	if spanOf(ctx) == nil {
 		return ctx
 	}
+	statement = withoutLimits(statement)
 	kind, resource := "sql", statement
 	if statement == "" {
 		kind, resource = "db", operation // with the type sql, the agent would read it as SQL
@@ -57,6 +59,27 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 		s.set("db.statement", statement)
 	}
 	return ctx
+}
+
+// withoutLimits puts placeholders where a statement has its limits and offsets, which are written into
+// it for PostgreSQL to plan with.
+func withoutLimits(statement string) string {
+	for _, word := range []string{"LIMIT ", "OFFSET "} {
+		before, after, found := strings.Cut(statement, word)
+		if !found {
+			continue
+		}
+		bare := make([]byte, 0, len(statement))
+		for found {
+			bare = append(append(bare, before...), word...)
+			if rest := strings.TrimLeft(after, "0123456789"); len(rest) < len(after) {
+				bare, after = append(bare, '?'), rest
+			}
+			before, after, found = strings.Cut(after, word)
+		}
+		statement = string(append(bare, before...))
+	}
+	return statement
 }
 
 // end ends the span that start began. No rows are an answer, not a failure.

@@ -27,7 +27,7 @@ type traceSender struct {
 	url     string
 	client  *http.Client
 	timeout time.Duration
-	losses  *lossLog
+	losses  *losses
 	service string
 	tags    []spanTag // of every span
 	once    []spanTag // of the first span of a trace
@@ -43,7 +43,7 @@ type traceSender struct {
 }
 
 // newTraceSender returns a sender to the URL, through the unix socket if there is one.
-func newTraceSender(url, socket string, timeout time.Duration, id identity, losses *lossLog) *traceSender {
+func newTraceSender(url, socket string, timeout time.Duration, id identity, losses *losses) *traceSender {
 	// A connection each time, so that the agent's name is looked up each time; and no proxy.
 	transport := &http.Transport{DisableKeepAlives: true}
 	if socket != "" {
@@ -52,8 +52,10 @@ func newTraceSender(url, socket string, timeout time.Duration, id identity, loss
 		}
 	}
 	return &traceSender{
-		url:     url,
-		client:  &http.Client{Transport: transport},
+		url: url,
+		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse // who sends us elsewhere is no agent
+		}},
 		timeout: timeout,
 		losses:  losses,
 		service: id.service,
@@ -130,21 +132,25 @@ func (s *traceSender) encode(ctx context.Context) {
 	}
 }
 
+// slowFailure is how long an agent may take to fail and be asked again.
+const slowFailure = time.Second
+
 // flush sends the payload. One that the agent has not taken goes again with the next, but only once.
 func (s *traceSender) flush(ctx context.Context) {
 	if s.traces == 0 {
 		return
 	}
+	began := time.Now()
 	err := s.post(ctx)
 	if err == nil {
 		s.payload, s.traces, s.spans, s.failures = s.payload[:0], 0, 0, 0
 		return
 	}
-	s.losses.err = err
+	s.losses.because(err)
 	s.failures++
 	refusal, _ := errors.AsType[agentRefusal](err)
 	taken := errors.Is(err, context.DeadlineExceeded) // perhaps: twice would be worse than not at all
-	if taken || refusal.isFinal() || s.failures > 1 {
+	if taken || refusal.isFinal() || s.failures > 1 || time.Since(began) > slowFailure {
 		s.discard()
 	}
 }
@@ -231,7 +237,7 @@ func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
 	buf = appendTags(append(buf, `,"meta":{`...), s.tags)
 	if first {
 		buf = appendTags(buf, s.once)
-		buf = appendTags(buf, []spanTag{{"_dd.p.tid", hex64(sp.trace.high)}})
+		buf = appendTags(buf, sp.trace.propagated())
 	}
 	buf = appendTags(buf, sp.tags)
 	buf = append(buf, `},"metrics":{`...)

@@ -107,6 +107,15 @@ func TestSpanThatOutlivesItsTrace(t *testing.T) {
 	require.Len(t, spans, 1)
 	assert.Equal(t, root.traceID(), spans[0].id())
 	assert.Equal(t, root.id, spans[0].ParentID)
+
+	later, above := telemetry.startSpan(ctx, "step", "custom", "later")
+	_, below := telemetry.startSpan(later, "step", "custom", "below")
+	below.finish()
+	above.finish()
+	spans = receive(t, agent.traces)
+	require.Len(t, spans, 2, "a part of its own")
+	assert.Equal(t, root.traceID(), spans[0].id())
+	assert.Equal(t, root.id, spans[0].ParentID)
 }
 
 func TestSpanThatFails(t *testing.T) {
@@ -119,6 +128,8 @@ func TestSpanThatFails(t *testing.T) {
 	}{
 		{"a plain error", errors.New("no luck"), "no luck", "*errors.errorString"},
 		{"the type below added words", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}), "item 7: lookup : no such host", "*net.DNSError"},
+		{"the cause of a failure", fmt.Errorf("page 1: %w", &Failure{detail: "Rollbar does not answer", err: io.EOF}), "page 1: Rollbar does not answer", "*errors.errorString"},
+		{"a failure without a cause", &Failure{detail: "Rollbar answered 500"}, "Rollbar answered 500", "*main.Failure"},
 		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF}, `Get "https://h/p": EOF`, "*url.Error"},
 		{"a constraint", &pgconn.PgError{Severity: "ERROR", Code: "23505", Message: `duplicate key value violates "uuid_key"`}, `ERROR: duplicate key value violates "uuid_key" (SQLSTATE 23505)`, "*pgconn.PgError"},
 		{"data that PostgreSQL quotes", fmt.Errorf("keep: %w", &pgconn.PgError{Severity: "ERROR", Code: "22P02", Message: `invalid input: "secret"`}), "keep: ERROR: unfit data (SQLSTATE 22P02)", "*pgconn.PgError"},
@@ -130,6 +141,7 @@ func TestSpanThatFails(t *testing.T) {
 			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 			s.fail(nil)
 			s.fail(tt.err)
+			s.fail(errors.New("what follows from it"))
 			s.finish()
 			got := receive(t, agent.traces)[0]
 			assert.EqualValues(t, 1, got.Error)
@@ -154,32 +166,36 @@ func TestExtract(t *testing.T) {
 	const high, low, parent = 0x4bf92f3577b34da6, 0xa3ce929d0e0e4736, 0x00f067aa0ba902b7
 	datadog := []string{"x-datadog-trace-id: 11803532876627986230", "x-datadog-parent-id: 67667974448284343", "x-datadog-tags: _dd.p.dm=-4,_dd.p.tid=4bf92f3577b34da6"}
 	const traceparent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	dm := []spanTag{{"_dd.p.dm", "-4"}}
 	for _, tt := range []struct {
 		name   string
 		header http.Header
 		want   any
 	}{
 		{"nothing", headers(), nil},
-		{"Datadog's", headers(datadog...), traceOrigin{high, low, parent, 1, ""}},
-		{"Datadog's with a priority", headers(append(datadog, "x-datadog-sampling-priority: -1")...), traceOrigin{high, low, parent, -1, ""}},
-		{"Datadog's with a priority that is none", headers(append(datadog, "x-datadog-sampling-priority: 9")...), traceOrigin{high, low, parent, 1, ""}},
-		{"Datadog's with 64 bits", headers(datadog[:2]...), traceOrigin{0, low, parent, 1, ""}},
+		{"Datadog's with too many tags", headers(datadog[0], datadog[1], datadog[2]+",_dd.p.x="+strings.Repeat("x", 500)), traceOrigin{0, low, parent, 1, "", nil}},
+		{"our tags in the state", headers(traceparent, "tracestate: dd=s:1;t.dm:-4;t.tid:4bf92f3577b34da6;t.usr.id:YQ~~;x:1"), traceOrigin{high, low, parent, 1, "", append(dm, spanTag{"_dd.p.usr.id", "YQ=="})}},
+		{"more states of others than there may be", headers(traceparent, "tracestate: "+strings.Repeat("a=1,", 40)), traceOrigin{high, low, parent, 1, strings.Repeat(",a=1", 31)[1:], nil}},
+		{"Datadog's", headers(datadog...), traceOrigin{high, low, parent, 1, "", dm}},
+		{"Datadog's with a priority", headers(append(datadog, "x-datadog-sampling-priority: -1")...), traceOrigin{high, low, parent, -1, "", dm}},
+		{"Datadog's with a priority that is none", headers(append(datadog, "x-datadog-sampling-priority: 9")...), traceOrigin{high, low, parent, 1, "", dm}},
+		{"Datadog's with 64 bits", headers(datadog[:2]...), traceOrigin{0, low, parent, 1, "", nil}},
 		{"Datadog's malformed", headers("x-datadog-trace-id: 4bf9", "x-datadog-parent-id: 1"), nil},
 		{"Datadog's without a parent", headers(datadog[0]), nil},
-		{"the W3C's", headers(traceparent), traceOrigin{high, low, parent, 1, ""}},
-		{"the W3C's, not sampled", headers(strings.TrimSuffix(traceparent, "01") + "00"), traceOrigin{high, low, parent, 0, ""}},
-		{"a state that agrees with the flag", headers(traceparent, "tracestate: dd=s:2;p:00f067aa0ba902b7"), traceOrigin{high, low, parent, 2, ""}},
-		{"a state that contradicts the flag", headers(traceparent, "tracestate: dd=s:-1"), traceOrigin{high, low, parent, 1, ""}},
-		{"states of others", headers(traceparent, "tracestate: a=1, dd=s:1", "tracestate: b=2"), traceOrigin{high, low, parent, 1, "a=1,b=2"}},
-		{"a later version", headers(strings.Replace(traceparent, "00-", "01-", 1) + "-more"), traceOrigin{high, low, parent, 1, ""}},
+		{"the W3C's", headers(traceparent), traceOrigin{high, low, parent, 1, "", nil}},
+		{"the W3C's, not sampled", headers(strings.TrimSuffix(traceparent, "01") + "00"), traceOrigin{high, low, parent, 0, "", nil}},
+		{"a state that agrees with the flag", headers(traceparent, "tracestate: dd=s:2;p:00f067aa0ba902b7"), traceOrigin{high, low, parent, 2, "", nil}},
+		{"a state that contradicts the flag", headers(traceparent, "tracestate: dd=s:-1"), traceOrigin{high, low, parent, 1, "", nil}},
+		{"states of others", headers(traceparent, "tracestate: a=1, dd=s:1", "tracestate: b=2"), traceOrigin{high, low, parent, 1, "a=1,b=2", nil}},
+		{"a later version", headers(strings.Replace(traceparent, "00-", "01-", 1) + "-more"), traceOrigin{high, low, parent, 1, "", nil}},
 		{"version 00 with more", headers(traceparent + "-more"), nil},
 		{"the forbidden version", headers(strings.Replace(traceparent, "00-", "ff-", 1)), nil},
 		{"capital letters", headers(strings.Replace(traceparent, "4bf9", "4BF9", 1)), nil},
 		{"an id of zeros", headers("traceparent: 00-00000000000000000000000000000000-00f067aa0ba902b7-01"), nil},
 		{"a short id", headers("traceparent: 00-4bf92f35-00f067aa0ba902b7-01"), nil},
 		{"rubbish", headers("traceparent: ---"), nil},
-		{"both of one trace: the W3C's parent", headers(append(datadog, "x-datadog-sampling-priority: 2", strings.Replace(traceparent, "02b7", "02b8", 1), "tracestate: a=1")...), traceOrigin{high, low, parent + 1, 2, "a=1"}},
-		{"both of two traces: Datadog's", headers(append(datadog, strings.Replace(traceparent, "4736", "4737", 1))...), traceOrigin{high, low, parent, 1, ""}},
+		{"both of one trace: the W3C's parent", headers(append(datadog, "x-datadog-sampling-priority: 2", strings.Replace(traceparent, "02b7", "02b8", 1), "tracestate: a=1")...), traceOrigin{high, low, parent + 1, 2, "a=1", dm}},
+		{"both of two traces: Datadog's", headers(append(datadog, strings.Replace(traceparent, "4736", "4737", 1))...), traceOrigin{high, low, parent, 1, "", dm}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -191,35 +207,64 @@ func TestExtract(t *testing.T) {
 
 func TestInject(t *testing.T) {
 	t.Parallel()
-	telemetry := &telemetry{printer: &tracePrinter{}}
-	ctx := telemetry.extract(t.Context(), headers("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate: other=1"))
-	_, s := telemetry.startSpan(ctx, "step", "custom", "thing")
-	s.id = 446881018016148715
-	header := http.Header{}
-	s.inject(header)
-	assert.Equal(t, headers(
-		"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-0633a3eb0fb7aceb-01",
-		"tracestate: dd=s:1;p:0633a3eb0fb7aceb;t.tid:4bf92f3577b34da6,other=1",
-		"x-datadog-trace-id: 11803532876627986230",
-		"x-datadog-parent-id: 446881018016148715",
-		"x-datadog-sampling-priority: 1",
-		"x-datadog-tags: _dd.p.tid=4bf92f3577b34da6",
-	), header)
+	for _, tt := range []struct {
+		name    string
+		in, out http.Header
+	}{
+		{"a W3C trace", headers(
+			"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+			"tracestate: other=1,dd=t.usr.id:YQ~~",
+		), headers(
+			"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-0633a3eb0fb7aceb-01",
+			"tracestate: dd=s:1;p:0633a3eb0fb7aceb;t.tid:4bf92f3577b34da6;t.usr.id:YQ~~,other=1",
+			"x-datadog-trace-id: 11803532876627986230",
+			"x-datadog-parent-id: 446881018016148715",
+			"x-datadog-sampling-priority: 1",
+			"x-datadog-tags: _dd.p.tid=4bf92f3577b34da6,_dd.p.usr.id=YQ==",
+		)},
+		{"a Datadog trace of 64 bits that is not kept", headers(
+			"x-datadog-trace-id: 7", "x-datadog-parent-id: 8", "x-datadog-sampling-priority: -1",
+		), headers(
+			"traceparent: 00-00000000000000000000000000000007-0633a3eb0fb7aceb-00",
+			"tracestate: dd=s:-1;p:0633a3eb0fb7aceb",
+			"x-datadog-trace-id: 7",
+			"x-datadog-parent-id: 446881018016148715",
+			"x-datadog-sampling-priority: -1",
+		)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			telemetry := &telemetry{printer: &tracePrinter{}}
+			_, s := telemetry.startSpan(telemetry.extract(t.Context(), tt.in), "step", "custom", "thing")
+			s.id = 446881018016148715
+			header := http.Header{}
+			s.inject(header)
+			assert.Equal(t, tt.out, header)
+		})
+	}
 }
 
+// A place that is kept is enough to continue a trace with all that belongs to it.
 func TestTraceThatContinuesLater(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	telemetry := startTestTelemetry(t, agent.settings())
-	_, before := telemetry.startSpan(t.Context(), "http.request", "web", "POST /items")
-	kept := before.traceparent()
-	before.finish()
-	receive(t, agent.traces)
-	_, after := telemetry.startSpan(telemetry.continueTrace(t.Context(), kept), "app.delivery", "custom", "delivery")
-	after.finish()
-	span := receive(t, agent.traces)[0]
-	assert.Equal(t, before.traceID(), span.id())
-	assert.Equal(t, before.id, span.ParentID)
+	for _, priority := range []int{-1, 0, 1, 2} {
+		ctx := telemetry.extract(t.Context(), headers("x-datadog-trace-id: 7", "x-datadog-parent-id: 8", "x-datadog-tags: _dd.p.dm=-4,_dd.p.tid=4bf92f3577b34da6",
+			fmt.Sprintf("x-datadog-sampling-priority: %d", priority), "traceparent: 00-4bf92f3577b34da60000000000000007-0000000000000009-01", "tracestate: other=1"))
+		_, before := telemetry.startSpan(ctx, "http.request", "web", "POST /items")
+		kept := before.place()
+		before.finish()
+		first := receive(t, agent.traces)[0]
+		_, after := telemetry.startSpan(telemetry.continueTrace(t.Context(), kept), "app.delivery", "custom", "delivery")
+		after.finish()
+		span := receive(t, agent.traces)[0]
+		assert.Equal(t, first.id(), span.id())
+		assert.Equal(t, before.id, span.ParentID)
+		assert.EqualValues(t, priority, span.Metrics["_sampling_priority_v1"])
+		assert.Equal(t, "-4", span.Meta["_dd.p.dm"])
+		assert.Equal(t, before.trace.state, after.trace.state)
+	}
 }
 
 func TestServerSpan(t *testing.T) {
@@ -308,13 +353,14 @@ func TestClientSpan(t *testing.T) {
 			require.Len(t, spans, 2)
 			assert.Equal(t, spans[0].SpanID, spans[1].ParentID)
 			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), hex64(spans[1].SpanID)), received.Get("Traceparent"))
+			_, port, _ := net.SplitHostPort(req.URL.Host)
 			want := agentSpan{
 				Service: "shop", Name: "http.request", Type: "http", Resource: "GET /item/{id}", Error: int32(tt.failed),
 				Meta: map[string]string{
 					"span.kind": "client", "component": "net/http", "http.method": "GET", "http.url": upstream.URL + "/item/7",
 					"network.destination.name": "127.0.0.1", "http.status_code": fmt.Sprint(tt.status),
 				},
-				Metrics: map[string]float64{},
+				Metrics: map[string]float64{"network.destination.port": float64(atoi(port))},
 			}
 			if tt.failed == 1 {
 				want.Meta["error.message"] = fmt.Sprintf("%d: %s", tt.status, http.StatusText(tt.status))
@@ -428,6 +474,17 @@ func TestSQLSpans(t *testing.T) {
 	}, got)
 }
 
+func TestStatementsWithoutLimits(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"SELECT 1":          "SELECT 1",
+		"SELECT 1 LIMIT $1": "SELECT 1 LIMIT $1",
+		"SELECT (SELECT 1 LIMIT 1 OFFSET 19 - 1) LIMIT 20": "SELECT (SELECT 1 LIMIT ? OFFSET ? - 1) LIMIT ?",
+	} {
+		assert.Equal(t, want, withoutLimits(given))
+	}
+}
+
 func TestConnectionSpans(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
@@ -512,6 +569,6 @@ func BenchmarkRequest(b *testing.B) {
 		telemetry := startTestTelemetry(b, settings)
 		run(b, telemetry)
 		telemetry.Close(context.Background())
-		b.ReportMetric(float64(telemetry.traces.losses.dropped.Load())/float64(b.N), "dropped/op")
+		b.ReportMetric(float64(telemetry.traces.losses.dropped())/float64(b.N), "dropped/op")
 	})
 }
