@@ -16,18 +16,28 @@ import (
 const ndjson = "application/x-ndjson"
 
 // wantsLines reports whether the caller asks for lists one element a line.
-func wantsLines(r *http.Request) bool { return accepts(r, "Accept", ndjson) }
+func wantsLines(r *http.Request) bool {
+	lines := preference(r, "Accept", ndjson)
+	return lines > 0 && lines >= preference(r, "Accept", "application/json")
+}
 
-func accepts(r *http.Request, header, value string) bool {
+// preference is how much the caller wants a value that a header such as Accept offers to choose, from
+// 0, not at all or not named, to 1.
+func preference(r *http.Request, header, value string) float64 {
 	for _, accepted := range r.Header[header] {
 		for one := range strings.SplitSeq(accepted, ",") {
 			one, parameters, _ := strings.Cut(one, ";")
-			if strings.TrimSpace(one) == value && strings.ReplaceAll(parameters, " ", "") != "q=0" {
-				return true
+			if !strings.EqualFold(strings.TrimSpace(one), value) {
+				continue
 			}
+			if quality, found := strings.CutPrefix(strings.ReplaceAll(strings.ToLower(parameters), " ", ""), "q="); found {
+				q, _ := strconv.ParseFloat(quality, 64) // what is none wants nothing
+				return q
+			}
+			return 1
 		}
 	}
-	return false
+	return 0
 }
 
 // knownVersions are the versions of a thing that the caller has, by If-None-Match.
@@ -127,7 +137,7 @@ var (
 func (s *server) newAnswerBuffer(w http.ResponseWriter, r *http.Request, status int) *answerBuffer {
 	return &answerBuffer{
 		w: w, status: status, timeout: s.clientTimeout,
-		zip:  accepts(r, "Accept-Encoding", "gzip"),
+		zip:  preference(r, "Accept-Encoding", "gzip") > 0,
 		text: answerTexts.Get().(*[answerBufferSize]byte)[:0],
 	}
 }
@@ -171,8 +181,9 @@ func (b *answerBuffer) send(part []byte) error {
 			b.zipper.Reset(b.w)
 		}
 		b.w.WriteHeader(b.status)
+	} else { // the deadline moves on with the work
+		_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout))
 	}
-	_ = http.NewResponseController(b.w).SetWriteDeadline(time.Now().Add(b.timeout)) // moves on with the work
 	if b.zipper != nil {
 		_, b.lost = b.zipper.Write(part)
 	} else {

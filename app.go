@@ -31,9 +31,9 @@ type App struct {
 	log     *slog.Logger
 	*telemetry
 
-	pace     pacer // of deliveries
-	work     wake  // something was left to the queue
-	recovery wake  // Rollbar took something
+	pace     *pacer // of deliveries
+	work     wake   // something was left to the queue
+	recovery wake   // Rollbar took something
 }
 
 // newApp makes an App of the settings. It connects to nothing yet. The telemetry, which may be nil,
@@ -43,6 +43,7 @@ func newApp(config *Config, log *slog.Logger, telemetry *telemetry) (*App, error
 		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
 		log:       log,
 		telemetry: telemetry,
+		pace:      newPacer(),
 		work:      make(wake, 1),
 		recovery:  make(wake, 1),
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -30,7 +32,8 @@ type batched[T, R any] struct {
 	err    error
 }
 
-// do has the item done. When the context ends before that, it may be done all the same.
+// do has the item done. When the context ends before that, it is not done, unless PostgreSQL has just
+// come to its end with it.
 func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	began := time.Now()
 	mine := b.add(ctx, item)
@@ -46,7 +49,7 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 
 // put leaves the item to be done soon, also if the context ends. The trace may be over by then.
 func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
-	return b.add(outsideTraces(ctx), item)
+	return b.add(context.WithoutCancel(outsideTraces(ctx)), item)
 }
 
 func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
@@ -93,9 +96,14 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 	var batch, rest []*batched[T, R]
 	keys := map[string]bool{}
 	for _, one := range b.waiting {
-		if key := b.key(one.item); len(batch) == batchSize || keys[key] {
+		key := b.key(one.item)
+		switch {
+		case one.ctx.Err() != nil: // nobody waits any more
+			one.err = one.ctx.Err()
+			close(one.done)
+		case len(batch) == batchSize || keys[key]:
 			rest = append(rest, one)
-		} else {
+		default:
 			keys[key] = true
 			batch = append(batch, one)
 		}
@@ -108,18 +116,24 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 // doBatch does a batch, and should it fail for what one of the items is, each for itself.
 func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 	items := make([]T, len(batch))
+	first := batch[0] // that has a trace, if one has
+	deadline := time.Now().Add(storeTimeout)
 	for i, one := range batch {
 		items[i] = one.item
-	}
-	first := batch[0] // that has a trace, if one has
-	for _, one := range batch {
 		if spanOf(first.ctx) == nil {
 			first = one
 		}
+		if until, ok := one.ctx.Deadline(); ok && until.Before(deadline) {
+			deadline = until // so that nothing is done behind the back of who has given up
+		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(first.ctx), storeTimeout)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(first.ctx), deadline)
 	defer cancel()
-	results, err := b.run(ctx, items)
+	var results []R
+	err := protect(func() (err error) {
+		results, err = b.run(ctx, items)
+		return err
+	})
 	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
 		for _, one := range batch {
 			b.doBatch([]*batched[T, R]{one})
@@ -133,4 +147,15 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 		one.by = spanOf(first.ctx)
 		close(one.done)
 	}
+}
+
+// protect runs the function on a goroutine that is not a request's own, and makes an error of its
+// panic, with the call stack: the service goes on.
+func protect(run func() error) (err error) {
+	defer func() {
+		if caught := recover(); caught != nil {
+			err = fmt.Errorf("panic: %v\n%s", caught, debug.Stack())
+		}
+	}()
+	return run()
 }

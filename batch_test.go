@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
@@ -106,4 +107,49 @@ func TestBatcherFailures(t *testing.T) {
 			assert.Equal(t, test.alone, good.err == nil)
 		})
 	}
+}
+
+// What nobody waits for any more is not done, and who has little time left does not get more.
+func TestBatcherAbandoned(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	b.put(t.Context(), 1)
+	<-g.begun
+	left, leave := context.WithCancel(t.Context())
+	gone := make(chan error)
+	go func() {
+		_, err := b.do(left, 2)
+		gone <- err
+	}()
+	require.Eventually(t, func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting) == 1 }, waitLimit, waitTick)
+	leave()
+	assert.ErrorIs(t, <-gone, context.Canceled)
+	other := b.put(t.Context(), 3)
+	g.through <- nil
+	assert.Equal(t, []int{3}, <-g.begun)
+	g.through <- nil
+	<-other.done
+
+	soon := time.Now().Add(waitLimit)
+	var until time.Time
+	b.run = func(ctx context.Context, items []int) ([]string, error) {
+		until, _ = ctx.Deadline()
+		return make([]string, len(items)), nil
+	}
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(storeTimeout/2))
+	defer cancel()
+	_, err := b.do(ctx, 4)
+	require.NoError(t, err)
+	assert.True(t, until.Before(soon))
+	want, _ := ctx.Deadline()
+	assert.Equal(t, want, until)
+}
+
+// A batch that panics is one that failed.
+func TestBatcherPanics(t *testing.T) {
+	t.Parallel()
+	b := batcher[int, string]{key: strconv.Itoa, run: func(context.Context, []int) ([]string, error) { panic("oh no") }}
+	_, err := b.do(t.Context(), 1)
+	require.ErrorContains(t, err, "panic: oh no")
+	assert.ErrorContains(t, err, "batch_test.go", "with the call stack")
 }

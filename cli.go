@@ -17,6 +17,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
@@ -55,7 +56,7 @@ type cli struct {
 
 // run runs the command line and returns the exit code.
 func run(ctx context.Context, args []string, std console) int {
-	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile))}
+	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile)), output: outputOf(args)}
 	root := c.tree()
 	arranged, selected, err := arrange(root, args)
 	if err == nil {
@@ -77,15 +78,30 @@ func run(ctx context.Context, args []string, std console) int {
 	return c.fail(err)
 }
 
-// isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. That other
-// settings are bad is reported later, by those who need them.
+// isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. What is wrong
+// with any setting is reported later, by those who need them.
 func isReadOnly(args []string, envFile string) bool {
-	given := slices.ContainsFunc(args, func(arg string) bool {
-		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		return strings.HasPrefix(arg, "-") && name == "read-only" && (!hasValue || value == "true")
+	given := slices.DeleteFunc(slices.Clone(args), func(arg string) bool {
+		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		return !strings.HasPrefix(arg, "-") || name != "read-only"
 	})
-	config, err := loadConfig(nil, envFile)
-	return given || err == nil && config.ReadOnly
+	config, _ := loadSettings(given, envFile, "read-only")
+	return config.ReadOnly
+}
+
+// outputOf looks ahead for the format of results, in which also flags that are wrong are reported.
+func outputOf(args []string) string {
+	for i, arg := range args {
+		name, format, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if !strings.HasPrefix(arg, "-") || name != "o" && name != "output" {
+			continue
+		}
+		if !hasValue && i+1 < len(args) {
+			format = args[i+1]
+		}
+		return format
+	}
+	return ""
 }
 
 // parse reads the flags. Package flag quotes the values that a flag refuses, which may be secrets, so
@@ -111,7 +127,7 @@ var errUsage = errors.New("a subcommand is missing")
 // exit code.
 func (c *cli) fail(err error) int {
 	f := failureOf(err).onCommandLine()
-	if f.kind == internal {
+	if f.kind == internal && f.err != nil { // here, and not on a server
 		f.detail += ": " + f.err.Error() // the command line runs on behalf of its user
 	}
 	if c.output == "json" || c.output == "ndjson" {
@@ -239,7 +255,7 @@ func (c *cli) setOutput(format string) error {
 }
 
 // arguments are the values of the flags and the positional arguments.
-func (c *cli) arguments(command *Command, given *givenFlags, positional []string) (arguments, error) {
+func (c *cli) arguments(ctx context.Context, command *Command, given *givenFlags, positional []string) (arguments, error) {
 	args := arguments{given.values, label}
 	path := command.names(inPath)
 	if len(positional) > len(path) {
@@ -250,7 +266,7 @@ func (c *cli) arguments(command *Command, given *givenFlags, positional []string
 	}
 	valid := command.names(inBody)
 	for _, name := range given.files {
-		body, err := c.readBody(name)
+		body, err := c.readBody(ctx, name)
 		if err != nil {
 			return args, err
 		}
@@ -265,7 +281,7 @@ func (c *cli) arguments(command *Command, given *givenFlags, positional []string
 }
 
 // readBody reads a JSON body from a file, or from standard input where the name is -.
-func (c *cli) readBody(name string) (map[string]json.RawMessage, error) {
+func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMessage, error) {
 	source := c.std.in
 	if name != "-" {
 		file, err := os.Open(name)
@@ -275,7 +291,10 @@ func (c *cli) readBody(name string) (map[string]json.RawMessage, error) {
 		defer file.Close()
 		source = file
 	}
-	text, err := io.ReadAll(io.LimitReader(source, maxBody+1))
+	text, err := interruptible(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(source, maxBody+1)) })
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fail(invalid, "%s cannot be read: %w", name, err)
 	}
@@ -292,7 +311,7 @@ func (c *cli) readBody(name string) (map[string]json.RawMessage, error) {
 // execute runs one operation and prints its result. What is wrong with the arguments is said before
 // what is wrong with the settings.
 func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, positional []string, yes bool) error {
-	args, err := c.arguments(command, given, positional)
+	args, err := c.arguments(ctx, command, given, positional)
 	var operation prepared
 	if err == nil {
 		operation, err = command.Run.prepare(args)
@@ -305,11 +324,18 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	if telemetryErr != nil {
 		return cmp.Or(err, telemetryErr)
 	}
+	if config.ReadOnly && command.Changes { // whatever isReadOnly has seen
+		return fail(misconfigured, "READ_ONLY is true, and %s changes something", strings.Join(command.words(), " "))
+	}
 	defer telemetry.closeWithin(time.Second)
-	call := &Call{progress: c.progress(), lines: c.output == "ndjson"}
+	progress := &progressLine{out: c.std.err}
+	call := &Call{lines: c.output == "ndjson"}
+	if isTerminal(c.std.err) {
+		call.progress = progress.show
+	}
 	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
 	if err == nil && command.Confirm != "" && !yes {
-		err = c.confirm(command.Confirm)
+		err = c.confirm(ctx, command.Confirm)
 	}
 	var value any
 	switch {
@@ -327,9 +353,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		err = c.print(command, value)
 	}
 	finish(value, err)
-	if call.progress != nil {
-		fmt.Fprint(c.std.err, "\r\x1b[K")
-	}
+	progress.clear()
 	if err != nil {
 		return err
 	}
@@ -369,25 +393,66 @@ func (c *cli) log(config *Config) *slog.Logger {
 }
 
 // confirm asks before something is deleted for good.
-func (c *cli) confirm(question string) error {
+func (c *cli) confirm(ctx context.Context, question string) error {
 	if !isTerminal(c.std.in) {
 		return fail(invalid, "%s There is no terminal to ask at: say -yes", question)
 	}
 	fmt.Fprintf(c.std.err, "%s [y/N] ", question)
-	answer, _ := bufio.NewReader(c.std.in).ReadString('\n')
+	answer, err := interruptible(ctx, func() (string, error) {
+		answer, _ := bufio.NewReader(c.std.in).ReadString('\n') // none is no
+		return answer, nil
+	})
+	if err != nil {
+		fmt.Fprintln(c.std.err)
+		return err
+	}
 	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
 		return fail(invalid, "not confirmed: nothing was done")
 	}
 	return nil
 }
 
-// progress returns what shows progress, or nil where nobody looks.
-func (c *cli) progress() func(string, ...any) {
-	if !isTerminal(c.std.err) {
-		return nil
+// interruptible reads from a person or another program, who may take for ever. When the context ends,
+// the read is left behind: so does the program.
+func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
 	}
-	return func(format string, args ...any) {
-		fmt.Fprintf(c.std.err, "\r\x1b[K"+format, args...)
+	done := make(chan result, 1)
+	go func() {
+		value, err := read()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// A progressLine is a line on a terminal that is written over and over.
+type progressLine struct {
+	out io.Writer
+
+	mu    sync.Mutex
+	shown bool
+}
+
+func (p *progressLine) show(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shown = true
+	fmt.Fprintf(p.out, "\r\x1b[K"+format, args...)
+}
+
+func (p *progressLine) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown {
+		fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }
 
@@ -473,7 +538,7 @@ func takeFlag(fs *flag.FlagSet, arg string, args []string) (taken, rest []string
 				valid = append(valid, "-"+f.Name)
 			}
 		})
-		return nil, nil, fail(invalid, "%s", unknown("flag", "-"+name, valid))
+		return nil, nil, fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "the settings that app -h names")))
 	}
 	isBool, ok := f.Value.(interface{ IsBoolFlag() bool })
 	switch {

@@ -164,6 +164,11 @@ func TestErrorsAsJSON(t *testing.T) {
 		assert.Equal(t, 400, p.Status)
 		assert.NotEmpty(t, p.RequestID)
 	}
+	for _, args := range []string{"items list -o json -foo", "items list -foo -output=ndjson", "items foo -o json"} {
+		got := runShell(t, "", strings.Fields(args)...)
+		assert.Equal(t, 2, got.exit)
+		assert.True(t, json.Valid([]byte(got.err)), got.err)
+	}
 }
 
 func TestMissingSettings(t *testing.T) {
@@ -268,7 +273,7 @@ func TestPayloadFromFile(t *testing.T) {
 // The command line asks the server at APP_URL.
 func TestAskServer(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 250, func(c *Config) { c.APIToken = "one,two" })
+	f := newFixture(t, 250, func(c *Config) { c.apiTokens = []string{"one", "two"} })
 	ask := func(args ...string) shell {
 		return runShell(t, "", append(args, "-app-url", f.url, "-api-token", "one")...)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -28,13 +29,14 @@ type Config struct {
 	DatabaseReadURL string
 	RollbarURL      string
 	RollbarTimeout  time.Duration
-	APIToken        string
 	ReadOnly        bool
 	AppURL          string
 	LogLevel        slog.Level
 	Sandbox         bool
 
 	token, readToken, writeToken, postToken string
+
+	apiTokens []string // what callers may send; none means that anyone on this machine may call
 
 	telemetry telemetrySettings
 }
@@ -62,12 +64,12 @@ func (c *Config) settings() []setting {
 		{"database-url", "PostgreSQL, which keeps the reports", "", false, checkedText(&c.DatabaseURL, isDatabase)},
 		{"database-read-url", "where reports are read: a standby; default DATABASE_URL", "", false, checkedText(&c.DatabaseReadURL, isDatabase)},
 		{"rollbar-url", "Rollbar's API", "https://api.rollbar.com/api/1", false, checkedText(&c.RollbarURL, isURL)},
-		{"rollbar-token", "a Rollbar token with all scopes, for projects that still have one", "", false, text(&c.token)},
-		{"rollbar-read-token", "the token with the scope read; default ROLLBAR_TOKEN", "", false, text(&c.readToken)},
-		{"rollbar-write-token", "the token with the scope write; default ROLLBAR_TOKEN", "", false, text(&c.writeToken)},
-		{"rollbar-post-token", "the token with the scope post_server_item; default ROLLBAR_TOKEN", "", false, text(&c.postToken)},
+		{"rollbar-token", "a Rollbar token with all scopes, for projects that still have one", "", false, secret(&c.token)},
+		{"rollbar-read-token", "the token with the scope read; default ROLLBAR_TOKEN", "", false, secret(&c.readToken)},
+		{"rollbar-write-token", "the token with the scope write; default ROLLBAR_TOKEN", "", false, secret(&c.writeToken)},
+		{"rollbar-post-token", "the token with the scope post_server_item; default ROLLBAR_TOKEN", "", false, secret(&c.postToken)},
 		{"rollbar-timeout", "how long one call of Rollbar may take", "10s", false, duration(&c.RollbarTimeout)},
-		{"api-token", "what callers of serve must send; several are separated by commas", "", false, text(&c.APIToken)},
+		{"api-token", "what callers of serve must send; several are separated by commas", "", false, secrets(&c.apiTokens)},
 		{"read-only", "leave out the operations that change Rollbar or delete reports", "false", true, boolean(&c.ReadOnly)},
 		{"app-url", "the server that the command line asks, instead of doing the work itself", "", false, checkedText(&c.AppURL, isURL)},
 		{"log-level", "debug, info, warn or error", "info", false, level(&c.LogLevel)},
@@ -94,6 +96,41 @@ func checkedText(target *string, check func(string) error) func(string) error {
 		*target = value
 		return check(value)
 	}
+}
+
+// secret is the setting of a token, which goes into a header.
+func secret(target *string) func(string) error {
+	return func(value string) error {
+		*target = strings.TrimSpace(value)
+		return isToken(*target)
+	}
+}
+
+// secrets is the setting of tokens that are separated by commas.
+func secrets(target *[]string) func(string) error {
+	return func(value string) error {
+		*target = nil
+		for one := range strings.SplitSeq(value, ",") {
+			if one = strings.TrimSpace(one); one == "" {
+				continue
+			}
+			if err := isToken(one); err != nil {
+				return err
+			}
+			*target = append(*target, one)
+		}
+		if len(*target) == 0 {
+			return errors.New("must hold a token")
+		}
+		return nil
+	}
+}
+
+func isToken(value string) error {
+	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errors.New("must be a token: letters, digits and signs, without spaces")
+	}
+	return nil
 }
 
 func duration(target *time.Duration) func(string) error {
@@ -171,12 +208,26 @@ func (e *settingError) Error() string { return e.setting + " " + e.err.Error() }
 // loadConfig gathers the settings from the flags that were given (-name=value), the environment and the .env
 // file, which may be missing.
 func loadConfig(args []string, envFile string) (*Config, error) {
+	config, err := loadSettings(args, envFile, "")
+	if err != nil {
+		return nil, err
+	}
+	return config, nil
+}
+
+// loadSettings is loadConfig for one setting only, or for all. With an error, too, it returns what it
+// has gathered.
+func loadSettings(args []string, envFile, only string) (*Config, error) {
 	config := &Config{}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
 	for _, s := range config.settings() {
+		if only != "" && s.name != only {
+			continue
+		}
 		if s.preset != "" {
 			if err := s.set(s.preset); err != nil {
-				return nil, fmt.Errorf("the default of %s: %w", s.name, err)
+				return config, fmt.Errorf("the default of %s: %w", s.name, err)
 			}
 		}
 		fs.Var(&settingFlag{s, func(value string) error {
@@ -198,15 +249,15 @@ func loadConfig(args []string, envFile string) (*Config, error) {
 	var file *os.PathError
 	switch {
 	case errors.As(err, &line) && errors.As(err, &bad):
-		return nil, fail(misconfigured, "line %d of .env: %w", line.Line, bad)
+		return config, fail(misconfigured, "line %d of .env: %w", line.Line, bad)
 	case errors.As(err, &line):
-		return nil, fail(misconfigured, "line %d of .env: %w", line.Line, line.Err)
+		return config, fail(misconfigured, "line %d of .env: %w", line.Line, line.Err)
 	case errors.As(err, &bad):
-		return nil, fail(misconfigured, "%w", bad)
+		return config, fail(misconfigured, "%w", bad)
 	case errors.As(err, &file):
-		return nil, fail(misconfigured, ".env cannot be read: %w", file.Err)
+		return config, fail(misconfigured, ".env cannot be read: %w", file.Err)
 	case err != nil:
-		return nil, fail(misconfigured, ".env: %w", err)
+		return config, fail(misconfigured, ".env: %w", err)
 	}
 	return config, nil
 }
@@ -242,11 +293,6 @@ func (c *Config) useSandbox(base string) {
 	c.readToken, c.writeToken, c.postToken = sandboxReadToken, sandboxWriteToken, sandboxPostToken
 }
 
-// apiTokens are the tokens that callers may send; none means that anyone on this machine may call.
-func (c *Config) apiTokens() []string {
-	return strings.FieldsFunc(c.APIToken, func(r rune) bool { return r == ',' || r == ' ' })
-}
-
 // forServe reports the first setting that serve cannot do without or that would be unsafe.
 func (c *Config) forServe() error {
 	host, _, _ := net.SplitHostPort(c.Addr)
@@ -256,9 +302,9 @@ func (c *Config) forServe() error {
 		return missingSetting(misconfigured, "DATABASE_URL", "serve keeps its reports in PostgreSQL, postgres://user:password@host:5432/database; or try `app serve -dev`, which brings its own")
 	case !hasToken && !c.Sandbox:
 		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve wants one Rollbar token at least: ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN or ROLLBAR_TOKEN; or SANDBOX=true for a look-alike")
-	case len(c.apiTokens()) == 0 && !isLoopback(host):
+	case len(c.apiTokens) == 0 && !isLoopback(host):
 		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on a loopback address only, and ADDR is %s", c.Addr))
-	case slices.Contains(c.apiTokens(), placeholderToken) && !c.Sandbox:
+	case slices.Contains(c.apiTokens, placeholderToken) && !c.Sandbox:
 		return fail(misconfigured, "API_TOKEN is still the placeholder of .env.example, which everybody knows: set one of your own, such as the output of `openssl rand -hex 32`")
 	}
 	return nil

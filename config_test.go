@@ -40,11 +40,43 @@ func TestConfigPrecedence(t *testing.T) {
 	config, err := loadConfig([]string{"-addr=:3"}, env)
 	require.NoError(t, err)
 	assert.Equal(t, ":3", config.Addr)
-	assert.Equal(t, []string{"environment"}, config.apiTokens())
+	assert.Equal(t, []string{"environment"}, config.apiTokens)
 	assert.Equal(t, time.Second, config.RollbarTimeout)
 	assert.Equal(t, slog.LevelInfo, config.LogLevel)
 	assert.True(t, config.Sandbox)
 	assert.Equal(t, token{"old", "ROLLBAR_TOKEN"}, config.tokens()[scopeRead])
+}
+
+// Tokens are separated by commas; white space around them is none of theirs.
+func TestTokens(t *testing.T) {
+	t.Setenv("API_TOKEN", " first-token,\tsecond ,, third\n")
+	t.Setenv("ROLLBAR_READ_TOKEN", "read\n")
+	config, err := loadConfig(nil, "")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"first-token", "second", "third"}, config.apiTokens)
+	assert.Equal(t, "read", config.readToken)
+}
+
+// READ_ONLY is found out whatever else is wrong, and a flag beats the environment.
+func TestIsReadOnly(t *testing.T) {
+	for _, tt := range []struct {
+		env, args string
+		want      bool
+	}{
+		{"", "items list", false},
+		{"true", "items list", true},
+		{"1", "", true},
+		{"true", "-read-only=false items list", false},
+		{"true", "items create -message x -read-only=false", false},
+		{"", "-read-only", true},
+		{"", "items -read-only=1 delete", true},
+		{"false", "items delete --read-only=TRUE", true},
+		{"", "-read-only=soon", false}, // is refused anyhow
+	} {
+		t.Setenv("READ_ONLY", tt.env)
+		t.Setenv("LOG_LEVEL", "loud")
+		assert.Equal(t, tt.want, isReadOnly(strings.Fields(tt.args), ""), tt)
+	}
 }
 
 // Only settings come from the environment, never an operation's parameters.
@@ -62,6 +94,9 @@ func TestBadSettings(t *testing.T) {
 	tests := []struct{ name, env, file, want string }{
 		{"in the environment", "soon", "", "ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
 		{"in the file", "", "# x\n\nROLLBAR_TIMEOUT=s3cret\n", "line 3 of .env: ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
+		{"a token with a space", "", "ROLLBAR_READ_TOKEN=s3cret s3cret", "line 1 of .env: ROLLBAR_READ_TOKEN must be a token: letters, digits and signs, without spaces"},
+		{"a token with a control character", "", "API_TOKEN=\"one,s3\\tcret\"", "line 1 of .env: API_TOKEN must be a token: letters, digits and signs, without spaces"},
+		{"a list without a token", "", "API_TOKEN=' , '", "line 1 of .env: API_TOKEN must hold a token"},
 		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 3 of .env: there is no name with = behind it"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
 		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret", "line 1 of .env: there is something behind the closing quote"},

@@ -103,6 +103,9 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 		uuid = newUUID()
 		data = setMember(data, "uuid", appendString(nil, uuid))
 	}
+	if err := checkSize(data); err != nil {
+		return Created{}, err
+	}
 	if app.store == nil {
 		callOf(ctx).notStored("DATABASE_URL is not set")
 		if err := app.rollbar.Post(ctx, data); err != nil {
@@ -115,19 +118,21 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 
 // create records the occurrence, sends it and records what became of it.
 func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (Created, error) {
+	sending, cancel := context.WithTimeout(ctx, app.lease()) // until when nobody else does
+	defer cancel()
 	recording, cancel := context.WithTimeout(ctx, storeTimeout)
 	record, err := app.store.record(recording, uuid, data, app.lease())
 	cancel()
 	switch {
-	case isKind(err, unavailable):
-		return app.createUnrecorded(ctx, uuid, data, err)
+	case err != nil && ctx.Err() != nil:
+		return Created{}, fmt.Errorf("create %s: %w", uuid, ctx.Err())
 	case err != nil:
-		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+		return app.createUnrecorded(ctx, uuid, data, err)
 	case !record.fresh:
 		return record.answer(uuid)
 	}
 	app.count("app.reports.stored", 1)
-	err = app.rollbar.Post(ctx, data)
+	err = app.rollbar.Post(sending, data)
 	if err == nil {
 		app.store.deliveries.put(ctx, record.id)
 		app.recovery.now()
@@ -147,8 +152,8 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	return Created{}, fmt.Errorf("create %s: %w", uuid, err)
 }
 
-// createUnrecorded sends an occurrence while PostgreSQL does not answer. Only Rollbar's word can
-// acknowledge it.
+// createUnrecorded sends an occurrence that PostgreSQL does not take, for whatever reason. Only
+// Rollbar's word can acknowledge it.
 func (app *App) createUnrecorded(ctx context.Context, uuid string, data json.RawMessage, why error) (Created, error) {
 	app.log.WarnContext(ctx, "occurrence is not recorded", "uuid", uuid, "error", why)
 	callOf(ctx).notStored(why.Error())

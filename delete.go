@@ -139,7 +139,11 @@ func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
 	for range min(4, len(ids)) {
 		workers.Go(func() {
 			for id := range next {
-				was, err := app.rollbar.DeleteOccurrence(ctx, id)
+				var was bool
+				err := protect(func() (err error) {
+					was, err = app.rollbar.DeleteOccurrence(ctx, id)
+					return err
+				})
 				if err != nil {
 					cancel(fmt.Errorf("occurrence %d: %w", id, err))
 				}

@@ -15,6 +15,7 @@ const (
 	deliveryWorkers = 4
 	deliveryPace    = time.Second / 20 // 1200 a minute: a backlog must not eat the project's quota
 	longestBackoff  = 5 * time.Minute
+	longestHold     = time.Hour // for what waits for the right token
 	longestPause    = time.Hour // limits can be lifted before their time
 	longestIdle     = 5 * time.Second
 	lookupsInTurn   = 20 // a second's worth, then deliveries have their turn
@@ -52,14 +53,14 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	return round.done, databaseError(err)
 }
 
-// A deliveryRound tries each queued occurrence once, oldest first, several at a time. It ends early
-// when Rollbar is down or limits us.
+// A deliveryRound tries each queued occurrence once, oldest first, several at a time, and behind all
+// others those that wait for the right token. It ends early when Rollbar is down or limits us.
 type deliveryRound struct {
 	app     *App
 	dueOnly bool
 
 	mu     sync.Mutex
-	behind int64 // the last id that was claimed
+	behind map[bool]int64 // the last id that was claimed, of those that wait for the right token and not
 	done   Delivery
 	outage error // what ended the round early
 	err    error // of PostgreSQL
@@ -67,6 +68,7 @@ type deliveryRound struct {
 
 // run runs the round. Its error is one of PostgreSQL.
 func (r *deliveryRound) run(ctx context.Context) error {
+	r.behind = map[bool]int64{}
 	var workers sync.WaitGroup
 	for range deliveryWorkers {
 		workers.Go(func() {
@@ -75,7 +77,10 @@ func (r *deliveryRound) run(ctx context.Context) error {
 				if q == nil {
 					return
 				}
-				r.deliver(ctx, q)
+				err := protect(func() error { r.deliver(ctx, q); return nil })
+				if err != nil {
+					r.app.log.ErrorContext(ctx, "panic", "uuid", q.UUID, "error", err)
+				}
 			}
 		})
 	}
@@ -87,15 +92,19 @@ func (r *deliveryRound) run(ctx context.Context) error {
 func (r *deliveryRound) claim(ctx context.Context) *queued {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.outage != nil || r.err != nil {
-		return nil
+	for _, held := range []bool{false, true} {
+		if r.outage != nil || r.err != nil {
+			return nil
+		}
+		began := time.Now()
+		q, err := r.app.store.claim(ctx, held, r.behind[held], r.dueOnly, r.app.lease())
+		r.err = err
+		if q != nil {
+			r.behind[held], q.until = q.ID, began.Add(r.app.lease())
+			return q
+		}
 	}
-	q, err := r.app.store.claim(ctx, r.behind, r.dueOnly, r.app.lease())
-	if r.err = err; err != nil || q == nil {
-		return nil
-	}
-	r.behind = q.ID
-	return q
+	return nil
 }
 
 // lease is how long one delivery may take before another process takes it over.
@@ -103,56 +112,82 @@ func (app *App) lease() time.Duration { return app.rollbar.timeout + 2*retryLimi
 
 // deliver sends one occurrence and records what became of it.
 func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
-	// What is under way is finished, also when the service ends.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.app.lease())
+	ctx, cancel := finishing(ctx, q.until)
 	defer cancel()
 	ctx, span := r.app.startSpan(r.app.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
 	defer span.finish()
 	span.setNumber("attempts", float64(q.Attempts))
 	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
 	span.fail(err)
+	switch {
+	case err == nil:
+		_, _ = r.app.store.deliveries.do(ctx, q.ID) // markDelivered tells of an error
+	case isFinal(err):
+		r.app.reject(ctx, q.ID, err)
+	case isKind(err, rollbarAuth):
+		r.app.log.WarnContext(ctx, "occurrence waits for the right token", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
+		r.app.settle(ctx, q.ID, "held", func(ctx context.Context, id int64) error {
+			return r.app.store.postpone(ctx, id, true, backoff(q.Attempts, longestHold))
+		})
+	default:
+		r.app.log.WarnContext(ctx, "occurrence stays queued", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
+		r.app.settle(ctx, q.ID, "postponed", func(ctx context.Context, id int64) error {
+			return r.app.store.postpone(ctx, id, false, backoff(q.Attempts, longestBackoff))
+		})
+	}
+	r.count(err)
+}
+
+// count counts what a delivery came to. Unless it is about the one occurrence, a failure is the end of
+// the round.
+func (r *deliveryRound) count(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		_, _ = r.app.store.deliveries.do(ctx, q.ID) // markDelivered tells of an error
 		r.done.Delivered++
 	case isFinal(err):
-		r.app.reject(ctx, q.ID, err)
 		r.done.Rejected++
-	default:
-		r.app.log.WarnContext(ctx, "occurrence stays queued", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
-		r.app.settle(ctx, q.ID, "postponed", func(ctx context.Context, id int64) error {
-			return r.app.store.postpone(ctx, id, backoff(q.Attempts))
-		})
-		if !isKind(err, rollbarAuth) { // a token that is refused holds up nothing else
-			r.outage = err
-		}
+	case !isKind(err, rollbarAuth):
+		r.outage = err
 	}
 }
 
+// finishing returns a context for what is to be finished also when the service ends, though not for
+// longer than that may take, and in any case until then.
+func finishing(ctx context.Context, until time.Time) (context.Context, context.CancelFunc) {
+	finish, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(shutdownLimit, cancel) })
+	return finish, func() { stop(); cancel() }
+}
+
 // backoff is the wait before the next try after so many: it doubles from a second, and spreads.
-func backoff(attempts int) time.Duration {
-	wait := min(time.Second<<min(attempts-1, 20), longestBackoff)
+func backoff(attempts int, longest time.Duration) time.Duration {
+	wait := min(time.Second<<min(attempts-1, 20), longest)
 	return wait/2 + rand.N(wait/2)
 }
 
 // A pacer spaces out what several goroutines do.
 type pacer struct {
-	mu   sync.Mutex
+	turn chan struct{} // held by whose turn is next
 	next time.Time
 }
 
+func newPacer() *pacer { return &pacer{turn: make(chan struct{}, 1)} }
+
 // wait returns true when it is the caller's turn, and false once the context has ended.
 func (p *pacer) wait(ctx context.Context) bool {
-	p.mu.Lock()
-	turn := p.next
-	if now := time.Now(); turn.Before(now) {
-		turn = now
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return false
 	}
-	p.next = turn.Add(deliveryPace)
-	p.mu.Unlock()
-	return sleep(ctx, time.Until(turn))
+	if !sleep(ctx, time.Until(p.next)) {
+		return false
+	}
+	p.next = time.Now().Add(deliveryPace)
+	return true
 }
 
 // sleep waits and reports whether it was not interrupted.
@@ -171,14 +206,17 @@ func (app *App) deliverQueue(ctx context.Context) {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { app.listenForWork(ctx) })
+	app.store.retryHeld(ctx)
 	failures, recovered := 0, false
 	for ctx.Err() == nil {
 		round := deliveryRound{app: app, dueOnly: !recovered}
 		err := round.run(ctx)
 		if err == nil && round.outage == nil {
-			app.findItems(ctx)
+			if err := protect(func() error { app.findItems(ctx); return nil }); err != nil {
+				app.log.ErrorContext(ctx, "panic", "error", err)
+			}
 			failures, recovered = 0, false
-			app.awaitWake(ctx, app.store.nextDue(ctx, longestIdle))
+			app.awaitWake(ctx, app.store.nextDue(ctx, app.canFindItems(), longestIdle))
 			continue
 		}
 		failures++
@@ -200,9 +238,9 @@ func pauseAfter(outage error, failures int) time.Duration {
 	case errors.As(outage, &f) && f.kind == rateLimited:
 		return min(f.wait, longestPause)
 	case outage == nil:
-		return min(backoff(failures), longestIdle)
+		return backoff(failures, longestIdle)
 	}
-	return min(backoff(failures), time.Minute)
+	return backoff(failures, time.Minute)
 }
 
 // A wake tells the queue that there may be something to do.
@@ -257,9 +295,11 @@ func (app *App) listenForWork(ctx context.Context) {
 // usually knows within 5 s.
 var lookupWaits = []time.Duration{2 * time.Second, 5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
 
+func (app *App) canFindItems() bool { return app.rollbar.require(scopeRead) == nil }
+
 // findItems asks for the items of delivered occurrences for which it is time, a few in a turn.
 func (app *App) findItems(ctx context.Context) {
-	if app.rollbar.require(scopeRead) != nil {
+	if !app.canFindItems() {
 		return
 	}
 	for turn := 0; turn < lookupsInTurn && app.pace.wait(ctx); turn++ {

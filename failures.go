@@ -47,14 +47,14 @@ var failureKinds = []failureKind{
 	upstreamTimeout, conflict, interrupted,
 }
 
-// kindOf returns the row of a problem's type and status.
-func kindOf(problemType string, status int) failureKind {
+// kindOf returns the row of a problem's type and status, if there is one.
+func kindOf(problemType string, status int) (failureKind, bool) {
 	for _, k := range failureKinds {
 		if problemType == "/problems/"+k.name && status == k.status {
-			return k
+			return k, true
 		}
 	}
-	return internal
+	return failureKind{}, false
 }
 
 // A Failure is an error that a caller can act on. Its detail is shown to the caller, so it says

@@ -22,18 +22,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tryCreate posts an occurrence and returns the status, or 0 where no answer came.
-func tryCreate(url, uuid string) int {
+// tryCreate posts an occurrence and says whether that was acknowledged, and whether it is stored.
+func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	body := strings.NewReader(fmt.Sprintf(`{"message":"%s","uuid":"%s"}`, uuid, uuid))
 	res, err := http.Post(url+"/items", "application/json", body)
 	if err != nil {
-		return 0
+		return false, false
 	}
 	defer res.Body.Close()
 	if _, err := io.ReadAll(res.Body); err != nil {
-		return 0
+		return false, false
 	}
-	return res.StatusCode
+	acknowledged = res.StatusCode == 201 || res.StatusCode == 202
+	return acknowledged, acknowledged && res.Header.Get("Report-Stored") != "false"
 }
 
 // Killed in the middle of many creates and started again, the service delivers all that it had
@@ -53,7 +54,7 @@ func TestKillLosesNothing(t *testing.T) {
 		}
 		clients.Go(func() {
 			uuid := newUUID()
-			if status := tryCreate(p.url, uuid); status == 201 || status == 202 {
+			if ok, _ := tryCreate(p.url, uuid); ok {
 				mu.Lock()
 				defer mu.Unlock()
 				acknowledged = append(acknowledged, uuid)
@@ -82,12 +83,12 @@ func TestEndUnderLoad(t *testing.T) {
 	p := startServe(t, f.env())
 	var clients sync.WaitGroup
 	var mu sync.Mutex
-	answered := 0
-	for n := range 8 {
+	answered, created := 0, map[string]bool{}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	request := func(make func() (*http.Response, string, error)) {
 		clients.Go(func() {
-			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 			for {
-				res, err := client.Get(fmt.Sprintf("%s/items?limit=%d", p.url, n+1)) // the same ones would share calls
+				res, uuid, err := make()
 				if err != nil {
 					return
 				}
@@ -96,16 +97,36 @@ func TestEndUnderLoad(t *testing.T) {
 				assert.NoError(t, err)
 				assert.True(t, json.Valid(text))
 				mu.Lock()
-				if answered++; answered == 50 {
+				if answered++; answered == 100 {
 					assert.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+				}
+				if uuid != "" {
+					assert.Equal(t, 201, res.StatusCode)
+					created[uuid] = true
 				}
 				mu.Unlock()
 			}
 		})
 	}
+	for n := range 8 {
+		request(func() (*http.Response, string, error) {
+			res, err := client.Get(fmt.Sprintf("%s/items?limit=%d", p.url, n+1)) // the same ones would share calls
+			return res, "", err
+		})
+		request(func() (*http.Response, string, error) {
+			uuid := newUUID()
+			res, err := client.Post(p.url+"/items", "", strings.NewReader(fmt.Sprintf(`{"message":"x","uuid":%q}`, uuid)))
+			return res, uuid, err
+		})
+	}
 	clients.Wait()
 	assert.Equal(t, 0, p.wait())
 	assert.Len(t, f.sandbox.requests(), answered, "what was begun was answered")
+	assert.NotEmpty(t, created)
+	for uuid := range created {
+		assert.Equal(t, "delivered", f.state(uuid))
+		assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+	}
 }
 
 // PostgreSQL without a free connection, or unable to write, is as good as none: reads are answered,
@@ -128,6 +149,18 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 		{"read only", func(t *testing.T, f *fixture) {
 			f.exec(`ALTER ROLE app SET default_transaction_read_only = on`)
 			f.app.store.pool.Reset()
+		}},
+		{"no rights", func(t *testing.T, f *fixture) {
+			f.exec(`REASSIGN OWNED BY app TO postgres`)
+		}},
+		{"locked for longer than its limit", func(t *testing.T, f *fixture) {
+			f.exec(`ALTER ROLE app SET lock_timeout = '50ms'`)
+			f.app.store.pool.Reset()
+			conn, err := pgx.Connect(t.Context(), f.admin)
+			require.NoError(t, err)
+			t.Cleanup(func() { conn.Close(context.Background()) })
+			_, err = conn.Exec(t.Context(), `BEGIN; LOCK TABLE reports IN EXCLUSIVE MODE`)
+			require.NoError(t, err)
 		}},
 		{"locked", func(t *testing.T, f *fixture) {
 			conn, err := f.app.store.pool.Acquire(t.Context())
@@ -184,6 +217,41 @@ func TestReadsDoNotWaitForever(t *testing.T) {
 	lines.requireProblem(503, "unavailable")
 	require.NoError(t, conn.Close(t.Context()))
 	require.Eventually(t, func() bool { return f.get("/reports/1").status == 200 }, waitLimit, waitTick)
+}
+
+// Those who read reports, however slowly, never have all connections: others go on.
+func TestTooManyReaders(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	require.Equal(t, 200, f.get("/items").status)
+	places := cap(f.app.store.readers)
+	assert.Less(t, places, int(f.app.store.pool.Config().MaxConns))
+	for range places {
+		reader, err := f.app.store.reader(t.Context())
+		require.NoError(t, err)
+		t.Cleanup(reader.Release)
+	}
+	got := f.get("/reports")
+	assert.Equal(t, "too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "1", got.header.Get("Retry-After"))
+	assert.Equal(t, 200, f.get("/check").status)
+	uuid := newUUID()
+	assert.Empty(t, f.create(uuid).header.Get("Report-Stored"))
+	assert.Equal(t, "delivered", f.state(uuid))
+}
+
+// With no connection left at all, PostgreSQL is as good as down.
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) { c.DatabaseURL += "&pool_max_conns=1" })
+	conn, err := f.app.store.writer(t.Context())
+	require.NoError(t, err)
+	got := f.get("/reports")
+	assert.Equal(t, "too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "1", got.header.Get("Retry-After"))
+	assert.Equal(t, "false", f.get("/items").header.Get("Report-Stored"))
+	conn.Release()
+	assert.Equal(t, 200, f.get("/reports").status)
 }
 
 // Requests that wait too long for others are turned away.
@@ -246,9 +314,34 @@ func TestSlowClients(t *testing.T) {
 	dial("GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	assert.EqualError(t, <-cut, http.ErrAbortHandler.Error())
 
+	// Who reads no answers is cut off, also where they are refusals.
+	refused := dial("")
+	request := []byte(strings.Repeat("GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", 1000))
+	for err := error(nil); err == nil; {
+		require.NoError(t, refused.SetWriteDeadline(time.Now().Add(waitLimit)))
+		_, err = refused.Write(request)
+		require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+	}
+
 	text, err := io.ReadAll(dial("POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"))
 	require.NoError(t, err)
 	assert.Contains(t, string(text), "the body cannot be read")
+}
+
+// Work may take longer than a client may take to send or take something.
+func TestSlowWork(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	handler := newHandler(f.app, commands, nil).(*server)
+	handler.clientTimeout = 100 * time.Millisecond
+	f.serve(handler)
+	f.sandbox.failOnly("GET /items", 1, faultSlow)
+	answers := make(chan *answer, 1)
+	go func() { answers <- f.do("POST", "/items/sync", "{}") }()
+	f.await("GET /items")
+	<-time.After(3 * handler.clientTimeout)
+	f.sandbox.setFault(faultNone)
+	assert.Equal(t, 200, (<-answers).status)
 }
 
 func TestReadOnly(t *testing.T) {
@@ -272,6 +365,17 @@ func TestReadOnly(t *testing.T) {
 	cmd := program(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
 	assert.Error(t, cmd.Run())
 	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
+	cmd = program(t, append(f.env(), "READ_ONLY=1", "LOG_LEVEL=loud"), "items", "delete", fmt.Sprint(id), "-yes", "-log-level=info")
+	assert.Error(t, cmd.Run())
+	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
+	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "DELETE")
+
+	p := startServe(t, append(f.env(), "READ_ONLY=true"))
+	require.Eventually(t, func() bool { return f.at(p).get("/check").status == 200 }, waitLimit, waitTick)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGQUIT)) // prints all goroutines
+	p.wait()
+	assert.Contains(t, p.stderr(), "main.serveUntilDone")
+	assert.NotContains(t, p.stderr(), "deliverQueue", "what is queued stays queued")
 }
 
 func TestRequestID(t *testing.T) {
@@ -290,51 +394,61 @@ var (
 	chaosTime = flag.Duration("chaos.time", 4*time.Second, "how long the randomised run goes on")
 )
 
-// A randomised run mixes creates with everything that can fail: Rollbar in all its ways, PostgreSQL
-// stopped and started, the service killed and started. In the end all that was acknowledged is
-// delivered, as one occurrence each. go test -run Chaos -chaos.time 1h -chaos.seed 42
+// A randomised run mixes creates, now and then of the same uuid, on two replicas with everything that
+// can fail: Rollbar in all its ways, PostgreSQL stopped and started, the replicas killed and started.
+// In the end all that was acknowledged is delivered, as one occurrence each, and in the reports unless
+// the answer said otherwise. go test -run Chaos -chaos.time 1h -chaos.seed 42
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(*chaosSeed, 0))
 	postgres := startTestPostgres(t, "", "fsync=on", "synchronous_commit=on")
 	f := newFixture(t, 0, withTimeout(300*time.Millisecond), func(c *Config) { c.DatabaseURL = postgres.URL() })
-	p := startServe(t, f.env())
 	var (
+		replicas     = []*process{startServe(t, f.env()), startServe(t, f.env())}
 		mu           sync.Mutex
 		acknowledged []string
-		url          = p.url
+		stored       = map[string]bool{}
 		stop         = make(chan struct{})
 		clients      sync.WaitGroup
 	)
-	for range 8 {
+	for n := range 8 {
 		clients.Go(func() {
-			for {
+			uuid := ""
+			for i := 0; ; i++ {
 				select {
 				case <-stop:
 					return
 				case <-time.After(30 * time.Millisecond):
 				}
 				mu.Lock()
-				target := url
+				target := replicas[(n+i)%2].url
 				mu.Unlock()
-				uuid := newUUID()
-				if status := tryCreate(target, uuid); status == 201 || status == 202 {
-					mu.Lock()
-					acknowledged = append(acknowledged, uuid)
-					mu.Unlock()
+				if i%10 != 9 { // else the one before again
+					uuid = newUUID()
 				}
+				ok, isStored := tryCreate(target, uuid)
+				mu.Lock()
+				if ok {
+					acknowledged = append(acknowledged, uuid)
+				}
+				stored[uuid] = stored[uuid] || isStored
+				mu.Unlock()
 			}
 		})
 	}
-	faults := []sandboxFault{faultNone, faultNone, faultDown, faultError, faultBadGateway, faultTruncated, faultSlow, faultDropped, faultLimitedNear}
+	faults := []sandboxFault{
+		faultNone, faultNone, faultNone, faultDown, faultError, faultBadGateway, faultTruncated, faultSlow, faultDropped,
+		faultLimitedNear, faultLimitedFar, faultForbidden, faultDeactivated,
+	}
 	for end := time.Now().Add(*chaosTime); time.Now().Before(end); {
 		switch random.IntN(6) {
 		case 0:
-			p.cmd.Process.Signal([]os.Signal{syscall.SIGKILL, syscall.SIGTERM}[random.IntN(2)])
-			p.wait()
-			p = startServe(t, f.env())
+			n := random.IntN(2)
+			replicas[n].cmd.Process.Signal([]os.Signal{syscall.SIGKILL, syscall.SIGTERM}[random.IntN(2)])
+			replicas[n].wait()
+			p := startServe(t, f.env())
 			mu.Lock()
-			url = p.url
+			replicas[n] = p
 			mu.Unlock()
 		case 1:
 			postgres.halt(t, []string{"fast", "immediate"}[random.IntN(2)])
@@ -349,11 +463,14 @@ func TestChaos(t *testing.T) {
 	clients.Wait()
 	f.sandbox.setFault(faultNone)
 	f.rows(`UPDATE reports SET leased_until = '-infinity', next_attempt = '-infinity' WHERE state = 'queued' RETURNING ''`) // as time would
+	for _, p := range replicas {                                                                                            // what Rollbar takes ends a pause
+		require.Eventually(t, func() bool { ok, _ := tryCreate(p.url, newUUID()); return ok }, waitLimit, waitTick)
+	}
 	t.Logf("%d acknowledged", len(acknowledged))
 	require.NotEmpty(t, acknowledged)
 	for _, uuid := range acknowledged {
 		require.Eventually(t, func() bool { return f.sandbox.occurrencesOf(uuid) == 1 }, waitLimit, waitTick)
-		if state := f.state(uuid); state != "" { // not recorded while PostgreSQL was down
+		if stored[uuid] {
 			f.eventually(uuid, "delivered")
 		}
 	}

@@ -59,12 +59,26 @@ type exchange struct {
 	operation string
 	failure   *Failure
 	call      Call
+	timeout   time.Duration // for the client to take the beginning of the answer
+}
+
+// WriteHeader begins the answer, whoever gives it.
+func (x *exchange) WriteHeader(status int) {
+	_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.timeout))
+	x.statusWriter.WriteHeader(status)
+}
+
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
+	}
+	return x.statusWriter.Write(p)
 }
 
 // ServeHTTP answers one request and logs it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r)}
+	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r), timeout: s.clientTimeout}
 	ctx, span := s.app.startRequest(r)
 	if span != nil {
 		r = r.WithContext(ctx)
@@ -82,7 +96,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h["X-Content-Type-Options"] = noSniff
 	h["Cache-Control"] = noStore
 	h["X-Request-Id"] = []string{x.id}
+	if isUnclean(r.URL.Path) {
+		s.serveNone(x, r)
+		return
+	}
 	s.mux.ServeHTTP(x, r)
+}
+
+// isUnclean reports whether a path is one that a ServeMux would answer itself, in HTML and whoever
+// asks, or none at all.
+func isUnclean(path string) bool {
+	return !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "/.")
 }
 
 // Headers of many answers.
@@ -131,11 +155,7 @@ func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began t
 		outcome = unavailable // of check
 	}
 	s.app.countOperation(x.operation, "http", outcome, took)
-	pattern := r.Pattern
-	if x.operation == "" { // as of a path that the mux leads to a better one
-		pattern = ""
-	}
-	span.finishRequest(r, pattern, x.status, err)
+	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
 }
 
 // logRequest writes the line about a request. It leaves out where in the program it was written, which
@@ -185,12 +205,12 @@ func (s *server) admit(r *http.Request, open bool) error {
 	if open {
 		return nil
 	}
-	given, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	valid := 0
 	for _, token := range s.tokens {
 		valid |= subtle.ConstantTimeCompare([]byte(given), []byte(token))
 	}
-	if !bearer || valid == 0 {
+	if !strings.EqualFold(scheme, "Bearer") || valid == 0 {
 		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …")
 	}
 	return nil
@@ -204,7 +224,9 @@ func (s *server) serveNone(x *exchange, r *http.Request) {
 		return
 	}
 	probe := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	s.routes.ServeHTTP(probe, r.Clone(r.Context()))
+	if !isUnclean(r.URL.Path) {
+		s.routes.ServeHTTP(probe, r.Clone(r.Context()))
+	}
 	if probe.status == http.StatusMethodNotAllowed {
 		allow := probe.Header().Get("Allow")
 		x.Header().Set("Allow", allow)

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -108,7 +112,7 @@ func TestRequestsRefused(t *testing.T) {
 		{"version without the status", "PATCH", item, form, `{"resolved_in_version":"1.2"}`, 400, "resolved_in_version is valid only together with status resolved"},
 		{"null where it means nothing", "PATCH", item, form, `{"title":null}`, 400, "title must be a string"},
 		{"message missing", "POST", "/items", form, `{}`, 400, "message is required, or else data with Rollbar's own payload"},
-		{"message empty", "POST", "/items", form, `{"message":""}`, 400, "message must be at least 1 characters long"},
+		{"message empty", "POST", "/items", form, `{"message":""}`, 400, "message must not be empty"},
 		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400, "data is Rollbar's own payload: nothing else can be given beside it"},
 	}
 	for _, test := range tests {
@@ -148,17 +152,18 @@ func TestBodiesTakenAsJSON(t *testing.T) {
 
 func TestAPIToken(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 1, func(c *Config) { c.APIToken = "first-token, second-token" })
+	f := newFixture(t, 1, func(c *Config) { c.apiTokens = []string{"first-token", "second-token"} })
 	for _, path := range []string{"/which", "/check"} {
 		assert.Equal(t, 200, f.get(path).status)
 	}
-	for _, header := range []string{"", "first-token", "Bearer", "Bearer third-token", "Bearer first-token, second-token", "Basic first-token"} {
+	for _, header := range []string{"", "first-token", "Bearer", "Bearer third-token", "Bearer first-token, second-token", "Basic first-token", "Bearerfirst-token", "Bearer  first-token"} {
 		got := f.do("GET", "/items", "", "Authorization", header)
 		detail := got.requireProblem(401, "auth")
 		assert.Equal(t, "Bearer", got.header.Get("WWW-Authenticate"))
 		assert.NotContains(t, detail, "first-token")
 	}
 	f.get("/nowhere").requireProblem(401, "auth")
+	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "bearer first-token").status)
 	for _, token := range []string{"first-token", "second-token"} {
 		assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "Bearer "+token).status)
 	}
@@ -180,6 +185,67 @@ func TestBrowsersWithoutAPIToken(t *testing.T) {
 	f.do("POST", "/items", `{"message":"x"}`, "Sec-Fetch-Site", "cross-site").requireProblem(403, "auth")
 	f.do("DELETE", "/reports", "", "Origin", "https://attacker.example.com").requireProblem(403, "auth")
 	assert.Equal(t, 200, f.do("GET", "/items", "", "Sec-Fetch-Site", "cross-site").status)
+}
+
+// Paths that a ServeMux would lead to a better one are none of ours, and nobody gets past the door by
+// them.
+func TestUncleanPaths(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	requests := []string{
+		"GET //items", "GET /items/../which", "GET /./which", "GET /items//7", "POST //items", "OPTIONS *", "OPTIONS /items",
+		"GET /items/", "GET /items/%2e%2e/which",
+	}
+	for _, request := range requests {
+		for host, status := range map[string]string{"localhost": "404", "errors.example.com": "421"} {
+			if request == "OPTIONS /items" && host == "localhost" {
+				status = "405"
+			}
+			answer := f.rawAnswers(request + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n")
+			assert.True(t, strings.HasPrefix(answer, "HTTP/1.1 "+status+" "), "%s: %s", request, answer)
+			for _, header := range []string{"X-Content-Type-Options: nosniff", "Cache-Control: no-store", "X-Request-Id: ", "Content-Type: application/problem+json"} {
+				assert.Contains(t, answer, header, request)
+			}
+		}
+	}
+	assert.Contains(t, f.rawAnswers("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\nConnection: close\r\n\r\n"), "there is no route CONNECT")
+}
+
+// What callers may send is bounded, whether they say how much it is or not.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	body := `{"message":"` + strings.Repeat("x", maxBody) + `"}`
+	f.do("POST", "/items", body).requireProblem(413, "usage")
+	chunked := fmt.Sprintf("POST /items HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	require.NoError(t, err)
+	defer conn.Close()
+	go io.WriteString(conn, chunked) // which the service does not read to its end
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	require.NoError(t, err)
+	assert.Equal(t, 413, res.StatusCode)
+	assert.Empty(t, f.sandbox.requests())
+
+	server := newHTTPServer(nil, f.app.log)
+	assert.Equal(t, 64<<10, server.MaxHeaderBytes)
+	assert.Positive(t, server.ReadHeaderTimeout)
+	assert.Positive(t, server.IdleTimeout)
+	assert.Zero(t, server.WriteTimeout, "an answer may take an hour, as long as the client takes it")
+}
+
+// Which of two forms the caller wants is a matter of its preferences.
+func TestPreference(t *testing.T) {
+	t.Parallel()
+	for accept, want := range map[string]bool{
+		"": false, "*/*": false, "application/json": false, ndjson: true, "Application/X-NDJSON": true,
+		"application/json, " + ndjson: true, "application/json;q=1, application/x-ndjson;q=0.1": false,
+		"application/json;q=0.5, application/x-ndjson; Q=0.7": true, ndjson + ";q=0": false, ndjson + ";q=x": false,
+	} {
+		r := httptest.NewRequest("GET", "/reports", nil)
+		r.Header.Set("Accept", accept)
+		assert.Equal(t, want, wantsLines(r), accept)
+	}
 }
 
 func TestCheck(t *testing.T) {

@@ -18,10 +18,10 @@ import (
 type itemFilter struct {
 	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items in this status (repeatable)"`
 	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only this level (repeatable)"`
-	Environment  []string `query:"environment" default:"" help:"only this environment (repeatable)"`
-	Framework    []string `query:"framework" default:"" help:"only this framework (repeatable)"`
-	Query        string   `query:"query" default:"" help:"a search as in Rollbar's search box"`
-	AssignedUser string   `query:"assigned_user" default:"" help:"a Rollbar username, assigned or unassigned"`
+	Environment  []string `query:"environment" default:"" min:"1" help:"only this environment (repeatable)"`
+	Framework    []string `query:"framework" default:"" min:"1" help:"only this framework (repeatable)"`
+	Query        string   `query:"query" default:"" min:"1" help:"a search as in Rollbar's search box"`
+	AssignedUser string   `query:"assigned_user" default:"" min:"1" help:"a Rollbar username, assigned or unassigned"`
 }
 
 // values are the filter as Rollbar takes it.

@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -158,15 +161,18 @@ func TestCreateRefused(t *testing.T) {
 	require.Equal(t, 200, f.get("/reports").status)
 	for body, want := range map[string]string{
 		`{"data":{}}`: "data.body must be an object with one of trace, trace_chain, message, crash_report; data.environment is required",
-		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                   "data.body must have exactly one of",
-		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                                          "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
-		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                                               "data.body.trace.exception.class is required and must be a string",
-		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                                    "data.body.trace_chain must be an array of at least one trace",
-		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`:                    "data.person.id is required",
-		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`: "data.uuid must be at most 36 characters long",
-		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                          "data.uuid must be a UUID, or another text",
-		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                             "data.context must be a string",
-		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) + `"}`:                                          "code_version must be from 1 to 40 characters long",
+		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                           "data.body must have exactly one of",
+		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                                                  "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
+		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                                                       "data.body.trace.exception.class is required and must be a string",
+		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                                            "data.body.trace_chain must be an array of at least one trace",
+		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`:                            "data.person.id is required",
+		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`:         "data.uuid must be at most 36 characters long",
+		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                                  "data.uuid must be a UUID, or another text",
+		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                                     "data.context must be a string",
+		`{"data":{"environment":"","level":null,"timestamp":"now","person":{"id":""},"body":{"crash_report":{"raw":"x"}}}}`: "data.environment must not be empty; data.level must be one of debug, info, warning, error, critical; data.person.id is required in data.person; data.timestamp must be a number",
+		`{"data":{"environment":"e","level":"","body":{"crash_report":{"raw":"x"}}}}`:                                       "data.level must be one of",
+		"{\"message\":\"a\xff\"}": "the body cannot be used: it is not UTF-8",
+		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) + `"}`: "code_version must be from 1 to 40 characters long",
 	} {
 		assert.Contains(t, f.do("POST", "/items", body).requireProblem(400, "usage"), want)
 	}
@@ -225,6 +231,56 @@ func TestFaultsOnItems(t *testing.T) {
 }
 
 // A limit that ends soon is waited out.
+// An answer without what was asked for does not mean that there is nothing.
+func TestUnusableAnswers(t *testing.T) {
+	t.Parallel()
+	for _, result := range []string{``, `,"result":null`, `,"result":"text"`, `,"result":[]`, `,"result":{}`, `,"result":{"items":{},"instances":null}`} {
+		f := newFixture(t, 3)
+		id := f.sandbox.itemIDs()[0]
+		next := f.app.rollbar.client.Transport
+		f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "/items/") || strings.HasSuffix(r.URL.Path, "/instances") {
+				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(`{"err":0` + result + `}`)), Header: http.Header{}, Request: r}, nil
+			}
+			return next.RoundTrip(r)
+		})
+		f.get("/items").requireProblem(502, "unavailable")
+		f.do("POST", "/items/sync", "").requireProblem(502, "unavailable")
+		f.get(fmt.Sprintf("/items/%d/occurrences", id)).requireProblem(502, "unavailable")
+		f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(502, "unavailable")
+		assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "PATCH", "nothing is resolved that was not deleted")
+	}
+}
+
+// Calls that wait at the same time spend the time that a request has for waiting once.
+func TestDeleteLimitedForASecond(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	id := f.sandbox.itemIDs()[0]
+	for range 7 {
+		f.sandbox.touch(id)
+	}
+	f.sandbox.failOnly("DELETE /instance/", 8, faultLimitedNear)
+	deleted := f.do("DELETE", fmt.Sprintf("/items/%d", id), "")
+	assert.Equal(t, 200, deleted.status, deleted.body)
+	assert.Equal(t, "8", deleted.at("deleted_occurrences"))
+}
+
+// A value that is empty is none: it does not stand for all.
+func TestEmptyFilters(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	for _, query := range []string{"environment=", "environment=&environment=a", "environment=a&environment=", "framework=", "query=", "assigned_user=", "status="} {
+		f.get("/items?"+query).requireProblem(400, "usage")
+		f.do("POST", "/items/sync?"+query, "").requireProblem(400, "usage")
+	}
+	for _, query := range []string{"environment=", "q=", "since=", "cursor=", "level="} {
+		f.get("/reports?"+query).requireProblem(400, "usage")
+	}
+	assert.Equal(t, 2, f.run("items", "sync", "-environment", "").exit)
+	assert.Empty(t, f.sandbox.requests())
+}
+
 func TestLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)

@@ -6,9 +6,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -362,11 +364,40 @@ func setMember(object json.RawMessage, name string, value json.RawMessage) json.
 func appendString(buf []byte, text string) []byte {
 	for i := range len(text) {
 		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, _ := json.Marshal(text) // cannot fail for a string
-			return append(buf, quoted...)
+			var quoted bytes.Buffer
+			encoder := json.NewEncoder(&quoted)
+			encoder.SetEscapeHTML(false) // which makes six bytes of one
+			_ = encoder.Encode(text)     // cannot fail for a string
+			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 		}
 	}
 	return append(append(append(buf, '"'), text...), '"')
+}
+
+// withoutMember returns the object without the member that the path of names leads to, as often as it
+// is there.
+func withoutMember(object json.RawMessage, path ...string) json.RawMessage {
+	changed := json.RawMessage{'{'}
+	for name, value := range rawMembers(object) {
+		if isNamed(name, path[0]) {
+			if len(path) == 1 {
+				continue
+			}
+			if value[0] == '{' {
+				value = withoutMember(value, path[1:]...)
+			}
+		}
+		if len(changed) > 1 {
+			changed = append(changed, ',')
+		}
+		changed = append(append(append(changed, name...), ':'), value...)
+	}
+	return append(changed, '}')
+}
+
+// storableText returns the text in the form that PostgreSQL can hold.
+func storableText(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // storable returns the JSON text in the form that PostgreSQL can hold and query: what is no UTF-8,
@@ -424,12 +455,15 @@ func escapedRune(text []byte) int64 {
 // objectJSON returns the members of a JSON object that came from a caller. It refuses what is no
 // object, a name given twice and text behind the object.
 func objectJSON(text []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(text) {
+		return nil, errors.New("it is not UTF-8")
+	}
 	compact, err := compactJSON(text)
 	if err != nil {
 		return nil, fmt.Errorf("it is not JSON: %w", err)
 	}
 	if compact[0] != '{' {
-		return nil, fmt.Errorf("it is not a JSON object")
+		return nil, errors.New("it is not a JSON object")
 	}
 	object := map[string]json.RawMessage{}
 	for name, value := range members(compact) {

@@ -121,9 +121,7 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 		c(f.config)
 	}
 	f.app = f.newApp()
-	service := httptest.NewServer(newHandler(f.app, commands, f.config.apiTokens()))
-	t.Cleanup(service.Close)
-	f.url = service.URL
+	f.serve(newHandler(f.app, commands, f.config.apiTokens))
 	return f
 }
 
@@ -276,7 +274,9 @@ func (f *fixture) rows(sql string) []string {
 
 // serve puts a handler in the service's place.
 func (f *fixture) serve(handler http.Handler) {
-	service := httptest.NewServer(handler)
+	service := httptest.NewUnstartedServer(handler)
+	service.Config = newHTTPServer(handler, f.app.log)
+	service.Start()
 	f.t.Cleanup(service.Close)
 	f.url = service.URL
 }

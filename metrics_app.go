@@ -14,7 +14,7 @@ import (
 //	app.rollbar.retries                               method
 //	app.rollbar.rate_limit_remaining                  scope
 //	app.queue.length, app.queue.oldest                (seconds)
-//	app.queue.delivered, .rejected, .released, .postponed, .forgotten
+//	app.queue.delivered, .rejected, .released, .postponed, .held, .forgotten
 //	app.reports.stored, .updated, .unchanged          (stored: seen for the first time, changed, or created)
 //	app.pool.acquired, .idle, .total, .max, .waited   (waited: requests that had to wait, since the start)
 

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
@@ -260,7 +261,10 @@ func (p *param) plain(value literal) (string, error) {
 	if len(p.enum) > 0 && !slices.Contains(p.enum, text) {
 		return "", fmt.Errorf("must be one of %s", strings.Join(p.enum, ", "))
 	}
-	if n := int64(utf8.RuneCountInString(text)); n < p.min || n > p.max {
+	switch n := int64(utf8.RuneCountInString(text)); {
+	case n == 0 && p.min == 1 && p.max == math.MaxInt64:
+		return "", errors.New("must not be empty")
+	case n < p.min || n > p.max:
 		return "", fmt.Errorf("must be%s", p.bounds(" characters long"))
 	}
 	return text, nil
@@ -290,27 +294,33 @@ func (p *param) orNull() string {
 // Moment is none.
 type Moment struct{ time.Time }
 
-var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
+var ageUnits = map[byte]int64{'m': 60, 'h': 3600, 'd': 24 * 3600, 'w': 7 * 24 * 3600} // seconds
 
-// UnmarshalText reads both forms. Ages that reach beyond year 1 are refused.
+// firstSecond is that behind the beginning of year 1, as Unix seconds: what no age reaches behind.
+const firstSecond = -62_135_596_799
+
+// UnmarshalText reads both forms. Ages that reach beyond year 1 count from there.
 func (m *Moment) UnmarshalText(text []byte) error {
-	wrong := fmt.Errorf("must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w")
+	wrong := errors.New("must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w")
 	if len(text) == 0 {
 		return wrong
 	}
 	if unit, ok := ageUnits[text[len(text)-1]]; ok {
 		n, err := strconv.ParseUint(string(text[:len(text)-1]), 10, 32)
-		if err != nil || n > uint64(math.MaxInt64/unit) {
+		if err != nil {
 			return wrong
 		}
-		m.Time = time.Now().Add(-time.Duration(n) * unit)
+		now := time.Now()
+		m.Time = time.Unix(max(now.Unix()-int64(n)*unit, firstSecond), int64(now.Nanosecond()))
 		return nil
 	}
 	// A plus sign that was not escaped in a URL has become a space.
-	at, err := time.Parse(time.RFC3339, strings.ReplaceAll(string(text), " ", "+"))
+	at, err := time.Parse(time.RFC3339, strings.ToUpper(strings.ReplaceAll(string(text), " ", "+")))
 	if err != nil {
 		return wrong
 	}
-	m.Time = at
+	if m.Time = at; at.IsZero() {
+		m.Time = at.Add(time.Second) // for it is given
+	}
 	return nil
 }

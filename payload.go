@@ -37,12 +37,29 @@ func (c *payloadCheck) refuse(field, format string, args ...any) {
 	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
 }
 
+// largestPayload is how many bytes Rollbar takes as one occurrence: 1024 KB, says "Create item".
+const largestPayload = 1 << 20
+
+// checkSize reports data that are too large for Rollbar, with what Post puts around them.
+func checkSize(data json.RawMessage) error {
+	if n := len(data) + len(`{"data":}`); n > largestPayload {
+		return fail(tooLarge, "the payload has %d bytes, of which Rollbar takes %d", n, largestPayload)
+	}
+	return nil
+}
+
 // checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
 // JSON. The rules and limits are those of Rollbar's page "Create item".
 func checkPayload(data json.RawMessage) error {
 	var c payloadCheck
-	if member(data, "environment") == nil {
+	switch environment := member(data, "environment"); {
+	case environment == nil:
 		c.refuse("data.environment", "is required")
+	case string(environment) == `""`:
+		c.refuse("data.environment", "must not be empty")
+	}
+	if timestamp := member(data, "timestamp"); !isNull(timestamp) && timestamp[0] != '-' && (timestamp[0] < '0' || timestamp[0] > '9') {
+		c.refuse("data.timestamp", "must be a number, Unix seconds")
 	}
 	for name, limit := range map[string]int{
 		"environment": 255, "title": 255, "uuid": 36, "code_version": 40, "level": 0,
@@ -55,7 +72,7 @@ func checkPayload(data json.RawMessage) error {
 			c.refuse("data."+name, "must be an object")
 		}
 	}
-	if level := unquoteJSON(member(data, "level")); level != "" && !slices.Contains(levels, level) {
+	if level := member(data, "level"); level != nil && (level[0] == '"' || isNull(level)) && !slices.Contains(levels, unquoteJSON(level)) {
 		c.refuse("data.level", "must be one of %s", strings.Join(levels, ", "))
 	}
 	if uuid := member(data, "uuid"); uuid != nil {
@@ -90,7 +107,7 @@ func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
 
 func (c *payloadCheck) person(person json.RawMessage) {
 	id := member(person, "id")
-	if isNull(id) {
+	if isNull(id) || string(id) == `""` {
 		c.refuse("data.person.id", "is required in data.person")
 	} else if _, number := intJSON(id); !number {
 		c.text("data.person.id", id, 40)

@@ -38,7 +38,7 @@ type recording struct {
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
 	r, err := s.recordings.do(ctx, recording{uuid, storable(data), lease, spanOf(ctx).place()})
 	if err != nil {
-		return record{}, fmt.Errorf("record: %w", databaseError(err))
+		return record{}, fmt.Errorf("record: %w", databaseError(s.noticed(err)))
 	}
 	return r, nil
 }
@@ -183,7 +183,7 @@ func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error 
 		UPDATE reports
 		SET state = 'rejected', refusal = @status, reason = @reason, last_seen = now()
 		WHERE id = @id AND state = 'queued'`,
-		pgx.NamedArgs{"id": id, "status": refusal.kind.status, "reason": string(storable([]byte(refusal.detail)))})
+		pgx.NamedArgs{"id": id, "status": refusal.kind.status, "reason": storableText(refusal.detail)})
 	return databaseError(err)
 }
 
@@ -201,14 +201,25 @@ func (s *Store) release(ctx context.Context, id int64) error {
 	return databaseError(err)
 }
 
-// postpone ends the lease of an occurrence that is to be tried again after the wait.
-func (s *Store) postpone(ctx context.Context, id int64, wait time.Duration) error {
+// postpone ends the lease of an occurrence that is to be tried again after the wait, behind the others
+// if it is held for want of the right token.
+func (s *Store) postpone(ctx context.Context, id int64, held bool, wait time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE reports
-		SET leased_until = now(), next_attempt = now() + @wait
+		SET leased_until = now(), next_attempt = now() + @wait, held = held OR @held
 		WHERE id = @id AND state = 'queued'`,
-		pgx.NamedArgs{"id": id, "wait": wait})
+		pgx.NamedArgs{"id": id, "held": held, "wait": wait})
 	return databaseError(err)
+}
+
+// retryHeld has those tried soon that wait for the right token: we may just have got it.
+func (s *Store) retryHeld(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	_, _ = s.pool.Exec(ctx, `
+		UPDATE reports
+		SET next_attempt = now()
+		WHERE state = 'queued' AND held`) // without success, their time comes
 }
 
 // forget deletes an occurrence that is refused, unless a request for the same uuid was told
@@ -228,12 +239,14 @@ type queued struct {
 	Data     json.RawMessage
 	Attempts int    // this one included
 	Parent   string // the place of the span of the request that queued it, or ""
+
+	until time.Time // when the lease ends
 }
 
 // claim leases the oldest queued occurrence behind the id that nobody works on and, if only those
-// that are due are wanted, whose time to be tried again has come. It returns nil where there is
-// none.
-func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease time.Duration) (*queued, error) {
+// that are due are wanted, whose time to be tried again has come, of those that are held for want of
+// the right token or of the others. It returns nil where there is none.
+func (s *Store) claim(ctx context.Context, held bool, behind int64, dueOnly bool, lease time.Duration) (*queued, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // nobody else ends it when a server vanishes
 	defer cancel()
 	conn, err := s.writer(ctx)
@@ -247,27 +260,32 @@ func (s *Store) claim(ctx context.Context, behind int64, dueOnly bool, lease tim
 		WHERE id = (
 			SELECT id
 			FROM reports
-			WHERE state = 'queued' AND leased_until <= now() AND id > @behind
+			WHERE state = 'queued' AND held = @held AND leased_until <= now() AND id > @behind
 			AND (next_attempt <= now() OR NOT @due_only)
 			ORDER BY id
 			LIMIT 1
 			FOR NO KEY UPDATE SKIP LOCKED
 		)
 		RETURNING id, uuid, data, attempts, coalesce(traceparent, '')`,
-		pgx.NamedArgs{"behind": behind, "due_only": dueOnly, "lease": lease})
+		pgx.NamedArgs{"held": held, "behind": behind, "due_only": dueOnly, "lease": lease})
 	if err != nil {
 		return nil, databaseError(err)
 	}
-	claimed, err := pgx.CollectRows(rows, pgx.RowToStructByPos[queued])
-	if err != nil || len(claimed) == 0 {
+	claimed, err := pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (q queued, err error) {
+		return q, row.Scan(&q.ID, &q.UUID, &q.Data, &q.Attempts, &q.Parent)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, databaseError(err)
 	}
-	return &claimed[0], nil
+	return &claimed, nil
 }
 
-// nextDue says in how long the first queued occurrence may be tried, or asked for its item; at most
-// the limit.
-func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration {
+// nextDue says in how long the first queued occurrence may be tried, or, if that is of interest, the
+// item of a delivered one be asked for; at most the limit.
+func (s *Store) nextDue(ctx context.Context, lookups bool, limit time.Duration) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	var wait time.Duration
@@ -277,16 +295,16 @@ func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration 
 			(SELECT greatest(next_attempt, leased_until) AS due
 			FROM reports
 			WHERE state = 'queued'
-			ORDER BY id
+			ORDER BY held, id
 			LIMIT 1000)
 			UNION ALL
 			(SELECT next_lookup
 			FROM reports
-			WHERE next_lookup IS NOT NULL
+			WHERE next_lookup IS NOT NULL AND @lookups
 			ORDER BY next_lookup
 			LIMIT 1)
 		) AS waiting`,
-		pgx.NamedArgs{"limit": limit}).Scan(&wait)
+		pgx.NamedArgs{"limit": limit, "lookups": lookups}).Scan(&wait)
 	if err != nil {
 		return limit
 	}

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -257,7 +260,13 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	f := newFixture(t, 0)
 	f.sandbox.manual = true
 	require.Equal(t, 201, f.create(newUUID()).status)
-	for range len(lookupWaits) {
+	wait := func() (seconds float64) {
+		_, err := fmt.Sscan(f.rows(`SELECT extract(epoch FROM next_lookup - now())::text FROM reports`)[0], &seconds)
+		require.NoError(t, err)
+		return seconds
+	}
+	for i := range len(lookupWaits) {
+		assert.InDelta(t, lookupWaits[i].Seconds(), wait(), 1, "the waits grow")
 		f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`)
 		f.app.findItems(t.Context())
 	}
@@ -315,6 +324,133 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 	f.sandbox.setFault(faultNone)
 	postgres.resume(t)
 	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
+}
+
+// Who delivers takes turns, at a pace that leaves others some of Rollbar's limit. A turn that somebody
+// waits for in vain is not lost.
+func TestPacer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer()
+		began := time.Now()
+		var workers sync.WaitGroup
+		for range deliveryWorkers {
+			workers.Go(func() {
+				for range 25 {
+					assert.True(t, p.wait(t.Context()))
+				}
+			})
+		}
+		workers.Wait()
+		assert.Equal(t, (25*deliveryWorkers-1)*deliveryPace, time.Since(began))
+
+		began = time.Now()
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		for range 1000 {
+			assert.False(t, p.wait(left))
+		}
+		assert.True(t, p.wait(t.Context()))
+		assert.LessOrEqual(t, time.Since(began), deliveryPace)
+	})
+}
+
+// A delivery that has begun is finished when the service ends, unless that takes too long.
+func TestFinishing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		parent, end := context.WithCancel(t.Context())
+		long, cancelLong := finishing(parent, time.Now().Add(time.Hour))
+		defer cancelLong()
+		short, cancelShort := finishing(parent, time.Now().Add(time.Second))
+		defer cancelShort()
+		end()
+		began := time.Now()
+		assert.NoError(t, long.Err())
+		<-short.Done()
+		assert.Equal(t, time.Second, time.Since(began))
+		<-long.Done()
+		assert.Equal(t, shutdownLimit, time.Since(began))
+	})
+}
+
+// The oldest comes first; what another transaction is just claiming is passed over.
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	var uuids []string
+	for range 3 {
+		uuids = append(uuids, newUUID())
+		require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
+	}
+	claim := func() *queued {
+		q, err := f.app.store.claim(t.Context(), false, 0, true, time.Hour)
+		require.NoError(t, err)
+		return q
+	}
+	other, err := pgx.Connect(t.Context(), f.config.DatabaseURL)
+	require.NoError(t, err)
+	defer other.Close(context.Background())
+	_, err = other.Exec(t.Context(), `BEGIN; SELECT FROM reports WHERE uuid = '`+uuids[0]+`' FOR NO KEY UPDATE`)
+	require.NoError(t, err)
+	assert.Equal(t, uuids[1], claim().UUID)
+	_, err = other.Exec(t.Context(), `ROLLBACK`)
+	require.NoError(t, err)
+	assert.Equal(t, uuids[0], claim().UUID)
+	assert.Equal(t, uuids[2], claim().UUID)
+	assert.Nil(t, claim(), "all are leased")
+}
+
+// Only what is left to the queue is notified of, once.
+func TestQueueNotifies(t *testing.T) {
+	t.Parallel()
+	postgres := startTestPostgres(t, "") // of its own: whoever listens hears everybody
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	conn, err := pgx.Connect(t.Context(), postgres.URL())
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), "LISTEN "+queueChannel)
+	require.NoError(t, err)
+	for range 3 {
+		require.Equal(t, 201, f.create(newUUID()).status)
+	}
+	f.sandbox.setFault(faultDown)
+	require.Equal(t, 202, f.create(newUUID()).status)
+	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
+	defer cancel()
+	_, err = conn.WaitForNotification(ctx)
+	require.NoError(t, err)
+	_, err = conn.Exec(t.Context(), "SELECT 1") // brings what has come meanwhile
+	require.NoError(t, err)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	_, err = conn.WaitForNotification(ended)
+	assert.Error(t, err, "there is no other")
+}
+
+// While Rollbar is down, a round ends with the first who notice.
+func TestRoundEndsEarly(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	for range 3 * deliveryWorkers {
+		require.Equal(t, 202, f.create(newUUID()).status)
+	}
+	f.rows(`UPDATE reports SET attempts = 0 RETURNING ''`)
+	assert.Equal(t, 200, f.do("POST", "/reports/deliver", "").status)
+	tried := len(f.rows(`SELECT '' FROM reports WHERE attempts > 0`))
+	assert.LessOrEqual(t, tried, deliveryWorkers)
+	assert.NotZero(t, tried)
+}
+
+// Without a token to read with, nobody waits for the time to ask for items.
+func TestQueueWithoutReadToken(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.readToken = "" })
+	require.Equal(t, 201, f.create(newUUID()).status)
+	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
+	assert.Zero(t, f.app.store.nextDue(t.Context(), true, time.Minute))
+	assert.False(t, f.app.canFindItems())
+	assert.Equal(t, time.Minute, f.app.store.nextDue(t.Context(), f.app.canFindItems(), time.Minute))
 }
 
 func TestPauseAfter(t *testing.T) {

@@ -76,18 +76,19 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if err != nil {
 		return nil, err
 	}
-	if tokens := config.apiTokens(); len(tokens) > 0 {
+	if tokens := config.apiTokens; len(tokens) > 0 {
 		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
 	spanOf(ctx).inject(req.Header)
 	if callOf(ctx).lines {
 		req.Header.Set("Accept", ndjson)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := remoteClient.Do(req)
 	if err != nil {
 		return nil, noServer(config, err)
 	}
-	if res.Header.Get("Content-Type") == ndjson {
+	kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";")
+	if kind == ndjson && res.StatusCode == http.StatusOK {
 		noteUnstored(ctx, res)
 		return remoteLines(config, res), nil
 	}
@@ -97,20 +98,46 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		return nil, noServer(config, err)
 	}
 	noteUnstored(ctx, res)
-	switch kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";"); kind {
-	case "application/problem+json":
-		return nil, remoteFailure(res, text)
-	case "text/plain":
-		return Text(strings.TrimSuffix(string(text), "\n")), nil
-	}
 	answer, err := compactJSON(text)
+	isKO := c == checkCmd && res.StatusCode == outage.status && string(answer) == `{"status":"KO"}`
+	switch {
+	case kind == "application/problem+json":
+		return nil, remoteFailure(config, res, text)
+	case res.StatusCode/100 == 3:
+		return nil, fail(misconfigured, "the server at APP_URL, %s, leads elsewhere: set APP_URL to where the service is, %s", appURL(config), res.Header.Get("Location"))
+	case res.StatusCode/100 != 2 && !isKO:
+		return nil, strangeServer(config, res)
+	case c == whichCmd && kind == "text/plain":
+		return Text(strings.TrimSuffix(string(text), "\n")), nil
+	case c == whichCmd, err != nil, answer[0] != '{':
+		return nil, strangeServer(config, res)
+	case c.Columns == "":
+		return remoteAnswer{answer, res.StatusCode}, nil
+	}
+	list := remoteList(res, answer)
+	if list.Rows == nil {
+		return nil, strangeServer(config, res)
+	}
+	return list, nil
+}
+
+// remoteClient follows no redirects: they make a read of what should change something.
+var remoteClient = &http.Client{
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// appURL is APP_URL without a password.
+func appURL(config *Config) string {
+	u, err := url.Parse(config.AppURL)
 	if err != nil {
-		return nil, fail(badGateway, "the server at APP_URL answered %d, but not with JSON: is it this service?", res.StatusCode)
+		return "which is no URL"
 	}
-	if c.Columns != "" {
-		return remoteList(answer), nil
-	}
-	return remoteAnswer{answer, res.StatusCode}, nil
+	return u.Redacted()
+}
+
+// strangeServer is the failure of an answer that this service does not give.
+func strangeServer(config *Config, res *http.Response) error {
+	return fail(badGateway, "the server at APP_URL, %s, answered %d, but not as this service does: is it that, and is what is before it well?", appURL(config), res.StatusCode)
 }
 
 func noteUnstored(ctx context.Context, res *http.Response) {
@@ -132,7 +159,7 @@ func remoteLines(config *Config, res *http.Response) *List {
 					yield(nil, noServer(config, err))
 					return
 				case bytes.HasPrefix(line, []byte(`{"error":`)):
-					yield(nil, remoteFailure(res, member(line, "error")))
+					yield(nil, remoteFailure(config, res, member(line, "error")))
 					return
 				}
 				if !yield(line[:len(line)-1], nil) {
@@ -153,24 +180,26 @@ func noServer(config *Config, err error) error {
 	if errors.As(err, &inside) {
 		err = inside.Err
 	}
-	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", config.AppURL, err)
+	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", appURL(config), err)
 }
 
 // remoteFailure turns problem details back into the failure that they came from.
-func remoteFailure(res *http.Response, text []byte) error {
+func remoteFailure(config *Config, res *http.Response, text []byte) error {
 	var p problem
-	if err := json.Unmarshal(text, &p); err != nil {
-		return fail(badGateway, "the server at APP_URL answered %d, but its problem cannot be read: %w", res.StatusCode, err)
+	err := json.Unmarshal(text, &p)
+	kind, known := kindOf(p.Type, p.Status)
+	if err != nil || !known {
+		return strangeServer(config, res)
 	}
-	f := &Failure{kind: kindOf(p.Type, p.Status), detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
+	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
 	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
 		f.wait = time.Duration(seconds) * time.Second
 	}
 	return f
 }
 
-// remoteList is the list that a JSON document was written from: the first array in it.
-func remoteList(document json.RawMessage) *List {
+// remoteList is the list that a JSON document was written from: the first array in it, if there is one.
+func remoteList(res *http.Response, document json.RawMessage) *List {
 	list := &List{Rest: func() json.RawMessage { return document }}
 	for name, value := range members(document) {
 		if value[0] != '[' {
@@ -187,8 +216,15 @@ func remoteList(document json.RawMessage) *List {
 		}
 		break
 	}
-	if next := unquoteJSON(member(document, "next")); next != "" {
-		list.Next = url.Values{"cursor": {next}}
+	for _, link := range res.Header.Values("Link") {
+		target, isNext := strings.CutSuffix(link, `>; rel="next"`)
+		if next, err := url.Parse(strings.TrimPrefix(target, "<")); isNext && err == nil {
+			for _, name := range []string{"page", "cursor"} {
+				if next.Query().Has(name) {
+					list.Next = url.Values{name: {next.Query().Get(name)}}
+				}
+			}
+		}
 	}
 	return list
 }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -33,9 +34,9 @@ type reportsListInput struct {
 	ItemID      Opt[int64]  `query:"item_id" min:"1" help:"only reports of the item with this id"`
 	Status      Opt[string] `query:"status" enum:"active,resolved,muted,archived" help:"only items in this status"`
 	Level       Opt[string] `query:"level" enum:"debug,info,warning,error,critical" help:"only this level"`
-	Environment Opt[string] `query:"environment" help:"only this environment"`
+	Environment Opt[string] `query:"environment" min:"1" help:"only this environment"`
 	State       Opt[string] `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
-	Q           string      `query:"q" default:"" help:"only titles with all of these words"`
+	Q           string      `query:"q" default:"" min:"1" help:"only titles with all of these words"`
 	Since       Moment      `query:"since" default:"" help:"only what was seen at or after this time (RFC 3339) or within this age (36h, 7d)"`
 	Until       Moment      `query:"until" default:"" help:"only what was seen at or before this time or age"`
 	Latest      bool        `query:"latest" default:"false" help:"only the newest state of each item"`
@@ -66,20 +67,24 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	case !in.Limit.Set:
 		in.Limit.Value = 20
 	}
-	page, err := in.open(ctx, conn, store.readTimeout)
+	page, err := in.open(ctx, conn.Conn, store.readTimeout)
 	if err != nil {
 		conn.Release()
-		return nil, fmt.Errorf("list reports: %w", databaseError(err))
+		return nil, fmt.Errorf("list reports: %w", databaseError(store.noticed(err)))
 	}
 	list := &List{
 		Name: "reports",
-		Rows: page.all,
 		Rest: page.rest,
 		Prev: page.prev, Next: page.next,
-		Close: func() { page.close(); conn.Release() },
+		Close: sync.OnceFunc(func() { page.close(); conn.Release() }),
 	}
+	rows := page.all
 	if all {
-		list.Rows, list.Prev, list.Next = in.everything(ctx, conn, store.readTimeout, page), nil, nil
+		rows, list.Next = in.everything(ctx, conn.Conn, store.readTimeout, page), nil
+	}
+	list.Rows = func(yield func(json.RawMessage, error) bool) {
+		rows(yield)
+		list.Close() // others need the connection while the client takes the end of the answer
 	}
 	return list, nil
 }
@@ -419,7 +424,7 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMess
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, fail(notFound, "there is no report %d", in.ID)
 	case err != nil:
-		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(err))
+		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(store.noticed(err)))
 	case row.data == nil:
 		return nil, errUnchanged
 	}

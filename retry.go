@@ -15,36 +15,19 @@ const (
 	maxAttempts = 4
 )
 
-// A retryBudget is the time that one request has left for repetitions, over all its calls.
-type retryBudget struct {
-	mu    sync.Mutex
-	spent time.Duration
-}
+// A retryBudget is the time that one request has left for repetitions, over all its calls. Those at
+// the same time cost it once. It is spent while the stopwatch runs.
+type retryBudget struct{ stopwatch }
 
-func (b *retryBudget) left() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return retryLimit - b.spent
-}
-
-func (b *retryBudget) spend(d time.Duration) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.spent += d
-}
+func (b *retryBudget) left() time.Duration { return retryLimit - b.total() }
 
 // sleep waits, at the budget's cost, and reports whether there is time for another try.
 func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
 	if wait >= b.left() {
 		return false
 	}
-	b.spend(wait)
-	select {
-	case <-time.After(wait):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	defer b.start()()
+	return sleep(ctx, wait)
 }
 
 // retryWait says how long to wait before the call is tried again after the error, if at all.
@@ -89,6 +72,9 @@ func (w *stopwatch) start() (stop func()) {
 func (w *stopwatch) total() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.running > 0 {
+		return w.took + time.Since(w.since)
+	}
 	return w.took
 }
 

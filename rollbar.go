@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +34,8 @@ const (
 	scopeRead  scope = "read"
 	scopeWrite scope = "write"
 	scopePost  scope = "post_server_item"
+
+	scopePostClient scope = "post_client_item" // for clientPlatforms
 )
 
 // A token is a Rollbar access token and the setting that it came from.
@@ -56,25 +60,71 @@ type Rollbar struct {
 func newRollbar(base string, tokens map[scope]token, timeout time.Duration, telemetry *telemetry) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
-	var secrets []string
-	for _, t := range tokens {
-		if t.value != "" {
-			secrets = append(secrets, t.value, "***")
-		}
-	}
+	mask := maskOf(tokens)
 	return &Rollbar{
 		base:      strings.TrimRight(base, "/"),
 		tokens:    tokens,
 		timeout:   timeout,
 		slots:     make(chan struct{}, maxCalls),
 		backoff:   200 * time.Millisecond,
-		mask:      strings.NewReplacer(secrets...),
+		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport: telemetry.transport(transport, callResource),
+			Transport: telemetry.transport(&maskingTransport{transport, mask}, callResource),
 			// Rollbar's redirects can carry the token in their Location.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
+	}
+}
+
+// maskOf hides the tokens in every form in which they may come back. Where one is the beginning of
+// another, the longer one is looked for first.
+func maskOf(tokens map[scope]token) *strings.Replacer {
+	var secrets []string
+	for _, t := range tokens {
+		if t.value != "" {
+			secrets = append(secrets, t.value, url.QueryEscape(t.value), url.PathEscape(t.value))
+		}
+	}
+	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	var pairs []string
+	for _, secret := range secrets {
+		pairs = append(pairs, secret, "***")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// A maskedError is an error whose text could quote what Rollbar sent.
+type maskedError struct {
+	text string
+	err  error
+}
+
+func (e *maskedError) Error() string { return e.text }
+func (e *maskedError) Unwrap() error { return e.err }
+
+func masked(mask *strings.Replacer, err error) error {
+	return &maskedError{mask.Replace(err.Error()), err}
+}
+
+// A maskingTransport masks errors before anybody sees them.
+type maskingTransport struct {
+	next http.RoundTripper
+	mask *strings.Replacer
+}
+
+func (t *maskingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.next.RoundTrip(r)
+	if err != nil {
+		return nil, masked(t.mask, err)
+	}
+	return res, nil
+}
+
+// CloseIdleConnections is for http.Client's method of that name.
+func (t *maskingTransport) CloseIdleConnections() {
+	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
 	}
 }
 
@@ -106,6 +156,7 @@ type upstreamCall struct {
 	path   string
 	query  url.Values
 	body   []byte
+	needs  scope // of the token, where it is another than that of the setting
 }
 
 // do makes the call, repeats it where that may help, and returns the answer's result. The same read
@@ -124,26 +175,31 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 
 // repeat makes the call until it succeeds or another try cannot help.
 func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
-	timeout := r.timeout
-	for attempt := 0; ; attempt++ {
-		began, stop := time.Now(), callOf(ctx).upstream.start()
-		answer, err := r.attempt(ctx, call, timeout)
-		stop()
-		took := time.Since(began)
-		budget := &callOf(ctx).retries
-		if attempt > 0 {
-			budget.spend(took)
-			r.count("app.rollbar.retries", 1, "method:"+call.method)
-		}
-		if err == nil {
-			return member(answer, "result"), nil
-		}
+	answer, err := r.timed(ctx, call, r.timeout)
+	budget := &callOf(ctx).retries
+	for attempt := 0; err != nil; attempt++ {
 		wait, again := r.retryWait(err, attempt)
 		if !again || !budget.sleep(ctx, wait) {
 			return nil, err
 		}
-		timeout = min(r.timeout, budget.left())
+		r.count("app.rollbar.retries", 1, "method:"+call.method)
+		timeout := min(r.timeout, budget.left())
+		stop := budget.start()
+		var next error
+		answer, next = r.timed(ctx, call, timeout)
+		stop()
+		if isKind(next, upstreamTimeout) && timeout < r.timeout {
+			return nil, err // it had less time than Rollbar may take, so what was said before counts
+		}
+		err = next
 	}
+	return member(answer, "result"), nil
+}
+
+// timed is attempt by the stopwatch of the request.
+func (r *Rollbar) timed(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
+	defer callOf(ctx).upstream.start()()
+	return r.attempt(ctx, call, timeout)
 }
 
 // attempt makes the call once and returns the whole answer as compact JSON.
@@ -215,10 +271,11 @@ func (r *Rollbar) noAnswer(ctx context.Context, err error) error {
 	if errors.As(err, &inside) {
 		err = inside.Err
 	}
+	err = masked(r.mask, err)
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
 	}
-	return &Failure{kind: badGateway, detail: r.mask.Replace(fmt.Sprintf("Rollbar does not answer: %v", err)), transient: true, err: err}
+	return &Failure{kind: badGateway, detail: fmt.Sprintf("Rollbar does not answer: %v", err), transient: true, err: err}
 }
 
 // refusal returns the failure that an answer reports, or nil. The answer is nil where it was no
@@ -258,7 +315,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.Raw
 
 func (r *Rollbar) refusedToken(call upstreamCall, failure *Failure, message string) *Failure {
 	failure.kind = rollbarAuth
-	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
+	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, cmp.Or(call.needs, call.scope), message)
 	return failure
 }
 
@@ -323,7 +380,11 @@ func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 	if page.Total == nil {
 		page.Total = json.RawMessage("null")
 	}
-	for element := range elements(member(raw, "items")) {
+	items, err := arrayIn(raw, "items")
+	if err != nil {
+		return nil, err
+	}
+	for element := range elements(items) {
 		item, err := itemOf(element)
 		if err != nil {
 			return nil, err
@@ -331,6 +392,16 @@ func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 		page.Items = append(page.Items, item)
 	}
 	return page, nil
+}
+
+// arrayIn returns the array that a result must hold. An answer without it does not mean that there is
+// nothing.
+func arrayIn(result json.RawMessage, name string) (json.RawMessage, error) {
+	array := member(result, name)
+	if len(array) == 0 || array[0] != '[' {
+		return nil, fail(badGateway, "Rollbar's answer does not hold what was asked for, a list of %s", name)
+	}
+	return array, nil
 }
 
 // Item reads the item with the system-wide id.
@@ -382,30 +453,24 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	if err != nil {
 		return nil, false, err
 	}
+	instances, err := arrayIn(raw, "instances")
+	if err != nil {
+		return nil, false, err
+	}
 	var occurrences []Occurrence
 	seen, sent := map[int64]bool{}, int64(0)
-	for element := range elements(member(raw, "instances")) {
+	for element := range elements(instances) {
 		sent++
 		id, ok := intJSON(member(element, "id"))
 		if !ok {
 			return nil, false, fail(badGateway, "Rollbar's answer holds an occurrence without an id")
 		}
 		if !seen[id] {
-			occurrences = append(occurrences, Occurrence{id, withoutToken(element)})
+			occurrences = append(occurrences, Occurrence{id, withoutMember(element, "data", "metadata", "access_token")})
 		}
 		seen[id] = true
 	}
 	return occurrences, sent >= limit, nil
-}
-
-// withoutToken removes data.metadata.access_token, the project's post token.
-func withoutToken(occurrence json.RawMessage) json.RawMessage {
-	if member(occurrence, "data", "metadata", "access_token") == nil {
-		return occurrence
-	}
-	data := member(occurrence, "data")
-	metadata := setMember(member(data, "metadata"), "access_token", nil)
-	return setMember(occurrence, "data", setMember(data, "metadata", metadata))
 }
 
 // DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar carries the
@@ -422,6 +487,13 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 // second delivery of the same one, so that repeating is harmless.
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
-	_, err := r.do(ctx, upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body})
+	call := upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body}
+	if slices.Contains(clientPlatforms, unquoteJSON(member(data, "platform"))) {
+		call.needs = scopePostClient
+	}
+	_, err := r.do(ctx, call)
 	return err
 }
+
+// clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
+var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}

@@ -30,8 +30,6 @@ const (
 	sandboxToken           = "sandbox" // an old one, with several scopes
 )
 
-const scopePostClient scope = "post_client_item"
-
 var sandboxScopes = map[string][]scope{
 	sandboxReadToken:       {scopeRead},
 	sandboxWriteToken:      {scopeWrite},

@@ -260,7 +260,7 @@ func (s *sandbox) postItem(r *sandboxRequest) sandboxAnswer {
 	}
 	data := member(payload, "data")
 	needed := scopePost
-	if slices.Contains([]string{"browser", "android", "ios", "flash", "client"}, unquoteJSON(member(data, "platform"))) {
+	if slices.Contains(clientPlatforms, unquoteJSON(member(data, "platform"))) {
 		needed = scopePostClient
 	}
 	if scopes := sandboxScopes[r.token]; !slices.Contains(scopes, needed) {
@@ -453,6 +453,16 @@ func (s *sandbox) postsOf(uuid string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.posts[uuid]
+}
+
+// dataOf returns what the path leads to in the data that were posted with the uuid.
+func (s *sandbox) dataOf(uuid string, path ...string) json.RawMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.byUUID[uuid]; o != nil {
+		return member(o.data, path...)
+	}
+	return nil
 }
 
 // itemIDs are the ids of all items, in their order.

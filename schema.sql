@@ -219,8 +219,15 @@ ALTER TABLE reports ADD COLUMN IF NOT EXISTS traceparent text;
 
 COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s headers traceparent and tracestate have it, with a space between.';
 
-CREATE INDEX IF NOT EXISTS reports_queue  ON reports (id)          WHERE state = 'queued';
-CREATE INDEX IF NOT EXISTS reports_lookup ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
+-- What waits for the right token comes behind all others.
+ALTER TABLE reports ADD COLUMN IF NOT EXISTS held boolean NOT NULL DEFAULT FALSE;
+
+COMMENT ON COLUMN reports.held IS 'Rollbar has refused our token for a queued one, which waits for the right one.';
+
+CREATE INDEX IF NOT EXISTS reports_waiting ON reports (held, id)   WHERE state = 'queued';
+CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
+
+DROP INDEX IF EXISTS reports_queue;
 
 -- How far syncs have come that are under way or were interrupted.
 CREATE TABLE IF NOT EXISTS syncs (

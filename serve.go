@@ -14,21 +14,23 @@ import (
 )
 
 // shutdownLimit is how long running requests may take to end once the service is told to.
-const shutdownLimit = 25 * time.Second
+const shutdownLimit = 20 * time.Second
 
 // serve runs the service until the context ends.
 func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
 	out := &logBuffer{out: std.out}
 	defer out.flush()
 	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry.identity()))
-	if dev {
+	database := "# DATABASE_URL as here" // which may hold a password
+	if dev && config.DatabaseURL == "" {
 		stop, err := devDatabase(ctx, config, std)
 		if err != nil {
 			return err
 		}
 		defer stop()
-		config.Sandbox = true
+		database = "export DATABASE_URL='" + config.DatabaseURL + "'"
 	}
+	config.Sandbox = config.Sandbox || dev
 	if err := config.forServe(); err != nil {
 		return err
 	}
@@ -59,7 +61,7 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 	}
 	defer app.Close()
 	if dev {
-		printExports(std, config, listener.Addr())
+		printExports(std, config, database, listener.Addr())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var background sync.WaitGroup
@@ -72,7 +74,7 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 			app.deliverQueue(ctx)
 		}
 	})
-	handler := newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens())
+	handler := newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens)
 	return serveUntilDone(ctx, listener, handler, log)
 }
 
@@ -88,15 +90,23 @@ func listen(addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// serveUntilDone answers requests until the context ends and the running ones are finished.
-func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	server := &http.Server{
+// newHTTPServer returns a server with bounds for clients. There is none for a whole answer: the handler
+// moves the deadline on while the client takes it.
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+
+		DisableGeneralOptionsHandler: true, // which answers without our headers
 	}
+}
+
+// serveUntilDone answers requests until the context ends and the running ones are finished.
+func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	server := newHTTPServer(handler, log)
 	log.Info("listening", "address", listener.Addr().String(), "version", buildVersion())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
@@ -147,11 +157,8 @@ func startSandbox(config *Config) (stop func(), err error) {
 // sandboxItems is how many items the sandbox begins with.
 const sandboxItems = 250
 
-// devDatabase gives the settings a private PostgreSQL, unless they name a database.
+// devDatabase gives the settings a private PostgreSQL.
 func devDatabase(ctx context.Context, config *Config, std console) (stop func(), err error) {
-	if config.DatabaseURL != "" {
-		return func() {}, nil
-	}
 	fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
 	postgres, err := startPostgres(ctx, ".dev")
 	if err != nil {
@@ -162,13 +169,13 @@ func devDatabase(ctx context.Context, config *Config, std console) (stop func(),
 }
 
 // printExports prints what another shell needs to work on the same sandbox and database.
-func printExports(std console, config *Config, addr net.Addr) {
+func printExports(std console, config *Config, database string, addr net.Addr) {
 	fmt.Fprintf(std.err, `
 The service: http://%s. For ./app in another shell:
 
-export DATABASE_URL='%s'
+%s
 export ROLLBAR_URL='%s'
 export ROLLBAR_READ_TOKEN='%s' ROLLBAR_WRITE_TOKEN='%s' ROLLBAR_POST_TOKEN='%s'
 
-`, addr, config.DatabaseURL, config.RollbarURL, config.readToken, config.writeToken, config.postToken)
+`, addr, database, config.RollbarURL, config.readToken, config.writeToken, config.postToken)
 }

@@ -267,4 +267,14 @@ func TestInterruptedSubcommand(t *testing.T) {
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	cmd.Wait()
 	assert.Equal(t, 130, cmd.ProcessState.ExitCode())
+
+	cmd = program(t, f.env(), "items", "create", "-data", "-")
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = stdin.Write(bytes.Repeat([]byte{' '}, 256<<10)) // more than a pipe holds: it reads, and waits for the rest
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	cmd.Wait()
+	assert.Equal(t, 130, cmd.ProcessState.ExitCode())
 }

@@ -151,8 +151,12 @@ func readAhead[T any](ctx context.Context, first int64, ahead, calls int, fetch 
 				fetching.Go(func() {
 					slots <- struct{}{}
 					defer func() { <-slots }()
-					value, err := fetch(ctx, number)
-					next <- result{value, err}
+					var r result
+					r.err = protect(func() (err error) {
+						r.value, err = fetch(ctx, number)
+						return err
+					})
+					next <- r
 				})
 			}
 			r := <-results[0]

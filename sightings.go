@@ -107,7 +107,7 @@ func (s *Store) keepSightings(ctx context.Context, sightings []sighting) (tally,
 		seen := slices.SortedFunc(maps.Values(pending), func(a, b sighting) int { return cmp.Compare(a.itemID, b.itemID) })
 		done, err := s.keepOnce(ctx, seen, &total)
 		if err != nil && !isRepeatable(err) {
-			return total, fmt.Errorf("store %d items: %w", len(sightings), databaseError(err))
+			return total, fmt.Errorf("store %d items: %w", len(sightings), databaseError(s.noticed(err)))
 		}
 		for _, id := range done {
 			delete(pending, id)
@@ -426,9 +426,22 @@ func facetsOf(data json.RawMessage) facets {
 	return f
 }
 
+// maxTitle is how many characters of a title count, as with Rollbar: a message without a title can
+// be as long as a book.
+const maxTitle = 255
+
 // titleWords are the different words of a title, or of a search in titles: runs of letters and
 // digits, in lower case.
 func titleWords(title string) []string {
+	if len(title) > maxTitle {
+		count := 0
+		for i := range title {
+			if count++; count > maxTitle {
+				title = title[:i]
+				break
+			}
+		}
+	}
 	words := strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
 	})

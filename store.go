@@ -38,6 +38,7 @@ type Store struct {
 
 	readTimeout time.Duration
 
+	readers    chan struct{} // places of those who read reports, fewer than there are connections
 	schemaTurn chan struct{} // taken by who brings the schema up to date
 	current    atomic.Bool   // the schema is this program's
 }
@@ -49,7 +50,11 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, read: pool, readTimeout: readTimeout, schemaTurn: make(chan struct{}, 1)}
+	s := &Store{
+		pool: pool, read: pool, readTimeout: readTimeout,
+		readers:    make(chan struct{}, max(1, pool.Config().MaxConns*3/4)),
+		schemaTurn: make(chan struct{}, 1),
+	}
 	if standby != "" {
 		if s.read, err = newPool(standby, telemetry); err != nil {
 			return nil, err
@@ -131,9 +136,42 @@ func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, nil
 }
 
+// A reader is a connection for reading reports, and a place among those who do.
+type reader struct {
+	*pgxpool.Conn
+	places chan struct{}
+}
+
+// Release gives both back.
+func (r reader) Release() {
+	r.Conn.Release()
+	<-r.places
+}
+
 // reader returns a connection for reading reports: to the standby, if there is one that answers and
-// has the tables. What this process delivered reads as delivered.
-func (s *Store) reader(ctx context.Context) (*pgxpool.Conn, error) {
+// has the tables. What this process delivered reads as delivered. Readers may be slow, so they never
+// have all connections.
+func (s *Store) reader(ctx context.Context) (reader, error) {
+	select {
+	case s.readers <- struct{}{}:
+	default:
+		select {
+		case s.readers <- struct{}{}:
+		case <-time.After(storeTimeout):
+			return reader{}, errCrowded(nil)
+		case <-ctx.Done():
+			return reader{}, ctx.Err()
+		}
+	}
+	conn, err := s.readingConn(ctx)
+	if err != nil {
+		<-s.readers
+		return reader{}, err
+	}
+	return reader{conn, s.readers}, nil
+}
+
+func (s *Store) readingConn(ctx context.Context) (*pgxpool.Conn, error) {
 	s.deliveries.flush(ctx)
 	if s.read != s.pool {
 		if conn, err := acquire(ctx, s.read); err == nil {
@@ -160,9 +198,13 @@ func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
 	defer cancel()
 	conn, err := pool.Acquire(waiting)
 	if errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns {
-		return nil, &Failure{kind: unavailable, detail: "too many requests wait for PostgreSQL already", wait: time.Second, err: err}
+		return nil, errCrowded(err)
 	}
 	return conn, databaseError(err)
+}
+
+func errCrowded(err error) error {
+	return &Failure{kind: unavailable, detail: "too many requests wait for PostgreSQL already", wait: time.Second, err: err}
 }
 
 // schemaLock is the advisory lock under which the schema is changed.
@@ -245,13 +287,26 @@ func databaseError(err error) error {
 }
 
 // isOutage reports whether an SQLSTATE is about the server's condition, not about the statement:
-// connection, resources, operator intervention, system errors, read-only, and start-up.
+// connection, resources, locks, operator intervention, system errors, read-only, start-up, missing
+// rights, and tables that somebody has taken away.
 func isOutage(code string) bool {
 	switch code[:2] {
-	case "08", "53", "57", "58", "XX", "28", "3D":
+	case "08", "53", "55", "57", "58", "XX", "28", "3D":
 		return true
 	}
-	return code == "25006"
+	return code == "25006" || code == "42501" || code == undefinedTable
+}
+
+const undefinedTable = "42P01"
+
+// noticed passes on an error of PostgreSQL. One that there is no table means that the database is not
+// the one, or no longer the one, that this program has brought up to date.
+func (s *Store) noticed(err error) error {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) && answer.Code == undefinedTable {
+		s.current.Store(false)
+	}
+	return err
 }
 
 // isRepeatable reports whether PostgreSQL says that the same statement may succeed if it is run

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -15,7 +16,7 @@ var itemsSyncCmd = &Command{
 	Name:  "items.sync",
 	Route: "POST /items/sync",
 	Short: "Store all items that the filter chooses as reports",
-	Long: "Reads page after page to the end. What was interrupted less than an hour ago goes on where it was.\n" +
+	Long: "Reads page after page to the end. What was interrupted less than an hour ago goes on where it was,\nand then looks at the first pages again, as far as something is new or has changed there.\n" +
 		"With recent, for polling every few minutes, it stops after the first page on which nothing is new\nand nothing has changed.",
 	Run: typed(itemsSync),
 }
@@ -72,7 +73,27 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	if run.total.Pages > chunkPages || run.skipped > 0 {
 		err = store.endSync(ctx, run.filter)
 	}
+	if err == nil && run.skipped > 0 {
+		err = run.readSkipped(ctx)
+	}
 	return run.total, err
+}
+
+// readSkipped looks at the pages that were stored by the interrupted run before: what has changed since
+// then is on the first of them, as Rollbar shows what was active last first.
+func (s *syncRun) readSkipped(ctx context.Context) error {
+	pages := s.skipped
+	s.skipped, s.chunkPages = 0, 1
+	for number := range pages {
+		chunk, err := s.readChunk(ctx, number)
+		if err := s.add(ctx, chunk, err); err != nil {
+			return err
+		}
+		if chunk.isLast || chunk.changes == (tally{}) {
+			break
+		}
+	}
+	return nil
 }
 
 // A syncRun is one sync under way.
@@ -83,6 +104,7 @@ type syncRun struct {
 	skipped    int64 // pages that the interrupted run before has stored
 	chunkPages int64
 	total      Synced
+	read       atomic.Int64 // pages
 }
 
 // A syncChunk is what became of some pages, one behind the other.
@@ -148,6 +170,7 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
+	callOf(ctx).report("%d pages read", s.read.Add(1))
 	return page.Items, nil
 }
 
@@ -156,7 +179,7 @@ func (s *syncRun) add(ctx context.Context, chunk syncChunk, err error) error {
 	s.total.Items += chunk.items
 	s.total.Changed += int64(chunk.changes.reports)
 	s.total.Pages += chunk.pages
-	callOf(ctx).report("%d items, %d pages", s.total.Items, s.skipped+s.total.Pages)
+	callOf(ctx).report("%d items stored, %d pages read", s.total.Items, s.read.Load())
 	if s.chunkPages == 1 || chunk.isLast || chunk.pages == 0 {
 		return err
 	}

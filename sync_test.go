@@ -25,14 +25,33 @@ func TestSyncGoesOn(t *testing.T) {
 	before := len(f.sandbox.requests())
 	rest := f.do("POST", "/items/sync", "")
 	require.Equal(t, 200, rest.status, rest.body)
-	assert.NotContains(t, f.sandbox.requests()[before:], "GET /items/?page=1")
 	assert.NotContains(t, f.sandbox.requests()[before:], "GET /items/?page=2")
+	assert.Equal(t, "GET /items/?page=1", f.sandbox.requests()[len(f.sandbox.requests())-1], "a look at the beginning")
 	total := len(f.rows(`SELECT DISTINCT item_id::text FROM reports`))
 
 	again := f.do("POST", "/items/sync", "")
 	assert.Equal(t, fmt.Sprint(total), again.at("items"), "from the beginning")
 	assert.Equal(t, "0", again.at("changed"))
 	assert.Empty(t, f.rows(`SELECT filter FROM syncs`))
+}
+
+// What has changed meanwhile on pages that were stored already is not missed, nor is a list that has
+// become shorter.
+func TestSyncGoesOnAfterChanges(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 450)
+	f.do("POST", "/items/sync", "")
+	f.sandbox.failOnly("GET /items/?page=4", -1, faultError)
+	f.do("POST", "/items/sync", "").requireProblem(502, "unavailable")
+	f.sandbox.setFault(faultNone)
+	for _, id := range f.sandbox.itemIDs() {
+		f.sandbox.setItem(id, "title", fmt.Sprint("changed ", id))
+	}
+	changed := f.do("POST", "/items/sync", "")
+	assert.Equal(t, f.rows(`SELECT count(DISTINCT item_id)::text FROM reports`)[0], changed.at("changed"), changed.body)
+
+	f.exec(`INSERT INTO syncs (filter, pages) VALUES ('', 40)`)
+	assert.Equal(t, "1", f.do("POST", "/items/sync", "").at("pages"), "nothing has changed on the first")
 }
 
 func TestSyncOfOldDoesNotGoOn(t *testing.T) {

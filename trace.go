@@ -221,8 +221,8 @@ func errorType(err error) string {
 	for {
 		name := reflect.TypeOf(err).String()
 		cause := errors.Unwrap(err)
-		_, isFailure := err.(*Failure)
-		if cause == nil || !isFailure && !strings.HasPrefix(name, "*fmt.") {
+		wraps := strings.HasPrefix(name, "*fmt.") || name == "*main.Failure" || name == "*main.maskedError"
+		if cause == nil || !wraps {
 			return name
 		}
 		err = cause

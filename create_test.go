@@ -1,0 +1,178 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// answerPosts has Rollbar answer what is created so.
+func (f *fixture) answerPosts(status int, body string) {
+	next := f.app.rollbar.client.Transport
+	f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Method != http.MethodPost {
+			return next.RoundTrip(r)
+		}
+		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: r}, nil
+	})
+}
+
+// What Rollbar refuses for good is passed on with its words, and so it is when it is asked for again,
+// without another call.
+func TestCreateRejected(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, body, words string
+		status            int
+	}{
+		{"bad request", `{"err":1,"message":"Bad Request"}`, "Rollbar answered 400: Bad Request", 400},
+		{"too large, in HTML", `<html>too large</html>`, "Rollbar answered 413: Request Entity Too Large", 413},
+		{"bad fields", `{"err":1,"message":"Invalid format. data.x should be y."}`, "Rollbar answered 422: Invalid format. data.x should be y.", 422},
+		{"words that PostgreSQL cannot hold", `{"err":1,"message":"a\u0000b \\u0000 \\ud800 yyyyyyyyyy\\u"}`, "Rollbar answered 422: a\x00b \\u0000 \\ud800 yyyyyyyyyy\\u", 422},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0)
+			f.answerPosts(tt.status, tt.body)
+			uuid := newUUID()
+			detail := f.create(uuid).requireProblem(tt.status, "usage")
+			assert.Equal(t, "create "+uuid+": "+tt.words, detail)
+			assert.Equal(t, "rejected", f.state(uuid))
+
+			f.answerPosts(200, `{"err":0}`)
+			again := f.create(uuid)
+			assert.Equal(t, strings.ReplaceAll(detail, "\x00", "\uFFFD"), again.requireProblem(tt.status, "usage"))
+			assert.Equal(t, fmt.Sprint(tt.status), again.at("upstream_status"))
+		})
+	}
+}
+
+// A refusal that comes when the queue delivers is as final.
+func TestDeliveryRejected(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.setFault(faultDown)
+	uuid := newUUID()
+	require.Equal(t, 202, f.create(uuid).status)
+	f.answerPosts(422, `{"err":1,"message":"yyyyy\\u"}`)
+	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":1}`+"\n", f.do("POST", "/reports/deliver", "").body)
+	assert.Contains(t, f.create(uuid).requireProblem(422, "usage"), "Rollbar answered 422")
+}
+
+// What is sent must be small enough for Rollbar, with all that was added: nothing is recorded that
+// cannot arrive. Signs that mean something in HTML are not made longer.
+func TestCreateTooLarge(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	require.Equal(t, 200, f.get("/reports").status)
+	f.sandbox.setFault(faultDown)
+	almost := `{"message":"` + strings.Repeat("x", maxBody-20) + `"}`
+	assert.Contains(t, f.do("POST", "/items", almost).requireProblem(413, "usage"), "of which Rollbar takes 1048576")
+	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
+
+	f.sandbox.setFault(faultNone)
+	message := `"<` + strings.Repeat("<&>", 300_000)
+	created := f.do("POST", "/items", `{"message":`+string(appendString(nil, message))+`}`)
+	require.Equal(t, 201, created.status, created.body)
+	assert.Equal(t, message, unquoteJSON(f.sandbox.dataOf(unquoteJSON([]byte(created.at("uuid"))), "body", "message", "body")))
+}
+
+// A message as long as a book is not made into an index of its words.
+func TestCreateWithManyWords(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	var message strings.Builder
+	for i := range 50_000 {
+		fmt.Fprintf(&message, "word%d ", i)
+	}
+	require.Equal(t, 201, f.do("POST", "/items", `{"message":"`+message.String()+`"}`).status)
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (cardinality(words) < 50)::text FROM reports`))
+	assert.Len(t, f.get("/reports?q=word7").list("reports"), 1)
+}
+
+// However PostgreSQL fails to record, Rollbar may take it.
+func TestCreateWithoutTables(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	require.Equal(t, 201, f.create(newUUID()).status)
+	f.exec(`DROP TABLE reports, schema_version CASCADE`)
+	created := f.create(newUUID())
+	assert.Equal(t, 201, created.status, created.body)
+	assert.Equal(t, "false", created.header.Get("Report-Stored"))
+	uuid := newUUID()
+	assert.Empty(t, f.create(uuid).header.Get("Report-Stored"), "the tables are made anew")
+	f.eventually(uuid, "delivered")
+}
+
+// The ways in which Rollbar fails for a moment are no reason to queue.
+func TestCreateLimitedForASecond(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.failOnly("POST /item", 1, faultLimitedNear)
+	uuid := newUUID()
+	assert.Equal(t, 201, f.create(uuid).status)
+	assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+}
+
+// A Rollbar that refuses connections is one that is down.
+func TestCreateWithoutRollbar(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.RollbarURL = "http://127.0.0.1:1/api/1" })
+	uuid := newUUID()
+	assert.Equal(t, 202, f.create(uuid).status)
+	assert.Equal(t, "queued", f.state(uuid))
+}
+
+// Whose token it is that Rollbar refuses is said with the scope that it needs.
+func TestCreateForABrowser(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	detail := f.do("POST", "/items", `{"data":{"environment":"e","platform":"browser","body":{"message":{"body":"x"}}}}`).requireProblem(502, "rollbar-auth")
+	assert.Contains(t, detail, "Rollbar refused ROLLBAR_POST_TOKEN, which needs the scope post_client_item: ")
+	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
+}
+
+// What the queue is left with by a refused token waits behind all others, and is tried again when the
+// service starts, which it does for a new token.
+func TestHeldOccurrences(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []sandboxFault{faultForbidden, faultDeactivated} {
+		t.Run(string(fault), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0)
+			f.sandbox.setFault(faultDown)
+			first, second := newUUID(), newUUID()
+			require.Equal(t, 202, f.create(first).status)
+			require.Equal(t, 202, f.create(second).status)
+			f.sandbox.setFault(fault)
+			assert.Equal(t, `{"delivered":0,"queued":2,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body, "each is tried")
+			assert.Equal(t, []string{first, second}, f.rows(`SELECT uuid FROM reports WHERE held ORDER BY id`))
+
+			f.sandbox.setFault(faultDown)
+			third := newUUID()
+			require.Equal(t, 202, f.create(third).status)
+			round := deliveryRound{app: f.app, behind: map[bool]int64{}}
+			for _, want := range []string{third, first, second} {
+				q := round.claim(t.Context())
+				require.NotNil(t, q)
+				assert.Equal(t, want, q.UUID)
+				assert.Equal(t, []string{"true"}, f.rows(fmt.Sprintf(`SELECT (leased_until >= '%s')::text FROM reports WHERE uuid = '%s'`, q.until.Format(time.RFC3339Nano), q.UUID)),
+					"nobody else takes it before we have given up")
+			}
+			assert.Nil(t, round.claim(t.Context()))
+
+			f.sandbox.setFault(faultNone)
+			f.rows(`UPDATE reports SET leased_until = now(), next_attempt = now() + interval '1 hour' RETURNING ''`)
+			f.deliver(f.newApp())
+			f.eventually(first, "delivered")
+			f.eventually(second, "delivered")
+			assert.Equal(t, "queued", f.state(third), "whose time has not come")
+		})
+	}
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// What a server at APP_URL answers that is not this service, or what something before it answers,
+// never looks like success.
+func TestAskStranger(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, kind, body string
+		status, exit     int
+	}{
+		{"a proxy's refusal", "application/json", `{"message":"Unauthorized"}`, 401, 7},
+		{"a proxy's error", "text/html", `<html>Bad Gateway</html>`, 502, 7},
+		{"a proxy's text", "text/plain", `upstream connect error`, 503, 7},
+		{"lines with an error's status", ndjson, `{"id":1}`, 500, 7},
+		{"another JSON", "application/json", `{"error":"x"}`, 200, 0},
+		{"null", "application/json", `null`, 200, 7},
+		{"a list", "application/json", `[]`, 200, 7},
+		{"nothing", "application/json", ``, 200, 7},
+		{"a page", "text/html", `<html>Welcome</html>`, 200, 7},
+		{"a text", "text/plain", `Welcome`, 200, 7},
+		{"a bug of the service", "application/problem+json", `{"type":"/problems/internal","status":500,"detail":"internal error"}`, 500, 1},
+		{"a problem of another's", "application/problem+json", `{"type":"about:blank","status":404}`, 404, 7},
+		{"a problem that is none", "application/problem+json", `oops`, 500, 7},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", tt.kind)
+				w.WriteHeader(tt.status)
+				_, _ = io.WriteString(w, tt.body)
+			}))
+			defer stranger.Close()
+			for _, args := range []string{"check", "items list", "items list -all", "items list -o ndjson", "reports list", "items get 5", "items create -message m", "items delete 5 -yes"} {
+				exit := tt.exit
+				if tt.exit == 0 && strings.Contains(args, "list") { // no list
+					exit = 7
+				}
+				got := runShell(t, "", append(strings.Fields(args), "-app-url", stranger.URL)...)
+				assert.Equal(t, exit, got.exit, "%s: %s", args, got.err)
+				if exit != 0 {
+					assert.Empty(t, got.out, args)
+					assert.Regexp(t, `^(app: .*|\{.*\})\n$`, got.err)
+				}
+			}
+			if tt.kind != "text/plain" || tt.status != 200 {
+				assert.NotZero(t, runShell(t, "", "which", "-app-url", stranger.URL).exit)
+			}
+		})
+	}
+}
+
+// A redirect is not followed: it would make a read of what should change something.
+func TestAskServerThatRedirects(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 10)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.URL.Path
+		http.Redirect(w, r, "https://errors.example.com"+r.URL.Path, http.StatusMovedPermanently)
+	}))
+	defer server.Close()
+	got := runShell(t, "", "items", "create", "-message", "x", "-app-url", server.URL)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, leads elsewhere: set APP_URL to where the service is, https://errors.example.com/items\n", server.URL)}, got)
+	assert.Equal(t, []string{"POST /items"}, drained(asked))
+}
+
+// A table names the next page, also when a server has made it.
+func TestNextPageOfAServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250)
+	for _, args := range []string{"items list -limit 3 -o table", "items list -limit 3 -page 2 -o table", "reports list -limit 3 -o table"} {
+		here, there := f.run(strings.Fields(args)...), runShell(t, "", append(strings.Fields(args), "-app-url", f.url)...)
+		assert.Equal(t, here, there)
+		assert.Contains(t, there.err, "the next page: -")
+	}
+}

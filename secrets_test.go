@@ -1,0 +1,163 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Tokens are masked in every form, the longer one first where one is the beginning of another.
+func TestMask(t *testing.T) {
+	t.Parallel()
+	for range 20 { // the order of a map must not matter
+		mask := maskOf(map[scope]token{scopeRead: {"a+b/c==", "R"}, scopeWrite: {"a+b", "W"}, scopePost: {"", "P"}})
+		for _, text := range []string{"a+b/c==", "a%2Bb%2Fc%3D%3D", "a+b%2Fc==", "a+b", "a%2Bb"} {
+			assert.Equal(t, "<***>", mask.Replace("<"+text+">"))
+		}
+	}
+}
+
+// brokenRollbar answers each request with the bytes that the function makes of the token in it.
+func brokenRollbar(t *testing.T, answer func(token string) string) string {
+	listener := listenTCP(t, "127.0.0.1:0")
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				head := make([]byte, 4096)
+				n, _ := conn.Read(head)
+				_, token, _ := strings.Cut(string(head[:n]), "X-Rollbar-Access-Token: ")
+				token, _, _ = strings.Cut(token, "\r\n")
+				_, _ = io.WriteString(conn, answer(token))
+			}()
+		}
+	}()
+	return "http://" + listener.Addr().String() + "/api/1"
+}
+
+// However an answer quotes the token, and be it no HTTP at all, nobody sees it: neither the caller nor
+// the log nor Datadog.
+func TestNobodySeesTheToken(t *testing.T) {
+	t.Parallel()
+	const secret = "s3cret+token/for=tests"
+	json200 := func(header, body string) string {
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n%s\r\n%s", header, body)
+	}
+	for name, answer := range map[string]func(token string) string{
+		"a header without a colon": func(token string) string { return json200(token+"\r\n", "{}") },
+		"a status":                 func(token string) string { return "HTTP/1.1 " + token + " OK\r\n\r\n" },
+		"a length":                 func(token string) string { return json200("Content-Length: "+token+"\r\n", "{}") },
+		"an encoding":              func(token string) string { return json200("Transfer-Encoding: "+token+"\r\n", "{}") },
+		"no HTTP":                  func(token string) string { return token },
+		"a redirect that is no URL": func(token string) string {
+			return "HTTP/1.1 301 Moved\r\nLocation: http://[x/?access_token=" + token + "\r\n\r\n"
+		},
+		"a redirect": func(token string) string {
+			return "HTTP/1.1 301 Moved\r\nLocation: /api/1/items/?access_token=" + url.QueryEscape(token) + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+		},
+		"a message": func(token string) string { return json200("", `{"err":1,"message":"over limit: `+token+`"}`) },
+		"a message with it escaped": func(token string) string {
+			return json200("", `{"err":1,"message":"at /?access_token=`+url.QueryEscape(token)+`"}`)
+		},
+		"a refusal": func(token string) string {
+			return strings.Replace(json200("", `{"err":1,"message":"access token not found: `+token+`"}`), "200 OK", "403 Forbidden", 1)
+		},
+		"what is no JSON": func(token string) string { return json200("", `{"err":0,"`+token) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, agent := newObserved(t, func(c *Config) {
+				c.RollbarURL = brokenRollbar(t, answer)
+				c.readToken, c.writeToken, c.postToken = secret, secret, secret
+			})
+			var seen strings.Builder
+			for _, request := range []struct{ method, path, body string }{
+				{"GET", "/items", ""}, {"GET", "/items/7", ""}, {"PATCH", "/items/7", `{"status":"muted"}`}, {"POST", "/items", `{"message":"x"}`},
+			} {
+				got := f.call(request.method, request.path, request.body)
+				fmt.Fprintln(&seen, got.status, got.header, got.body)
+				require.NoError(t, json.NewEncoder(&seen).Encode(agent.trace(request.method+" "+strings.ReplaceAll(request.path, "7", "{id}"))))
+			}
+			for _, args := range []string{"items list", "items list -o json", "items create -message x"} {
+				got := f.run(strings.Fields(args)...)
+				fmt.Fprintln(&seen, got.out, got.err)
+			}
+			f.log.mu.Lock()
+			seen.Write(f.log.text.Bytes())
+			f.log.mu.Unlock()
+			for _, form := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret)} {
+				assert.NotContains(t, seen.String(), form)
+			}
+		})
+	}
+}
+
+// An occurrence's access token is removed, as often and in whatever spelling it is there.
+func TestAccessTokenIsRemoved(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		`{"id":1,"data":{"metadata":{"access_token":"T","x":1e3},"y":null}}`:                    `{"id":1,"data":{"metadata":{"x":1e3},"y":null}}`,
+		`{"data":{"metadata":{"access_token":"T"},"metadata":{}}}`:                              `{"data":{"metadata":{},"metadata":{}}}`,
+		`{"data":{"metadata":{"access\u005ftoken":"T","access_token":"T"}},"data":{"z":[1,2]}}`: `{"data":{"metadata":{}},"data":{"z":[1,2]}}`,
+		`{"data":{"metadata":null}}`: `{"data":{"metadata":null}}`,
+		`{"data":"text"}`:            `{"data":"text"}`,
+		`{}`:                         `{}`,
+	} {
+		assert.Equal(t, want, string(withoutMember(json.RawMessage(given), "data", "metadata", "access_token")))
+	}
+}
+
+// The database's password is in no error and no line of the log.
+func TestNobodySeesThePassword(t *testing.T) {
+	t.Parallel()
+	for _, database := range []string{
+		"postgres://app:hunter2@127.0.0.1:1/app", "postgres://app@127.0.0.1:1/app?password=hunter2",
+		"host=127.0.0.1 port=1 user=app password=hunter2", "postgres://app:hunter2@127.0.0.1:1,127.0.0.1:2/app?target_session_attrs=read-write",
+	} {
+		f := newFixture(t, 1, func(c *Config) { c.DatabaseURL = database })
+		for _, args := range []string{"check", "items list", "items sync", "reports list -o json", "reports deliver"} {
+			got := f.run(strings.Fields(args)...)
+			assert.NotContains(t, got.out+got.err, "hunter2", args)
+		}
+		for _, path := range []string{"/check", "/items", "/reports"} {
+			assert.NotContains(t, f.get(path).body, "hunter2", path)
+		}
+		f.log.mu.Lock()
+		assert.NotContains(t, f.log.text.String(), "hunter2")
+		f.log.mu.Unlock()
+	}
+	stranger := httptest.NewServer(http.NotFoundHandler())
+	defer stranger.Close()
+	for _, server := range []string{strings.Replace(stranger.URL, "//", "//app:hunter2@", 1), "http://app:hunter2@127.0.0.1:1"} {
+		got := runShell(t, "", "check", "-app-url", server)
+		assert.NotContains(t, got.out+got.err, "hunter2")
+		assert.Contains(t, got.err, "xxxxx")
+	}
+}
+
+// rawAnswers sends bytes and returns what comes until the service closes the connection.
+func (f *fixture) rawAnswers(text string) string {
+	f.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	require.NoError(f.t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, text)
+	require.NoError(f.t, err)
+	answers, err := io.ReadAll(conn)
+	require.NoError(f.t, err)
+	return string(answers)
+}
