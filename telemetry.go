@@ -246,6 +246,8 @@ type losses struct {
 }
 
 func (l *lossLog) losses(unit string) *losses {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	of := &losses{lossLog: l, unit: unit}
 	l.of = append(l.of, of)
 	return of

@@ -271,7 +271,7 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	line := log.await(t, "spans")
 	assert.Equal(t, "the Datadog agent does not take everything", line["message"])
 	assert.Equal(t, "WARN", line["level"])
-	assert.EqualValues(t, 1, line["dropped_spans"])
+	assert.Positive(t, line["dropped_spans"]) // the answer to the one before may have been lost, too
 	assert.Contains(t, line["reason"], "connection refused")
 
 	agent.listen(listenTCP(t, agent.address))
