@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,11 +58,15 @@ func (s *server) respond(x *exchange, r *http.Request, value any) {
 	if _, ok := value.(Text); ok {
 		x.Header()["Content-Type"] = plainType
 	}
+	list, _ := value.(*List)
 	if r.Method == http.MethodHead {
+		if list != nil {
+			setLinks(x.Header(), r.URL, list)
+		}
 		x.WriteHeader(outcomeOf(value).status)
 		return
 	}
-	buffer := s.newAnswerBuffer(x, r, outcomeOf(value).status)
+	buffer := s.newAnswerBuffer(x, r, outcomeOf(value).status, list)
 	defer buffer.release()
 	err := writeResult(buffer, value)
 	switch {
@@ -82,10 +87,11 @@ func (s *server) respond(x *exchange, r *http.Request, value any) {
 func (s *server) respondLines(x *exchange, r *http.Request, list *List) {
 	x.Header().Set("Content-Type", ndjson)
 	if r.Method == http.MethodHead {
+		setLinks(x.Header(), r.URL, list)
 		x.WriteHeader(http.StatusOK)
 		return
 	}
-	buffer := s.newAnswerBuffer(x, r, http.StatusOK)
+	buffer := s.newAnswerBuffer(x, r, http.StatusOK, list)
 	defer buffer.release()
 	err := list.writeLines(buffer)
 	switch {
@@ -110,6 +116,8 @@ func (s *server) respondLines(x *exchange, r *http.Request, list *List) {
 // An answerBuffer holds an answer back until it is complete or too large to be held.
 type answerBuffer struct {
 	w       http.ResponseWriter
+	page    *url.URL
+	list    *List // that is answered, or nil
 	status  int
 	timeout time.Duration // for each part
 	zip     bool          // the caller takes gzip
@@ -134,9 +142,9 @@ var (
 	}}
 )
 
-func (s *server) newAnswerBuffer(w http.ResponseWriter, r *http.Request, status int) *answerBuffer {
+func (s *server) newAnswerBuffer(w http.ResponseWriter, r *http.Request, status int, list *List) *answerBuffer {
 	return &answerBuffer{
-		w: w, status: status, timeout: s.clientTimeout,
+		w: w, page: r.URL, list: list, status: status, timeout: s.clientTimeout,
 		zip:  preference(r, "Accept-Encoding", "gzip") > 0,
 		text: answerTexts.Get().(*[answerBufferSize]byte)[:0],
 	}
@@ -173,6 +181,9 @@ func (b *answerBuffer) flush() error {
 func (b *answerBuffer) send(part []byte) error {
 	if !b.begun {
 		b.begun = true
+		if b.list != nil {
+			setLinks(b.w.Header(), b.page, b.list)
+		}
 		if h := b.w.Header(); b.zip && len(part) >= worthZipping {
 			h.Set("Content-Encoding", "gzip")
 			h.Set("Vary", "Accept-Encoding")

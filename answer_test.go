@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -153,4 +154,37 @@ func TestLinesStream(t *testing.T) {
 	}
 	require.NoError(t, lines.Err())
 	assert.Less(t, count, 30_000, "what went before it was read is not there")
+}
+
+// The Links of an answer that is too large to be held back are right all the same, and so are those of
+// one without a body.
+func TestLinksOfLargePages(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	require.Equal(t, 200, f.get("/reports").status)
+	f.exec(`INSERT INTO reports (item_id, state, data) SELECT n, 'current', json_build_object('x', repeat('y', 20000)) FROM generate_series(1, 50) AS n`)
+	for _, limit := range []int{20, 25, 49, 50, 51, 100, 101} {
+		var seen []string
+		for path := fmt.Sprintf("/reports?limit=%d", limit); path != ""; {
+			page := f.get(path)
+			require.Equal(t, 200, page.status, page.body)
+			for _, report := range page.list("reports") {
+				seen = append(seen, string(member(report, "item_id")))
+			}
+			next := page.link("next")
+			head := f.do("HEAD", path, "")
+			assert.Equal(t, next, head.link("next"))
+			assert.Equal(t, page.link("prev"), head.link("prev"))
+			target, err := url.Parse(next)
+			require.NoError(t, err)
+			assert.Equal(t, target.Query().Get("cursor"), unquoteJSON([]byte(page.at("next"))))
+			path = next
+		}
+		want := make([]string, 50)
+		for i := range want {
+			want[i] = fmt.Sprint(50 - i)
+		}
+		assert.Equal(t, want, seen, limit)
+	}
+	assert.NotEmpty(t, f.do("GET", f.get("/reports?limit=20").link("next"), "", "Accept", ndjson).link("prev"))
 }

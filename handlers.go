@@ -278,7 +278,6 @@ func (s *server) serveCommand(x *exchange, r *http.Request, c *Command) {
 	list, isList := value.(*List)
 	if isList {
 		defer list.close()
-		setLinks(x.Header(), r.URL, list)
 	}
 	if call.unstored != "" {
 		x.Header().Set("Report-Stored", "false")
@@ -295,7 +294,6 @@ func (s *server) refuse(x *exchange, err error) {
 	f := failureOf(err)
 	x.failure = f
 	h := x.Header()
-	h.Del("Link")
 	h.Set("Content-Type", "application/problem+json")
 	if f.wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(f.retryAfter()))
@@ -307,8 +305,12 @@ func (s *server) refuse(x *exchange, err error) {
 	_ = writeResult(x, f.problem(x.id)) // the caller may be gone
 }
 
-// setLinks sets the Link headers that lead to the neighbouring pages.
+// setLinks sets the Link headers that lead to the neighbouring pages. It comes last before the header
+// goes out.
 func setLinks(h http.Header, page *url.URL, list *List) {
+	if list.Ahead != nil {
+		list.Ahead()
+	}
 	for _, link := range []struct {
 		rel     string
 		changes url.Values

@@ -81,6 +81,8 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	rows := page.all
 	if all {
 		rows, list.Next = in.everything(ctx, conn.Conn, store.readTimeout, page), nil
+	} else {
+		list.Ahead = func() { in.lookAhead(ctx, store, page); list.Next = page.next }
 	}
 	list.Rows = func(yield func(json.RawMessage, error) bool) {
 		rows(yield)
@@ -153,17 +155,28 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 type reportPage struct {
 	cancel context.CancelFunc
 	rows   pgx.Rows
-	row    reportRow // the first one, until it is yielded
+	row    reportRow // the first one, until it is yielded, then the latest
 	any    bool      // there is a first one
-	last   int64     // the id at the end of a full page
+	limit  int64
+	count  int64 // of the rows that were yielded
+	known  bool  // last and next are
+	last   int64 // the id at the end of a full page
 	next   url.Values
 	prev   url.Values
 }
 
-// open begins to read the page, within the timeout, and works out its neighbours, because Links go
-// out before the rows.
+// endsAt notes the id at the end of the page, 0 for one that is not full.
+func (p *reportPage) endsAt(id int64) {
+	p.known = true
+	if id > 0 {
+		p.last, p.next = id, url.Values{"cursor": {cursor{before: id}.String()}}
+	}
+}
+
+// open begins to read the page, within the timeout, and works out its neighbours, but for that behind
+// a short page of all reports.
 func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeout time.Duration) (*reportPage, error) {
-	page := &reportPage{}
+	page := &reportPage{limit: in.Limit.Value}
 	ctx, page.cancel = context.WithCancel(ctx) // the rows are read long after the timeout
 	late := time.AfterFunc(timeout, page.cancel)
 	begin := in.openNewest
@@ -181,21 +194,23 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeou
 	return page, nil
 }
 
+// shortPage is how many reports most likely fit into an answer that is held back until its Links are
+// known, so that its end need not be looked up.
+const shortPage = 100
+
 // openNewest is open for a page of all reports. The rows of both tables come in the order of ids, so
 // that joining them costs next to nothing.
 //
 // Limits are written into the statements, here and in find.go, because plans are made for any
 // parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
 func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
-	limit, before := strconv.FormatInt(in.Limit.Value, 10), in.Cursor.newest()
+	limit, before := strconv.FormatInt(page.limit, 10), in.Cursor.newest()
+	last := "NULL::bigint"
+	if page.limit > shortPage {
+		last = "(" + lastOfPage + limit + " - 1)"
+	}
 	err := page.begin(ctx, conn, before, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, (
-				SELECT id
-				FROM reports
-				WHERE id < $1
-				ORDER BY id DESC
-				LIMIT 1 OFFSET `+limit+` - 1
-			) AS last
+		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, `+last+`
 		FROM (
 			SELECT id, item_id, uuid, state, first_seen, last_seen, data
 			FROM reports
@@ -214,9 +229,8 @@ func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, 
 	if err != nil {
 		return err
 	}
-	if page.row.last > 0 { // the page is full
-		page.last = page.row.last
-		page.next = url.Values{"cursor": {cursor{before: page.last}.String()}}
+	if page.limit > shortPage || !page.any {
+		page.endsAt(page.row.last)
 	}
 	switch {
 	case in.Cursor.before == 0:
@@ -228,6 +242,34 @@ func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, 
 	return nil
 }
 
+// lastOfPage finds the id at the end of the page below an id; behind it comes the page's size, less 1.
+const lastOfPage = `
+				SELECT id
+				FROM reports
+				WHERE id < $1
+				ORDER BY id DESC
+				LIMIT 1 OFFSET `
+
+// lookAhead finds out what is behind a page of which not all rows are read, on a connection of its
+// own. Where that cannot be, the next page begins at the row that is being read: what comes twice is
+// better than what is left out.
+func (in *reportsListInput) lookAhead(ctx context.Context, store *Store, page *reportPage) {
+	if page.known {
+		return
+	}
+	last := page.row.id
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if conn, err := store.readingConn(ctx); err == nil {
+		defer conn.Release()
+		err := conn.QueryRow(ctx, lastOfPage+strconv.FormatInt(page.limit, 10)+" - 1", in.Cursor.newest()).Scan(&last)
+		if errors.Is(err, pgx.ErrNoRows) {
+			last = 0
+		}
+	}
+	page.endsAt(last)
+}
+
 // openFound is open for a page whose reports must be found first.
 func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
 	ids, err := in.find(ctx, conn.Conn())
@@ -236,9 +278,9 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, p
 	}
 	slices.Sort(ids)
 	first, last := in.Cursor.before-1, in.Cursor.after+1 // of an empty page: what is beside it
-	before, behind := in.Cursor.before > 0, int64(len(ids)) >= in.Limit.Value || in.Cursor.after > 0
-	if int64(len(ids)) > in.Limit.Value { // the newest belongs to the page before
-		before, ids = true, ids[:in.Limit.Value]
+	before, behind := in.Cursor.before > 0, int64(len(ids)) >= page.limit || in.Cursor.after > 0
+	if int64(len(ids)) > page.limit { // the newest belongs to the page before
+		before, ids = true, ids[:page.limit]
 	}
 	if len(ids) > 0 {
 		first, last = ids[len(ids)-1], ids[0]
@@ -246,10 +288,10 @@ func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, p
 	if before {
 		page.prev = url.Values{"cursor": {cursor{after: first}.String()}}
 	}
-	if behind {
-		page.last = last
-		page.next = url.Values{"cursor": {cursor{before: last}.String()}}
+	if !behind {
+		last = 0
 	}
+	page.endsAt(last)
 	return page.begin(ctx, conn, ids, `
 		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, NULL::bigint AS last
 		FROM reports r
@@ -286,6 +328,22 @@ type reportRow struct {
 	firstSeen, lastSeen time.Time
 	data                []byte
 	last                int64 // the id at the end of the page, 0 if that is not full
+
+	times [2]timeText // of the row before
+}
+
+// A timeText is a time as text. Rows that came together have the same times, and to write those takes
+// as long as all the rest.
+type timeText struct {
+	at   time.Time
+	text []byte
+}
+
+func (t *timeText) append(buf []byte, at time.Time) []byte {
+	if t.text == nil || !t.at.Equal(at) {
+		t.at, t.text = at, at.UTC().AppendFormat(t.text[:0], time.RFC3339Nano)
+	}
+	return append(buf, t.text...)
 }
 
 // isText reports whether rows come as text, which pgx must read for us: they do through a pooler that
@@ -339,6 +397,7 @@ func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
 			}
 		}
 		buf = p.row.appendJSON(buf[:0])
+		p.count++
 		if !yield(buf, nil) {
 			return
 		}
@@ -346,7 +405,12 @@ func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
 	p.close()
 	if err := p.rows.Err(); err != nil {
 		yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
+		return
 	}
+	if !p.known && p.count == p.limit {
+		p.endsAt(p.row.id)
+	}
+	p.known = true
 }
 
 func (p *reportPage) rest() json.RawMessage {
@@ -372,16 +436,8 @@ func (r *reportRow) appendJSON(buf []byte) []byte {
 		buf = append(buf, `null`...)
 	}
 	buf = append(append(buf, `,"state":"`...), r.state...)
-	buf = append(buf, `","first_seen":"`...)
-	first := len(buf)
-	buf = r.firstSeen.UTC().AppendFormat(buf, time.RFC3339Nano)
-	firstSeen := buf[first:]
-	buf = append(buf, `","last_seen":"`...)
-	if r.lastSeen.Equal(r.firstSeen) {
-		buf = append(buf, firstSeen...)
-	} else {
-		buf = r.lastSeen.UTC().AppendFormat(buf, time.RFC3339Nano)
-	}
+	buf = r.times[0].append(append(buf, `","first_seen":"`...), r.firstSeen)
+	buf = r.times[1].append(append(buf, `","last_seen":"`...), r.lastSeen)
 	return append(append(append(buf, `","data":`...), r.data...), '}')
 }
 
