@@ -101,15 +101,20 @@ func (c *Command) routes() []string {
 	return []string{c.Route, c.Also}
 }
 
-// names are the names of the parameters in one of the places, in the order of the input struct.
-func (c *Command) names(places ...place) []string {
+// names are the names of the parameters in the place, in the order of the input struct.
+func (c *Command) names(in place) []string {
 	var names []string
 	for _, p := range c.Run.params {
-		if slices.Contains(places, p.in) {
+		if p.in == in {
 			names = append(names, p.name)
 		}
 	}
 	return names
+}
+
+// has reports whether there is a parameter of the name in the place.
+func (c *Command) has(in place, name string) bool {
+	return slices.ContainsFunc(c.Run.params, func(p *param) bool { return p.in == in && p.name == name })
 }
 
 // usage is the route with its parameters: "GET /items?status=&level=".

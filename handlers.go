@@ -336,18 +336,19 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 		return args, nil
 	}
 	args.values = map[string][]literal{}
-	for _, name := range c.names(inPath) {
-		args.values[name] = []literal{{text: r.PathValue(name)}}
+	for _, p := range c.Run.params {
+		if p.in == inPath {
+			args.values[p.name] = []literal{{text: r.PathValue(p.name)}}
+		}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return args, fail(invalid, "the query cannot be read: %w", err)
 	}
 	var wrong []fieldError
-	valid := c.names(inQuery)
 	for name, values := range query {
-		if !slices.Contains(valid, name) {
-			wrong = append(wrong, fieldError{name, unknown("query parameter", name, valid)})
+		if !c.has(inQuery, name) {
+			wrong = append(wrong, fieldError{name, unknown("query parameter", name, c.names(inQuery))})
 		}
 		for _, value := range values {
 			args.values[name] = append(args.values[name], literal{text: value})
@@ -357,10 +358,9 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 	if err != nil {
 		return args, err
 	}
-	valid = c.names(inBody)
 	for name, value := range body {
-		if !slices.Contains(valid, name) {
-			wrong = append(wrong, fieldError{name, unknown("field", name, valid)})
+		if !c.has(inBody, name) {
+			wrong = append(wrong, fieldError{name, unknown("field", name, c.names(inBody))})
 		}
 		args.values[name] = []literal{{text: string(value), json: true}}
 	}

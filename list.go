@@ -61,7 +61,8 @@ func writeResult(w io.Writer, value any) error {
 
 // write writes the list as one JSON document.
 func (l *List) write(w io.Writer) error {
-	text := append(appendString([]byte{'{'}, l.Name), ':', '[')
+	text := make([]byte, 0, 128) // around the rows
+	text = append(appendString(append(text, '{'), l.Name), ':', '[')
 	for row, err := range l.Rows {
 		if err == nil {
 			_, err = w.Write(text)

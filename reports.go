@@ -130,7 +130,9 @@ func (c cursor) newest() int64 {
 }
 
 func (c cursor) String() string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.before, c.after))
+	var space [40]byte
+	text := append(strconv.AppendInt(space[:0], c.before, 10), '.')
+	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.after, 10))
 }
 
 // UnmarshalText reads what String wrote.
@@ -335,13 +337,14 @@ type reportRow struct {
 // A timeText is a time as text. Rows that came together have the same times, and to write those takes
 // as long as all the rest.
 type timeText struct {
-	at   time.Time
-	text []byte
+	at    time.Time
+	text  []byte
+	space [len(time.RFC3339Nano)]byte
 }
 
 func (t *timeText) append(buf []byte, at time.Time) []byte {
 	if t.text == nil || !t.at.Equal(at) {
-		t.at, t.text = at, at.UTC().AppendFormat(t.text[:0], time.RFC3339Nano)
+		t.at, t.text = at, at.UTC().AppendFormat(t.space[:0], time.RFC3339Nano)
 	}
 	return append(buf, t.text...)
 }
@@ -388,9 +391,9 @@ func binaryTime(raw []byte) time.Time {
 
 // all yields the page's reports as JSON.
 func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
-	var buf []byte
+	buf := make([]byte, 0, 2<<10) // more than most take
 	for more := p.any; more; more = p.rows.Next() {
-		if buf != nil {
+		if p.count > 0 {
 			if err := p.row.scan(p.rows); err != nil {
 				yield(nil, err)
 				return
