@@ -110,6 +110,8 @@ func (h Health) outcome() outcome {
 	return done
 }
 
+func (Health) outcomes() []outcome { return []outcome{done, outage} }
+
 func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
 	store, err := app.database()
 	if err != nil {

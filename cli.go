@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -17,32 +16,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
 )
-
-// A console is where the command line reads and writes, and the .env file it takes settings from.
-type console struct {
-	in       io.Reader
-	out, err io.Writer
-	envFile  string
-}
-
-// isTerminal reports whether a person sits at the other end.
-func isTerminal(stream any) bool {
-	file, ok := stream.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull) // a character device, too
-	return err != nil || !os.SameFile(info, null)
-}
 
 // A cli is one run of the command line.
 type cli struct {
@@ -154,7 +131,7 @@ func (c *cli) tree() *ffcli.Command {
 		}
 		parent.Subcommands = append(parent.Subcommands, c.subcommand(command))
 	}
-	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.versionCommand())
+	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.versionCommand(), c.completionCommand(root))
 	return root
 }
 
@@ -196,6 +173,7 @@ func (c *cli) subcommand(command *Command) *ffcli.Command {
 	}
 	fs.Func("output", "table, json or ndjson", c.setOutput)
 	fs.Func("o", "short for -output", c.setOutput)
+	asCurl := fs.Bool("as-curl", false, "print the request instead of making it")
 	yes := new(bool)
 	if command.Confirm != "" {
 		fs.BoolVar(yes, "yes", false, "do not ask")
@@ -205,6 +183,9 @@ func (c *cli) subcommand(command *Command) *ffcli.Command {
 		FlagSet:   fs,
 		UsageFunc: func(*ffcli.Command) string { return commandHelp(command) },
 		Exec: func(ctx context.Context, positional []string) error {
+			if *asCurl {
+				return c.printCurl(ctx, command, given, positional)
+			}
 			return c.execute(ctx, command, given, positional, *yes)
 		},
 	}
@@ -245,10 +226,12 @@ func (f *paramFlag) Set(text string) error {
 	return nil
 }
 
+var outputFormats = []string{"table", "json", "ndjson"}
+
 // setOutput sets the format of results.
 func (c *cli) setOutput(format string) error {
-	if !slices.Contains([]string{"table", "json", "ndjson"}, format) {
-		c.refuse(errors.New("-output must be one of table, json, ndjson"))
+	if !slices.Contains(outputFormats, format) {
+		c.refuse(fmt.Errorf("-output must be one of %s", strings.Join(outputFormats, ", ")))
 	}
 	c.output = format
 	return nil
@@ -364,6 +347,23 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	return nil
 }
 
+// printCurl prints the request that would be made, as a line for a shell.
+func (c *cli) printCurl(ctx context.Context, command *Command, given *givenFlags, positional []string) error {
+	args, err := c.arguments(ctx, command, given, positional)
+	if err == nil {
+		_, err = command.Run.prepare(args)
+	}
+	config, configErr := loadConfig(c.settings, c.std.envFile)
+	if err = cmp.Or(err, configErr); err != nil {
+		return err
+	}
+	line, err := asCurl(ctx, config, command, args, c.output == "ndjson")
+	if err == nil {
+		_, err = fmt.Fprintln(c.std.out, line)
+	}
+	return err
+}
+
 // newApp makes what an operation works with, when it runs here.
 func (c *cli) newApp(config *Config, telemetry *telemetry) (*App, error) {
 	if config.Sandbox {
@@ -390,70 +390,6 @@ func (c *cli) log(config *Config) *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return slog.New(slog.NewTextHandler(c.std.err, &slog.HandlerOptions{Level: config.LogLevel}))
-}
-
-// confirm asks before something is deleted for good.
-func (c *cli) confirm(ctx context.Context, question string) error {
-	if !isTerminal(c.std.in) {
-		return fail(invalid, "%s There is no terminal to ask at: say -yes", question)
-	}
-	fmt.Fprintf(c.std.err, "%s [y/N] ", question)
-	answer, err := interruptible(ctx, func() (string, error) {
-		answer, _ := bufio.NewReader(c.std.in).ReadString('\n') // none is no
-		return answer, nil
-	})
-	if err != nil {
-		fmt.Fprintln(c.std.err)
-		return err
-	}
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		return fail(invalid, "not confirmed: nothing was done")
-	}
-	return nil
-}
-
-// interruptible reads from a person or another program, who may take for ever. When the context ends,
-// the read is left behind: so does the program.
-func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		value, err := read()
-		done <- result{value, err}
-	}()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var none T
-		return none, ctx.Err()
-	}
-}
-
-// A progressLine is a line on a terminal that is written over and over.
-type progressLine struct {
-	out io.Writer
-
-	mu    sync.Mutex
-	shown bool
-}
-
-func (p *progressLine) show(format string, args ...any) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.shown = true
-	fmt.Fprintf(p.out, "\r\x1b[K"+format, args...)
-}
-
-func (p *progressLine) clear() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.shown {
-		fmt.Fprint(p.out, "\r\x1b[K")
-	}
 }
 
 // serveCommand is the subcommand that runs the service.
@@ -486,6 +422,27 @@ func (c *cli) versionCommand() *ffcli.Command {
 		UsageFunc: func(*ffcli.Command) string { return "Usage: app version\n\nPrint the version.\n" },
 		Exec: func(context.Context, []string) error {
 			_, err := fmt.Fprintln(c.std.out, buildVersion())
+			return err
+		},
+	}
+}
+
+// completionCommand is the subcommand that prints a script for a shell.
+func (c *cli) completionCommand(root *ffcli.Command) *ffcli.Command {
+	usage := "completion " + strings.Join(shells(), "|")
+	return &ffcli.Command{
+		Name:      "completion",
+		FlagSet:   c.flagSet("completion"),
+		UsageFunc: func(*ffcli.Command) string { return "Usage: app " + usage + "\n\n" + completionHelp },
+		Exec: func(_ context.Context, positional []string) error {
+			if len(positional) != 1 {
+				return fail(invalid, "name one shell: app %s", usage)
+			}
+			script := completionScripts[positional[0]]
+			if script == nil {
+				return fail(invalid, "%s", unknown("shell", positional[0], shells()))
+			}
+			_, err := io.WriteString(c.std.out, script(completions(root, "")))
 			return err
 		},
 	}

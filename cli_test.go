@@ -96,7 +96,7 @@ func TestParity(t *testing.T) {
 // Help needs no settings, and names the route.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "items", "reports", "serve", "version"} {
+	for _, args := range []string{"", "items", "reports", "serve", "version", "completion"} {
 		got := runShell(t, "", append(strings.Fields(args), "-h")...)
 		assert.Equal(t, 0, got.exit)
 		assert.Empty(t, got.err)
@@ -122,7 +122,7 @@ func TestHelpOfGroupsAlone(t *testing.T) {
 func TestCommandLineRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, args, want string }{
-		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, version)`},
+		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, version, completion)`},
 		{"typo in a subcommand", "items lst", `unknown command "lst", did you mean "list"?`},
 		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
 		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},

@@ -30,8 +30,10 @@ type Command struct {
 
 // An operation is a typed function behind a uniform door.
 type operation struct {
-	params  []*param
-	prepare func(arguments) (prepared, error) // refuses bad arguments, and does nothing else
+	params   []*param
+	out      reflect.Type                      // of what it returns
+	outcomes func() []outcome                  // the ways in which it can succeed
+	prepare  func(arguments) (prepared, error) // refuses bad arguments, and does nothing else
 }
 
 // prepared is an operation with its input.
@@ -56,7 +58,12 @@ type checker interface{ check() error }
 // types with UnmarshalText. An input can have a check of its own. The result is a struct or json.RawMessage, Text or *List.
 func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operation {
 	params := paramsOf(reflect.TypeFor[In]())
-	return operation{params, func(args arguments) (prepared, error) {
+	outcomes := func() []outcome { return []outcome{done} }
+	var out Out
+	if r, ok := any(out).(interface{ outcomes() []outcome }); ok {
+		outcomes = r.outcomes
+	}
+	return operation{params, reflect.TypeFor[Out](), outcomes, func(args arguments) (prepared, error) {
 		var in In
 		if err := args.fill(params, reflect.ValueOf(&in).Elem()); err != nil {
 			return nil, err
@@ -70,7 +77,8 @@ func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operat
 	}}
 }
 
-// A result tells the doors what became of an operation where that is more than "done".
+// A result tells the doors what became of an operation where that is more than "done". Those of an
+// operation have a method outcomes, too, for what can become of it.
 type result interface{ outcome() outcome }
 
 // An outcome is a way to succeed, or, for check, to have found what it looked for out of order.
@@ -115,6 +123,15 @@ func (c *Command) names(in place) []string {
 // has reports whether there is a parameter of the name in the place.
 func (c *Command) has(in place, name string) bool {
 	return slices.ContainsFunc(c.Run.params, func(p *param) bool { return p.in == in && p.name == name })
+}
+
+// elements is the name of the array in a list: items of items.list, occurrences of items.occurrences.
+func (c *Command) elements() string {
+	noun, verb, _ := strings.Cut(c.Name, ".")
+	if verb == "list" {
+		return noun
+	}
+	return verb
 }
 
 // usage is the route with its parameters: "GET /items?status=&level=".

@@ -90,6 +90,8 @@ func (c Created) outcome() outcome {
 	return created
 }
 
+func (Created) outcomes() []outcome { return []outcome{created, accepted} }
+
 func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, error) {
 	if err := app.rollbar.require(scopePost); err != nil {
 		return Created{}, err

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -33,6 +34,8 @@ type server struct {
 	tokens []string       // what callers may send; none: anyone on this machine may call
 	origin *http.CrossOriginProtection
 
+	document func() ([]byte, error) // that describes the routes
+
 	// clientTimeout is how long a client may take to send its body, or to take a part of an answer.
 	clientTimeout time.Duration
 }
@@ -40,14 +43,24 @@ type server struct {
 // newHandler returns the service as a handler. Callers must send one of the tokens, if there are
 // any.
 func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
-	s := &server{app, http.NewServeMux(), http.NewServeMux(), tokens, http.NewCrossOriginProtection(), 30 * time.Second}
+	s := &server{
+		app: app, mux: http.NewServeMux(), routes: http.NewServeMux(),
+		tokens: tokens, origin: http.NewCrossOriginProtection(),
+		clientTimeout: 30 * time.Second,
+
+		document: sync.OnceValues(func() ([]byte, error) { return openAPI(commands, len(tokens) > 0) }),
+	}
+	handle := func(route string, serve func(x *exchange, r *http.Request)) {
+		handler := func(w http.ResponseWriter, r *http.Request) { serve(w.(*exchange), r) }
+		s.mux.HandleFunc(route, handler)
+		s.routes.HandleFunc(route, handler)
+	}
 	for _, c := range commands {
 		for _, route := range c.routes() {
-			serve := func(w http.ResponseWriter, r *http.Request) { s.serveCommand(w.(*exchange), r, c) }
-			s.mux.HandleFunc(route, serve)
-			s.routes.HandleFunc(route, serve)
+			handle(route, func(x *exchange, r *http.Request) { s.serveCommand(x, r, c) })
 		}
 	}
+	handle("GET "+openAPIPath, s.serveOpenAPI)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serveNone(w.(*exchange), r) })
 	return s
 }

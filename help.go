@@ -36,6 +36,7 @@ func (c *cli) rootHelp() string {
 	rows := append(c.commandRows(""),
 		"serve\t\tRun the service",
 		"version\t\tPrint the version",
+		"completion\t\tPrint a script that completes commands in a shell",
 	)
 	return "Rollbar over HTTP and the shell, with everything it saw kept in your own PostgreSQL.\n\n" +
 		"Commands, and the routes of the service that do the same:\n" + columns(rows...) +
@@ -75,7 +76,10 @@ func commandHelp(c *Command) string {
 	if c.Confirm != "" {
 		rows = append(rows, "-yes\t\tdo not ask: "+c.Confirm)
 	}
-	rows = append(rows, "-output, -o\ttable|json|ndjson\ta table on a terminal and else json")
+	rows = append(rows,
+		"-output, -o\t"+strings.Join(outputFormats, "|")+"\ta table on a terminal and else json",
+		"-as-curl\t\tprint the request instead of making it",
+	)
 	help := usage + "\n\n" + c.Short + ".\n"
 	if c.Long != "" {
 		help += c.Long + "\n"
@@ -111,6 +115,13 @@ func (p *param) describe() string {
 	}
 	return help
 }
+
+const completionHelp = `Print a script that completes commands, flags and values:
+
+  source <(app completion bash)     for bash, in ~/.bashrc
+  source <(app completion zsh)      for zsh, in ~/.zshrc
+  app completion fish | source      for fish, in ~/.config/fish/config.fish
+`
 
 func serveHelp() string {
 	return "Usage: app serve [flags]\n\nRun the service.\n\n" +

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -267,4 +268,54 @@ func askServerForAll(ctx context.Context, config *Config, c *Command, args argum
 		}
 	}
 	return &all, nil
+}
+
+// asCurl is the request that runs the command on the server at APP_URL, or else at ADDR, as a line for
+// a shell. The token stays in the environment.
+func asCurl(ctx context.Context, config *Config, c *Command, args arguments, lines bool) (string, error) {
+	for _, name := range c.names(inFlag) {
+		if len(args.values[name]) > 0 {
+			return "", fail(invalid, "-%s is for the command line: there is no request like that", name)
+		}
+	}
+	base := appURL(config)
+	if config.AppURL == "" {
+		base = "http://" + localAddress(config.Addr)
+	}
+	req, err := newRequest(ctx, base, c, args)
+	if err != nil {
+		return "", err
+	}
+	words := []string{"curl"}
+	if isPostOfBody := req.Method == http.MethodPost && req.Body != nil; req.Method != http.MethodGet && !isPostOfBody {
+		words = append(words, "-X", req.Method)
+	}
+	if len(config.apiTokens) > 0 && !c.Open {
+		words = append(words, "-H", `"Authorization: Bearer $API_TOKEN"`)
+	}
+	if lines {
+		words = append(words, "-H", shellQuote("Accept: "+ndjson))
+	}
+	if req.Body != nil {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return "", err
+		}
+		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
+	}
+	return strings.Join(append(words, shellQuote(req.URL.String())), " "), nil
+}
+
+// localAddress is where a client on this machine finds what listens at the address.
+func localAddress(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return net.JoinHostPort("localhost", port)
+	}
+	return address
+}
+
+// shellQuote quotes a word for a shell.
+func shellQuote(word string) string {
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

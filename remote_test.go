@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // What a server at APP_URL answers that is not this service, or what something before it answers,
@@ -83,4 +86,46 @@ func TestNextPageOfAServer(t *testing.T) {
 		assert.Equal(t, here, there)
 		assert.Contains(t, there.err, "the next page: -")
 	}
+}
+
+// The request is printed and not made. The token stays in the environment, and a shell takes the line as
+// it is.
+func TestAsCurl(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"items", "list", "-status", "active", "-status", "muted", "-query", "a b&c"}, `curl 'http://127.0.0.1:8080/items?query=a+b%26c&status=active&status=muted'`},
+		{[]string{"items", "get", "it's", "-by", "uuid"}, ""},
+		{[]string{"items", "create", "-message", "it's <b>", "-custom", `{"n":1e3}`}, `curl -H 'Content-Type: application/json' -d '{"message":"it'\''s <b>","custom":{"n":1e3}}' 'http://127.0.0.1:8080/items'`},
+		{[]string{"items", "update", "5", "-assigned-user-id", "null"}, `curl -X PATCH -H 'Content-Type: application/json' -d '{"assigned_user_id":null}' 'http://127.0.0.1:8080/items/5'`},
+		{[]string{"items", "delete", "5", "-api-token", "secret,other", "-app-url", "https://errors.example.com/app/"}, `curl -X DELETE -H "Authorization: Bearer $API_TOKEN" 'https://errors.example.com/app/items/5'`},
+		{[]string{"items", "sync", "-recent", "-addr", "[::1]:81"}, `curl -X POST 'http://[::1]:81/items/sync?recent=true'`},
+		{[]string{"reports", "list", "-o", "ndjson", "-addr", ":81"}, `curl -H 'Accept: application/x-ndjson' 'http://localhost:81/reports'`},
+		{[]string{"check", "-api-token", "secret"}, `curl 'http://127.0.0.1:8080/check'`},
+		{[]string{"items", "list", "-all"}, ""},
+		{[]string{"items", "list", "-page", "0"}, ""},
+	} {
+		got := runShell(t, "", append(tt.args, "-as-curl")...)
+		if tt.want == "" {
+			assert.Equal(t, 2, got.exit, tt.args)
+			continue
+		}
+		assert.Equal(t, shell{0, tt.want + "\n", ""}, got)
+	}
+
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Log("curl is not installed: its line is not run")
+		return
+	}
+	f := newFixture(t, 3, func(c *Config) { c.apiTokens = []string{"secret"} })
+	line := runShell(t, "", "items", "create", "-message", "it's $HOME \\ \"x\"", "-app-url", f.url, "-api-token", "secret", "-as-curl")
+	cmd := exec.Command("sh", "-c", strings.Replace(line.out, "curl", curl+" -s", 1))
+	cmd.Env = []string{"API_TOKEN=secret"}
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	uuid := unquoteJSON(member(bytes.TrimSpace(out), "uuid"))
+	assert.Equal(t, "it's $HOME \\ \"x\"", unquoteJSON(f.sandbox.dataOf(uuid, "body", "message", "body")), "%s", out)
 }
