@@ -5,6 +5,7 @@ package main
 import (
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -51,20 +52,22 @@ func knownVersions(r *http.Request) (versions []string) {
 	return versions
 }
 
-// respond writes a result. One that fits the buffer goes out whole; from a longer one that fails
-// half way the connection is cut, so that nobody takes a torso for an answer.
-func (s *server) respond(x *exchange, r *http.Request, value any) {
+// errLate is the error of an answer that must begin to go out, but whose Links are not known yet.
+var errLate = errors.New("the links are not known yet")
+
+// respond writes a result. One that fits the buffer goes out whole; from a longer one that fails half
+// way the connection is cut, so that nobody takes a torso for an answer. Its error is errLate: nothing
+// has gone out, and the caller has another try with Call.ahead.
+func (s *server) respond(x *exchange, r *http.Request, value any) error {
 	x.Header()["Content-Type"] = jsonType
 	if _, ok := value.(Text); ok {
 		x.Header()["Content-Type"] = plainType
 	}
 	list, _ := value.(*List)
 	if r.Method == http.MethodHead {
-		if list != nil {
-			setLinks(x.Header(), r.URL, list)
-		}
+		setLinks(x.Header(), r.URL, list)
 		x.WriteHeader(outcomeOf(value).status)
-		return
+		return nil
 	}
 	buffer := s.newAnswerBuffer(x, r, outcomeOf(value).status, list)
 	defer buffer.release()
@@ -72,32 +75,37 @@ func (s *server) respond(x *exchange, r *http.Request, value any) {
 	switch {
 	case err == nil:
 		err = buffer.finish()
+	case errors.Is(err, errLate):
+		return err
 	case !buffer.begun:
 		s.refuse(x, err)
-		return
+		return nil
 	}
 	if err != nil {
 		x.failure = failureOf(err)
 		panic(http.ErrAbortHandler)
 	}
+	return nil
 }
 
 // respondLines writes a list one element a line, for as long as it takes. A failure after the first
-// line is the last line.
-func (s *server) respondLines(x *exchange, r *http.Request, list *List) {
+// line is the last line. Its error is respond's.
+func (s *server) respondLines(x *exchange, r *http.Request, list *List) error {
 	x.Header().Set("Content-Type", ndjson)
 	if r.Method == http.MethodHead {
 		setLinks(x.Header(), r.URL, list)
 		x.WriteHeader(http.StatusOK)
-		return
+		return nil
 	}
 	buffer := s.newAnswerBuffer(x, r, http.StatusOK, list)
 	defer buffer.release()
 	err := list.writeLines(buffer)
 	switch {
+	case errors.Is(err, errLate):
+		return err
 	case err != nil && !buffer.begun && len(buffer.text) == 0:
 		s.refuse(x, err)
-		return
+		return nil
 	case err != nil && buffer.lost == nil:
 		f := failureOf(err)
 		x.failure = f
@@ -111,6 +119,7 @@ func (s *server) respondLines(x *exchange, r *http.Request, list *List) {
 		x.failure = failureOf(err)
 		panic(http.ErrAbortHandler)
 	}
+	return nil
 }
 
 // An answerBuffer holds an answer back until it is complete or too large to be held.
@@ -119,7 +128,7 @@ type answerBuffer struct {
 	page    *url.URL
 	list    *List // that is answered, or nil
 	status  int
-	timeout time.Duration // for each part
+	timeout time.Duration // for each part but the first
 	zip     bool          // the caller takes gzip
 	zipper  *gzip.Writer  // nil if the answer is not compressed
 	begun   bool          // something has gone out
@@ -160,6 +169,9 @@ func (b *answerBuffer) release() {
 
 func (b *answerBuffer) Write(p []byte) (int, error) {
 	if len(b.text)+len(p) > cap(b.text) {
+		if !b.begun && b.list != nil && b.list.Late {
+			return 0, errLate
+		}
 		if err := b.flush(); err != nil {
 			return 0, err
 		}
@@ -181,9 +193,7 @@ func (b *answerBuffer) flush() error {
 func (b *answerBuffer) send(part []byte) error {
 	if !b.begun {
 		b.begun = true
-		if b.list != nil {
-			setLinks(b.w.Header(), b.page, b.list)
-		}
+		setLinks(b.w.Header(), b.page, b.list)
 		if h := b.w.Header(); b.zip && len(part) >= worthZipping {
 			h.Set("Content-Encoding", "gzip")
 			h.Set("Vary", "Accept-Encoding")

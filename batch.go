@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime/debug"
@@ -19,6 +20,7 @@ type batcher[T, R any] struct {
 	waiting []*batched[T, R]
 	last    *batched[T, R] // the newest of all
 	working bool
+	took    time.Duration // by the batch before
 }
 
 const batchSize = 100
@@ -32,8 +34,8 @@ type batched[T, R any] struct {
 	err    error
 }
 
-// do has the item done. When the context ends before that, it is not done, unless PostgreSQL has just
-// come to its end with it.
+// do has the item done. When its deadline comes before that, it is not done, unless PostgreSQL has just
+// come to its end with it; when its caller leaves, it is done if it was begun.
 func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	began := time.Now()
 	mine := b.add(ctx, item)
@@ -98,8 +100,8 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 	for _, one := range b.waiting {
 		key := b.key(one.item)
 		switch {
-		case one.ctx.Err() != nil: // nobody waits any more
-			one.err = one.ctx.Err()
+		case one.ctx.Err() != nil, b.isLate(one):
+			one.err = cmp.Or(one.ctx.Err(), context.DeadlineExceeded)
 			close(one.done)
 		case len(batch) == batchSize || keys[key]:
 			rest = append(rest, one)
@@ -111,6 +113,14 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 	b.waiting = rest
 	b.working = len(batch) > 0
 	return batch
+}
+
+// isLate reports whether too little of an item's time is left: a batch lasts until the first deadline
+// in it, and must not end before it is done for the sake of one. What has just come is tried in any
+// case, however long the batch before has taken.
+func (b *batcher[T, R]) isLate(one *batched[T, R]) bool {
+	deadline, ok := one.ctx.Deadline()
+	return ok && time.Until(deadline) < min(b.took+b.took/4, storeTimeout*3/4)
 }
 
 // doBatch does a batch, and should it fail for what one of the items is, each for itself.
@@ -130,10 +140,12 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(first.ctx), deadline)
 	defer cancel()
 	var results []R
+	began := time.Now()
 	err := protect(func() (err error) {
 		results, err = b.run(ctx, items)
 		return err
 	})
+	b.took = time.Since(began) // read by the same goroutine
 	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
 		for _, one := range batch {
 			b.doBatch([]*batched[T, R]{one})

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -152,4 +155,34 @@ func TestBatcherPanics(t *testing.T) {
 	_, err := b.do(t.Context(), 1)
 	require.ErrorContains(t, err, "panic: oh no")
 	assert.ErrorContains(t, err, "batch_test.go", "with the call stack")
+}
+
+// While PostgreSQL takes longer than it should, most are done in time all the same: those who have waited
+// long do not shorten the time of those who have just come.
+func TestBatcherThatIsSlow(t *testing.T) {
+	for took, most := range map[time.Duration]int{storeTimeout / 4: 100, storeTimeout / 2: 70, storeTimeout * 11 / 20: 50, storeTimeout * 7 / 10: 30} {
+		synctest.Test(t, func(t *testing.T) {
+			b := batcher[int, string]{key: strconv.Itoa, run: func(ctx context.Context, items []int) ([]string, error) {
+				if !sleep(ctx, took) {
+					return nil, ctx.Err()
+				}
+				return make([]string, len(items)), nil
+			}}
+			const all = 1000
+			var done atomic.Int64
+			var clients sync.WaitGroup
+			for n := range all {
+				clients.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), storeTimeout)
+					defer cancel()
+					if _, err := b.do(ctx, n); err == nil {
+						done.Add(1)
+					}
+				})
+				time.Sleep(20 * time.Millisecond)
+			}
+			clients.Wait()
+			assert.GreaterOrEqual(t, int(100*done.Load()/all), most, took)
+		})
+	}
 }

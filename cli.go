@@ -303,12 +303,15 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	if configErr != nil {
 		return cmp.Or(err, configErr)
 	}
+	if config.ReadOnly && command.Changes { // whatever isReadOnly has seen
+		return cmp.Or(err, error(fail(misconfigured, "READ_ONLY is true, and %s changes something", strings.Join(command.words(), " "))))
+	}
+	if err == nil && command.Confirm != "" && !yes {
+		err = c.confirm(ctx, command.Confirm)
+	}
 	telemetry, telemetryErr := config.startTelemetry()
 	if telemetryErr != nil {
 		return cmp.Or(err, telemetryErr)
-	}
-	if config.ReadOnly && command.Changes { // whatever isReadOnly has seen
-		return fail(misconfigured, "READ_ONLY is true, and %s changes something", strings.Join(command.words(), " "))
 	}
 	defer telemetry.closeWithin(time.Second)
 	progress := &progressLine{out: c.std.err}
@@ -317,9 +320,6 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		call.progress = progress.show
 	}
 	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
-	if err == nil && command.Confirm != "" && !yes {
-		err = c.confirm(ctx, command.Confirm)
-	}
 	var value any
 	switch {
 	case err != nil:

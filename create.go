@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -129,7 +130,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	case err != nil && ctx.Err() != nil:
 		return Created{}, fmt.Errorf("create %s: %w", uuid, ctx.Err())
 	case err != nil:
-		return app.createUnrecorded(ctx, uuid, data, err)
+		return app.createUnrecorded(sending, uuid, data, err)
 	case !record.fresh:
 		return record.answer(uuid)
 	}
@@ -146,9 +147,9 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	case isFinal(err):
 		app.reject(settling, record.id, err)
 	case isKind(err, rollbarAuth):
-		app.settle(settling, record.id, "forgotten", app.store.forget)
+		app.settle(settling, record.id, "forgotten", func(ctx context.Context) error { return app.store.forget(ctx, record.id) })
 	case ctx.Err() == nil:
-		app.settle(settling, record.id, "released", app.store.release)
+		app.settle(settling, record.id, "released", func(ctx context.Context) error { return app.store.release(ctx, record) })
 		return Created{uuid, "queued"}, nil
 	}
 	return Created{}, fmt.Errorf("create %s: %w", uuid, err)
@@ -163,7 +164,7 @@ func (app *App) createUnrecorded(ctx context.Context, uuid string, data json.Raw
 	switch {
 	case err == nil:
 		return Created{uuid, "delivered"}, nil
-	case isFinal(err), isKind(err, rollbarAuth), ctx.Err() != nil:
+	case isFinal(err), isKind(err, rollbarAuth), errors.Is(ctx.Err(), context.Canceled):
 		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
 	}
 	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar takes it: %w", uuid, err)

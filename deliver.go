@@ -15,7 +15,6 @@ const (
 	deliveryWorkers = 4
 	deliveryPace    = time.Second / 20 // 1200 a minute: a backlog must not eat the project's quota
 	longestBackoff  = 5 * time.Minute
-	longestHold     = time.Hour // for what waits for the right token
 	longestPause    = time.Hour // limits can be lifted before their time
 	longestIdle     = 5 * time.Second
 	lookupsInTurn   = 20 // a second's worth, then deliveries have their turn
@@ -59,16 +58,15 @@ type deliveryRound struct {
 	app     *App
 	dueOnly bool
 
-	mu     sync.Mutex
-	behind map[bool]int64 // the last id that was claimed, of those that wait for the right token and not
-	done   Delivery
-	outage error // what ended the round early
-	err    error // of PostgreSQL
+	mu                 sync.Mutex
+	behind, behindHeld int64 // the last ids that were claimed, of those that wait for the right token and of the others
+	done               Delivery
+	outage             error // what ended the round early
+	err                error // of PostgreSQL
 }
 
 // run runs the round. Its error is one of PostgreSQL.
 func (r *deliveryRound) run(ctx context.Context) error {
-	r.behind = map[bool]int64{}
 	var workers sync.WaitGroup
 	for range deliveryWorkers {
 		workers.Go(func() {
@@ -92,19 +90,24 @@ func (r *deliveryRound) run(ctx context.Context) error {
 func (r *deliveryRound) claim(ctx context.Context) *queued {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, held := range []bool{false, true} {
-		if r.outage != nil || r.err != nil {
-			return nil
-		}
-		began := time.Now()
-		q, err := r.app.store.claim(ctx, held, r.behind[held], r.dueOnly, r.app.lease())
-		r.err = err
-		if q != nil {
-			r.behind[held], q.until = q.ID, began.Add(r.app.lease())
+	var q *queued
+	for _, turn := range []struct {
+		held, dueOnly bool
+		behind        *int64
+	}{
+		{false, r.dueOnly, &r.behind},
+		{false, true, new(int64)}, // what has come or become due meanwhile
+		{true, r.dueOnly, &r.behindHeld},
+	} {
+		if r.outage != nil || r.err != nil || q != nil {
 			return q
 		}
+		began := time.Now()
+		if q, r.err = r.app.store.claim(ctx, turn.held, *turn.behind, turn.dueOnly, r.app.lease()); q != nil {
+			*turn.behind, q.until = q.ID, began.Add(r.app.lease())
+		}
 	}
-	return nil
+	return q
 }
 
 // lease is how long one delivery may take before another process takes it over.
@@ -119,23 +122,24 @@ func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	span.setNumber("attempts", float64(q.Attempts))
 	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
 	span.fail(err)
+	r.count(err)
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), storeTimeout) // also when all other time is over
+	defer cancel()
 	switch {
 	case err == nil:
 		_, _ = r.app.store.deliveries.do(ctx, q.ID) // markDelivered tells of an error
 	case isFinal(err):
 		r.app.reject(ctx, q.ID, err)
-	case isKind(err, rollbarAuth):
-		r.app.log.WarnContext(ctx, "occurrence waits for the right token", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
-		r.app.settle(ctx, q.ID, "held", func(ctx context.Context, id int64) error {
-			return r.app.store.postpone(ctx, id, true, backoff(q.Attempts, longestHold))
-		})
 	default:
+		held, what := isKind(err, rollbarAuth), "postponed"
+		if held {
+			what = "held"
+		}
 		r.app.log.WarnContext(ctx, "occurrence stays queued", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
-		r.app.settle(ctx, q.ID, "postponed", func(ctx context.Context, id int64) error {
-			return r.app.store.postpone(ctx, id, false, backoff(q.Attempts, longestBackoff))
+		r.app.settle(ctx, q.ID, what, func(ctx context.Context) error {
+			return r.app.store.postpone(ctx, q, held, backoff(q.Attempts))
 		})
 	}
-	r.count(err)
 }
 
 // count counts what a delivery came to. Unless it is about the one occurrence, a failure is the end of
@@ -162,8 +166,8 @@ func finishing(ctx context.Context, until time.Time) (context.Context, context.C
 }
 
 // backoff is the wait before the next try after so many: it doubles from a second, and spreads.
-func backoff(attempts int, longest time.Duration) time.Duration {
-	wait := min(time.Second<<min(attempts-1, 20), longest)
+func backoff(attempts int) time.Duration {
+	wait := min(time.Second<<min(attempts-1, 20), longestBackoff)
 	return wait/2 + rand.N(wait/2)
 }
 
@@ -238,9 +242,9 @@ func pauseAfter(outage error, failures int) time.Duration {
 	case errors.As(outage, &f) && f.kind == rateLimited:
 		return min(f.wait, longestPause)
 	case outage == nil:
-		return backoff(failures, longestIdle)
+		return min(backoff(failures), longestIdle)
 	}
-	return backoff(failures, time.Minute)
+	return min(backoff(failures), time.Minute)
 }
 
 // A wake tells the queue that there may be something to do.

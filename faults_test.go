@@ -37,6 +37,11 @@ func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	return acknowledged, acknowledged && res.Header.Get("Report-Stored") != "false"
 }
 
+// passTime ends all leases and waits of the queue, as time would.
+func (f *fixture) passTime() {
+	f.rows(`UPDATE reports SET leased_until = now(), next_attempt = now() WHERE state = 'queued' RETURNING ''`)
+}
+
 // Killed in the middle of many creates and started again, the service delivers all that it had
 // acknowledged, each as one occurrence.
 func TestKillLosesNothing(t *testing.T) {
@@ -68,7 +73,7 @@ func TestKillLosesNothing(t *testing.T) {
 	p.wait()
 	require.GreaterOrEqual(t, len(acknowledged), 100)
 	f.sandbox.setFault(faultNone)
-	f.rows(`UPDATE reports SET leased_until = '-infinity', next_attempt = '-infinity' WHERE state = 'queued' RETURNING ''`) // as time would
+	f.passTime()
 	startServe(t, f.env())
 	for _, uuid := range acknowledged {
 		f.eventually(uuid, "delivered")
@@ -462,8 +467,8 @@ func TestChaos(t *testing.T) {
 	close(stop)
 	clients.Wait()
 	f.sandbox.setFault(faultNone)
-	f.rows(`UPDATE reports SET leased_until = '-infinity', next_attempt = '-infinity' WHERE state = 'queued' RETURNING ''`) // as time would
-	for _, p := range replicas {                                                                                            // what Rollbar takes ends a pause
+	f.passTime()
+	for _, p := range replicas { // what Rollbar takes ends a pause
 		require.Eventually(t, func() bool { ok, _ := tryCreate(p.url, newUUID()); return ok }, waitLimit, waitTick)
 	}
 	t.Logf("%d acknowledged", len(acknowledged))

@@ -266,40 +266,46 @@ func (s *server) serveCommand(x *exchange, r *http.Request, c *Command) {
 		s.refuse(x, err)
 		return
 	}
-	call := &x.call
-	known := knownVersions(r)
+	call, known := &x.call, knownVersions(r)
 	call.lines, call.have = wantsLines(r), known
 	if r.Method == http.MethodHead {
-		call.have = []string{anyVersion} // the thing itself is not wanted
+		call.have, call.ahead = []string{anyVersion}, true // the thing itself is not wanted
 	}
-	value, err := operation(withCall(r.Context(), call), s.app)
-	if call.version != "" {
-		x.Header().Set("ETag", `W/"`+call.version+`"`)
+	err = s.serveOperation(x, r, operation)
+	if errors.Is(err, errLate) {
+		call.ahead = true
+		err = s.serveOperation(x, r, operation)
 	}
 	switch {
 	case errors.Is(err, errUnchanged) && (slices.Contains(known, call.version) || slices.Contains(known, anyVersion)):
 		x.WriteHeader(http.StatusNotModified)
-		return
 	case errors.Is(err, errUnchanged):
-		s.respond(x, r, nil)
-		return
+		_ = s.respond(x, r, nil) // to a HEAD
+	case err != nil:
+		s.refuse(x, err)
+	}
+}
+
+// serveOperation runs the operation and answers with its result, or returns the error.
+func (s *server) serveOperation(x *exchange, r *http.Request, operation prepared) error {
+	value, err := operation(withCall(r.Context(), &x.call), s.app)
+	if x.call.version != "" {
+		x.Header().Set("ETag", `W/"`+x.call.version+`"`)
 	}
 	if err != nil {
-		s.refuse(x, err)
-		return
+		return err
+	}
+	if x.call.unstored != "" {
+		x.Header().Set("Report-Stored", "false")
 	}
 	list, isList := value.(*List)
 	if isList {
 		defer list.close()
 	}
-	if call.unstored != "" {
-		x.Header().Set("Report-Stored", "false")
+	if isList && x.call.lines {
+		return s.respondLines(x, r, list)
 	}
-	if isList && call.lines {
-		s.respondLines(x, r, list)
-		return
-	}
-	s.respond(x, r, value)
+	return s.respond(x, r, value)
 }
 
 // refuse answers with a failure as problem details.
@@ -318,11 +324,11 @@ func (s *server) refuse(x *exchange, err error) {
 	_ = writeResult(x, f.problem(x.id)) // the caller may be gone
 }
 
-// setLinks sets the Link headers that lead to the neighbouring pages. It comes last before the header
-// goes out.
+// setLinks sets the Link headers that lead to the neighbouring pages, if it is a list that is answered.
+// It comes last before the header goes out.
 func setLinks(h http.Header, page *url.URL, list *List) {
-	if list.Ahead != nil {
-		list.Ahead()
+	if list == nil {
+		return
 	}
 	for _, link := range []struct {
 		rel     string

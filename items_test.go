@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -201,7 +202,10 @@ func TestFaultsOnItems(t *testing.T) {
 	for _, fault := range faults {
 		t.Run(string(fault.fault), func(t *testing.T) {
 			t.Parallel()
-			f := newFixture(t, 3, withTimeout(50*1e6))
+			f := newFixture(t, 3)
+			if fault.fault == faultSlow {
+				f = newFixture(t, 3, withTimeout(50*time.Millisecond))
+			}
 			id := fmt.Sprint(f.sandbox.itemIDs()[0])
 			require.Equal(t, 200, f.get("/reports").status)
 			f.sandbox.setFault(fault.fault)
@@ -230,7 +234,6 @@ func TestFaultsOnItems(t *testing.T) {
 	}
 }
 
-// A limit that ends soon is waited out.
 // An answer without what was asked for does not mean that there is nothing.
 func TestUnusableAnswers(t *testing.T) {
 	t.Parallel()
@@ -281,6 +284,7 @@ func TestEmptyFilters(t *testing.T) {
 	assert.Empty(t, f.sandbox.requests())
 }
 
+// A limit that ends soon is waited out.
 func TestLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)

@@ -16,8 +16,8 @@ type List struct {
 	Rows  iter.Seq2[json.RawMessage, error] // compact JSON, valid until the next; an error is the last
 	Rest  func() json.RawMessage            // the other members, as a compact object; called after the rows
 	Prev  url.Values                        // what leads to the page before, nil if there is none
-	Next  url.Values                        // what leads to the page behind, nil if there is none; known after the rows
-	Ahead func()                            // makes Next known before; nil where it is
+	Next  url.Values                        // what leads to the page behind, nil if there is none
+	Late  bool                              // Next is known after the rows only: see Call.ahead
 	Close func()                            // may be nil
 }
 

@@ -19,18 +19,19 @@ import (
 // A record is what PostgreSQL knows of an occurrence that is to be created.
 type record struct {
 	id      int64
-	fresh   bool   // recorded just now; otherwise the uuid was there before
-	state   string // queued, delivered or rejected
-	refusal int    // the status with which Rollbar refused a rejected one
+	fresh   bool      // recorded just now; otherwise the uuid was there before
+	lease   time.Time // of a fresh one ends then, by PostgreSQL's clock
+	state   string    // queued, delivered or rejected
+	refusal int       // the status with which Rollbar refused a rejected one
 	reason  string
 }
 
 // A recording is an occurrence to record.
 type recording struct {
-	uuid        string
-	data        json.RawMessage
-	lease       time.Duration
-	traceparent string
+	uuid  string
+	data  json.RawMessage
+	lease time.Duration
+	place string // of the request's span
 }
 
 // record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
@@ -57,7 +58,7 @@ func (s *Store) recordAll(ctx context.Context, recordings []recording) ([]record
 		}
 		var uuid string
 		var r record
-		_, err = pgx.ForEachRow(rows, []any{&uuid, &r.id, &r.fresh, &r.state, &r.refusal, &r.reason}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&uuid, &r.id, &r.fresh, &r.lease, &r.state, &r.refusal, &r.reason}, func() error {
 			records[uuid] = r
 			return nil
 		})
@@ -86,22 +87,22 @@ func (s *Store) recordAll(ctx context.Context, recordings []recording) ([]record
 // insertQueued inserts the recordings whose uuids are not there.
 func insertQueued(ctx context.Context, conn *pgx.Conn, recordings []recording) (pgx.Rows, error) {
 	n := len(recordings)
-	uuids, data, traceparents := make([]string, n), make([]json.RawMessage, n), make([]string, n)
+	uuids, data, places := make([]string, n), make([]json.RawMessage, n), make([]string, n)
 	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
 	for i, r := range recordings {
 		f := facetsOf(r.data)
-		uuids[i], data[i], traceparents[i] = r.uuid, r.data, r.traceparent
+		uuids[i], data[i], places[i] = r.uuid, r.data, r.place
 		levels[i], environments[i], words[i] = f.level, f.environment, strings.Join(titleWords(occurrenceTitle(r.data)), " ")
 	}
 	return conn.Query(ctx, `
 		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
-		SELECT uuid, 'queued', level, environment, string_to_array(words, ' '), data, now() + $7, nullif(traceparent, '')
+		SELECT uuid, 'queued', level, environment, string_to_array(words, ' '), data, now() + $7, nullif(place, '')
 		FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::json[], $6::text[])
-		AS i (uuid, level, environment, words, data, traceparent)
+		AS i (uuid, level, environment, words, data, place)
 		ORDER BY uuid
 		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING
-		RETURNING uuid, id, TRUE, state, 0, ''`,
-		uuids, levels, environments, words, data, traceparents, recordings[0].lease)
+		RETURNING uuid, id, TRUE, leased_until, state, 0, ''`,
+		uuids, levels, environments, words, data, places, recordings[0].lease)
 }
 
 // acknowledge notes that who asked for the recordings is told that they are there.
@@ -114,7 +115,7 @@ func acknowledge(ctx context.Context, conn *pgx.Conn, recordings []recording) (p
 		UPDATE reports
 		SET acknowledged = TRUE
 		WHERE uuid = ANY($1)
-		RETURNING uuid, id, FALSE, state, coalesce(refusal, 0), coalesce(reason, '')`, uuids)
+		RETURNING uuid, id, FALSE, now(), state, coalesce(refusal, 0), coalesce(reason, '')`, uuids)
 }
 
 // answer is what a repeated request for the uuid gets.
@@ -136,8 +137,8 @@ func (r record) answer(uuid string) (Created, error) {
 
 // settle records what became of an occurrence. When that fails, the lease runs out and the queue
 // goes on with it.
-func (app *App) settle(ctx context.Context, id int64, what string, update func(context.Context, int64) error) {
-	if err := update(ctx, id); err != nil {
+func (app *App) settle(ctx context.Context, id int64, what string, update func(context.Context) error) {
+	if err := update(ctx); err != nil {
 		app.log.WarnContext(ctx, "occurrence could not be marked as "+what, "report", id, "error", err)
 		return
 	}
@@ -146,7 +147,7 @@ func (app *App) settle(ctx context.Context, id int64, what string, update func(c
 
 // reject records that Rollbar refused an occurrence for good, and why.
 func (app *App) reject(ctx context.Context, id int64, why error) {
-	app.settle(ctx, id, "rejected", func(ctx context.Context, id int64) error {
+	app.settle(ctx, id, "rejected", func(ctx context.Context) error {
 		return app.store.rejected(ctx, id, failureOf(why))
 	})
 }
@@ -189,26 +190,26 @@ func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error 
 
 // release leaves an occurrence to the queue, whose workers hear of it at once. Only for this is
 // there a notification: one in every insert would serialise the commits.
-func (s *Store) release(ctx context.Context, id int64) error {
+func (s *Store) release(ctx context.Context, r record) error {
 	_, err := s.pool.Exec(ctx, `
 		WITH released AS (
 			UPDATE reports
 			SET leased_until = now(), next_attempt = now()
-			WHERE id = @id AND state = 'queued'
+			WHERE id = @id AND state = 'queued' AND leased_until = @lease
 		)
 		SELECT pg_notify(@channel, '')`,
-		pgx.NamedArgs{"id": id, "channel": queueChannel})
+		pgx.NamedArgs{"id": r.id, "lease": r.lease, "channel": queueChannel})
 	return databaseError(err)
 }
 
 // postpone ends the lease of an occurrence that is to be tried again after the wait, behind the others
 // if it is held for want of the right token.
-func (s *Store) postpone(ctx context.Context, id int64, held bool, wait time.Duration) error {
+func (s *Store) postpone(ctx context.Context, q *queued, held bool, wait time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE reports
 		SET leased_until = now(), next_attempt = now() + @wait, held = held OR @held
-		WHERE id = @id AND state = 'queued'`,
-		pgx.NamedArgs{"id": id, "held": held, "wait": wait})
+		WHERE id = @id AND state = 'queued' AND leased_until = @lease`,
+		pgx.NamedArgs{"id": q.ID, "lease": q.lease, "held": held, "wait": wait})
 	return databaseError(err)
 }
 
@@ -240,7 +241,8 @@ type queued struct {
 	Attempts int    // this one included
 	Parent   string // the place of the span of the request that queued it, or ""
 
-	until time.Time // when the lease ends
+	lease time.Time // ends then, by PostgreSQL's clock
+	until time.Time // and, by ours, not before this
 }
 
 // claim leases the oldest queued occurrence behind the id that nobody works on and, if only those
@@ -266,13 +268,13 @@ func (s *Store) claim(ctx context.Context, held bool, behind int64, dueOnly bool
 			LIMIT 1
 			FOR NO KEY UPDATE SKIP LOCKED
 		)
-		RETURNING id, uuid, data, attempts, coalesce(traceparent, '')`,
+		RETURNING id, uuid, data, attempts, coalesce(traceparent, ''), leased_until`,
 		pgx.NamedArgs{"held": held, "behind": behind, "due_only": dueOnly, "lease": lease})
 	if err != nil {
 		return nil, databaseError(err)
 	}
 	claimed, err := pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (q queued, err error) {
-		return q, row.Scan(&q.ID, &q.UUID, &q.Data, &q.Attempts, &q.Parent)
+		return q, row.Scan(&q.ID, &q.UUID, &q.Data, &q.Attempts, &q.Parent, &q.lease)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil

@@ -82,10 +82,13 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if all {
 		rows, list.Next = in.everything(ctx, conn.Conn, store.readTimeout, page), nil
 	} else {
-		list.Ahead = func() { in.lookAhead(ctx, store, page); list.Next = page.next }
+		list.Late = !page.known
 	}
 	list.Rows = func(yield func(json.RawMessage, error) bool) {
 		rows(yield)
+		if list.Late {
+			list.Next = page.next
+		}
 		list.Close() // others need the connection while the client takes the end of the answer
 	}
 	return list, nil
@@ -197,7 +200,7 @@ func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeou
 }
 
 // shortPage is how many reports most likely fit into an answer that is held back until its Links are
-// known, so that its end need not be looked up.
+// known, so that its end need not be looked up beforehand.
 const shortPage = 100
 
 // openNewest is open for a page of all reports. The rows of both tables come in the order of ids, so
@@ -207,9 +210,15 @@ const shortPage = 100
 // parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
 func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
 	limit, before := strconv.FormatInt(page.limit, 10), in.Cursor.newest()
-	last := "NULL::bigint"
-	if page.limit > shortPage {
-		last = "(" + lastOfPage + limit + " - 1)"
+	ahead, last := page.limit > shortPage || callOf(ctx).ahead, "NULL::bigint"
+	if ahead {
+		last = `(
+				SELECT id
+				FROM reports
+				WHERE id < $1
+				ORDER BY id DESC
+				LIMIT 1 OFFSET ` + limit + ` - 1
+			)`
 	}
 	err := page.begin(ctx, conn, before, `
 		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, `+last+`
@@ -231,7 +240,7 @@ func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, 
 	if err != nil {
 		return err
 	}
-	if page.limit > shortPage || !page.any {
+	if ahead || !page.any {
 		page.endsAt(page.row.last)
 	}
 	switch {
@@ -242,34 +251,6 @@ func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, 
 		page.prev = url.Values{"cursor": {cursor{after: before - 1}.String()}}
 	}
 	return nil
-}
-
-// lastOfPage finds the id at the end of the page below an id; behind it comes the page's size, less 1.
-const lastOfPage = `
-				SELECT id
-				FROM reports
-				WHERE id < $1
-				ORDER BY id DESC
-				LIMIT 1 OFFSET `
-
-// lookAhead finds out what is behind a page of which not all rows are read, on a connection of its
-// own. Where that cannot be, the next page begins at the row that is being read: what comes twice is
-// better than what is left out.
-func (in *reportsListInput) lookAhead(ctx context.Context, store *Store, page *reportPage) {
-	if page.known {
-		return
-	}
-	last := page.row.id
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	if conn, err := store.readingConn(ctx); err == nil {
-		defer conn.Release()
-		err := conn.QueryRow(ctx, lastOfPage+strconv.FormatInt(page.limit, 10)+" - 1", in.Cursor.newest()).Scan(&last)
-		if errors.Is(err, pgx.ErrNoRows) {
-			last = 0
-		}
-	}
-	page.endsAt(last)
 }
 
 // openFound is open for a page whose reports must be found first.
@@ -329,7 +310,7 @@ type reportRow struct {
 	state               []byte
 	firstSeen, lastSeen time.Time
 	data                []byte
-	last                int64 // the id at the end of the page, 0 if that is not full
+	last                int64 // the id at the end of the page, 0 if that is not full or not looked up
 
 	times [2]timeText // of the row before
 }

@@ -84,6 +84,7 @@ type Call struct {
 	retries  retryBudget
 	upstream stopwatch                        // runs while calls of Rollbar do
 	lines    bool                             // a list is wanted one element a line
+	ahead    bool                             // a list must know before its rows what comes behind them
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
 
 	have []string // versions of the one thing asked for that the caller has already

@@ -107,7 +107,7 @@ func masked(mask *strings.Replacer, err error) error {
 	return &maskedError{mask.Replace(err.Error()), err}
 }
 
-// A maskingTransport masks errors before anybody sees them.
+// A maskingTransport masks errors before anybody sees them, also those of reading an answer.
 type maskingTransport struct {
 	next http.RoundTripper
 	mask *strings.Replacer
@@ -118,7 +118,21 @@ func (t *maskingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, masked(t.mask, err)
 	}
+	res.Body = &maskedBody{res.Body, t.mask}
 	return res, nil
+}
+
+type maskedBody struct {
+	io.ReadCloser
+	mask *strings.Replacer
+}
+
+func (b *maskedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = masked(b.mask, err)
+	}
+	return n, err
 }
 
 // CloseIdleConnections is for http.Client's method of that name.

@@ -150,11 +150,11 @@ func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	path, inAPI := strings.CutPrefix(r.URL.Path, "/api/1")
 	request := r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1")
+	fault, ended := s.faultFor(request)
 	s.mu.Lock()
-	s.log = append(s.log[max(0, len(s.log)-9_999):], request)
+	s.log = append(s.log[max(0, len(s.log)-9_999):], request) // who sees it there may count on its fault
 	s.mu.Unlock()
 
-	fault, ended := s.faultFor(request)
 	switch fault {
 	case faultDown:
 		panic(http.ErrAbortHandler)

@@ -76,6 +76,9 @@ func TestNobodySeesTheToken(t *testing.T) {
 		"a refusal": func(token string) string {
 			return strings.Replace(json200("", `{"err":1,"message":"access token not found: `+token+`"}`), "200 OK", "403 Forbidden", 1)
 		},
+		"a trailer": func(token string) string {
+			return json200("Transfer-Encoding: chunked\r\nTrailer: x\r\n", "2\r\n{}\r\n0\r\n"+token+"\r\n\r\n")
+		},
 		"what is no JSON": func(token string) string { return json200("", `{"err":0,"`+token) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -57,9 +57,6 @@ func (c *cli) printRows(columns []string, list *List) error {
 			w.Flush()
 		}
 	}
-	if list.Ahead != nil {
-		list.Ahead()
-	}
 	for name, values := range firsts(list.Next) {
 		fmt.Fprintf(c.std.err, "the next page: -%s %s\n", name, values)
 	}

@@ -126,7 +126,7 @@ func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
 		key, value, _ := strings.Cut(tag, "=")
 		name, found := strings.CutPrefix(key, propagatedPrefix)
 		switch {
-		case !found || value == "":
+		case !found || !isPlain(value):
 		case name == "tid":
 			origin.high, _ = parseHex64(value) // else the id has 64 bits
 		default:
@@ -157,7 +157,7 @@ func parseTraceparent(parent, state string) (traceOrigin, bool) {
 		if ours, found := strings.CutPrefix(member, "dd="); found {
 			origin.priority = statePriority(ours, origin.priority)
 			origin.tags = stateTags(ours)
-		} else if member != "" && len(foreign) < 31 { // 32 is the most that there may be
+		} else if isPlain(member) && len(foreign) < 31 { // 32 is the most that there may be
 			foreign = append(foreign, member)
 		}
 	}
@@ -178,11 +178,17 @@ func statePriority(ours string, flag int) int {
 	return flag
 }
 
+// isPlain reports whether a part of a header is there and consists of nothing but printable ASCII, which
+// is all that may be passed on.
+func isPlain(text string) bool {
+	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
 // stateTags are the tags in our part of the tracestate, without that of the trace's id.
 func stateTags(ours string) (tags []spanTag) {
 	for field := range strings.SplitSeq(ours, ";") {
 		key, value, _ := strings.Cut(field, ":")
-		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && value != "" {
+		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && isPlain(value) {
 			tags = append(tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
