@@ -29,17 +29,20 @@ type cli struct {
 	refused  error    // by a flag
 	output   string   // the format asked for, or ""
 	exit     int      // of a run without an error
+
+	operations map[*ffcli.Command]*Command // by their places in the tree
 }
 
 // run runs the command line and returns the exit code.
 func run(ctx context.Context, args []string, std console) int {
-	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile)), output: outputOf(args)}
+	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile)), output: outputOf(args), operations: map[*ffcli.Command]*Command{}}
 	root := c.tree()
 	arranged, selected, err := arrange(root, args)
 	if err == nil {
 		err = c.parse(root, arranged)
 	}
-	if err == nil {
+	ran := err == nil
+	if ran {
 		err = root.Run(ctx)
 	}
 	switch {
@@ -52,7 +55,27 @@ func run(ctx context.Context, args []string, std console) int {
 		fmt.Fprint(std.err, selected.UsageFunc(selected))
 		return invalid.exit
 	}
-	return c.fail(err)
+	code := c.fail(err)
+	if !ran {
+		c.noteRefused(ctx, c.operations[selected], err)
+	}
+	return code
+}
+
+// noteRefused tells Datadog, where it is set up, of an operation whose flags were refused.
+func (c *cli) noteRefused(ctx context.Context, operation *Command, err error) {
+	config, configErr := loadConfig(nil, c.std.envFile)
+	if operation == nil || configErr != nil {
+		return
+	}
+	config.telemetry.Log = c.log(config)
+	telemetry, telemetryErr := config.startTelemetry()
+	if telemetryErr != nil {
+		return
+	}
+	_, finish := telemetry.startCommand(ctx, operation)
+	finish(nil, err)
+	telemetry.closeWithin(time.Second)
 }
 
 // isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. What is wrong
@@ -178,7 +201,7 @@ func (c *cli) subcommand(command *Command) *ffcli.Command {
 	if command.Confirm != "" {
 		fs.BoolVar(yes, "yes", false, "do not ask")
 	}
-	return &ffcli.Command{
+	sub := &ffcli.Command{
 		Name:      words[len(words)-1],
 		FlagSet:   fs,
 		UsageFunc: func(*ffcli.Command) string { return commandHelp(command) },
@@ -189,6 +212,8 @@ func (c *cli) subcommand(command *Command) *ffcli.Command {
 			return c.execute(ctx, command, given, positional, *yes)
 		},
 	}
+	c.operations[sub] = command
+	return sub
 }
 
 // flagName is the name of a parameter's flag: code-version.
@@ -309,6 +334,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	if err == nil && command.Confirm != "" && !yes {
 		err = c.confirm(ctx, command.Confirm)
 	}
+	config.telemetry.Log = c.log(config)
 	telemetry, telemetryErr := config.startTelemetry()
 	if telemetryErr != nil {
 		return cmp.Or(err, telemetryErr)

@@ -420,6 +420,8 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	}{
 		{[]string{"items", "get", "1"}, "items.get", "GET /items/{id}", "not-found"},
 		{[]string{"items", "update", "x", "-status", "resolved"}, "items.update", "PATCH /items/{id}", "usage"},
+		{[]string{"items", "list", "-bogus"}, "items.list", "GET /items", "usage"},
+		{[]string{"items", "list", "-output", "yaml"}, "items.list", "GET /items", "usage"},
 		{[]string{"items", "delete", "1"}, "items.delete", "DELETE /items/{id}", "usage"},
 		{[]string{"items", "create", "-message", "x"}, "items.create", "POST /items", "config"},
 	} {

@@ -260,7 +260,7 @@ func metricTags(lists ...[]string) string {
 			}
 			return r
 		}, tag)
-		tags = append(tags, tag[:min(len(tag), 200)])
+		tags = append(tags, cut(tag, 200))
 	}
 	return strings.Join(tags, ",")
 }

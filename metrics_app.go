@@ -60,12 +60,12 @@ func (t *telemetry) countReports(items int, changes tally) {
 
 // observePool sets the gauges of the connections to PostgreSQL.
 func (t *telemetry) observePool(pool *pgxpool.Pool) {
-	stat, tags := pool.Stat(), t.metrics.instance
-	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()), tags...)
-	t.gauge("app.pool.idle", float64(stat.IdleConns()), tags...)
-	t.gauge("app.pool.total", float64(stat.TotalConns()), tags...)
-	t.gauge("app.pool.max", float64(stat.MaxConns()), tags...)
-	t.gauge("app.pool.waited", float64(stat.EmptyAcquireCount()), tags...)
+	stat := pool.Stat()
+	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()))
+	t.gauge("app.pool.idle", float64(stat.IdleConns()))
+	t.gauge("app.pool.total", float64(stat.TotalConns()))
+	t.gauge("app.pool.max", float64(stat.MaxConns()))
+	t.gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
 }
 
 // watch sets the gauges of a service, those of the queue every few seconds, until the context ends.

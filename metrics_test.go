@@ -185,6 +185,11 @@ func TestMetricsOfAnUnknownHost(t *testing.T) {
 	assert.EqualValues(t, 1, m.losses.dropped())
 }
 
+func TestMetricTags(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, "team:a_b,_,"+"x:"+strings.Repeat("…", 66), metricTags([]string{"team:a|b", "\n"}, []string{"x:" + strings.Repeat("…", 67)}))
+}
+
 func TestRuntimeMetrics(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)

@@ -15,12 +15,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
-	maxChunkSpans = 500  // that wait for their trace's root before they leave without it
+	maxChunkSpans = 6000 // that wait for their trace's root before they leave without it: a few MB
 	maxTagLength  = 5000 // Datadog cuts resources here, too
 )
 
@@ -90,7 +91,7 @@ func (t *telemetry) startSpan(ctx context.Context, name, kind, resource string) 
 	if !t.tracing() {
 		return ctx, nil
 	}
-	s := &span{id: newSpanID(), name: name, kind: kind, resource: cut(resource), start: time.Now()}
+	s := &span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now()}
 	switch above := ctx.Value(spanKey{}).(type) {
 	case *span:
 		s.trace, s.parent = above.trace.part(s), above.id
@@ -141,13 +142,22 @@ func (s *span) set(key, value string) {
 	s.setLocked(key, value)
 }
 
-func cut(text string) string { return text[:min(len(text), maxTagLength)] }
+// cut shortens a text to so many bytes, and does not cut a character.
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	for !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
+}
 
 func (s *span) setLocked(key, value string) {
 	if s.ended {
 		return
 	}
-	value = cut(value)
+	value = cut(value, maxTagLength)
 	for i := range s.tags {
 		if s.tags[i].key == key {
 			s.tags[i].value = value
@@ -181,7 +191,7 @@ func (s *span) setResource(resource string) {
 	s.trace.mu.Lock()
 	defer s.trace.mu.Unlock()
 	if !s.ended {
-		s.resource = cut(resource)
+		s.resource = cut(resource, maxTagLength)
 	}
 }
 

@@ -23,7 +23,7 @@ func (t *telemetry) extract(ctx context.Context, header http.Header) context.Con
 		return ctx
 	case !fromDatadog:
 		origin = w3c
-	case fromW3C && w3c.low == datadog.low: // one trace: the W3C's parent is the nearer one
+	case fromW3C && w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // one trace: the W3C's parent is the nearer one
 		origin.high, origin.parent, origin.state = w3c.high, w3c.parent, w3c.state
 	}
 	return context.WithValue(ctx, spanKey{}, origin)

@@ -195,6 +195,8 @@ func TestExtract(t *testing.T) {
 		{"a short id", headers("traceparent: 00-4bf92f35-00f067aa0ba902b7-01"), nil},
 		{"rubbish", headers("traceparent: ---"), nil},
 		{"both of one trace: the W3C's parent", headers(append(datadog, "x-datadog-sampling-priority: 2", strings.Replace(traceparent, "02b7", "02b8", 1), "tracestate: a=1")...), traceOrigin{high, low, parent + 1, 2, "a=1", dm}},
+		{"both of traces of half the same id", headers(append(datadog, strings.Replace(traceparent, "4bf9", "4bf8", 1))...), traceOrigin{high, low, parent, 1, "", dm}},
+		{"both, Datadog's without the higher half", headers(datadog[0], datadog[1], traceparent), traceOrigin{high, low, parent, 1, "", nil}},
 		{"both of two traces: Datadog's", headers(append(datadog, strings.Replace(traceparent, "4736", "4737", 1))...), traceOrigin{high, low, parent, 1, "", dm}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
