@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -129,6 +130,9 @@ func (c *cli) fail(err error) int {
 	f := failureOf(err).onCommandLine()
 	if f.kind == internal && f.err != nil { // here, and not on a server
 		f.detail += ": " + f.err.Error() // the command line runs on behalf of its user
+	}
+	if unwritten := (*fs.PathError)(nil); f.kind == internal && errors.As(err, &unwritten) {
+		f.detail = "the result cannot be written: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
 		_ = writeResult(c.std.err, f.problem(rand.Text()))
@@ -340,10 +344,16 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		return cmp.Or(err, telemetryErr)
 	}
 	defer telemetry.closeWithin(time.Second)
+	if c.output == "" && isTerminal(c.std.out) {
+		c.output = "table"
+	}
 	progress := &progressLine{out: c.std.err}
 	call := &Call{lines: c.output == "ndjson"}
 	if isTerminal(c.std.err) {
 		call.progress = progress.show
+		if isTerminal(c.std.out) {
+			c.std.out = resultWriter{c.std.out, progress}
+		}
 	}
 	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
 	var value any
@@ -362,7 +372,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		err = c.print(command, value)
 	}
 	finish(value, err)
-	progress.clear()
+	progress.end()
 	if err != nil {
 		return err
 	}
@@ -446,7 +456,10 @@ func (c *cli) versionCommand() *ffcli.Command {
 		Name:      "version",
 		FlagSet:   c.flagSet("version"),
 		UsageFunc: func(*ffcli.Command) string { return "Usage: app version\n\nPrint the version.\n" },
-		Exec: func(context.Context, []string) error {
+		Exec: func(_ context.Context, positional []string) error {
+			if len(positional) > 0 {
+				return fail(invalid, "unexpected argument %q", positional[0])
+			}
 			_, err := fmt.Fprintln(c.std.out, buildVersion())
 			return err
 		},

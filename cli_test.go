@@ -139,6 +139,9 @@ func TestCommandLineRefused(t *testing.T) {
 		{"cleaning without a terminal", "reports clean", "There is no terminal to ask at: say -yes"},
 		{"file that is not there", "items create -data nowhere.json", "the file cannot be read: open nowhere.json"},
 		{"argument for serve", "serve now", `unexpected argument "now"`},
+		{"argument for version", "version now", `unexpected argument "now"`},
+		{"URL that is more than a place", "which -app-url http://x/?key=hunter2", "-app-url must be a URL such as https://host/path, without ? and #"},
+		{"own uuid that is none", "items create -message x -uuid €", "uuid must be a UUID, or another text of up to 36 Latin-1 characters"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -295,4 +298,19 @@ func TestAskServer(t *testing.T) {
 	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
 	assert.Equal(t, 7, nobody.exit)
 	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
+}
+
+// On a terminal that shows both, the result takes the place of the progress.
+func TestProgressLine(t *testing.T) {
+	t.Parallel()
+	var screen strings.Builder
+	line := &progressLine{out: &screen}
+	result := resultWriter{&screen, line}
+	line.show("%d items", 1)
+	line.show("%d items", 2)
+	fmt.Fprint(result, "ID\n")
+	line.show("%d items", 3)
+	fmt.Fprint(result, "17\n")
+	line.end()
+	assert.Equal(t, "\r\x1b[K1 items\r\x1b[K2 items\r\x1b[KID\n17\n", screen.String())
 }

@@ -84,6 +84,9 @@ _app() {
 			line="${line:+$line }$word"
 		fi
 	done
+	[[ "$current" == = ]] && current=
+	[[ "$before" == = ]] && before="${COMP_WORDS[COMP_CWORD-2]}"
+	before="${before/#--/-}"
 	[[ "$before" == -* ]] && choices="$(_app_choices "${line:+$line }$before")"
 	[[ -n "$choices" ]] || choices="$(_app_choices "$line")"
 	COMPREPLY=($(compgen -W "$choices" -- "$current"))

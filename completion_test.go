@@ -18,7 +18,7 @@ func completedBy(t *testing.T, shell, line string) []string {
 	require.Equal(t, 0, script.exit, script.err)
 	path := filepath.Join(t.TempDir(), "script")
 	require.NoError(t, os.WriteFile(path, []byte(script.out), 0o600))
-	words := strings.Split(line, " ")
+	words := strings.Split(strings.ReplaceAll(line, "=", " = "), " ") // as bash does
 	var cmd *exec.Cmd
 	switch shell {
 	case "bash":
@@ -59,6 +59,10 @@ func TestCompletion(t *testing.T) {
 				if !strings.HasSuffix(line, " ") {
 					assert.Len(t, got, len(want), line)
 				}
+			}
+			if shell == "bash" {
+				assert.Equal(t, []string{"critical"}, completedBy(t, shell, "app items list -level=c"))
+				assert.Equal(t, []string{"debug", "info", "warning", "error", "critical"}, completedBy(t, shell, "app items list --level "))
 			}
 		})
 	}

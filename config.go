@@ -175,8 +175,12 @@ func isDatabase(value string) error {
 }
 
 func isURL(value string) error {
-	if u, err := url.Parse(value); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+	u, err := url.Parse(value)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return errors.New("must be a URL such as https://host/path")
+	case u.RawQuery != "" || u.Fragment != "":
+		return errors.New("must be a URL such as https://host/path, without ? and #")
 	}
 	return nil
 }

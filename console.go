@@ -78,20 +78,36 @@ type progressLine struct {
 	out io.Writer
 
 	mu    sync.Mutex
-	shown bool
+	shown bool // now
+	ended bool
 }
 
 func (p *progressLine) show(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shown = true
-	fmt.Fprintf(p.out, "\r\x1b[K"+format, args...)
+	if !p.ended {
+		p.shown = true
+		fmt.Fprintf(p.out, "\r\x1b[K"+format, args...)
+	}
 }
 
-func (p *progressLine) clear() {
+// end takes the line off the terminal, for good.
+func (p *progressLine) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.shown {
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
+	p.shown, p.ended = false, true
+}
+
+// A resultWriter writes to the terminal that has the line. The result takes its place.
+type resultWriter struct {
+	io.Writer
+	line *progressLine
+}
+
+func (w resultWriter) Write(p []byte) (int, error) {
+	w.line.end()
+	return w.Writer.Write(p)
 }

@@ -39,7 +39,11 @@ func (in *itemsCreateInput) check() error {
 	case !in.Data.Set && !in.Message.Set:
 		return invalidField("message", "is required, or else data with Rollbar's own payload")
 	}
-	return checkPayload(in.payload())
+	within := ""
+	if in.Data.Set {
+		within = "data."
+	}
+	return checkPayload(in.payload(), within)
 }
 
 // flat are the parameters as members of a payload, without the message.

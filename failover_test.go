@@ -67,7 +67,7 @@ func TestFailover(t *testing.T) {
 			})
 			load.end()
 			ended := time.Now()
-			inPostgres(t, standby.URL(), `UPDATE reports SET leased_until = now(), next_attempt = now() WHERE state = 'queued' RETURNING ''`) // as time would
+			inPostgres(t, standby.URL(), timePasses)
 			inPostgres(t, standby.URL(), `SELECT '' FROM pg_notify('app_queue', '')`)
 			for left := math.MaxInt; left > 0; { // it takes as long as the pace of deliveries wants
 				until(t, "the queue shrinks", func() bool {

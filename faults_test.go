@@ -37,9 +37,14 @@ func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	return acknowledged, acknowledged && res.Header.Get("Report-Stored") != "false"
 }
 
-// passTime ends all leases and waits of the queue, as time would.
+// timePasses ends all leases and waits of the queue, as time would. It locks in the order of ids, as
+// the service does.
+const timePasses = `
+	WITH queued AS (SELECT id FROM reports WHERE state = 'queued' ORDER BY id FOR NO KEY UPDATE)
+	UPDATE reports SET leased_until = now(), next_attempt = now() WHERE id IN (SELECT id FROM queued) RETURNING ''`
+
 func (f *fixture) passTime() {
-	f.rows(`UPDATE reports SET leased_until = now(), next_attempt = now() WHERE state = 'queued' RETURNING ''`)
+	f.rows(timePasses)
 }
 
 // Killed in the middle of many creates and started again, the service delivers all that it had

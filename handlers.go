@@ -341,7 +341,11 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 		for name, values := range link.changes {
 			query[name] = values
 		}
-		h.Add("Link", "<"+page.EscapedPath()+"?"+query.Encode()+`>; rel="`+link.rel+`"`)
+		target := page.EscapedPath()
+		if text := query.Encode(); text != "" {
+			target += "?" + text
+		}
+		h.Add("Link", "<"+target+`>; rel="`+link.rel+`"`)
 	}
 }
 

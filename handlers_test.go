@@ -311,6 +311,7 @@ func TestPagesByLinks(t *testing.T) {
 				got := f.get(path)
 				back = append(back, ids(got.list(test.list)))
 				path = got.link("prev")
+				assert.False(t, strings.HasSuffix(path, "?"), path)
 			}
 			slices.Reverse(back)
 			assert.Equal(t, forth, back)

@@ -3,6 +3,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"net/http"
 	"reflect"
@@ -170,7 +171,7 @@ func (c *Command) listSchema() jsonObject {
 	return jsonObject{"type": "object", "properties": properties}
 }
 
-// schemaOf is the schema of a struct by its JSON tags, and of the types that such structs have.
+// schemaOf is the schema of a result by its JSON tags. It panics for types that no result should have.
 func schemaOf(t reflect.Type) jsonObject {
 	switch t.Kind() {
 	case reflect.Struct:
@@ -188,10 +189,20 @@ func schemaOf(t reflect.Type) jsonObject {
 			return jsonObject{"type": "object"} // as Rollbar sent it
 		}
 		return jsonObject{"type": "array", "items": schemaOf(t.Elem())}
+	case reflect.Pointer:
+		return schemaOf(t.Elem())
+	case reflect.Map:
+		return jsonObject{"type": "object", "additionalProperties": schemaOf(t.Elem())}
 	case reflect.Int, reflect.Int64:
 		return jsonObject{"type": "integer"}
+	case reflect.Float64:
+		return jsonObject{"type": "number"}
+	case reflect.Bool:
+		return jsonObject{"type": "boolean"}
+	case reflect.String:
+		return jsonObject{"type": "string"}
 	}
-	return jsonObject{"type": "string"}
+	panic(fmt.Sprintf("%v is no type for a result", t))
 }
 
 // serveOpenAPI answers with the document.

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,20 @@ func TestOpenAPI(t *testing.T) {
 	text, err := openAPI(commands, true)
 	require.NoError(t, err)
 	requireGolden(t, "openapi.json", strings.Replace(string(text), buildVersion(), "VERSION", 1)+"\n")
+}
+
+func TestSchemaOf(t *testing.T) {
+	t.Parallel()
+	type result struct {
+		Counts map[string]int64 `json:"counts"`
+		Share  *float64         `json:"share,omitempty"`
+		Done   bool             `json:"done"`
+	}
+	got, err := json.Marshal(schemaOf(reflect.TypeFor[result]()))
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"type":"object","required":["counts","done"],"properties":{
+		"counts":{"type":"object","additionalProperties":{"type":"integer"}},"share":{"type":"number"},"done":{"type":"boolean"}}}`, string(got))
+	assert.PanicsWithValue(t, "chan int is no type for a result", func() { schemaOf(reflect.TypeFor[chan int]()) })
 }
 
 // Each route is there, with all that it takes, by the names of the commands.

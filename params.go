@@ -211,8 +211,11 @@ func (p *param) set(target any, value literal) error {
 	}
 	switch target := target.(type) {
 	case *int64:
-		n, ok := intJSON([]byte(value.text))
-		if !ok || n < p.min || n > p.max {
+		n, err := strconv.ParseInt(value.text, 10, 64)
+		switch {
+		case errors.Is(err, strconv.ErrRange) && p.max == math.MaxInt64:
+			return fmt.Errorf("must be a whole number%s that fits 64 bits%s", p.bounds(""), p.orNull())
+		case err != nil || n < p.min || n > p.max:
 			return fmt.Errorf("must be a whole number%s%s", p.bounds(""), p.orNull())
 		}
 		*target = n

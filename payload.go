@@ -31,9 +31,13 @@ var bodyKinds = []string{"trace", "trace_chain", "message", "crash_report"}
 var levels = []string{"debug", "info", "warning", "error", "critical"}
 
 // A payloadCheck gathers what is wrong with a payload.
-type payloadCheck struct{ wrong []fieldError }
+type payloadCheck struct {
+	within string // before the names of fields
+	wrong  []fieldError
+}
 
 func (c *payloadCheck) refuse(field, format string, args ...any) {
+	field = c.within + field
 	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
 }
 
@@ -49,35 +53,36 @@ func checkSize(data json.RawMessage) error {
 }
 
 // checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
-// JSON. The rules and limits are those of Rollbar's page "Create item".
-func checkPayload(data json.RawMessage) error {
-	var c payloadCheck
+// JSON, naming fields with what they are within. The rules and limits are those of Rollbar's page
+// "Create item".
+func checkPayload(data json.RawMessage, within string) error {
+	c := payloadCheck{within: within}
 	switch environment := member(data, "environment"); {
 	case environment == nil:
-		c.refuse("data.environment", "is required")
+		c.refuse("environment", "is required")
 	case string(environment) == `""`:
-		c.refuse("data.environment", "must not be empty")
+		c.refuse("environment", "must not be empty")
 	}
 	if timestamp := member(data, "timestamp"); !isNull(timestamp) && timestamp[0] != '-' && (timestamp[0] < '0' || timestamp[0] > '9') {
-		c.refuse("data.timestamp", "must be a number, Unix seconds")
+		c.refuse("timestamp", "must be a number, Unix seconds")
 	}
 	for name, limit := range map[string]int{
 		"environment": 255, "title": 255, "uuid": 36, "code_version": 40, "level": 0,
 		"fingerprint": 0, "context": 0, "platform": 0, "language": 0, "framework": 0,
 	} {
-		c.text("data."+name, member(data, name), limit)
+		c.text(name, member(data, name), limit)
 	}
 	for _, name := range []string{"request", "person", "server", "client", "custom", "notifier"} {
 		if value := member(data, name); !isNull(value) && value[0] != '{' {
-			c.refuse("data."+name, "must be an object")
+			c.refuse(name, "must be an object")
 		}
 	}
 	if level := member(data, "level"); level != nil && (level[0] == '"' || isNull(level)) && !slices.Contains(levels, unquoteJSON(level)) {
-		c.refuse("data.level", "must be one of %s", strings.Join(levels, ", "))
+		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
 	if uuid := member(data, "uuid"); uuid != nil {
 		if text := unquoteJSON(uuid); text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF }) {
-			c.refuse("data.uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
+			c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 		}
 	}
 	if person := member(data, "person"); len(person) > 0 && person[0] == '{' {
@@ -97,7 +102,7 @@ func isNull(value json.RawMessage) bool { return value == nil || string(value) =
 // but for the environment, which is required.
 func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
 	switch {
-	case isNull(value) && (value == nil || field != "data.environment"):
+	case isNull(value) && (value == nil || field != "environment"):
 	case value[0] != '"':
 		c.refuse(field, "must be a string")
 	case limit > 0 && utf8.RuneCountInString(unquoteJSON(value)) > limit:
@@ -108,17 +113,17 @@ func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
 func (c *payloadCheck) person(person json.RawMessage) {
 	id := member(person, "id")
 	if isNull(id) || string(id) == `""` {
-		c.refuse("data.person.id", "is required in data.person")
+		c.refuse("person.id", "is required in %sperson", c.within)
 	} else if _, number := intJSON(id); !number {
-		c.text("data.person.id", id, 40)
+		c.text("person.id", id, 40)
 	}
-	c.text("data.person.username", member(person, "username"), 255)
-	c.text("data.person.email", member(person, "email"), 255)
+	c.text("person.username", member(person, "username"), 255)
+	c.text("person.email", member(person, "email"), 255)
 }
 
 func (c *payloadCheck) body(body json.RawMessage) {
 	if len(body) == 0 || body[0] != '{' {
-		c.refuse("data.body", "must be an object with one of %s", strings.Join(bodyKinds, ", "))
+		c.refuse("body", "must be an object with one of %s", strings.Join(bodyKinds, ", "))
 		return
 	}
 	var kinds []string
@@ -128,13 +133,13 @@ func (c *payloadCheck) body(body json.RawMessage) {
 		}
 	}
 	if len(kinds) != 1 {
-		c.refuse("data.body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
+		c.refuse("body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
 		return
 	}
 	if telemetry := member(body, "telemetry"); !isNull(telemetry) && telemetry[0] != '[' {
-		c.refuse("data.body.telemetry", "must be an array")
+		c.refuse("body.telemetry", "must be an array")
 	}
-	content, field := member(body, kinds[0]), "data.body."+kinds[0]
+	content, field := member(body, kinds[0]), "body."+kinds[0]
 	switch kinds[0] {
 	case "message":
 		c.required(field+".body", member(content, "body"), '"', "a string")

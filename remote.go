@@ -290,8 +290,12 @@ func asCurl(ctx context.Context, config *Config, c *Command, args arguments, lin
 	if isPostOfBody := req.Method == http.MethodPost && req.Body != nil; req.Method != http.MethodGet && !isPostOfBody {
 		words = append(words, "-X", req.Method)
 	}
-	if len(config.apiTokens) > 0 && !c.Open {
+	switch n := len(config.apiTokens); {
+	case c.Open || n == 0:
+	case n == 1:
 		words = append(words, "-H", `"Authorization: Bearer $API_TOKEN"`)
+	default: // any is valid
+		words = append(words, "-H", `"Authorization: Bearer ${API_TOKEN%%,*}"`)
 	}
 	if lines {
 		words = append(words, "-H", shellQuote("Accept: "+ndjson))

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"regexp"
 	"slices"
@@ -324,7 +325,7 @@ func (r *sandboxRequest) page(size int) (from, to int) {
 	if err == nil && limit > 0 {
 		size = min(limit, 5000)
 	}
-	from = (max(number, 1) - 1) * size
+	from = (min(max(number, 1), math.MaxInt32) - 1) * size
 	return from, from + size
 }
 

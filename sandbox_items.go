@@ -302,7 +302,7 @@ func refusedPayload(data json.RawMessage) string {
 	if level := member(data, "level"); level != nil && level[0] != '"' {
 		return "data.level should be string."
 	}
-	if err := checkPayload(data); err != nil {
+	if err := checkPayload(data, "data."); err != nil {
 		return err.Error() + "."
 	}
 	return ""

@@ -196,6 +196,7 @@ func TestSandboxPages(t *testing.T) {
 	assert.Equal(t, all[:20], c.get("/instances").values("instances", "id"))
 	assert.Equal(t, all[20:40], c.get("/instances?page=2").values("instances", "id"))
 	assert.Equal(t, "[]", c.get("/instances?page=99").at("instances"))
+	assert.Equal(t, "[]", c.get("/instances?page=9223372036854775807").at("instances"))
 	of := fmt.Sprintf("/item/%d/instances", c.itemIDs()[4])
 	one := c.get(of).values("instances", "id")
 	require.Len(t, one, 5)

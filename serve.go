@@ -174,7 +174,7 @@ func printExports(std console, config *Config, database string, addr net.Addr) {
 The service: http://%s. For ./app in another shell:
 
 %s
-export ROLLBAR_URL='%s'
+export SANDBOX=false ROLLBAR_URL='%s'
 export ROLLBAR_READ_TOKEN='%s' ROLLBAR_WRITE_TOKEN='%s' ROLLBAR_POST_TOKEN='%s'
 
 `, addr, database, config.RollbarURL, config.readToken, config.writeToken, config.postToken)

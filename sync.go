@@ -41,6 +41,9 @@ const (
 
 func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
 	store, err := app.database()
+	if err == nil {
+		err = app.rollbar.require(scopeRead)
+	}
 	if err != nil {
 		return Synced{}, err
 	}
@@ -170,7 +173,9 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
-	callOf(ctx).report("%d pages read", s.read.Add(1))
+	if len(page.Items) > 0 {
+		callOf(ctx).report("%d pages read", s.read.Add(1))
+	}
 	return page.Items, nil
 }
 

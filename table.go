@@ -12,20 +12,16 @@ import (
 
 // print writes a result in the format that was asked for: a table on a terminal, and else JSON.
 func (c *cli) print(command *Command, value any) error {
-	format := c.output
-	if format == "" && isTerminal(c.std.out) {
-		format = "table"
-	}
 	list, isList := value.(*List)
 	if isList {
 		defer list.close()
 	}
 	switch {
-	case format == "table" && isList:
+	case c.output == "table" && isList:
 		return c.printRows(strings.Fields(command.Columns), list)
-	case format == "table":
+	case c.output == "table":
 		return printMembers(c.std.out, value)
-	case format == "ndjson" && isList:
+	case c.output == "ndjson" && isList:
 		return list.writeLines(c.std.out)
 	}
 	return writeResult(c.std.out, value)
