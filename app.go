@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 )
 
 // version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
@@ -31,9 +32,10 @@ type App struct {
 	log     *slog.Logger
 	*telemetry
 
-	pace     *pacer // of deliveries
-	work     wake   // something was left to the queue
-	recovery wake   // Rollbar took something
+	pace     *pacer       // of deliveries
+	work     wake         // something was left to the queue
+	recovery wake         // Rollbar took something
+	taken    atomic.Int64 // when it last did, as Unix nanoseconds
 }
 
 // newApp makes an App of the settings. It connects to nothing yet. The telemetry, which may be nil,

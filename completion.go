@@ -29,7 +29,7 @@ func completions(c *ffcli.Command, line string) []completion {
 		all = append(all, completions(sub, strings.TrimSpace(line+" "+sub.Name))...)
 	}
 	if words, ok := completionArguments[line]; ok {
-		here.choices = words
+		here.choices = slices.Clone(words)
 	}
 	c.FlagSet.VisitAll(func(f *flag.Flag) {
 		if _, isSetting := f.Value.(*settingFlag); isSetting && len(c.Subcommands) > 0 {

@@ -142,7 +142,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	err = app.rollbar.Post(sending, data)
 	if err == nil {
 		app.store.deliveries.put(ctx, record.id)
-		app.recovery.now()
+		app.tookOne()
 		return Created{uuid, "delivered"}, nil
 	}
 	settling, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)

@@ -157,7 +157,7 @@ func TestHeldOccurrences(t *testing.T) {
 			f.sandbox.setFault(faultDown)
 			third := newUUID()
 			require.Equal(t, 202, f.create(third).status)
-			round := deliveryRound{app: f.app}
+			round := newDeliveryRound(f.app)
 			for _, want := range []string{third, first, second} {
 				q := round.claim(t.Context())
 				require.NotNil(t, q)

@@ -41,6 +41,7 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if err != nil {
 		return Deleted{}, fmt.Errorf("item %d: %w", in.ID, err)
 	}
+	notKept := app.keepBeforeDelete(ctx, item)
 	if string(member(item.JSON, "group_status")) == "2" {
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", in.ID)
 	}
@@ -51,8 +52,8 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if int64(len(ids)) > in.Max {
 		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", in.ID, in.Max)
 	}
-	if err := app.keepBeforeDelete(ctx, item); err != nil {
-		return Deleted{}, err
+	if notKept != nil {
+		return Deleted{}, notKept
 	}
 	count, err := app.deleteOccurrences(ctx, in.ID, ids)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -17,7 +18,7 @@ const (
 	longestBackoff  = 5 * time.Minute
 	longestPause    = time.Hour // limits can be lifted before their time
 	longestIdle     = 5 * time.Second
-	lookupsInTurn   = 20 // a second's worth, then deliveries have their turn
+	outageAfter     = 2 * deliveryWorkers // failures in a row
 )
 
 var reportsDeliverCmd = &Command{
@@ -43,7 +44,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	if err := app.rollbar.require(scopePost); err != nil {
 		return Delivery{}, err
 	}
-	round := deliveryRound{app: app}
+	round := newDeliveryRound(app)
 	if err := round.run(ctx); err != nil {
 		return Delivery{}, fmt.Errorf("deliver: %w", err)
 	}
@@ -53,16 +54,26 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 }
 
 // A deliveryRound tries each queued occurrence once, oldest first, several at a time, and behind all
-// others those that wait for the right token. It ends early when Rollbar is down or limits us.
+// others those that are held: for want of the right token, or because Rollbar failed on them while it
+// took others. It ends early when Rollbar limits us or is down, which is when several fail in a row, of
+// both ends of the queue, so that a few on which Rollbar fails hold up nothing else.
 type deliveryRound struct {
-	app     *App
-	dueOnly bool
+	app       *App
+	dueOnly   bool
+	recovered bool // Rollbar has just taken something
 
-	mu                 sync.Mutex
-	behind, behindHeld int64 // the last ids that were claimed, of those that wait for the right token and of the others
-	done               Delivery
-	outage             error // what ended the round early
-	err                error // of PostgreSQL
+	mu            sync.Mutex
+	after, before int64 // the ids between which none is claimed yet
+	afterHeld     int64
+	failed        int // in a row
+	done          Delivery
+	outage        error // what ended the round early
+	ended         time.Time
+	err           error // of PostgreSQL
+}
+
+func newDeliveryRound(app *App) *deliveryRound {
+	return &deliveryRound{app: app, before: math.MaxInt64}
 }
 
 // run runs the round. Its error is one of PostgreSQL.
@@ -90,24 +101,29 @@ func (r *deliveryRound) run(ctx context.Context) error {
 func (r *deliveryRound) claim(ctx context.Context) *queued {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var q *queued
+	newest, bound := r.failed > 0, &r.after
+	if newest {
+		bound = &r.before
+	}
 	for _, turn := range []struct {
-		held, dueOnly bool
-		behind        *int64
+		wanted wanted
+		bound  *int64
 	}{
-		{false, r.dueOnly, &r.behind},
-		{false, true, new(int64)}, // what has come or become due meanwhile
-		{true, r.dueOnly, &r.behindHeld},
+		{wanted{after: r.after, before: r.before, newest: newest, dueOnly: r.dueOnly}, bound},
+		{wanted{before: math.MaxInt64, dueOnly: true}, new(int64)}, // what has come or become due meanwhile
+		{wanted{held: true, after: r.afterHeld, before: math.MaxInt64, dueOnly: r.dueOnly}, &r.afterHeld},
 	} {
-		if r.outage != nil || r.err != nil || q != nil {
-			return q
+		if r.outage != nil || r.err != nil {
+			return nil
 		}
 		began := time.Now()
-		if q, r.err = r.app.store.claim(ctx, turn.held, *turn.behind, turn.dueOnly, r.app.lease()); q != nil {
-			*turn.behind, q.until = q.ID, began.Add(r.app.lease())
+		var q *queued
+		if q, r.err = r.app.store.claim(ctx, turn.wanted, r.app.lease()); q != nil {
+			*turn.bound, q.until, q.held = q.ID, began.Add(r.app.lease()), turn.wanted.held
+			return q
 		}
 	}
-	return q
+	return nil
 }
 
 // lease is how long one delivery may take before another process takes it over.
@@ -120,9 +136,10 @@ func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	ctx, span := r.app.startSpan(r.app.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
 	defer span.finish()
 	span.setNumber("attempts", float64(q.Attempts))
+	began := time.Now()
 	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
 	span.fail(err)
-	r.count(err)
+	hold := r.count(q, began, err)
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), storeTimeout) // also when all other time is over
 	defer cancel()
 	switch {
@@ -131,31 +148,53 @@ func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	case isFinal(err):
 		r.app.reject(ctx, q.ID, err)
 	default:
-		held, what := isKind(err, rollbarAuth), "postponed"
-		if held {
+		what := "postponed"
+		if hold {
 			what = "held"
 		}
 		r.app.log.WarnContext(ctx, "occurrence stays queued", "uuid", q.UUID, "attempts", q.Attempts, "error", err)
 		r.app.settle(ctx, q.ID, what, func(ctx context.Context) error {
-			return r.app.store.postpone(ctx, q, held, backoff(q.Attempts))
+			return r.app.store.postpone(ctx, q, hold, backoff(q.Attempts))
 		})
 	}
 }
 
-// count counts what a delivery came to. Unless it is about the one occurrence, a failure is the end of
-// the round.
-func (r *deliveryRound) count(err error) {
+// count counts what a delivery came to that began then, and reports whether the occurrence is to be
+// held.
+func (r *deliveryRound) count(q *queued, began time.Time, err error) (hold bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
 		r.done.Delivered++
+		r.failed = 0
+		r.app.tookOne()
+		return false
 	case isFinal(err):
 		r.done.Rejected++
-	case !isKind(err, rollbarAuth):
-		r.outage = err
+		r.failed = 0
+		return false
+	case isKind(err, rollbarAuth):
+		return true
+	case !isKind(err, badGateway, unavailable, upstreamTimeout): // a limit, or our end
+		r.outage, r.ended = err, time.Now()
+		return false
+	case q.held || r.app.tookOneSince(began): // Rollbar is not down
+		return true
 	}
+	if r.failed++; r.failed >= outageAfter {
+		r.outage, r.ended = err, time.Now()
+	}
+	return r.recovered
 }
+
+// tookOne notes that Rollbar has taken an occurrence: a queue that has seen it down goes on.
+func (app *App) tookOne() {
+	app.taken.Store(time.Now().UnixNano())
+	app.recovery.now()
+}
+
+func (app *App) tookOneSince(then time.Time) bool { return app.taken.Load() >= then.UnixNano() }
 
 // finishing returns a context for what is to be finished also when the service ends, though not for
 // longer than that may take, and in any case until then.
@@ -210,24 +249,23 @@ func (app *App) deliverQueue(ctx context.Context) {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { app.listenForWork(ctx) })
+	helpers.Go(func() { app.findItems(ctx) })
 	app.store.retryHeld(ctx)
 	failures, recovered := 0, false
 	for ctx.Err() == nil {
-		round := deliveryRound{app: app, dueOnly: !recovered}
+		round := newDeliveryRound(app)
+		round.dueOnly, round.recovered = !recovered, recovered
 		err := round.run(ctx)
 		if err == nil && round.outage == nil {
-			if err := protect(func() error { app.findItems(ctx); return nil }); err != nil {
-				app.log.ErrorContext(ctx, "panic", "error", err)
-			}
 			failures, recovered = 0, false
-			app.awaitWake(ctx, app.store.nextDue(ctx, app.canFindItems(), longestIdle))
+			app.awaitWake(ctx, app.store.nextDue(ctx, longestIdle))
 			continue
 		}
 		failures++
 		if err != nil {
 			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
 		}
-		if recovered = app.awaitRecovery(ctx, pauseAfter(round.outage, failures)); recovered {
+		if recovered = app.awaitRecovery(ctx, round.ended, pauseAfter(round.outage, failures)); recovered {
 			failures = 0
 		}
 	}
@@ -266,16 +304,22 @@ func (app *App) awaitWake(ctx context.Context, limit time.Duration) {
 	}
 }
 
-// awaitRecovery waits out a pause and reports whether it ended early, because Rollbar took something
-// from somebody else. That there is new work is no reason.
-func (app *App) awaitRecovery(ctx context.Context, pause time.Duration) bool {
-	select {
-	case <-app.recovery:
-		return true
-	case <-time.After(pause):
-	case <-ctx.Done():
+// awaitRecovery waits out the pause that follows an outage and reports whether it ended early, because
+// Rollbar took something since then. That there is new work is no reason.
+func (app *App) awaitRecovery(ctx context.Context, outage time.Time, pause time.Duration) bool {
+	over := time.After(pause)
+	for {
+		select {
+		case <-app.recovery:
+			if app.tookOneSince(outage) {
+				return true
+			}
+		case <-over:
+			return false
+		case <-ctx.Done():
+			return false
+		}
 	}
-	return false
 }
 
 // listenForWork wakes the queue when PostgreSQL says that something was left to it.
@@ -299,28 +343,45 @@ func (app *App) listenForWork(ctx context.Context) {
 // usually knows within 5 s.
 var lookupWaits = []time.Duration{2 * time.Second, 5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
 
-func (app *App) canFindItems() bool { return app.rollbar.require(scopeRead) == nil }
-
-// findItems asks for the items of delivered occurrences for which it is time, a few in a turn.
+// findItems asks for the items of delivered occurrences, each when it is time, until the context ends.
 func (app *App) findItems(ctx context.Context) {
-	if !app.canFindItems() {
+	if app.rollbar.require(scopeRead) != nil {
 		return
 	}
-	for turn := 0; turn < lookupsInTurn && app.pace.wait(ctx); turn++ {
-		id, uuid, lookups, err := app.store.claimLookup(ctx)
-		if err != nil || id == 0 {
-			return
-		}
-		item, err := app.rollbar.ItemBy(withCall(ctx, &Call{}), "uuid", uuid)
+	for app.pace.wait(ctx) {
+		var found bool
+		err := protect(func() (err error) {
+			found, err = app.findItem(ctx)
+			return err
+		})
 		switch {
-		case err == nil:
-			err = app.store.found(ctx, id, item.ID)
-		case lookups >= len(lookupWaits) || isKind(err, invalid):
-			err = app.store.found(ctx, id, 0)
-		}
-		if err != nil && !isKind(err, notFound) {
-			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "uuid", uuid, "error", err)
-			return
+		case err != nil:
+			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "error", err)
+			sleep(ctx, longestIdle)
+		case !found:
+			sleep(ctx, app.store.nextLookup(ctx, longestIdle))
 		}
 	}
+}
+
+// findItem asks for the item of one delivered occurrence, and reports whether there was one to ask
+// for.
+func (app *App) findItem(ctx context.Context) (found bool, err error) {
+	id, uuid, lookups, err := app.store.claimLookup(ctx)
+	if err != nil || id == 0 {
+		return false, err
+	}
+	item, err := app.rollbar.ItemBy(withCall(ctx, &Call{}), "uuid", uuid)
+	switch {
+	case err == nil:
+		err = app.store.found(ctx, id, item.ID)
+	case lookups >= len(lookupWaits) || isKind(err, invalid):
+		err = app.store.found(ctx, id, 0)
+	case isKind(err, notFound):
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("occurrence %s: %w", uuid, err)
+	}
+	return true, err
 }

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"runtime/debug"
 	"slices"
@@ -317,6 +318,9 @@ func (s *server) refuse(x *exchange, err error) {
 	if f.wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(f.retryAfter()))
 	}
+	if x.call.unstored != "" {
+		h.Set("Report-Stored", "false")
+	}
 	if f.kind == unauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
@@ -405,6 +409,8 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 	switch {
 	case errors.As(err, &over):
 		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fail(invalid, "the body did not come to its end within %v", s.clientTimeout)
 	case err != nil:
 		return nil, fail(invalid, "the body cannot be read: %w", err)
 	}

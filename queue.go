@@ -203,7 +203,7 @@ func (s *Store) release(ctx context.Context, r record) error {
 }
 
 // postpone ends the lease of an occurrence that is to be tried again after the wait, behind the others
-// if it is held for want of the right token.
+// if it is held.
 func (s *Store) postpone(ctx context.Context, q *queued, held bool, wait time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE reports
@@ -243,12 +243,23 @@ type queued struct {
 
 	lease time.Time // ends then, by PostgreSQL's clock
 	until time.Time // and, by ours, not before this
+	held  bool      // already
 }
 
-// claim leases the oldest queued occurrence behind the id that nobody works on and, if only those
-// that are due are wanted, whose time to be tried again has come, of those that are held for want of
-// the right token or of the others. It returns nil where there is none.
-func (s *Store) claim(ctx context.Context, held bool, behind int64, dueOnly bool, lease time.Duration) (*queued, error) {
+// wanted says which queued occurrence is to be claimed: of those that are held or of the others, with
+// ids between two, the oldest or the newest, and whether only if its time to be tried again has come.
+type wanted struct {
+	held, newest, dueOnly bool
+	after, before         int64
+}
+
+// claim leases the queued occurrence that is wanted, if nobody works on it. It returns nil where there
+// is none.
+func (s *Store) claim(ctx context.Context, w wanted, lease time.Duration) (*queued, error) {
+	order := "ASC"
+	if w.newest {
+		order = "DESC"
+	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // nobody else ends it when a server vanishes
 	defer cancel()
 	conn, err := s.writer(ctx)
@@ -262,14 +273,14 @@ func (s *Store) claim(ctx context.Context, held bool, behind int64, dueOnly bool
 		WHERE id = (
 			SELECT id
 			FROM reports
-			WHERE state = 'queued' AND held = @held AND leased_until <= now() AND id > @behind
+			WHERE state = 'queued' AND held = @held AND leased_until <= now() AND id > @after AND id < @before
 			AND (next_attempt <= now() OR NOT @due_only)
-			ORDER BY id
+			ORDER BY id `+order+`
 			LIMIT 1
 			FOR NO KEY UPDATE SKIP LOCKED
 		)
 		RETURNING id, uuid, data, attempts, coalesce(traceparent, ''), leased_until`,
-		pgx.NamedArgs{"held": held, "behind": behind, "due_only": dueOnly, "lease": lease})
+		pgx.NamedArgs{"held": w.held, "after": w.after, "before": w.before, "due_only": w.dueOnly, "lease": lease})
 	if err != nil {
 		return nil, databaseError(err)
 	}
@@ -285,32 +296,32 @@ func (s *Store) claim(ctx context.Context, held bool, behind int64, dueOnly bool
 	return &claimed, nil
 }
 
-// nextDue says in how long the first queued occurrence may be tried, or, if that is of interest, the
-// item of a delivered one be asked for; at most the limit.
-func (s *Store) nextDue(ctx context.Context, lookups bool, limit time.Duration) time.Duration {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	var wait time.Duration
-	err := s.pool.QueryRow(ctx, `
-		SELECT least(min(due) - now(), @limit)
+// nextDue says in how long the first queued occurrence may be tried, at most the limit.
+func (s *Store) nextDue(ctx context.Context, limit time.Duration) time.Duration {
+	return s.nextTime(ctx, limit, `
+		SELECT min(due) - now()
 		FROM (
-			(SELECT greatest(next_attempt, leased_until) AS due
+			SELECT greatest(next_attempt, leased_until) AS due
 			FROM reports
 			WHERE state = 'queued'
 			ORDER BY held, id
-			LIMIT 1000)
-			UNION ALL
-			(SELECT next_lookup
-			FROM reports
-			WHERE next_lookup IS NOT NULL AND @lookups
-			ORDER BY next_lookup
-			LIMIT 1)
-		) AS waiting`,
-		pgx.NamedArgs{"limit": limit, "lookups": lookups}).Scan(&wait)
-	if err != nil {
+			LIMIT 1000
+		) AS waiting`)
+}
+
+// nextLookup says in how long the item of a delivered occurrence may be asked for, at most the limit.
+func (s *Store) nextLookup(ctx context.Context, limit time.Duration) time.Duration {
+	return s.nextTime(ctx, limit, `SELECT min(next_lookup) - now() FROM reports WHERE next_lookup IS NOT NULL`)
+}
+
+func (s *Store) nextTime(ctx context.Context, limit time.Duration, sql string) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	var wait *time.Duration
+	if err := s.pool.QueryRow(ctx, sql).Scan(&wait); err != nil || wait == nil {
 		return limit
 	}
-	return max(wait, 0)
+	return max(0, min(*wait, limit))
 }
 
 // queueChannel is where workers hear of new work.

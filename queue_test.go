@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -235,6 +236,13 @@ func TestQueueIsWoken(t *testing.T) {
 	f.eventually(uuid, "delivered")
 }
 
+func (f *fixture) findItem() {
+	f.t.Helper()
+	found, err := f.app.findItem(f.t.Context())
+	require.NoError(f.t, err)
+	require.True(f.t, found, "it is time")
+}
+
 // Rollbar is asked which item an occurrence became; sightings stay reports of their own.
 func TestItemsOfDelivered(t *testing.T) {
 	t.Parallel()
@@ -244,11 +252,11 @@ func TestItemsOfDelivered(t *testing.T) {
 	require.Equal(t, 201, f.create(uuid).status)
 	soon := func() { f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`) }
 	soon()
-	f.app.findItems(t.Context())
+	f.findItem()
 	assert.Equal(t, []string{"1 true"}, f.rows(`SELECT lookups || ' ' || (item_id IS NULL) FROM reports`))
 	f.sandbox.process()
 	soon()
-	f.app.findItems(t.Context())
+	f.findItem()
 	id := f.sandbox.itemIDs()[0]
 	assert.Equal(t, []string{fmt.Sprintf("delivered %d true", id)}, f.rows(`SELECT state || ' ' || item_id || ' ' || (next_lookup IS NULL) FROM reports`))
 	require.Equal(t, 200, f.get("/items").status)
@@ -268,7 +276,7 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	for i := range len(lookupWaits) {
 		assert.InDelta(t, lookupWaits[i].Seconds(), wait(), 1, "the waits grow")
 		f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`)
-		f.app.findItems(t.Context())
+		f.findItem()
 	}
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL AND item_id IS NULL)::text FROM reports`))
 }
@@ -279,7 +287,7 @@ func TestItemsOfOtherUUIDs(t *testing.T) {
 	f := newFixture(t, 0)
 	require.Equal(t, 201, f.create("order-4711").status)
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
-	f.app.findItems(t.Context())
+	f.findItem()
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`))
 }
 
@@ -383,7 +391,7 @@ func TestClaim(t *testing.T) {
 		require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
 	}
 	claim := func() *queued {
-		q, err := f.app.store.claim(t.Context(), false, 0, true, time.Hour)
+		q, err := f.app.store.claim(t.Context(), wanted{before: math.MaxInt64, dueOnly: true}, time.Hour)
 		require.NoError(t, err)
 		return q
 	}
@@ -427,66 +435,15 @@ func TestQueueNotifies(t *testing.T) {
 	assert.Error(t, err, "there is no other")
 }
 
-// While Rollbar is down, a round ends with the first who notice.
-func TestRoundEndsEarly(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
-	for range 3 * deliveryWorkers {
-		require.Equal(t, 202, f.create(newUUID()).status)
-	}
-	f.rows(`UPDATE reports SET attempts = 0 RETURNING ''`)
-	assert.Equal(t, 200, f.do("POST", "/reports/deliver", "").status)
-	tried := len(f.rows(`SELECT '' FROM reports WHERE attempts > 0`))
-	assert.LessOrEqual(t, tried, deliveryWorkers)
-	assert.NotZero(t, tried)
-}
-
 // Without a token to read with, nobody waits for the time to ask for items.
 func TestQueueWithoutReadToken(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.readToken = "" })
 	require.Equal(t, 201, f.create(newUUID()).status)
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
-	assert.Zero(t, f.app.store.nextDue(t.Context(), true, time.Minute))
-	assert.False(t, f.app.canFindItems())
-	assert.Equal(t, time.Minute, f.app.store.nextDue(t.Context(), f.app.canFindItems(), time.Minute))
-}
-
-func TestPauseAfter(t *testing.T) {
-	t.Parallel()
-	limited := func(wait time.Duration) error {
-		return fmt.Errorf("x: %w", &Failure{kind: rateLimited, wait: wait})
-	}
-	assert.Equal(t, 40*time.Second, pauseAfter(limited(40*time.Second), 1))
-	assert.Equal(t, time.Hour, pauseAfter(limited(48*time.Hour), 1))
-	for failures, longest := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 50: time.Minute, 5000: time.Minute} {
-		for range 20 {
-			pause := pauseAfter(fail(badGateway, "down"), failures)
-			assert.LessOrEqual(t, pause, longest)
-			assert.GreaterOrEqual(t, pause, min(longest/2, 30*time.Second))
-			assert.LessOrEqual(t, pauseAfter(nil, failures), longestIdle, "PostgreSQL's end is looked for")
-		}
-	}
-}
-
-// While Rollbar limits us for hours, the queue rests. It goes on as soon as Rollbar takes
-// something.
-func TestQueueRestsAndRecovers(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, 0)
-	f.sandbox.setFault(faultLimitedFar)
-	first, second := newUUID(), newUUID()
-	require.Equal(t, 202, f.create(first).status)
-	require.Equal(t, 202, f.create(second).status)
-	f.deliver(f.app)
-	require.Eventually(t, func() bool {
-		return f.rows(`SELECT count(*)::text FROM reports WHERE attempts > 0 AND leased_until <= now()`)[0] != "0"
-	}, waitLimit, waitTick)
-	f.sandbox.setFault(faultNone)
-	require.Equal(t, 201, f.create(newUUID()).status)
-	f.eventually(first, "delivered")
-	f.eventually(second, "delivered")
+	assert.Zero(t, f.app.store.nextLookup(t.Context(), time.Minute))
+	f.app.findItems(t.Context()) // returns at once
+	assert.Equal(t, time.Minute, f.app.store.nextDue(t.Context(), time.Minute))
 }
 
 // A backend that PostgreSQL ends in the middle of its work is as good as a PostgreSQL that is down.

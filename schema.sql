@@ -219,10 +219,10 @@ ALTER TABLE reports ADD COLUMN IF NOT EXISTS traceparent text;
 
 COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s headers traceparent and tracestate have it, with a space between.';
 
--- What waits for the right token comes behind all others.
+-- What waits for the right token, or fails while others do not, comes behind all others.
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS held boolean NOT NULL DEFAULT FALSE;
 
-COMMENT ON COLUMN reports.held IS 'Rollbar has refused our token for a queued one, which waits for the right one.';
+COMMENT ON COLUMN reports.held IS 'Rollbar has refused our token for a queued one, which waits for the right one, or has failed on it while it took others.';
 
 CREATE INDEX IF NOT EXISTS reports_waiting ON reports (held, id)   WHERE state = 'queued';
 CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
@@ -236,10 +236,13 @@ CREATE TABLE IF NOT EXISTS syncs (
 	at     timestamptz NOT NULL DEFAULT now()
 );
 
-COMMENT ON TABLE  syncs        IS 'How far syncs have come that are under way or were interrupted.';
-COMMENT ON COLUMN syncs.filter IS 'The filter of the items, as Rollbar''s URL has it.';
-COMMENT ON COLUMN syncs.pages  IS 'How many pages are stored.';
-COMMENT ON COLUMN syncs.at     IS 'When that was so.';
+ALTER TABLE syncs ADD COLUMN IF NOT EXISTS last_item bigint NOT NULL DEFAULT 0;
+
+COMMENT ON TABLE  syncs           IS 'How far syncs have come that are under way or were interrupted.';
+COMMENT ON COLUMN syncs.filter    IS 'The filter of the items, as Rollbar''s URL has it.';
+COMMENT ON COLUMN syncs.pages     IS 'How many pages are stored.';
+COMMENT ON COLUMN syncs.at        IS 'When that was so.';
+COMMENT ON COLUMN syncs.last_item IS 'Rollbar''s id of the last item that is stored.';
 
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (

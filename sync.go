@@ -16,7 +16,7 @@ var itemsSyncCmd = &Command{
 	Name:  "items.sync",
 	Route: "POST /items/sync",
 	Short: "Store all items that the filter chooses as reports",
-	Long: "Reads page after page to the end. What was interrupted less than an hour ago goes on where it was,\nand then looks at the first pages again, as far as something is new or has changed there.\n" +
+	Long: "Reads page after page to the end. What was interrupted less than an hour ago goes on where it was,\nand then looks at the first pages again, as far as something is new or has changed there, and at all of them\nif items have moved up meanwhile.\n" +
 		"With recent, for polling every few minutes, it stops after the first page on which nothing is new\nand nothing has changed.",
 	Run: typed(itemsSync),
 }
@@ -50,7 +50,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages}
 	if in.Recent { // most likely the first page is the last
 		run.chunkPages = 1
-	} else if run.skipped, err = store.syncedPages(ctx, run.filter); err != nil {
+	} else if err := run.goOn(ctx); err != nil {
 		return Synced{}, fmt.Errorf("sync: %w", err)
 	}
 	// A small project is read to its end before anything is read ahead in vain.
@@ -73,26 +73,34 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 			}
 		}
 	}
-	if run.total.Pages > chunkPages || run.skipped > 0 {
+	if run.total.Pages > chunkPages || run.goesOn {
 		err = store.endSync(ctx, run.filter)
 	}
-	if err == nil && run.skipped > 0 {
+	if err == nil {
 		err = run.readSkipped(ctx)
 	}
 	return run.total, err
 }
 
-// readSkipped looks at the pages that were stored by the interrupted run before: what has changed since
-// then is on the first of them, as Rollbar shows what was active last first.
+// goOn begins with the last page that an interrupted run has stored.
+func (s *syncRun) goOn(ctx context.Context) error {
+	pages, last, err := s.store.interruptedSync(ctx, s.filter)
+	s.goesOn, s.skipped, s.behind = pages > 0, max(pages-1, 0), last
+	return err
+}
+
+// readSkipped looks at the pages before the one where this run went on: what has changed since the run
+// before is on the first of them, as Rollbar shows what was active last first. Where the last item of
+// that run was not found again, what was behind it may have moved to any of them.
 func (s *syncRun) readSkipped(ctx context.Context) error {
-	pages := s.skipped
+	pages, found := s.skipped, s.found
 	s.skipped, s.chunkPages = 0, 1
 	for number := range pages {
 		chunk, err := s.readChunk(ctx, number)
 		if err := s.add(ctx, chunk, err); err != nil {
 			return err
 		}
-		if chunk.isLast || chunk.changes == (tally{}) {
+		if chunk.isLast || found && chunk.changes == (tally{}) {
 			break
 		}
 	}
@@ -104,9 +112,13 @@ type syncRun struct {
 	app        *App
 	store      *Store
 	filter     url.Values
-	skipped    int64 // pages that the interrupted run before has stored
+	goesOn     bool
+	skipped    int64 // pages before the one where it goes on
+	behind     int64 // the last item that the interrupted run has stored
+	found      bool  // that item, again
 	chunkPages int64
 	total      Synced
+	last       int64        // the last item that is stored
 	read       atomic.Int64 // pages
 }
 
@@ -114,7 +126,9 @@ type syncRun struct {
 type syncChunk struct {
 	items, pages int64
 	changes      tally
-	isLast       bool // an empty page was among them
+	last         int64 // the last item, 0 for none
+	found        bool  // the item behind which this run goes on
+	isLast       bool  // an empty page was among them
 }
 
 // readChunk reads and stores the chunk with the number, from 0. What was stored before an error is
@@ -122,12 +136,12 @@ type syncChunk struct {
 func (s *syncRun) readChunk(ctx context.Context, number int64) (syncChunk, error) {
 	var done syncChunk
 	var batch []sighting
-	var pages int64
+	var pages, last int64
 	keep := func(ctx context.Context) error {
 		changes, err := s.store.keepSightings(ctx, batch)
 		if err == nil {
 			s.app.countReports(len(batch), changes)
-			done.items, done.pages = done.items+int64(len(batch)), done.pages+pages
+			done.items, done.pages, done.last = done.items+int64(len(batch)), done.pages+pages, last
 			done.changes.reports += changes.reports
 			done.changes.updated += changes.updated
 		}
@@ -146,6 +160,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (syncChunk, error
 		}
 		pages++
 		for _, item := range items {
+			last, done.found = item.ID, done.found || item.ID == s.behind
 			sight := sightingOf(item)
 			batch, size = append(batch, sight), size+len(sight.data)
 		}
@@ -184,39 +199,41 @@ func (s *syncRun) add(ctx context.Context, chunk syncChunk, err error) error {
 	s.total.Items += chunk.items
 	s.total.Changed += int64(chunk.changes.reports)
 	s.total.Pages += chunk.pages
+	s.last, s.found = cmp.Or(chunk.last, s.last), s.found || chunk.found
 	callOf(ctx).report("%d items stored, %d pages read", s.total.Items, s.read.Load())
 	if s.chunkPages == 1 || chunk.isLast || chunk.pages == 0 {
 		return err
 	}
-	return cmp.Or(err, s.store.noteSync(context.WithoutCancel(ctx), s.filter, s.skipped+s.total.Pages))
+	return cmp.Or(err, s.store.noteSync(context.WithoutCancel(ctx), s.filter, s.skipped+s.total.Pages, s.last))
 }
 
-// syncedPages returns how many pages a sync with the filter has stored that was interrupted not long
-// ago. Pages of a living list shift, so what is old is no help.
-func (s *Store) syncedPages(ctx context.Context, filter url.Values) (pages int64, err error) {
+// interruptedSync returns how many pages a sync with the filter has stored that was interrupted not long
+// ago, and the last of its items. Pages of a living list shift, so what is old is no help.
+func (s *Store) interruptedSync(ctx context.Context, filter url.Values) (pages, last int64, err error) {
 	conn, err := s.writer(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer conn.Release()
 	err = conn.QueryRow(ctx, `
-		SELECT pages
+		SELECT pages, last_item
 		FROM syncs
-		WHERE filter = $1 AND at > now() - interval '1 hour'`, filter.Encode()).Scan(&pages)
+		WHERE filter = $1 AND at > now() - interval '1 hour'`, filter.Encode()).Scan(&pages, &last)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
-	return pages, databaseError(err)
+	return pages, last, databaseError(err)
 }
 
-// noteSync notes how many pages a sync has stored.
-func (s *Store) noteSync(ctx context.Context, filter url.Values, pages int64) error {
+// noteSync notes how many pages a sync has stored, and the last of its items.
+func (s *Store) noteSync(ctx context.Context, filter url.Values, pages, last int64) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	_, err := s.pool.Exec(ctx, `
-		INSERT INTO syncs (filter, pages)
-		VALUES ($1, $2)
-		ON CONFLICT (filter) DO UPDATE SET pages = excluded.pages, at = now()`, filter.Encode(), pages)
+		INSERT INTO syncs (filter, pages, last_item)
+		VALUES ($1, $2, $3)
+		ON CONFLICT (filter) DO UPDATE SET pages = excluded.pages, last_item = excluded.last_item, at = now()`,
+		filter.Encode(), pages, last)
 	return databaseError(err)
 }
 

@@ -25,8 +25,10 @@ func TestSyncGoesOn(t *testing.T) {
 	before := len(f.sandbox.requests())
 	rest := f.do("POST", "/items/sync", "")
 	require.Equal(t, 200, rest.status, rest.body)
-	assert.NotContains(t, f.sandbox.requests()[before:], "GET /items/?page=2")
-	assert.Equal(t, "GET /items/?page=1", f.sandbox.requests()[len(f.sandbox.requests())-1], "a look at the beginning")
+	assert.Equal(t, "GET /items/?page=2", f.sandbox.requests()[before], "the last that is stored")
+	last := len(f.sandbox.requests()) - 1
+	assert.NotContains(t, f.sandbox.requests()[before:last], "GET /items/?page=1")
+	assert.Equal(t, "GET /items/?page=1", f.sandbox.requests()[last], "a look at the beginning")
 	total := len(f.rows(`SELECT DISTINCT item_id::text FROM reports`))
 
 	again := f.do("POST", "/items/sync", "")
@@ -51,7 +53,25 @@ func TestSyncGoesOnAfterChanges(t *testing.T) {
 	assert.Equal(t, f.rows(`SELECT count(DISTINCT item_id)::text FROM reports`)[0], changed.at("changed"), changed.body)
 
 	f.exec(`INSERT INTO syncs (filter, pages) VALUES ('', 40)`)
-	assert.Equal(t, "1", f.do("POST", "/items/sync", "").at("pages"), "nothing has changed on the first")
+	assert.Equal(t, "5", f.do("POST", "/items/sync", "").at("pages"), "all, from the first")
+}
+
+// When a filter does not choose some items of the stored pages any more, others move up to these.
+func TestSyncGoesOnAfterItemsMovedUp(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 600)
+	for _, id := range f.sandbox.itemIDs() {
+		f.sandbox.setItem(id, "status", "active")
+	}
+	f.sandbox.failOnly("GET /items/?page=4", -1, faultError)
+	f.do("POST", "/items/sync?status=active", "").requireProblem(502, "unavailable")
+	f.sandbox.setFault(faultNone)
+	stored := f.rows(`SELECT item_id::text FROM reports ORDER BY id`)
+	for _, id := range stored[len(stored)/3:] {
+		f.sandbox.setItem(int64(atoi(id)), "status", "resolved")
+	}
+	require.Equal(t, 200, f.do("POST", "/items/sync?status=active", "").status)
+	assert.Equal(t, "0", f.do("POST", "/items/sync?status=active", "").at("changed"), "nothing was left out")
 }
 
 func TestSyncOfOldDoesNotGoOn(t *testing.T) {
