@@ -53,10 +53,13 @@ func (c *cli) printRows(columns []string, list *List) error {
 			w.Flush()
 		}
 	}
-	for name, values := range firsts(list.Next) {
-		fmt.Fprintf(c.std.err, "the next page: -%s %s\n", name, values)
+	if err := w.Flush(); err != nil {
+		return err
 	}
-	return w.Flush()
+	for name, value := range firsts(list.Next) {
+		fmt.Fprintf(c.std.err, "the next page: -%s %s\n", name, value)
+	}
+	return nil
 }
 
 // firsts are the first values.
