@@ -65,10 +65,11 @@ type deliveryRound struct {
 	mu            sync.Mutex
 	after, before int64 // the ids between which none is claimed yet
 	afterHeld     int64
-	failed        int // in a row
 	done          Delivery
-	outage        error // what ended the round early
-	ended         time.Time
+	failed        int   // in a row
+	outage        error // of the last of those, nil if there are none
+	failedAt      time.Time
+	recovers      bool  // something was taken behind some that failed
 	err           error // of PostgreSQL
 }
 
@@ -113,7 +114,7 @@ func (r *deliveryRound) claim(ctx context.Context) *queued {
 		{wanted{before: math.MaxInt64, dueOnly: true}, new(int64)}, // what has come or become due meanwhile
 		{wanted{held: true, after: r.afterHeld, before: math.MaxInt64, dueOnly: r.dueOnly}, &r.afterHeld},
 	} {
-		if r.outage != nil || r.err != nil {
+		if r.failed >= outageAfter || r.err != nil {
 			return nil
 		}
 		began := time.Now()
@@ -167,25 +168,26 @@ func (r *deliveryRound) count(q *queued, began time.Time, err error) (hold bool)
 	switch {
 	case err == nil:
 		r.done.Delivered++
-		r.failed = 0
+		r.recovers = r.recovers || r.failed > 0
+		r.failed, r.outage = 0, nil
 		r.app.tookOne()
 		return false
 	case isFinal(err):
 		r.done.Rejected++
-		r.failed = 0
+		r.failed, r.outage = 0, nil
 		return false
 	case isKind(err, rollbarAuth):
 		return true
 	case !isKind(err, badGateway, unavailable, upstreamTimeout): // a limit, or our end
-		r.outage, r.ended = err, time.Now()
-		return false
+		r.failed = outageAfter
 	case q.held || r.app.tookOneSince(began): // Rollbar is not down
 		return true
+	default:
+		r.failed++
+		hold = r.recovered
 	}
-	if r.failed++; r.failed >= outageAfter {
-		r.outage, r.ended = err, time.Now()
-	}
-	return r.recovered
+	r.outage, r.failedAt = err, time.Now()
+	return hold
 }
 
 // tookOne notes that Rollbar has taken an occurrence: a queue that has seen it down goes on.
@@ -244,28 +246,40 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 }
 
 // deliverQueue delivers what is queued until the context ends: at once when something comes, and
-// again when its time has come. While Rollbar is down or limits us, it pauses.
+// again when its time has come. While Rollbar is down or limits us, it rests. As soon as Rollbar takes
+// something, from whomever, all that waits is tried at once.
 func (app *App) deliverQueue(ctx context.Context) {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { app.listenForWork(ctx) })
 	helpers.Go(func() { app.findItems(ctx) })
 	app.store.retryHeld(ctx)
+	var down time.Time // when Rollbar was last found so, unless it has taken something since
 	failures, recovered := 0, false
 	for ctx.Err() == nil {
 		round := newDeliveryRound(app)
 		round.dueOnly, round.recovered = !recovered, recovered
 		err := round.run(ctx)
-		if err == nil && round.outage == nil {
-			failures, recovered = 0, false
-			app.awaitWake(ctx, app.store.nextDue(ctx, longestIdle))
-			continue
-		}
-		failures++
-		if err != nil {
+		switch {
+		case err != nil:
 			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
+		case round.outage != nil:
+			down = round.failedAt
+		case recovered || round.done != Delivery{}:
+			recovered = !recovered && (round.recovers || !down.IsZero())
+			if failures, down = 0, (time.Time{}); recovered {
+				continue
+			}
 		}
-		if recovered = app.awaitRecovery(ctx, round.ended, pauseAfter(round.outage, failures)); recovered {
+		resting := err != nil || round.outage != nil
+		var wait time.Duration
+		if resting {
+			failures++
+			wait = pauseAfter(round.outage, failures)
+		} else {
+			wait = app.store.nextDue(ctx, longestIdle)
+		}
+		if recovered = app.await(ctx, wait, resting, down); recovered {
 			failures = 0
 		}
 	}
@@ -295,23 +309,23 @@ func (w wake) now() {
 	}
 }
 
-// awaitWake waits for work.
-func (app *App) awaitWake(ctx context.Context, limit time.Duration) {
-	select {
-	case <-app.work:
-	case <-time.After(limit):
-	case <-ctx.Done():
+// await waits for some time, or, unless the queue rests, for work. It reports whether it ended because
+// Rollbar, which was down, took something since then.
+func (app *App) await(ctx context.Context, wait time.Duration, resting bool, down time.Time) (recovered bool) {
+	work, recovery := app.work, app.recovery
+	if resting {
+		work = nil
 	}
-}
-
-// awaitRecovery waits out the pause that follows an outage and reports whether it ended early, because
-// Rollbar took something since then. That there is new work is no reason.
-func (app *App) awaitRecovery(ctx context.Context, outage time.Time, pause time.Duration) bool {
-	over := time.After(pause)
+	if down.IsZero() {
+		recovery = nil
+	}
+	over := time.After(wait)
 	for {
 		select {
-		case <-app.recovery:
-			if app.tookOneSince(outage) {
+		case <-work:
+			return false
+		case <-recovery:
+			if app.tookOneSince(down) {
 				return true
 			}
 		case <-over:

@@ -124,21 +124,26 @@ func TestPauseAfter(t *testing.T) {
 	}
 }
 
-// While Rollbar limits us for hours, the queue rests. It goes on as soon as Rollbar takes
-// something.
+// While Rollbar limits us for hours, or is down, the queue rests. It goes on as soon as Rollbar takes
+// something, also with what is to wait for long.
 func TestQueueRestsAndRecovers(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 0)
-	f.sandbox.setFault(faultLimitedFar)
-	first, second := newUUID(), newUUID()
-	require.Equal(t, 202, f.create(first).status)
-	require.Equal(t, 202, f.create(second).status)
-	f.deliver(f.app)
-	require.Eventually(t, func() bool {
-		return f.rows(`SELECT count(*)::text FROM reports WHERE attempts > 0 AND leased_until <= now()`)[0] != "0"
-	}, waitLimit, waitTick)
-	f.sandbox.setFault(faultNone)
-	require.Equal(t, 201, f.create(newUUID()).status)
-	f.eventually(first, "delivered")
-	f.eventually(second, "delivered")
+	for _, fault := range []sandboxFault{faultLimitedFar, faultDown} {
+		t.Run(string(fault), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0)
+			f.sandbox.setFault(fault)
+			first, second := newUUID(), newUUID()
+			require.Equal(t, 202, f.create(first).status)
+			require.Equal(t, 202, f.create(second).status)
+			f.deliver(f.app)
+			require.Eventually(t, func() bool {
+				return len(f.rows(`UPDATE reports SET next_attempt = now() + interval '1 hour' WHERE attempts > 0 AND leased_until <= now() RETURNING ''`)) > 0
+			}, waitLimit, waitTick)
+			f.sandbox.setFault(faultNone)
+			require.Equal(t, 201, f.create(newUUID()).status)
+			f.eventually(first, "delivered")
+			f.eventually(second, "delivered")
+		})
+	}
 }
