@@ -220,7 +220,7 @@ func TestTraceGoesThrough(t *testing.T) {
 func TestTraceOfADelivery(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe", "X-Datadog-Tags", "_dd.p.x=\xfd"}
+	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
 	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "a header keeps nothing from being recorded")
 	agent.trace("POST /items")
 	f.sandbox.setFault(faultDown)

@@ -75,6 +75,7 @@ func (app *App) keepBeforeDelete(ctx context.Context, item Item) error {
 		return nil
 	}
 	if _, err := app.store.keep(ctx, []Item{item}); err != nil {
+		callOf(ctx).notStored(err.Error())
 		return fmt.Errorf("nothing is deleted, because item %d must be stored before: %w", item.ID, err)
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -18,7 +17,7 @@ const (
 	longestBackoff  = 5 * time.Minute
 	longestPause    = time.Hour // limits can be lifted before their time
 	longestIdle     = 5 * time.Second
-	outageAfter     = 2 * deliveryWorkers // failures in a row
+	outageAfter     = 2 * deliveryWorkers // occurrences that fail
 )
 
 var reportsDeliverCmd = &Command{
@@ -44,7 +43,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	if err := app.rollbar.require(scopePost); err != nil {
 		return Delivery{}, err
 	}
-	round := newDeliveryRound(app)
+	round := deliveryRound{app: app}
 	if err := round.run(ctx); err != nil {
 		return Delivery{}, fmt.Errorf("deliver: %w", err)
 	}
@@ -55,26 +54,28 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 
 // A deliveryRound tries each queued occurrence once, oldest first, several at a time, and behind all
 // others those that are held: for want of the right token, or because Rollbar failed on them while it
-// took others. It ends early when Rollbar limits us or is down, which is when several fail in a row, of
-// both ends of the queue, so that a few on which Rollbar fails hold up nothing else.
+// took others. It ends early when Rollbar limits us or is down. A failure may be that one's fault, so
+// those that were tried least come next, the newest first, until one is taken: those on which Rollbar fails
+// hold up nothing else.
 type deliveryRound struct {
 	app       *App
 	dueOnly   bool
-	recovered bool // Rollbar has just taken something
+	recovered bool           // Rollbar has just taken something
+	failing   map[int64]bool // since Rollbar last took something: outageAfter of them are an outage
 
-	mu            sync.Mutex
-	after, before int64 // the ids between which none is claimed yet
-	afterHeld     int64
-	done          Delivery
-	failed        int   // in a row
-	outage        error // of the last of those, nil if there are none
-	failedAt      time.Time
-	recovers      bool  // something was taken behind some that failed
-	err           error // of PostgreSQL
+	mu       sync.Mutex
+	began    time.Time // by PostgreSQL's clock, the zero time before the first is claimed
+	done     Delivery
+	outage   error // of the last delivery, if it failed
+	failedAt time.Time
+	limited  bool  // or it is our end
+	recovers bool  // something was taken behind some that failed
+	err      error // of PostgreSQL
 }
 
-func newDeliveryRound(app *App) *deliveryRound {
-	return &deliveryRound{app: app, before: math.MaxInt64}
+// isDown reports whether Rollbar is down or limits us.
+func (r *deliveryRound) isDown() bool {
+	return r.limited || r.outage != nil && len(r.failing) >= outageAfter
 }
 
 // run runs the round. Its error is one of PostgreSQL.
@@ -102,25 +103,18 @@ func (r *deliveryRound) run(ctx context.Context) error {
 func (r *deliveryRound) claim(ctx context.Context) *queued {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	newest, bound := r.failed > 0, &r.after
-	if newest {
-		bound = &r.before
-	}
-	for _, turn := range []struct {
-		wanted wanted
-		bound  *int64
-	}{
-		{wanted{after: r.after, before: r.before, newest: newest, dueOnly: r.dueOnly}, bound},
-		{wanted{before: math.MaxInt64, dueOnly: true}, new(int64)}, // what has come or become due meanwhile
-		{wanted{held: true, after: r.afterHeld, before: math.MaxInt64, dueOnly: r.dueOnly}, &r.afterHeld},
-	} {
-		if r.failed >= outageAfter || r.err != nil {
+	for _, held := range []bool{false, true} {
+		if r.err != nil || r.isDown() {
 			return nil
 		}
+		wanted := wanted{held: held, before: r.began, dueOnly: r.dueOnly || held && r.recovered, leastTried: r.outage != nil}
 		began := time.Now()
 		var q *queued
-		if q, r.err = r.app.store.claim(ctx, turn.wanted, r.app.lease()); q != nil {
-			*turn.bound, q.until, q.held = q.ID, began.Add(r.app.lease()), turn.wanted.held
+		if q, r.err = r.app.store.claim(ctx, wanted, r.app.lease()); q != nil {
+			q.until = began.Add(r.app.lease())
+			if r.began.IsZero() {
+				r.began = q.claimed
+			}
 			return q
 		}
 	}
@@ -166,24 +160,28 @@ func (r *deliveryRound) count(q *queued, began time.Time, err error) (hold bool)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case err == nil:
-		r.done.Delivered++
-		r.recovers = r.recovers || r.failed > 0
-		r.failed, r.outage = 0, nil
-		r.app.tookOne()
-		return false
-	case isFinal(err):
-		r.done.Rejected++
-		r.failed, r.outage = 0, nil
+	case err == nil || isFinal(err):
+		if err == nil {
+			r.done.Delivered++
+			r.app.tookOne()
+		} else {
+			r.done.Rejected++
+		}
+		r.recovers = r.recovers || len(r.failing) > 0
+		r.outage = nil
+		clear(r.failing)
 		return false
 	case isKind(err, rollbarAuth):
 		return true
-	case !isKind(err, badGateway, unavailable, upstreamTimeout): // a limit, or our end
-		r.failed = outageAfter
-	case q.held || r.app.tookOneSince(began): // Rollbar is not down
+	case !isKind(err, badGateway, unavailable, upstreamTimeout):
+		r.limited = true
+	case r.app.tookOneSince(began): // Rollbar is not down
 		return true
 	default:
-		r.failed++
+		if r.failing == nil {
+			r.failing = map[int64]bool{}
+		}
+		r.failing[q.ID] = true
 		hold = r.recovered
 	}
 	r.outage, r.failedAt = err, time.Now()
@@ -254,11 +252,11 @@ func (app *App) deliverQueue(ctx context.Context) {
 	helpers.Go(func() { app.listenForWork(ctx) })
 	helpers.Go(func() { app.findItems(ctx) })
 	app.store.retryHeld(ctx)
-	var down time.Time // when Rollbar was last found so, unless it has taken something since
+	var down time.Time // when Rollbar last failed, unless it has taken something since
+	failing := map[int64]bool{}
 	failures, recovered := 0, false
 	for ctx.Err() == nil {
-		round := newDeliveryRound(app)
-		round.dueOnly, round.recovered = !recovered, recovered
+		round := deliveryRound{app: app, dueOnly: !recovered, recovered: recovered, failing: failing}
 		err := round.run(ctx)
 		switch {
 		case err != nil:
@@ -271,7 +269,7 @@ func (app *App) deliverQueue(ctx context.Context) {
 				continue
 			}
 		}
-		resting := err != nil || round.outage != nil
+		resting := err != nil || round.isDown()
 		var wait time.Duration
 		if resting {
 			failures++
@@ -281,6 +279,7 @@ func (app *App) deliverQueue(ctx context.Context) {
 		}
 		if recovered = app.await(ctx, wait, resting, down); recovered {
 			failures = 0
+			clear(failing)
 		}
 	}
 }
@@ -369,7 +368,7 @@ func (app *App) findItems(ctx context.Context) {
 			return err
 		})
 		switch {
-		case err != nil:
+		case err != nil && ctx.Err() == nil:
 			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "error", err)
 			sleep(ctx, longestIdle)
 		case !found:
@@ -382,14 +381,14 @@ func (app *App) findItems(ctx context.Context) {
 // for.
 func (app *App) findItem(ctx context.Context) (found bool, err error) {
 	id, uuid, lookups, err := app.store.claimLookup(ctx)
-	if err != nil || id == 0 {
-		return false, err
+	if err != nil || id == 0 { // the queue says that PostgreSQL is down
+		return false, nil
 	}
 	item, err := app.rollbar.ItemBy(withCall(ctx, &Call{}), "uuid", uuid)
 	switch {
 	case err == nil:
 		err = app.store.found(ctx, id, item.ID)
-	case lookups >= len(lookupWaits) || isKind(err, invalid):
+	case isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits):
 		err = app.store.found(ctx, id, 0)
 	case isKind(err, notFound):
 		err = nil

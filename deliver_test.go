@@ -14,6 +14,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// tried reports whether the queue has tried something in vain.
+func (f *fixture) tried() bool {
+	return len(f.rows(`SELECT '' FROM reports WHERE state = 'queued' AND attempts > 0 AND leased_until <= now()`)) > 0
+}
+
 // A limit for posting does not keep the queue from asking for items.
 func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 	t.Parallel()
@@ -22,7 +27,7 @@ func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 	f.sandbox.failOnly("POST /item", -1, faultLimitedFar)
 	require.Equal(t, 202, f.create(newUUID()).status)
 	f.deliver(f.app)
-	require.Eventually(t, func() bool { return f.rows(`SELECT max(attempts)::text FROM reports`)[0] != "0" }, waitLimit, waitTick, "and now the queue rests for long")
+	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
 	f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`)
 	require.Eventually(t, func() bool { return f.rows(`SELECT count(item_id)::text FROM reports`)[0] == "1" }, waitLimit, waitTick)
 }
@@ -30,19 +35,21 @@ func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 // Occurrences on which Rollbar fails, while it takes others, hold up nothing.
 func TestOccurrencesOnWhichRollbarFails(t *testing.T) {
 	t.Parallel()
-	for _, takes := range []string{"nothing else", "direct ones meanwhile"} {
-		t.Run(takes, func(t *testing.T) {
+	for _, where := range []string{"before the others", "on both sides", "while Rollbar takes direct ones"} {
+		t.Run(where, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
 			f.sandbox.setFault(faultDown)
-			var bad []string
-			for range 3 * outageAfter {
-				bad = append(bad, newUUID())
-				require.Equal(t, 202, f.create(bad[len(bad)-1]).status)
+			create := func(n int) (uuids []string) {
+				for range n {
+					uuids = append(uuids, newUUID())
+					require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
+				}
+				return uuids
 			}
-			good := []string{newUUID(), newUUID(), newUUID()}
-			for _, uuid := range good {
-				require.Equal(t, 202, f.create(uuid).status)
+			bad, good := create(3*outageAfter), create(3)
+			if where == "on both sides" {
+				bad = append(bad, create(3*outageAfter)...)
 			}
 			next := f.app.rollbar.client.Transport
 			f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -55,8 +62,15 @@ func TestOccurrencesOnWhichRollbarFails(t *testing.T) {
 				return next.RoundTrip(r)
 			})
 			f.sandbox.setFault(faultNone)
-			if takes == "nothing else" {
+			switch where {
+			case "before the others":
 				assert.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":3,`)
+				return
+			case "on both sides":
+				for range 2 * len(bad) / outageAfter {
+					f.do("POST", "/reports/deliver", "")
+				}
+				assert.Equal(t, fmt.Sprint(len(good)), f.rows(`SELECT count(*)::text FROM reports WHERE state = 'delivered'`)[0])
 				return
 			}
 			f.deliver(f.app)
@@ -82,10 +96,8 @@ func TestPauseEndsWithADelivery(t *testing.T) {
 	f.sandbox.setFault(faultLimitedFar)
 	first, second := newUUID(), newUUID()
 	require.Equal(t, 202, f.create(first).status)
-	tried := func() bool { return f.rows(`SELECT max(attempts)::text FROM reports`)[0] != "0" }
-	require.Eventually(t, tried, waitLimit, waitTick, "and now the queue rests for long")
+	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
 	f.sandbox.setFault(faultNone)
-	f.passTime() // the queue's lease
 	require.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":1,`)
 	f.sandbox.failOnly("POST /item", 1, faultLimitedFar)
 	require.Equal(t, 202, f.create(second).status)
@@ -100,11 +112,33 @@ func TestRoundEndsEarly(t *testing.T) {
 	for range 2 * outageAfter {
 		require.Equal(t, 202, f.create(newUUID()).status)
 	}
-	f.rows(`UPDATE reports SET attempts = 0 RETURNING ''`)
-	assert.Equal(t, 200, f.do("POST", "/reports/deliver", "").status)
-	tried := len(f.rows(`SELECT '' FROM reports WHERE attempts > 0`))
-	assert.GreaterOrEqual(t, tried, outageAfter)
-	assert.Less(t, tried, outageAfter+deliveryWorkers)
+	for _, held := range []string{"FALSE", "TRUE"} {
+		f.rows(`UPDATE reports SET attempts = 0, held = ` + held + ` RETURNING ''`)
+		assert.Equal(t, 200, f.do("POST", "/reports/deliver", "").status)
+		tried := len(f.rows(`SELECT '' FROM reports WHERE attempts > 0`))
+		assert.GreaterOrEqual(t, tried, outageAfter)
+		assert.Less(t, tried, outageAfter+deliveryWorkers)
+	}
+}
+
+// One that fails is no outage, for which the queue would rest; several are, and a limit.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	round := deliveryRound{app: f.app}
+	for id := range int64(outageAfter) {
+		assert.False(t, round.isDown())
+		for range outageAfter {
+			assert.False(t, round.count(&queued{ID: id}, time.Now(), fail(badGateway, "500")))
+		}
+	}
+	assert.True(t, round.isDown())
+	assert.False(t, round.count(&queued{ID: 4711}, time.Now(), nil))
+	assert.False(t, round.isDown())
+	assert.True(t, round.recovers)
+	assert.True(t, round.count(&queued{ID: 1}, time.Now().Add(-time.Second), fail(badGateway, "500")), "another was taken meanwhile")
+	assert.False(t, round.count(&queued{ID: 2}, time.Now(), fail(rateLimited, "429")))
+	assert.True(t, round.isDown())
 }
 
 func TestPauseAfter(t *testing.T) {

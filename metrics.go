@@ -70,7 +70,7 @@ type metricSender struct {
 	size             int // of a packet at most
 	tags             []string
 	losses           *losses
-	instance         []string // tags of what each process has its own of
+	runtimeTags      []string // of what Go's runtime says of itself, as in Datadog's own clients
 
 	mu        sync.Mutex
 	series    map[string]*series
@@ -100,7 +100,7 @@ func newMetricSender(network, address string, id identity, losses *losses) *metr
 	for _, tag := range append(id.unified(), spanTag{"service", id.service}) {
 		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
 	}
-	m.instance = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}
+	m.runtimeTags = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}
 	return m
 }
 

@@ -58,7 +58,8 @@ func (t *telemetry) countReports(items int, changes tally) {
 	t.count("app.reports.unchanged", float64(items-changes.reports-changes.updated))
 }
 
-// observePool sets the gauges of the connections to PostgreSQL.
+// observePool sets the gauges of the connections to PostgreSQL. Services on one agent are told apart by
+// their containers, not by a tag that is another one after each start.
 func (t *telemetry) observePool(pool *pgxpool.Pool) {
 	stat := pool.Stat()
 	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()))

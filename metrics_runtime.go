@@ -32,7 +32,7 @@ var runtimeGauges = []struct {
 
 // observeRuntime sets the gauges of the Go runtime.
 func (t *telemetry) observeRuntime() {
-	tags := t.metrics.instance
+	tags := t.metrics.runtimeTags
 	t.gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
 	for _, g := range runtimeGauges {
 		samples := make([]metrics.Sample, len(g.sources))

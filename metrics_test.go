@@ -202,7 +202,7 @@ func TestRuntimeMetrics(t *testing.T) {
 	for len(missing) > 0 {
 		metric := receive(t, agent.metrics)
 		assert.Equal(t, "g", metric.Kind)
-		assert.Subset(t, metric.Tags, telemetry.metrics.instance)
+		assert.Subset(t, metric.Tags, telemetry.metrics.runtimeTags)
 		switch metric.Name {
 		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse", "runtime.go.mem_stats.mallocs":
 			assert.Positive(t, metric.Values[0], metric.Name)

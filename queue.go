@@ -241,24 +241,29 @@ type queued struct {
 	Attempts int    // this one included
 	Parent   string // the place of the span of the request that queued it, or ""
 
-	lease time.Time // ends then, by PostgreSQL's clock
-	until time.Time // and, by ours, not before this
-	held  bool      // already
+	lease   time.Time // ends then, by PostgreSQL's clock
+	until   time.Time // and, by ours, not before this
+	claimed time.Time // by PostgreSQL's clock
 }
 
-// wanted says which queued occurrence is to be claimed: of those that are held or of the others, with
-// ids between two, the oldest or the newest, and whether only if its time to be tried again has come.
+// wanted says which queued occurrence is to be claimed: of those that are held or of the others, the
+// oldest, or the newest of those that were tried least; whether only if its time to be tried again has come; and,
+// if it was tried, before which time, unless that is zero.
 type wanted struct {
-	held, newest, dueOnly bool
-	after, before         int64
+	held, leastTried, dueOnly bool
+	before                    time.Time
 }
 
 // claim leases the queued occurrence that is wanted, if nobody works on it. It returns nil where there
 // is none.
 func (s *Store) claim(ctx context.Context, w wanted, lease time.Duration) (*queued, error) {
-	order := "ASC"
-	if w.newest {
-		order = "DESC"
+	order := "id"
+	if w.leastTried {
+		order = "attempts, id DESC"
+	}
+	var before *time.Time
+	if !w.before.IsZero() {
+		before = &w.before
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // nobody else ends it when a server vanishes
 	defer cancel()
@@ -273,19 +278,19 @@ func (s *Store) claim(ctx context.Context, w wanted, lease time.Duration) (*queu
 		WHERE id = (
 			SELECT id
 			FROM reports
-			WHERE state = 'queued' AND held = @held AND leased_until <= now() AND id > @after AND id < @before
-			AND (next_attempt <= now() OR NOT @due_only)
-			ORDER BY id `+order+`
+			WHERE state = 'queued' AND held = @held AND leased_until <= now() AND (next_attempt <= now() OR NOT @due_only)
+			AND (leased_until < @before OR attempts = 0 OR @before IS NULL)
+			ORDER BY `+order+`
 			LIMIT 1
 			FOR NO KEY UPDATE SKIP LOCKED
 		)
-		RETURNING id, uuid, data, attempts, coalesce(traceparent, ''), leased_until`,
-		pgx.NamedArgs{"held": w.held, "after": w.after, "before": w.before, "due_only": w.dueOnly, "lease": lease})
+		RETURNING id, uuid, data, attempts, coalesce(traceparent, ''), leased_until, now()`,
+		pgx.NamedArgs{"held": w.held, "before": before, "due_only": w.dueOnly, "lease": lease})
 	if err != nil {
 		return nil, databaseError(err)
 	}
 	claimed, err := pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (q queued, err error) {
-		return q, row.Scan(&q.ID, &q.UUID, &q.Data, &q.Attempts, &q.Parent, &q.lease)
+		return q, row.Scan(&q.ID, &q.UUID, &q.Data, &q.Attempts, &q.Parent, &q.lease, &q.claimed)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil

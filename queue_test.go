@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -279,6 +278,12 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 		f.findItem()
 	}
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL AND item_id IS NULL)::text FROM reports`))
+
+	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
+	f.sandbox.setFault(faultDown)
+	_, err := f.app.findItem(t.Context())
+	assert.Error(t, err)
+	assert.Equal(t, []string{"false"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`), "but only where Rollbar answers")
 }
 
 // A text that is no UUID is taken by Rollbar, but cannot be looked up.
@@ -391,7 +396,7 @@ func TestClaim(t *testing.T) {
 		require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
 	}
 	claim := func() *queued {
-		q, err := f.app.store.claim(t.Context(), wanted{before: math.MaxInt64, dueOnly: true}, time.Hour)
+		q, err := f.app.store.claim(t.Context(), wanted{dueOnly: true}, time.Hour)
 		require.NoError(t, err)
 		return q
 	}

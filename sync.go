@@ -73,7 +73,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 			}
 		}
 	}
-	if run.total.Pages > chunkPages || run.goesOn {
+	if run.noted {
 		err = store.endSync(ctx, run.filter)
 	}
 	if err == nil {
@@ -85,7 +85,8 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 // goOn begins with the last page that an interrupted run has stored.
 func (s *syncRun) goOn(ctx context.Context) error {
 	pages, last, err := s.store.interruptedSync(ctx, s.filter)
-	s.goesOn, s.skipped, s.behind = pages > 0, max(pages-1, 0), last
+	s.noted, s.skipped, s.behind = pages > 0, max(pages-1, 0), last
+	s.found = pages == 0
 	return err
 }
 
@@ -112,10 +113,10 @@ type syncRun struct {
 	app        *App
 	store      *Store
 	filter     url.Values
-	goesOn     bool
+	noted      bool  // how far it has come
 	skipped    int64 // pages before the one where it goes on
 	behind     int64 // the last item that the interrupted run has stored
-	found      bool  // that item, again
+	found      bool  // that item, again, or there is none
 	chunkPages int64
 	total      Synced
 	last       int64        // the last item that is stored
@@ -204,7 +205,12 @@ func (s *syncRun) add(ctx context.Context, chunk syncChunk, err error) error {
 	if s.chunkPages == 1 || chunk.isLast || chunk.pages == 0 {
 		return err
 	}
-	return cmp.Or(err, s.store.noteSync(context.WithoutCancel(ctx), s.filter, s.skipped+s.total.Pages, s.last))
+	last := s.last
+	if !s.found {
+		last = s.behind // whoever goes on has to find it, too
+	}
+	s.noted = true
+	return cmp.Or(err, s.store.noteSync(context.WithoutCancel(ctx), s.filter, s.skipped+s.total.Pages, last))
 }
 
 // interruptedSync returns how many pages a sync with the filter has stored that was interrupted not long

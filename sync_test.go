@@ -59,19 +59,43 @@ func TestSyncGoesOnAfterChanges(t *testing.T) {
 // When a filter does not choose some items of the stored pages any more, others move up to these.
 func TestSyncGoesOnAfterItemsMovedUp(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 600)
+	f := newFixture(t, 800)
 	for _, id := range f.sandbox.itemIDs() {
 		f.sandbox.setItem(id, "status", "active")
 	}
-	f.sandbox.failOnly("GET /items/?page=4", -1, faultError)
-	f.do("POST", "/items/sync?status=active", "").requireProblem(502, "unavailable")
-	f.sandbox.setFault(faultNone)
+	stopAt := func(page string) {
+		f.sandbox.failOnly("GET /items/?page="+page, -1, faultError)
+		f.do("POST", "/items/sync?status=active", "").requireProblem(502, "unavailable")
+		f.sandbox.setFault(faultNone)
+	}
+	stopAt("4")
 	stored := f.rows(`SELECT item_id::text FROM reports ORDER BY id`)
 	for _, id := range stored[len(stored)/3:] {
 		f.sandbox.setItem(int64(atoi(id)), "status", "resolved")
 	}
+	stopAt("5") // who goes on from here must know that, too
 	require.Equal(t, 200, f.do("POST", "/items/sync?status=active", "").status)
 	assert.Equal(t, "0", f.do("POST", "/items/sync?status=active", "").at("changed"), "nothing was left out")
+}
+
+// What was noted of a sync goes with its end, however many pages there are.
+func TestSyncEnds(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 100*chunkPages+100)
+	total := func() int { return atoi(f.get("/items?status=active&limit=1").at("total_count")) }
+	for _, id := range f.sandbox.itemIDs() {
+		f.sandbox.setItem(id, "status", "active")
+	}
+	for _, id := range f.sandbox.itemIDs() {
+		if total() == 100*chunkPages {
+			break
+		}
+		f.sandbox.setItem(id, "status", "muted")
+	}
+	for range 2 {
+		assert.Equal(t, fmt.Sprint(chunkPages), f.do("POST", "/items/sync?status=active", "").at("pages"))
+		assert.Empty(t, f.rows(`SELECT filter FROM syncs`))
+	}
 }
 
 func TestSyncOfOldDoesNotGoOn(t *testing.T) {

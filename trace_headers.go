@@ -126,7 +126,7 @@ func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
 		key, value, _ := strings.Cut(tag, "=")
 		name, found := strings.CutPrefix(key, propagatedPrefix)
 		switch {
-		case !found || !isPlain(value):
+		case !found || !isPlain(key) || !isPlain(value):
 		case name == "tid":
 			origin.high, _ = parseHex64(value) // else the id has 64 bits
 		default:
@@ -188,7 +188,7 @@ func isPlain(text string) bool {
 func stateTags(ours string) (tags []spanTag) {
 	for field := range strings.SplitSeq(ours, ";") {
 		key, value, _ := strings.Cut(field, ":")
-		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && isPlain(value) {
+		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && isPlain(name) && isPlain(value) {
 			tags = append(tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
