@@ -362,17 +362,28 @@ func setMember(object json.RawMessage, name string, value json.RawMessage) json.
 
 // appendString appends the text as a JSON string.
 func appendString(buf []byte, text string) []byte {
+	quick, plain := append(buf, '"'), 0
 	for i := range len(text) {
-		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+		c := text[i]
+		if ' ' <= c && c <= '~' && c != '"' && c != '\\' {
+			continue
+		}
+		letter := escapeLetters[c]
+		if letter == 0 {
 			var quoted bytes.Buffer
 			encoder := json.NewEncoder(&quoted)
 			encoder.SetEscapeHTML(false) // which makes six bytes of one
 			_ = encoder.Encode(text)     // cannot fail for a string
 			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 		}
+		quick = append(append(quick, text[plain:i]...), '\\', letter)
+		plain = i + 1
 	}
-	return append(append(append(buf, '"'), text...), '"')
+	return append(append(quick, text[plain:]...), '"')
 }
+
+// escapeLetters are the escapes of the special characters that are common.
+var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '\\'}
 
 // withoutMember returns the object without the member that the path of names leads to, as often as it
 // is there.

@@ -4,8 +4,9 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/url"
@@ -277,4 +278,8 @@ func (s *span) traceID() string {
 	return hex64(s.trace.high) + hex64(s.trace.low)
 }
 
-func hex64(id uint64) string { return fmt.Sprintf("%016x", id) }
+func hex64(id uint64) string {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], id)
+	return hex.EncodeToString(b[:])
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -14,10 +15,15 @@ import (
 //
 // Statements are shown with their placeholders, never with arguments.
 type pgxTracer struct {
-	telemetry            *telemetry
-	host, database, user string
-	port                 uint16
+	telemetry *telemetry
+	tags      []spanTag // of every span
+	port      uint16
+
+	mu    sync.Mutex
+	shown map[string]string // statements as spans show them
 }
+
+const maxShown = 500 // of which most are there for their limits' sake
 
 var _ interface {
 	pgx.QueryTracer
@@ -33,7 +39,14 @@ func (t *telemetry) pgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	if !t.tracing() {
 		return nil
 	}
-	return &pgxTracer{t, config.Host, config.Database, config.User, config.Port}
+	return &pgxTracer{telemetry: t, tags: []spanTag{
+		{"span.kind", "client"},
+		{"component", "jackc/pgx.v5"},
+		{"db.system", "postgresql"},
+		{"db.name", config.Database},
+		{"db.user", config.User},
+		{"network.destination.name", config.Host},
+	}, port: config.Port, shown: map[string]string{}}
 }
 
 // start begins a span for an operation, of the statement if it has one.
@@ -41,24 +54,36 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	if spanOf(ctx) == nil {
 		return ctx
 	}
-	statement = withoutLimits(statement)
+	statement = p.show(statement)
 	kind, resource := "sql", statement
 	if statement == "" {
 		kind, resource = "db", operation // with the type sql, the agent would read it as SQL
 	}
 	ctx, s := p.telemetry.startSpan(ctx, name, kind, resource)
-	s.set("span.kind", "client")
-	s.set("component", "jackc/pgx.v5")
-	s.set("db.system", "postgresql")
+	s.tags = append(make([]spanTag, 0, len(p.tags)+2), p.tags...)
 	s.set("db.operation", operation)
-	s.set("db.name", p.database)
-	s.set("db.user", p.user)
-	s.set("network.destination.name", p.host)
 	s.setNumber("network.destination.port", float64(p.port))
 	if statement != "" {
 		s.set("db.statement", statement)
 	}
 	return ctx
+}
+
+// show returns a statement as spans show it.
+func (p *pgxTracer) show(statement string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	shown, known := p.shown[statement]
+	if !known {
+		shown = withoutLimits(statement)
+		if !strings.Contains(shown, "--") { // behind which a line end means something
+			shown = strings.Join(strings.Fields(shown), " ")
+		}
+		if len(p.shown) < maxShown {
+			p.shown[statement] = shown
+		}
+	}
+	return shown
 }
 
 // withoutLimits puts placeholders where a statement has its limits and offsets, which are written into

@@ -542,7 +542,7 @@ GET /items/{id} 200
 func BenchmarkRequest(b *testing.B) {
 	run := func(b *testing.B, telemetry *telemetry) {
 		r := httptest.NewRequest("GET", "http://host/reports?limit=20", nil)
-		tracer := &pgxTracer{telemetry, "localhost", "app", "app", 5432}
+		tracer, _ := telemetry.pgxTracer(&pgx.ConnConfig{Config: pgconn.Config{Host: "localhost", Port: 5432, Database: "app", User: "app"}}).(*pgxTracer)
 		const sql = "\n\t\tSELECT id, item_id, uuid, state, first_seen, last_seen, data\n\t\tFROM reports\n\t\tWHERE id < @before\n\t\tORDER BY id DESC\n\t\tLIMIT @limit"
 		b.ReportAllocs()
 		for b.Loop() {
