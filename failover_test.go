@@ -233,9 +233,6 @@ func (l *load) first(is func(attempt) bool, r *fixture, since time.Time) time.Du
 // replicationPrograms returns where the programs of a server and of its standby are.
 func replicationPrograms(t *testing.T) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("two PostgreSQL servers take too long for -short")
-	}
 	dirs := slices.DeleteFunc(postgresDirs(), func(dir string) bool {
 		_, err := exec.LookPath(filepath.Join(dir, "pg_basebackup"))
 		return err != nil

@@ -451,7 +451,7 @@ func storable(text json.RawMessage) json.RawMessage {
 	return clean
 }
 
-// escapedRune is the value of the \uXXXX that the text begins with, or -1.
+// escapedRune is the value of the escape, \u and four digits, that the text begins with, or -1.
 func escapedRune(text []byte) int64 {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return -1
