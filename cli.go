@@ -128,16 +128,16 @@ var errUsage = errors.New("a subcommand is missing")
 // exit code.
 func (c *cli) fail(err error) int {
 	f := failureOf(err).onCommandLine()
-	if f.kind == internal && f.err != nil { // here, and not on a server
+	if f.err != nil && !strings.Contains(f.detail, f.err.Error()) { // here, and not on a server
 		f.detail += ": " + f.err.Error() // the command line runs on behalf of its user
 	}
-	if unwritten := (*fs.PathError)(nil); f.kind == internal && errors.As(err, &unwritten) {
+	if unwritten := (*fs.PathError)(nil); f.kind == internal && errors.As(err, &unwritten) && unwritten.Op == "write" {
 		f.detail = "the result cannot be written: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
 		_ = writeResult(c.std.err, f.problem(rand.Text()))
 	} else {
-		fmt.Fprintln(c.std.err, "app:", strings.ReplaceAll(f.detail, "\n", " "))
+		fmt.Fprintln(c.std.err, "app:", strings.Join(strings.Fields(f.detail), " ")) // one line
 	}
 	return f.kind.exit
 }

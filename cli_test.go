@@ -300,6 +300,15 @@ func TestAskServer(t *testing.T) {
 	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
 }
 
+// Here the one who runs the command hears why PostgreSQL does not answer.
+func TestReasonOnTheCommandLine(t *testing.T) {
+	t.Parallel()
+	got := runShell(t, "", "reports", "list", "-database-url", "postgres://app:hunter2@127.0.0.1:1/app")
+	assert.Equal(t, 7, got.exit)
+	assert.Regexp(t, `^app: PostgreSQL does not answer or cannot work now: .*connection refused\n$`, got.err)
+	assert.NotContains(t, got.err, "hunter2")
+}
+
 // On a terminal that shows both, the result takes the place of the progress.
 func TestProgressLine(t *testing.T) {
 	t.Parallel()

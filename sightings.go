@@ -107,7 +107,7 @@ func (s *Store) keepSightings(ctx context.Context, sightings []sighting) (tally,
 		seen := slices.SortedFunc(maps.Values(pending), func(a, b sighting) int { return cmp.Compare(a.itemID, b.itemID) })
 		done, err := s.keepOnce(ctx, seen, &total)
 		if err != nil && !isRepeatable(err) {
-			return total, fmt.Errorf("store %d items: %w", len(sightings), databaseError(s.noticed(err)))
+			return total, fmt.Errorf("store items: %w", databaseError(s.noticed(err)))
 		}
 		for _, id := range done {
 			delete(pending, id)
