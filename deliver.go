@@ -68,7 +68,7 @@ type deliveryRound struct {
 	done     Delivery
 	outage   error // of the last delivery, if it failed
 	failedAt time.Time
-	limited  bool  // or it is our end
+	limited  bool  // by Rollbar, or the service ends
 	recovers bool  // something was taken behind some that failed
 	err      error // of PostgreSQL
 }
