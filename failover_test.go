@@ -125,13 +125,10 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 func (f *fixture) reportStates() map[string]string {
 	f.t.Helper()
 	states := map[string]string{}
-	for path := "/reports?limit=1000"; path != ""; {
-		page := f.get(path)
-		require.Equal(f.t, 200, page.status, page.body)
+	for _, page := range f.walk("/reports?limit=1000", "next") {
 		for _, report := range page.list("reports") {
 			states[unquoteJSON(member(report, "uuid"))] = unquoteJSON(member(report, "state"))
 		}
-		path = page.link("next")
 	}
 	return states
 }

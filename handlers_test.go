@@ -291,10 +291,8 @@ func TestPagesByLinks(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var forth, back []string
 			seen := map[string]bool{}
-			path, last := test.path, ""
-			for path != "" {
-				got := f.get(path)
-				require.Equal(t, 200, got.status, got.body)
+			var last string
+			for path, got := range f.walk(test.path, "next") {
 				page := got.list(test.list)
 				for _, row := range page {
 					id := string(member(row, "id"))
@@ -305,12 +303,9 @@ func TestPagesByLinks(t *testing.T) {
 					forth = append(forth, ids(page))
 					last = path
 				}
-				path = got.link("next")
 			}
-			for path := last; path != ""; {
-				got := f.get(path)
+			for path, got := range f.walk(last, "prev") {
 				back = append(back, ids(got.list(test.list)))
-				path = got.link("prev")
 				assert.False(t, strings.HasSuffix(path, "?"), path)
 			}
 			slices.Reverse(back)

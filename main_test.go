@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -216,6 +217,21 @@ func (a *answer) link(rel string) string {
 		}
 	}
 	return ""
+}
+
+// walk yields the page at the path and all to which the links of a relation lead from there, with their
+// paths.
+func (f *fixture) walk(path, rel string) iter.Seq2[string, *answer] {
+	return func(yield func(string, *answer) bool) {
+		for path != "" {
+			page := f.get(path)
+			require.Equal(f.t, 200, page.status, page.body)
+			if !yield(path, page) {
+				return
+			}
+			path = page.link(rel)
+		}
+	}
 }
 
 // requireProblem checks that the answer is a failure of a kind, and returns its detail.
