@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // Lists one element a line: as many as the limit says, all without one.
@@ -36,7 +38,7 @@ func TestLines(t *testing.T) {
 	require.Len(t, all, reports)
 	seen := map[string]bool{}
 	for _, line := range all {
-		seen[string(member(json.RawMessage(line), "id"))] = true
+		seen[string(rawjson.Get(json.RawMessage(line), "id"))] = true
 	}
 	assert.Len(t, seen, reports, "each once")
 	assert.Len(t, lines("/reports?limit=7"), 7)
@@ -64,7 +66,7 @@ func TestLinesThatFail(t *testing.T) {
 	last := lines[len(lines)-1]
 	if answer.status == 200 {
 		require.True(t, strings.HasPrefix(last, `{"error":{`), last)
-		assert.Equal(t, `"/problems/unavailable"`, string(member(json.RawMessage(last), "error", "type")))
+		assert.Equal(t, `"/problems/unavailable"`, string(rawjson.Get(json.RawMessage(last), "error", "type")))
 	}
 	for _, args := range [][]string{{"-database-url", f.config.DatabaseURL}, {"-app-url", f.url}} {
 		got := runShell(t, "", append(args, "reports", "list", "-o", "ndjson")...)
@@ -167,7 +169,7 @@ func TestLinksOfLargePages(t *testing.T) {
 		var seen []string
 		for path, page := range f.walk(fmt.Sprintf("/reports?limit=%d", limit), "next") {
 			for _, report := range page.list("reports") {
-				seen = append(seen, string(member(report, "item_id")))
+				seen = append(seen, string(rawjson.Get(report, "item_id")))
 			}
 			next := page.link("next")
 			head := f.do("HEAD", path, "")
@@ -175,7 +177,7 @@ func TestLinksOfLargePages(t *testing.T) {
 			assert.Equal(t, page.link("prev"), head.link("prev"))
 			target, err := url.Parse(next)
 			require.NoError(t, err)
-			assert.Equal(t, target.Query().Get("cursor"), unquoteJSON([]byte(page.at("next"))))
+			assert.Equal(t, target.Query().Get("cursor"), rawjson.Unquote([]byte(page.at("next"))))
 		}
 		want := make([]string, 50)
 		for i := range want {

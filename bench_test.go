@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // standInItems are n items, from the number on, as the client reads them.
@@ -26,9 +28,9 @@ func BenchmarkDecodePage(b *testing.B) {
 	b.SetBytes(int64(len(page)))
 	b.ReportAllocs()
 	for b.Loop() {
-		answer, err := compactJSON(page)
+		answer, err := rawjson.Compact(page)
 		require.NoError(b, err)
-		items, err := itemsOf(member(answer, "result"))
+		items, err := itemsOf(rawjson.Get(answer, "result"))
 		require.NoError(b, err)
 		require.Len(b, items.Items, 100)
 	}
@@ -115,7 +117,7 @@ func (w *benchWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 func BenchmarkMerge(b *testing.B) {
 	stored := json.RawMessage(appendStandInItem(nil, 1))
-	seen := setMember(stored, "total_occurrences", json.RawMessage("123456"))
+	seen := rawjson.Set(stored, "total_occurrences", json.RawMessage("123456"))
 	b.ReportAllocs()
 	for b.Loop() {
 		_, change := mergeItem(stored, seen)

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"app/internal/rawjson"
 )
 
 // A cli is one run of the command line.
@@ -313,7 +315,7 @@ func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMes
 	if len(text) > maxBody {
 		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
 	}
-	body, err := objectJSON(text)
+	body, err := rawjson.Object(text)
 	if err != nil {
 		return nil, fail(invalid, "%s cannot be used: %w", name, err)
 	}

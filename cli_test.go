@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -221,7 +223,7 @@ func TestOutputFormats(t *testing.T) {
 
 	lines := strings.Split(strings.TrimSpace(f.run("items", "list", "-output", "ndjson", "-limit", "3").out), "\n")
 	require.Len(t, lines, 3)
-	assert.Equal(t, fmt.Sprint(ids[0]), string(member([]byte(lines[0]), "id")))
+	assert.Equal(t, fmt.Sprint(ids[0]), string(rawjson.Get([]byte(lines[0]), "id")))
 
 	table := f.run("items", "list", "-o", "table", "-limit", "3")
 	rows := strings.Split(strings.TrimSpace(table.out), "\n")
@@ -243,11 +245,11 @@ func TestListAll(t *testing.T) {
 	got := f.run("items", "list", "-all", "-limit", "60")
 	require.Equal(t, 0, got.exit, got.err)
 	seen := map[string]bool{}
-	for item := range elements(member([]byte(got.out), "items")) {
-		seen[string(member(item, "id"))] = true
+	for item := range rawjson.Elements(rawjson.Get([]byte(got.out), "items")) {
+		seen[string(rawjson.Get(item, "id"))] = true
 	}
-	assert.Equal(t, string(member([]byte(got.out), "total_count")), fmt.Sprint(len(seen)))
-	assert.Equal(t, "1", string(member([]byte(got.out), "page")))
+	assert.Equal(t, string(rawjson.Get([]byte(got.out), "total_count")), fmt.Sprint(len(seen)))
+	assert.Equal(t, "1", string(rawjson.Get([]byte(got.out), "page")))
 	assert.Equal(t, []string{fmt.Sprint(len(seen))}, f.rows(`SELECT count(*)::text FROM reports`))
 
 	f.sandbox.failOnly("GET /items", -1, faultNone)

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 var itemsCreateCmd = &Command{
@@ -57,11 +59,11 @@ func (in *itemsCreateInput) flat() json.RawMessage {
 		{"fingerprint", in.Fingerprint}, {"uuid", in.UUID}, {"code_version", in.CodeVersion},
 	} {
 		if p.value.Set {
-			flat = setMember(flat, p.name, appendString(nil, p.value.Value))
+			flat = rawjson.Set(flat, p.name, rawjson.AppendQuoted(nil, p.value.Value))
 		}
 	}
 	if in.Custom.Set {
-		flat = setMember(flat, "custom", in.Custom.Value)
+		flat = rawjson.Set(flat, "custom", in.Custom.Value)
 	}
 	return flat
 }
@@ -73,13 +75,13 @@ func (in *itemsCreateInput) payload() json.RawMessage {
 	}
 	data := in.flat()
 	if !in.Level.Set {
-		data = setMember(data, "level", json.RawMessage(`"error"`))
+		data = rawjson.Set(data, "level", json.RawMessage(`"error"`))
 	}
 	if !in.Environment.Set {
-		data = setMember(data, "environment", json.RawMessage(`"production"`))
+		data = rawjson.Set(data, "environment", json.RawMessage(`"production"`))
 	}
-	body := fmt.Appendf(nil, `{"message":{"body":%s}}`, appendString(nil, in.Message.Value))
-	return setMember(data, "body", body)
+	body := fmt.Appendf(nil, `{"message":{"body":%s}}`, rawjson.AppendQuoted(nil, in.Message.Value))
+	return rawjson.Set(data, "body", body)
 }
 
 // Created is what became of a new occurrence.
@@ -102,13 +104,13 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 		return Created{}, err
 	}
 	data := in.payload()
-	if isNull(member(data, "timestamp")) { // it may arrive hours later
-		data = setMember(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
+	if isNull(rawjson.Get(data, "timestamp")) { // it may arrive hours later
+		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
 	}
-	uuid := unquoteJSON(member(data, "uuid"))
+	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
 	if uuid == "" {
 		uuid = newUUID()
-		data = setMember(data, "uuid", appendString(nil, uuid))
+		data = rawjson.Set(data, "uuid", rawjson.AppendQuoted(nil, uuid))
 	}
 	if err := checkSize(data); err != nil {
 		return Created{}, err

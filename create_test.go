@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // answerPosts has Rollbar answer what is created so.
@@ -78,9 +80,9 @@ func TestCreateTooLarge(t *testing.T) {
 
 	f.sandbox.setFault(faultNone)
 	message := `"<` + strings.Repeat("<&>", 300_000)
-	created := f.do("POST", "/items", `{"message":`+string(appendString(nil, message))+`}`)
+	created := f.do("POST", "/items", `{"message":`+string(rawjson.AppendQuoted(nil, message))+`}`)
 	require.Equal(t, 201, created.status, created.body)
-	assert.Equal(t, message, unquoteJSON(f.sandbox.dataOf(unquoteJSON([]byte(created.at("uuid"))), "body", "message", "body")))
+	assert.Equal(t, message, rawjson.Unquote(f.sandbox.dataOf(rawjson.Unquote([]byte(created.at("uuid"))), "body", "message", "body")))
 }
 
 // A message as long as a book is not made into an index of its words.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"app/internal/rawjson"
 )
 
 var itemsDeleteCmd = &Command{
@@ -42,7 +44,7 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 		return Deleted{}, fmt.Errorf("item %d: %w", in.ID, err)
 	}
 	notKept := app.keepBeforeDelete(ctx, item)
-	if string(member(item.JSON, "group_status")) == "2" {
+	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", in.ID)
 	}
 	ids, err := app.occurrenceIDs(ctx, in.ID, in.Max)
@@ -59,7 +61,7 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if err != nil {
 		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", in.ID, count, err)
 	}
-	if unquoteJSON(member(item.JSON, "status")) != "resolved" {
+	if rawjson.Unquote(rawjson.Get(item.JSON, "status")) != "resolved" {
 		if _, err := app.change(ctx, in.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
 			return Deleted{}, fmt.Errorf("all %d occurrences are deleted, but: %w", count, err)
 		}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // tried reports whether the queue has tried something in vain.
@@ -55,7 +57,7 @@ func TestOccurrencesOnWhichRollbarFails(t *testing.T) {
 			f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 				body, err := io.ReadAll(r.Body)
 				require.NoError(t, err)
-				if slices.Contains(bad, unquoteJSON(member(body, "data", "uuid"))) {
+				if slices.Contains(bad, rawjson.Unquote(rawjson.Get(body, "data", "uuid"))) {
 					return &http.Response{StatusCode: 500, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{}, Request: r}, nil
 				}
 				r.Body = io.NopCloser(bytes.NewReader(body))

@@ -16,6 +16,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // The primary of two PostgreSQL servers is lost under load and the synchronous standby promoted.
@@ -127,7 +129,7 @@ func (f *fixture) reportStates() map[string]string {
 	states := map[string]string{}
 	for _, page := range f.walk("/reports?limit=1000", "next") {
 		for _, report := range page.list("reports") {
-			states[unquoteJSON(member(report, "uuid"))] = unquoteJSON(member(report, "state"))
+			states[rawjson.Unquote(rawjson.Get(report, "uuid"))] = rawjson.Unquote(rawjson.Get(report, "state"))
 		}
 	}
 	return states

@@ -10,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // Whatever a request says, its arguments are taken or refused, and never more.
@@ -62,23 +64,23 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`[2` + strings.Repeat("0", 310) + `]`))
 	f.Add([]byte(`<html>`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		answer, err := compactJSON(text)
+		answer, err := rawjson.Compact(text)
 		if err != nil {
 			return
 		}
-		require.Equal(t, len(answer), valueLen(answer))
+		require.Equal(t, len(answer), rawjson.ValueLen(answer))
 		var names []string
-		for name, value := range members(answer) {
+		for name, value := range rawjson.Members(answer) {
 			require.True(t, json.Valid(value))
 			names = append(names, name)
 		}
-		for value := range elements(answer) {
+		for value := range rawjson.Elements(answer) {
 			require.True(t, json.Valid(value))
 		}
-		stored := storable(answer)
+		stored := rawjson.Storable(answer)
 		require.True(t, json.Valid(stored))
 		require.True(t, utf8.Valid(stored))
-		require.Equal(t, stored, storable(stored))
+		require.Equal(t, stored, rawjson.Storable(stored))
 		var decoded any
 		decoder := json.NewDecoder(bytes.NewReader(stored))
 		decoder.UseNumber() // some do not fit a float64
@@ -91,10 +93,10 @@ func FuzzAnswer(f *testing.F) {
 		if len(names) == len(uniqueNames(names)) {
 			require.Equal(t, unchanged, change)
 		}
-		changed := setMember(stored, "\"new\n", json.RawMessage("1"))
+		changed := rawjson.Set(stored, "\"new\n", json.RawMessage("1"))
 		require.True(t, json.Valid(changed))
-		require.Equal(t, "1", string(member(changed, "\"new\n")))
-		require.True(t, json.Valid(setMember(changed, "\"new\n", nil)))
+		require.Equal(t, "1", string(rawjson.Get(changed, "\"new\n")))
+		require.True(t, json.Valid(rawjson.Set(changed, "\"new\n", nil)))
 	})
 }
 
@@ -136,7 +138,7 @@ func FuzzCompactJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		var want bytes.Buffer
 		wantErr := json.Compact(&want, text)
-		got, err := compactJSON(bytes.Clone(text))
+		got, err := rawjson.Compact(bytes.Clone(text))
 		require.Equal(t, wantErr == nil, err == nil, "%q: %v, %v", text, wantErr, err)
 		if err == nil {
 			require.Equal(t, want.String(), string(got))

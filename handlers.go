@@ -22,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // maxBody bounds the body of a request.
@@ -423,7 +425,7 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 	if declared && (err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded") {
 		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
 	}
-	object, err := objectJSON(text)
+	object, err := rawjson.Object(text)
 	if err != nil {
 		return nil, fail(invalid, "the body cannot be used: %w", err)
 	}

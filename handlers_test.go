@@ -14,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 func TestWhich(t *testing.T) {
@@ -271,7 +273,7 @@ func TestCheck(t *testing.T) {
 func ids(rows []json.RawMessage) string {
 	var ids []string
 	for _, row := range rows {
-		ids = append(ids, string(member(row, "id")))
+		ids = append(ids, string(rawjson.Get(row, "id")))
 	}
 	return strings.Join(ids, " ")
 }
@@ -295,7 +297,7 @@ func TestPagesByLinks(t *testing.T) {
 			for path, got := range f.walk(test.path, "next") {
 				page := got.list(test.list)
 				for _, row := range page {
-					id := string(member(row, "id"))
+					id := string(rawjson.Get(row, "id"))
 					require.False(t, seen[id], "%s is there twice", id)
 					seen[id] = true
 				}

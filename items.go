@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"app/internal/rawjson"
 )
 
 // An itemFilter says which items are meant.
@@ -91,7 +93,7 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 // though hardly fewer than the 100 it gives without one.
 func (in *itemsListInput) isLast(page *ItemPage) bool {
 	n := int64(len(page.Items))
-	total, counted := intJSON(page.Total)
+	total, counted := rawjson.Int(page.Total)
 	if n == 0 || !counted {
 		return n == 0
 	}
@@ -232,9 +234,9 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 		return Item{}, fmt.Errorf("item %d was changed, but not read again: %w", id, err)
 	}
 	said := item
-	for name, value := range members(echo) {
-		if member(item.JSON, name) == nil {
-			said.JSON = setMember(said.JSON, name, value)
+	for name, value := range rawjson.Members(echo) {
+		if rawjson.Get(item.JSON, name) == nil {
+			said.JSON = rawjson.Set(said.JSON, name, value)
 		}
 	}
 	app.keep(ctx, said)

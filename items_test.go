@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 func TestItemsFilters(t *testing.T) {
@@ -34,7 +36,7 @@ func TestItemsFilters(t *testing.T) {
 // all reports whether the member of each element has the value.
 func (a *answer) all(list, name, value string) bool {
 	for _, element := range a.list(list) {
-		if string(member(element, name)) != value {
+		if string(rawjson.Get(element, name)) != value {
 			return false
 		}
 	}
@@ -121,10 +123,10 @@ func TestItemsOccurrences(t *testing.T) {
 	var seen []string
 	for _, got := range f.walk(fmt.Sprintf("/items/%d/occurrences?limit=2", id), "next") {
 		for _, o := range got.list("occurrences") {
-			seen = append(seen, string(member(o, "id")))
-			assert.Nil(t, member(o, "data", "metadata", "access_token"))
-			assert.NotNil(t, member(o, "data", "metadata", "timestamp_ms"))
-			assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, string(member(o, "data", "custom")))
+			seen = append(seen, string(rawjson.Get(o, "id")))
+			assert.Nil(t, rawjson.Get(o, "data", "metadata", "access_token"))
+			assert.NotNil(t, rawjson.Get(o, "data", "metadata", "timestamp_ms"))
+			assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, string(rawjson.Get(o, "data", "custom")))
 		}
 		assert.Equal(t, got.link("next") == "", got.at("next") == "null")
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"iter"
 	"net/url"
+
+	"app/internal/rawjson"
 )
 
 // A List is a JSON object with an array of elements in it. Rows can be read once; Close releases
@@ -62,7 +64,7 @@ func writeResult(w io.Writer, value any) error {
 // write writes the list as one JSON document.
 func (l *List) write(w io.Writer) error {
 	text := make([]byte, 0, 128) // around the rows
-	text = append(appendString(append(text, '{'), l.Name), ':', '[')
+	text = append(rawjson.AppendQuoted(append(text, '{'), l.Name), ':', '[')
 	for row, err := range l.Rows {
 		if err == nil {
 			_, err = w.Write(text)

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // newLogHandler returns a handler that writes lines as Datadog reads them: JSON with timestamp,
@@ -67,7 +69,7 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 		line = append(line, `",`...)
 	}
 	line = append(append(append(line, `"level":"`...), record.Level.String()...), `","message":`...)
-	line = append(appendString(line, record.Message), h.root...)
+	line = append(rawjson.AppendQuoted(line, record.Message), h.root...)
 	if len(h.groups) == 0 {
 		record.Attrs(func(attr slog.Attr) bool {
 			line = appendAttr(line, attr)
@@ -127,7 +129,7 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 	if before == 0 || line[before-1] != '{' {
 		line = append(line, ',')
 	}
-	line = append(appendString(line, attr.Key), ':')
+	line = append(rawjson.AppendQuoted(line, attr.Key), ':')
 	switch v := attr.Value; v.Kind() {
 	case slog.KindGroup:
 		open := len(line)
@@ -140,7 +142,7 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 		}
 		return append(line, '}')
 	case slog.KindString:
-		return appendString(line, v.String())
+		return rawjson.AppendQuoted(line, v.String())
 	case slog.KindInt64:
 		return strconv.AppendInt(line, v.Int64(), 10)
 	case slog.KindDuration:
@@ -153,11 +155,11 @@ func appendMember(line []byte, attr slog.Attr) []byte {
 		return append(v.Time().AppendFormat(append(line, '"'), time.RFC3339Nano), '"')
 	default:
 		if err, ok := v.Any().(error); ok {
-			return appendString(line, err.Error())
+			return rawjson.AppendQuoted(line, err.Error())
 		}
 		text, err := json.Marshal(v.Any())
 		if err != nil {
-			return appendString(line, "!ERROR:"+err.Error())
+			return rawjson.AppendQuoted(line, "!ERROR:"+err.Error())
 		}
 		return append(line, text...)
 	}

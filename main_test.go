@@ -23,6 +23,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // TestMain keeps the developer's settings out of the tests, but for TEST_DATABASE_URL.
@@ -175,7 +177,7 @@ func (f *fixture) get(path string) *answer { f.t.Helper(); return f.do("GET", pa
 // at returns the JSON text of a member of the body: "errors", "0", "field" goes into arrays, too.
 func (a *answer) at(path ...string) string {
 	a.t.Helper()
-	value, err := compactJSON([]byte(a.body))
+	value, err := rawjson.Compact([]byte(a.body))
 	require.NoError(a.t, err, a.body)
 	return string(at(value, path...))
 }
@@ -183,11 +185,11 @@ func (a *answer) at(path ...string) string {
 func at(value json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		if value[0] != '[' {
-			value = member(value, name)
+			value = rawjson.Get(value, name)
 			continue
 		}
 		n := 0
-		for element := range elements(value) {
+		for element := range rawjson.Elements(value) {
 			if fmt.Sprint(n) == name {
 				value = element
 				break
@@ -202,7 +204,7 @@ func at(value json.RawMessage, path ...string) json.RawMessage {
 func (a *answer) list(name string) []json.RawMessage {
 	a.t.Helper()
 	var list []json.RawMessage
-	for element := range elements([]byte(a.at(name))) {
+	for element := range rawjson.Elements([]byte(a.at(name))) {
 		list = append(list, element)
 	}
 	return list
@@ -242,7 +244,7 @@ func (a *answer) requireProblem(status int, kind string) string {
 	require.Equal(a.t, `"/problems/`+kind+`"`, a.at("type"))
 	require.Equal(a.t, fmt.Sprint(status), a.at("status"))
 	require.NotEmpty(a.t, a.at("request_id"))
-	return unquoteJSON([]byte(a.at("detail")))
+	return rawjson.Unquote([]byte(a.at("detail")))
 }
 
 // A shell is what a run of the command line printed and returned.

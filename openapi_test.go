@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // document gets the description of the routes.
@@ -106,7 +108,7 @@ func TestOpenAPIOfAnswers(t *testing.T) {
 		require.NotNil(t, answer, "%s %s answered %d: %s", tt.method, tt.path, got.status, got.body)
 		schema := answer["content"].(map[string]any)["application/json"].(map[string]any)["schema"].(map[string]any)
 		var names []string
-		for name, value := range members([]byte(strings.TrimSpace(got.body))) {
+		for name, value := range rawjson.Members([]byte(strings.TrimSpace(got.body))) {
 			names = append(names, name)
 			kind := schema["properties"].(map[string]any)[name].(map[string]any)["type"]
 			switch {

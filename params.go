@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"app/internal/rawjson"
 )
 
 // A place is where HTTP has a parameter.
@@ -227,7 +229,7 @@ func (p *param) set(target any, value literal) error {
 		*target = value.text == "true"
 		return nil
 	case *json.RawMessage:
-		object, err := compactJSON([]byte(value.text))
+		object, err := rawjson.Compact([]byte(value.text))
 		if err != nil || object[0] != '{' {
 			return fmt.Errorf("must be a JSON object")
 		}
@@ -259,7 +261,7 @@ func (p *param) plain(value literal) (string, error) {
 		if !strings.HasPrefix(text, `"`) {
 			return "", fmt.Errorf("must be a string%s", p.orNull())
 		}
-		text = unquoteJSON([]byte(text))
+		text = rawjson.Unquote([]byte(text))
 	}
 	if len(p.enum) > 0 && !slices.Contains(p.enum, text) {
 		return "", fmt.Errorf("must be one of %s", strings.Join(p.enum, ", "))

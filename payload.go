@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"app/internal/rawjson"
 )
 
 // newUUID returns a random UUID, version 4.
@@ -57,38 +59,38 @@ func checkSize(data json.RawMessage) error {
 // "Create item".
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
-	switch environment := member(data, "environment"); {
+	switch environment := rawjson.Get(data, "environment"); {
 	case environment == nil:
 		c.refuse("environment", "is required")
 	case string(environment) == `""`:
 		c.refuse("environment", "must not be empty")
 	}
-	if timestamp := member(data, "timestamp"); !isNull(timestamp) && timestamp[0] != '-' && (timestamp[0] < '0' || timestamp[0] > '9') {
+	if timestamp := rawjson.Get(data, "timestamp"); !isNull(timestamp) && timestamp[0] != '-' && (timestamp[0] < '0' || timestamp[0] > '9') {
 		c.refuse("timestamp", "must be a number, Unix seconds")
 	}
 	for name, limit := range map[string]int{
 		"environment": 255, "title": 255, "uuid": 36, "code_version": 40, "level": 0,
 		"fingerprint": 0, "context": 0, "platform": 0, "language": 0, "framework": 0,
 	} {
-		c.text(name, member(data, name), limit)
+		c.text(name, rawjson.Get(data, name), limit)
 	}
 	for _, name := range []string{"request", "person", "server", "client", "custom", "notifier"} {
-		if value := member(data, name); !isNull(value) && value[0] != '{' {
+		if value := rawjson.Get(data, name); !isNull(value) && value[0] != '{' {
 			c.refuse(name, "must be an object")
 		}
 	}
-	if level := member(data, "level"); level != nil && (level[0] == '"' || isNull(level)) && !slices.Contains(levels, unquoteJSON(level)) {
+	if level := rawjson.Get(data, "level"); level != nil && (level[0] == '"' || isNull(level)) && !slices.Contains(levels, rawjson.Unquote(level)) {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
-	if uuid := member(data, "uuid"); uuid != nil {
-		if text := unquoteJSON(uuid); text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF }) {
+	if uuid := rawjson.Get(data, "uuid"); uuid != nil {
+		if text := rawjson.Unquote(uuid); text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF }) {
 			c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 		}
 	}
-	if person := member(data, "person"); len(person) > 0 && person[0] == '{' {
+	if person := rawjson.Get(data, "person"); len(person) > 0 && person[0] == '{' {
 		c.person(person)
 	}
-	c.body(member(data, "body"))
+	c.body(rawjson.Get(data, "body"))
 	if len(c.wrong) == 0 {
 		return nil
 	}
@@ -105,20 +107,20 @@ func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
 	case isNull(value) && (value == nil || field != "environment"):
 	case value[0] != '"':
 		c.refuse(field, "must be a string")
-	case limit > 0 && utf8.RuneCountInString(unquoteJSON(value)) > limit:
+	case limit > 0 && utf8.RuneCountInString(rawjson.Unquote(value)) > limit:
 		c.refuse(field, "must be at most %d characters long", limit)
 	}
 }
 
 func (c *payloadCheck) person(person json.RawMessage) {
-	id := member(person, "id")
+	id := rawjson.Get(person, "id")
 	if isNull(id) || string(id) == `""` {
 		c.refuse("person.id", "is required in %sperson", c.within)
-	} else if _, number := intJSON(id); !number {
+	} else if _, number := rawjson.Int(id); !number {
 		c.text("person.id", id, 40)
 	}
-	c.text("person.username", member(person, "username"), 255)
-	c.text("person.email", member(person, "email"), 255)
+	c.text("person.username", rawjson.Get(person, "username"), 255)
+	c.text("person.email", rawjson.Get(person, "email"), 255)
 }
 
 func (c *payloadCheck) body(body json.RawMessage) {
@@ -128,7 +130,7 @@ func (c *payloadCheck) body(body json.RawMessage) {
 	}
 	var kinds []string
 	for _, kind := range bodyKinds {
-		if member(body, kind) != nil {
+		if rawjson.Get(body, kind) != nil {
 			kinds = append(kinds, kind)
 		}
 	}
@@ -136,20 +138,20 @@ func (c *payloadCheck) body(body json.RawMessage) {
 		c.refuse("body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
 		return
 	}
-	if telemetry := member(body, "telemetry"); !isNull(telemetry) && telemetry[0] != '[' {
+	if telemetry := rawjson.Get(body, "telemetry"); !isNull(telemetry) && telemetry[0] != '[' {
 		c.refuse("body.telemetry", "must be an array")
 	}
-	content, field := member(body, kinds[0]), "body."+kinds[0]
+	content, field := rawjson.Get(body, kinds[0]), "body."+kinds[0]
 	switch kinds[0] {
 	case "message":
-		c.required(field+".body", member(content, "body"), '"', "a string")
+		c.required(field+".body", rawjson.Get(content, "body"), '"', "a string")
 	case "crash_report":
-		c.required(field+".raw", member(content, "raw"), '"', "a string")
+		c.required(field+".raw", rawjson.Get(content, "raw"), '"', "a string")
 	case "trace":
 		c.trace(field, content)
 	case "trace_chain":
 		count := 0
-		for trace := range elements(content) {
+		for trace := range rawjson.Elements(content) {
 			c.trace(fmt.Sprintf("%s[%d]", field, count), trace)
 			count++
 		}
@@ -160,8 +162,8 @@ func (c *payloadCheck) body(body json.RawMessage) {
 }
 
 func (c *payloadCheck) trace(field string, trace json.RawMessage) {
-	c.required(field+".frames", member(trace, "frames"), '[', "an array")
-	c.required(field+".exception.class", member(trace, "exception", "class"), '"', "a string")
+	c.required(field+".frames", rawjson.Get(trace, "frames"), '[', "an array")
+	c.required(field+".exception.class", rawjson.Get(trace, "exception", "class"), '"', "a string")
 }
 
 // required checks a value that must be there and begin as its type does.
@@ -173,21 +175,21 @@ func (c *payloadCheck) required(field string, value json.RawMessage, begin byte,
 
 // occurrenceTitle is the title that Rollbar would give an occurrence, as far as its payload says.
 func occurrenceTitle(data json.RawMessage) string {
-	if title := unquoteJSON(member(data, "title")); title != "" {
+	if title := rawjson.Unquote(rawjson.Get(data, "title")); title != "" {
 		return title
 	}
-	body := member(data, "body")
-	if message := unquoteJSON(member(body, "message", "body")); message != "" {
+	body := rawjson.Get(data, "body")
+	if message := rawjson.Unquote(rawjson.Get(body, "message", "body")); message != "" {
 		return message
 	}
-	if report, _, _ := strings.Cut(unquoteJSON(member(body, "crash_report", "raw")), "\n"); report != "" {
+	if report, _, _ := strings.Cut(rawjson.Unquote(rawjson.Get(body, "crash_report", "raw")), "\n"); report != "" {
 		return report
 	}
-	trace := member(body, "trace")
-	for first := range elements(member(body, "trace_chain")) {
+	trace := rawjson.Get(body, "trace")
+	for first := range rawjson.Elements(rawjson.Get(body, "trace_chain")) {
 		trace = first
 		break
 	}
-	exception := member(trace, "exception")
-	return unquoteJSON(member(exception, "class")) + ": " + unquoteJSON(member(exception, "message"))
+	exception := rawjson.Get(trace, "exception")
+	return rawjson.Unquote(rawjson.Get(exception, "class")) + ": " + rawjson.Unquote(rawjson.Get(exception, "message"))
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"app/internal/rawjson"
 )
 
 // A record is what PostgreSQL knows of an occurrence that is to be created.
@@ -37,7 +39,7 @@ type recording struct {
 // record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
 // Those that come at the same time share a statement and its commit.
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
-	r, err := s.recordings.do(ctx, recording{uuid, storable(data), lease, spanOf(ctx).place()})
+	r, err := s.recordings.do(ctx, recording{uuid, rawjson.Storable(data), lease, spanOf(ctx).place()})
 	if err != nil {
 		return record{}, fmt.Errorf("record: %w", databaseError(s.noticed(err)))
 	}
@@ -184,7 +186,7 @@ func (s *Store) rejected(ctx context.Context, id int64, refusal *Failure) error 
 		UPDATE reports
 		SET state = 'rejected', refusal = @status, reason = @reason, last_seen = now()
 		WHERE id = @id AND state = 'queued'`,
-		pgx.NamedArgs{"id": id, "status": refusal.kind.status, "reason": storableText(refusal.detail)})
+		pgx.NamedArgs{"id": id, "status": refusal.kind.status, "reason": rawjson.StorableText(refusal.detail)})
 	return databaseError(err)
 }
 

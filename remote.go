@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // newRequest makes the request that runs the command with the arguments on the server at the base
@@ -31,7 +33,7 @@ func newRequest(ctx context.Context, base string, c *Command, args arguments) (*
 			case inQuery:
 				query.Add(p.name, value.text)
 			case inBody:
-				body = setMember(body, p.name, p.json(value))
+				body = rawjson.Set(body, p.name, p.json(value))
 			}
 		}
 	}
@@ -55,7 +57,7 @@ func (p *param) json(value literal) json.RawMessage {
 	if value.json || p.kind != kindText || p.nullable && value.text == "null" {
 		return json.RawMessage(value.text)
 	}
-	return appendString(nil, value.text)
+	return rawjson.AppendQuoted(nil, value.text)
 }
 
 // A remoteAnswer is a result as a server sent it.
@@ -99,7 +101,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		return nil, noServer(config, err)
 	}
 	noteUnstored(ctx, res)
-	answer, err := compactJSON(text)
+	answer, err := rawjson.Compact(text)
 	isKO := c == checkCmd && res.StatusCode == outage.status && string(answer) == `{"status":"KO"}`
 	switch {
 	case kind == "application/problem+json":
@@ -160,7 +162,7 @@ func remoteLines(config *Config, res *http.Response) *List {
 					yield(nil, noServer(config, err))
 					return
 				case bytes.HasPrefix(line, []byte(`{"error":`)):
-					yield(nil, remoteFailure(config, res, member(line, "error")))
+					yield(nil, remoteFailure(config, res, rawjson.Get(line, "error")))
 					return
 				}
 				if !yield(line[:len(line)-1], nil) {
@@ -202,14 +204,14 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 // remoteList is the list that a JSON document was written from: the first array in it, if there is one.
 func remoteList(res *http.Response, document json.RawMessage) *List {
 	list := &List{Rest: func() json.RawMessage { return document }}
-	for name, value := range members(document) {
+	for name, value := range rawjson.Members(document) {
 		if value[0] != '[' {
 			continue
 		}
 		list.Name = name
-		list.Rest = func() json.RawMessage { return setMember(document, name, nil) }
+		list.Rest = func() json.RawMessage { return rawjson.Set(document, name, nil) }
 		list.Rows = func(yield func(json.RawMessage, error) bool) {
-			for row := range elements(value) {
+			for row := range rawjson.Elements(value) {
 				if !yield(row, nil) {
 					return
 				}
@@ -239,7 +241,7 @@ func askServerForAll(ctx context.Context, config *Config, c *Command, args argum
 		return nil, err
 	}
 	all := *first.(*List)
-	number, _ := intJSON(member(all.Rest(), "page"))
+	number, _ := rawjson.Int(rawjson.Get(all.Rest(), "page"))
 	all.Next = nil
 	all.Rows = func(yield func(json.RawMessage, error) bool) {
 		seen := map[string]bool{}
@@ -247,7 +249,7 @@ func askServerForAll(ctx context.Context, config *Config, c *Command, args argum
 			rows := 0
 			for row := range page.Rows {
 				rows++
-				id := string(member(row, "id"))
+				id := string(rawjson.Get(row, "id"))
 				if !seen[id] && !yield(row, nil) {
 					return
 				}

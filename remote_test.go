@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // What a server at APP_URL answers that is not this service, or what something before it answers,
@@ -127,6 +129,6 @@ func TestAsCurl(t *testing.T) {
 	cmd.Env = []string{"API_TOKEN=secret,other"}
 	out, err := cmd.Output()
 	require.NoError(t, err)
-	uuid := unquoteJSON(member(bytes.TrimSpace(out), "uuid"))
-	assert.Equal(t, "it's $HOME \\ \"x\"", unquoteJSON(f.sandbox.dataOf(uuid, "body", "message", "body")), "%s", out)
+	uuid := rawjson.Unquote(rawjson.Get(bytes.TrimSpace(out), "uuid"))
+	assert.Equal(t, "it's $HOME \\ \"x\"", rawjson.Unquote(f.sandbox.dataOf(uuid, "body", "message", "body")), "%s", out)
 }

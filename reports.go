@@ -20,6 +20,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"app/internal/rawjson"
 )
 
 var reportsListCmd = &Command{
@@ -415,7 +417,7 @@ func (r *reportRow) appendJSON(buf []byte) []byte {
 	}
 	buf = append(buf, `,"uuid":`...)
 	if r.uuid != nil {
-		buf = appendString(buf, string(r.uuid))
+		buf = rawjson.AppendQuoted(buf, string(r.uuid))
 	} else {
 		buf = append(buf, `null`...)
 	}

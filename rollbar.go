@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // maxAnswer bounds what is read of one answer: 5000 items are about 7 MB, occurrences are larger.
@@ -207,7 +209,7 @@ func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessag
 		}
 		err = next
 	}
-	return member(answer, "result"), nil
+	return rawjson.Get(answer, "result"), nil
 }
 
 // timed is attempt by the stopwatch of the request.
@@ -256,7 +258,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	if len(text) > maxAnswer {
 		return nil, fail(badGateway, "Rollbar's answer is larger than %d MiB: ask for fewer with limit", maxAnswer>>20)
 	}
-	answer, err := compactJSON(text)
+	answer, err := rawjson.Compact(text)
 	if failure := r.refusal(call, res, answer); failure != nil {
 		return nil, failure
 	}
@@ -296,11 +298,11 @@ func (r *Rollbar) noAnswer(ctx context.Context, err error) error {
 // JSON; gateways answer in HTML.
 func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.RawMessage) *Failure {
 	status := res.StatusCode
-	code := member(answer, "err")
+	code := rawjson.Get(answer, "err")
 	if status/100 == 2 && (code == nil || string(code) == "0") {
 		return nil
 	}
-	message := r.mask.Replace(unquoteJSON(member(answer, "message")))
+	message := r.mask.Replace(rawjson.Unquote(rawjson.Get(answer, "message")))
 	if message == "" {
 		message = http.StatusText(status)
 	}
@@ -357,7 +359,7 @@ type Item struct {
 }
 
 func itemOf(raw json.RawMessage) (Item, error) {
-	id, ok := intJSON(member(raw, "id"))
+	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
 	if !ok {
 		return Item{}, fail(badGateway, "Rollbar's answer holds an item without an id")
 	}
@@ -390,7 +392,7 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 
 // itemsOf takes the items out of the result of a list.
 func itemsOf(raw json.RawMessage) (*ItemPage, error) {
-	page := &ItemPage{Total: member(raw, "total_count")}
+	page := &ItemPage{Total: rawjson.Get(raw, "total_count")}
 	if page.Total == nil {
 		page.Total = json.RawMessage("null")
 	}
@@ -398,7 +400,7 @@ func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 	if err != nil {
 		return nil, err
 	}
-	for element := range elements(items) {
+	for element := range rawjson.Elements(items) {
 		item, err := itemOf(element)
 		if err != nil {
 			return nil, err
@@ -411,7 +413,7 @@ func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 // arrayIn returns the array that a result must hold. An answer without it does not mean that there is
 // nothing.
 func arrayIn(result json.RawMessage, name string) (json.RawMessage, error) {
-	array := member(result, name)
+	array := rawjson.Get(result, name)
 	if len(array) == 0 || array[0] != '[' {
 		return nil, fail(badGateway, "Rollbar's answer does not hold what was asked for, a list of %s", name)
 	}
@@ -473,14 +475,14 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	}
 	var occurrences []Occurrence
 	seen, sent := map[int64]bool{}, int64(0)
-	for element := range elements(instances) {
+	for element := range rawjson.Elements(instances) {
 		sent++
-		id, ok := intJSON(member(element, "id"))
+		id, ok := rawjson.Int(rawjson.Get(element, "id"))
 		if !ok {
 			return nil, false, fail(badGateway, "Rollbar's answer holds an occurrence without an id")
 		}
 		if !seen[id] {
-			occurrences = append(occurrences, Occurrence{id, withoutMember(element, "data", "metadata", "access_token")})
+			occurrences = append(occurrences, Occurrence{id, rawjson.Without(element, "data", "metadata", "access_token")})
 		}
 		seen[id] = true
 	}
@@ -502,7 +504,7 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
 	call := upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body}
-	if slices.Contains(clientPlatforms, unquoteJSON(member(data, "platform"))) {
+	if slices.Contains(clientPlatforms, rawjson.Unquote(rawjson.Get(data, "platform"))) {
 		call.needs = scopePostClient
 	}
 	_, err := r.do(ctx, call)

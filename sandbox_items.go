@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"unicode/utf8"
+
+	"app/internal/rawjson"
 )
 
 // A sandboxProject is the items of a project and their occurrences.
@@ -254,13 +256,13 @@ func (s *sandbox) postItem(r *sandboxRequest) sandboxAnswer {
 	if len(r.body) > 1<<20 {
 		return sandboxError(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
 	}
-	payload, err := compactJSON(r.body)
+	payload, err := rawjson.Compact(r.body)
 	if err != nil {
 		return sandboxError(400, "Invalid JSON")
 	}
-	data := member(payload, "data")
+	data := rawjson.Get(payload, "data")
 	needed := scopePost
-	if slices.Contains(clientPlatforms, unquoteJSON(member(data, "platform"))) {
+	if slices.Contains(clientPlatforms, rawjson.Unquote(rawjson.Get(data, "platform"))) {
 		needed = scopePostClient
 	}
 	if scopes := sandboxScopes[r.token]; !slices.Contains(scopes, needed) {
@@ -269,10 +271,10 @@ func (s *sandbox) postItem(r *sandboxRequest) sandboxAnswer {
 	if refusal := refusedPayload(data); refusal != "" {
 		return sandboxError(422, "Invalid format. %s", refusal)
 	}
-	uuid := unquoteJSON(member(data, "uuid"))
+	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
 	if uuid == "" {
 		uuid = strings.ReplaceAll(newUUID(), "-", "")
-		data = setMember(data, "uuid", appendString(nil, uuid))
+		data = rawjson.Set(data, "uuid", rawjson.AppendQuoted(nil, uuid))
 	}
 	s.posts[uuid]++
 	if s.byUUID[uuid] == nil { // a second one is discarded
@@ -286,20 +288,20 @@ func (s *sandbox) postItem(r *sandboxRequest) sandboxAnswer {
 // refusedPayload says what Rollbar would not take about a payload's data, or "". Rollbar's wording
 // is known for some of it.
 func refusedPayload(data json.RawMessage) string {
-	body := member(data, "body")
+	body := rawjson.Get(data, "body")
 	if body == nil {
 		return "data.body must not be undefined. Instead, it should be an object with a 'message', 'trace', 'trace_chain', or 'crash_report' key."
 	}
 	kinds := 0
 	for _, kind := range bodyKinds {
-		if member(body, kind) != nil {
+		if rawjson.Get(body, kind) != nil {
 			kinds++
 		}
 	}
 	if kinds != 1 {
 		return "data.body must have either a 'trace', 'trace_chain', 'message' or 'crash_report' property, (but not more than one)."
 	}
-	if level := member(data, "level"); level != nil && level[0] != '"' {
+	if level := rawjson.Get(data, "level"); level != nil && level[0] != '"' {
 		return "data.level should be string."
 	}
 	if err := checkPayload(data, "data."); err != nil {
@@ -329,8 +331,8 @@ func (s *sandbox) process() {
 
 // occur gives an occurrence to its item: the one with its environment and fingerprint.
 func (s *sandbox) occur(o *sandboxOccurrence) {
-	title, environment := occurrenceTitle(o.data), unquoteJSON(member(o.data, "environment"))
-	hash := unquoteJSON(member(o.data, "fingerprint"))
+	title, environment := occurrenceTitle(o.data), rawjson.Unquote(rawjson.Get(o.data, "environment"))
+	hash := rawjson.Unquote(rawjson.Get(o.data, "fingerprint"))
 	switch {
 	case hash == "":
 		hash = sandboxHash(digits.ReplaceAllString(title, ""))
@@ -346,8 +348,8 @@ func (s *sandbox) occur(o *sandboxOccurrence) {
 		}
 	}
 	if item == nil {
-		level := cmp.Or(unquoteJSON(member(o.data, "level")), "error")
-		if member(o.data, "level") == nil && member(o.data, "body", "message") != nil {
+		level := cmp.Or(rawjson.Unquote(rawjson.Get(o.data, "level")), "error")
+		if rawjson.Get(o.data, "level") == nil && rawjson.Get(o.data, "body", "message") != nil {
 			level = "info"
 		}
 		item = s.newItem(title, level, environment, hash, o)
@@ -355,7 +357,7 @@ func (s *sandbox) occur(o *sandboxOccurrence) {
 	o.item = item.int("id")
 	s.occurrences[o.id] = o
 	item["last_occurrence_id"], item["last_occurrence_timestamp"] = o.id, o.at
-	if item["status"] == "resolved" && !isOlder(unquoteJSON(member(o.data, "code_version")), item.text("resolved_in_version")) {
+	if item["status"] == "resolved" && !isOlder(rawjson.Unquote(rawjson.Get(o.data, "code_version")), item.text("resolved_in_version")) {
 		item["status"], item["activating_occurrence_id"], item["last_activated_timestamp"] = "active", o.id, o.at
 		item["total_occurrences"] = int64(0)
 	}
@@ -413,10 +415,10 @@ func (s *sandbox) listOccurrences(r *sandboxRequest) sandboxAnswer {
 // show is an occurrence as Rollbar enriches it, the project's post token included.
 func (s *sandbox) show(o *sandboxOccurrence) map[string]any {
 	metadata := fmt.Sprintf(`{"access_token":%q,"timestamp_ms":%d,"debug":{"routes":{"counters":{"post_item":1}}}}`, sandboxPostToken, o.at*1000)
-	data := setMember(o.data, "metadata", json.RawMessage(metadata))
+	data := rawjson.Set(o.data, "metadata", json.RawMessage(metadata))
 	return map[string]any{
 		"id": o.id, "item_id": o.item, "project_id": sandboxProjectID, "timestamp": o.at, "version": 2, "billable": 1,
-		"data": setMember(data, "retentionDays", json.RawMessage("180")),
+		"data": rawjson.Set(data, "retentionDays", json.RawMessage("180")),
 	}
 }
 
@@ -460,7 +462,7 @@ func (s *sandbox) dataOf(uuid string, path ...string) json.RawMessage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if o := s.byUUID[uuid]; o != nil {
-		return member(o.data, path...)
+		return rawjson.Get(o.data, path...)
 	}
 	return nil
 }
@@ -479,7 +481,7 @@ func (s *sandbox) touch(id int64) {
 	it := s.items[id]
 	data := fmt.Appendf(nil, `{"environment":%q,"fingerprint":%q,"level":"error","uuid":%q,"body":{"message":{"body":"again"}}}`, it["environment"], it["hash"], newUUID())
 	o := &sandboxOccurrence{at: s.now().Unix(), data: data}
-	s.byUUID[unquoteJSON(member(data, "uuid"))] = o
+	s.byUUID[rawjson.Unquote(rawjson.Get(data, "uuid"))] = o
 	s.occur(o)
 }
 

@@ -19,6 +19,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // A sandboxClient talks to a sandbox without the service: no retries, no redirects.
@@ -91,7 +93,7 @@ func (c *sandboxClient) post(message string, more fields) string {
 	got := c.do("POST /item/", payload(c.t, message, more))
 	require.Equal(c.t, 200, got.status, got.body)
 	require.Equal(c.t, "null", got.at("result", "id"))
-	return unquoteJSON([]byte(got.at("result", "uuid")))
+	return rawjson.Unquote([]byte(got.at("result", "uuid")))
 }
 
 type fields map[string]any
@@ -108,7 +110,7 @@ func (a *answer) requireError(status int, message string) {
 	a.t.Helper()
 	require.Equal(a.t, status, a.status, a.body)
 	require.Equal(a.t, "1", a.at("err"))
-	require.Equal(a.t, message, unquoteJSON([]byte(a.at("message"))))
+	require.Equal(a.t, message, rawjson.Unquote([]byte(a.at("message"))))
 }
 
 // values are the texts of a member of the elements of a list; null is "null".
@@ -116,8 +118,8 @@ func (a *answer) values(list, name string) []string {
 	a.t.Helper()
 	values := []string{}
 	for _, element := range a.list(list) {
-		value := member(element, name)
-		values = append(values, cmp.Or(unquoteJSON(value), string(value)))
+		value := rawjson.Get(element, name)
+		values = append(values, cmp.Or(rawjson.Unquote(value), string(value)))
 	}
 	return values
 }
@@ -226,7 +228,7 @@ func TestSandboxFilters(t *testing.T) {
 	assert.True(t, both.all("items", "status", `"active"`) && both.all("items", "level", `"error"`))
 	assert.NotContains(t, both.values("items", "assigned_user_id"), "null")
 	assert.Equal(t, []string{"5326"}, unique(c.get("/items?assigned_user=grace").values("items", "assigned_user_id")))
-	hash := unquoteJSON([]byte(c.get("/item?counter=5").at("hash")))
+	hash := rawjson.Unquote([]byte(c.get("/item?counter=5").at("hash")))
 	for query, want := range map[string][]string{
 		"#4": {"4"}, "fingerprint:" + hash[:12]: {"5"}, `fingerprint:"` + hash + `"`: {"5"}, `fingerprint:"` + hash[:12] + `"`: {},
 		"CHECKOUT timeouterror environment:prod": {"1", "65"}, "checkout nothing": {}, "注文を処理できません #7": {"7"}, "is:group": {"31"},

@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // Tokens are masked in every form, the longer one first where one is the beginning of another.
@@ -120,7 +122,7 @@ func TestAccessTokenIsRemoved(t *testing.T) {
 		`{"data":"text"}`:            `{"data":"text"}`,
 		`{}`:                         `{}`,
 	} {
-		assert.Equal(t, want, string(withoutMember(json.RawMessage(given), "data", "metadata", "access_token")))
+		assert.Equal(t, want, string(rawjson.Without(json.RawMessage(given), "data", "metadata", "access_token")))
 	}
 }
 

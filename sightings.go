@@ -27,6 +27,8 @@ import (
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
+
+	"app/internal/rawjson"
 )
 
 // counters are the fields of an item that change with each occurrence.
@@ -40,7 +42,7 @@ type sighting struct {
 }
 
 func sightingOf(item Item) sighting {
-	data := storable(item.JSON)
+	data := rawjson.Storable(item.JSON)
 	sum := sha256.Sum256(data)
 	return sighting{item.ID, hex.EncodeToString(sum[:8]), data}
 }
@@ -252,22 +254,22 @@ const (
 // seen values, and the fields that only the report has. When more than counters changed, there
 // is nothing to merge.
 func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
-	now := maps.Collect(members(seen))
+	now := maps.Collect(rawjson.Members(seen))
 	merged, result := stored, unchanged
-	for name, was := range members(stored) {
+	for name, was := range rawjson.Members(stored) {
 		is, there := now[name]
 		delete(now, name)
 		switch {
 		case !there || equalJSON(was, is):
 		case slices.Contains(counters, name):
-			merged, result = setMember(merged, name, is), counted
+			merged, result = rawjson.Set(merged, name, is), counted
 		default:
 			return nil, changed
 		}
 	}
-	for name, is := range members(seen) {
+	for name, is := range rawjson.Members(seen) {
 		if _, fresh := now[name]; fresh {
-			merged, result = setMember(merged, name, is), max(result, completed)
+			merged, result = rawjson.Set(merged, name, is), max(result, completed)
 		}
 	}
 	return merged, result
@@ -402,7 +404,7 @@ type facets struct {
 // facetsOf takes the facets out of the data of an item or of a created occurrence.
 func facetsOf(data json.RawMessage) facets {
 	var f facets
-	for name, value := range rawMembers(data) {
+	for name, value := range rawjson.RawMembers(data) {
 		if value[0] != '"' {
 			continue
 		}
@@ -415,12 +417,12 @@ func facetsOf(data json.RawMessage) facets {
 		case `"environment"`:
 			facet = &f.environment
 		case `"title"`:
-			f.words = titleWords(unquoteJSON(value))
+			f.words = titleWords(rawjson.Unquote(value))
 			continue
 		default:
 			continue
 		}
-		text := unquoteJSON(value)
+		text := rawjson.Unquote(value)
 		*facet = &text
 	}
 	return f

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"unicode"
+
+	"app/internal/rawjson"
 )
 
 // print writes a result in the format that was asked for: a table on a terminal, and else JSON.
@@ -46,7 +48,7 @@ func (c *cli) printRows(columns []string, list *List) error {
 		}
 		cells := make([]string, len(columns))
 		for i, column := range columns {
-			cells[i] = cell(member(row, strings.Split(column, ".")...))
+			cells[i] = cell(rawjson.Get(row, strings.Split(column, ".")...))
 		}
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
 		if count++; count%alignedRows == 0 {
@@ -82,7 +84,7 @@ func printMembers(out io.Writer, value any) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	for name, member := range members([]byte(strings.TrimSpace(text.String()))) {
+	for name, member := range rawjson.Members([]byte(strings.TrimSpace(text.String()))) {
 		fmt.Fprintf(w, "%s\t%s\n", name, cell(member))
 	}
 	return w.Flush()
@@ -98,7 +100,7 @@ func cell(value []byte) string {
 	}
 	text := string(value)
 	if value[0] == '"' {
-		text = unquoteJSON(value)
+		text = rawjson.Unquote(value)
 	}
 	text = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 const (
@@ -225,10 +227,10 @@ func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), sp.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), sp.start.UnixNano(), 10)
 	buf = strconv.AppendInt(append(buf, `,"duration":`...), max(0, sp.duration.Nanoseconds()), 10)
-	buf = appendString(append(buf, `,"service":`...), s.service)
-	buf = appendString(append(buf, `,"name":`...), sp.name)
-	buf = appendString(append(buf, `,"type":`...), sp.kind)
-	buf = appendString(append(buf, `,"resource":`...), sp.resource)
+	buf = rawjson.AppendQuoted(append(buf, `,"service":`...), s.service)
+	buf = rawjson.AppendQuoted(append(buf, `,"name":`...), sp.name)
+	buf = rawjson.AppendQuoted(append(buf, `,"type":`...), sp.kind)
+	buf = rawjson.AppendQuoted(append(buf, `,"resource":`...), sp.resource)
 	failed := int64(0)
 	if sp.failed {
 		failed = 1
@@ -250,7 +252,7 @@ func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
 
 func appendTags(buf []byte, tags []spanTag) []byte {
 	for _, tag := range tags {
-		buf = appendString(appendKey(buf, tag.key), tag.value)
+		buf = rawjson.AppendQuoted(appendKey(buf, tag.key), tag.value)
 	}
 	return buf
 }
@@ -267,5 +269,5 @@ func appendKey(buf []byte, key string) []byte {
 	if buf[len(buf)-1] != '{' {
 		buf = append(buf, ',')
 	}
-	return append(appendString(buf, key), ':')
+	return append(rawjson.AppendQuoted(buf, key), ':')
 }

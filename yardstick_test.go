@@ -21,6 +21,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/rawjson"
 )
 
 // The comparison with a yardstick, a program that does the least work for the same answers:
@@ -196,7 +198,7 @@ func (c *comparison) sync() (rate, mebibytes float64) {
 	out, err := cmd.Output()
 	took := time.Since(began).Seconds()
 	require.NoError(c, err)
-	items, _ := intJSON(member(out[:len(out)-1], "items"))
+	items, _ := rawjson.Int(rawjson.Get(out[:len(out)-1], "items"))
 	require.EqualValues(c, c.rollbar.items, items)
 	return float64(items) / took, float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1024
 }

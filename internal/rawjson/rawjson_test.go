@@ -1,4 +1,4 @@
-package main
+package rawjson
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ func TestAppendString(t *testing.T) {
 			encoder := json.NewEncoder(&want)
 			encoder.SetEscapeHTML(false)
 			require.NoError(t, encoder.Encode(text))
-			require.Equal(t, want.String(), string(appendString(nil, text))+"\n", "%q", text)
+			require.Equal(t, want.String(), string(AppendQuoted(nil, text))+"\n", "%q", text)
 		}
 	}
 }

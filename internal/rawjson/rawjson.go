@@ -1,7 +1,7 @@
 // jsontext.go takes JSON apart without changing a byte of it: Rollbar's ids and numbers must come
 // out digit for digit, and unknown fields in their place. Everything here expects compact JSON,
 // as compactJSON makes it.
-package main
+package rawjson
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 
 // compactJSON checks that the text is one JSON value and returns it without white space. The result
 // shares the text where there was none.
-func compactJSON(text []byte) (json.RawMessage, error) {
+func Compact(text []byte) (json.RawMessage, error) {
 	c := compactor{text: text}
 	c.space()
 	if !c.value(0) || c.space() < len(text) || len(text) == 0 {
@@ -194,10 +194,10 @@ func (c *compactor) word(word string) bool {
 
 // members yields the names and values of a compact JSON object, in their order. It yields nothing
 // for any other value.
-func members(object []byte) iter.Seq2[string, json.RawMessage] {
+func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
-		for name, value := range rawMembers(object) {
-			if !yield(unquoteJSON(name), value) {
+		for name, value := range RawMembers(object) {
+			if !yield(Unquote(name), value) {
 				return
 			}
 		}
@@ -205,7 +205,7 @@ func members(object []byte) iter.Seq2[string, json.RawMessage] {
 }
 
 // rawMembers is members with the names as they are written.
-func rawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
+func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 	return func(yield func(name, value json.RawMessage) bool) {
 		if len(object) == 0 || object[0] != '{' {
 			return
@@ -213,7 +213,7 @@ func rawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
 			name := rest[:stringLen(rest)]
 			rest = rest[len(name)+1:] // the colon
-			value := rest[:valueLen(rest)]
+			value := rest[:ValueLen(rest)]
 			if !yield(name, value) {
 				return
 			}
@@ -227,17 +227,17 @@ func isNamed(raw json.RawMessage, name string) bool {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return string(raw[1:len(raw)-1]) == name
 	}
-	return unquoteJSON(raw) == name
+	return Unquote(raw) == name
 }
 
 // elements yields the values of a compact JSON array. It yields nothing for any other value.
-func elements(array []byte) iter.Seq[json.RawMessage] {
+func Elements(array []byte) iter.Seq[json.RawMessage] {
 	return func(yield func(json.RawMessage) bool) {
 		if len(array) == 0 || array[0] != '[' {
 			return
 		}
 		for rest := array[1:]; len(rest) > 0 && rest[0] != ']'; {
-			value := rest[:valueLen(rest)]
+			value := rest[:ValueLen(rest)]
 			if !yield(value) {
 				return
 			}
@@ -247,10 +247,10 @@ func elements(array []byte) iter.Seq[json.RawMessage] {
 }
 
 // member returns the value of the member that the path of names leads to, or nil.
-func member(object json.RawMessage, path ...string) json.RawMessage {
+func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		var found json.RawMessage
-		for n, value := range rawMembers(object) {
+		for n, value := range RawMembers(object) {
 			if isNamed(n, name) {
 				found = value
 			}
@@ -261,7 +261,7 @@ func member(object json.RawMessage, path ...string) json.RawMessage {
 }
 
 // valueLen is the length of the compact JSON value that the text begins with.
-func valueLen(text []byte) int {
+func ValueLen(text []byte) int {
 	switch text[0] {
 	case '"':
 		return stringLen(text)
@@ -314,7 +314,7 @@ func stringLen(text []byte) int {
 }
 
 // unquoteJSON returns the text of a JSON string, and "" for any other value.
-func unquoteJSON(value json.RawMessage) string {
+func Unquote(value json.RawMessage) string {
 	if len(value) < 2 || value[0] != '"' {
 		return ""
 	}
@@ -327,14 +327,14 @@ func unquoteJSON(value json.RawMessage) string {
 }
 
 // intJSON returns the integer that a JSON value is, and false for any other value.
-func intJSON(value json.RawMessage) (int64, bool) {
+func Int(value json.RawMessage) (int64, bool) {
 	n, err := strconv.ParseInt(string(value), 10, 64)
 	return n, err == nil
 }
 
 // setMember returns the object with the member changed to the value, or added behind the others.
 // A nil value takes it out. The object itself stays as it is.
-func setMember(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
+func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
 	changed := make(json.RawMessage, 1, len(object)+len(name)+len(value)+4)
 	changed[0] = '{'
 	add := func(name, value json.RawMessage) {
@@ -348,20 +348,20 @@ func setMember(object json.RawMessage, name string, value json.RawMessage) json.
 		changed = append(changed, value...)
 	}
 	found := false
-	for n, v := range rawMembers(object) {
+	for n, v := range RawMembers(object) {
 		if isNamed(n, name) {
 			found, v = true, value
 		}
 		add(n, v)
 	}
 	if !found {
-		add(appendString(nil, name), value)
+		add(AppendQuoted(nil, name), value)
 	}
 	return append(changed, '}')
 }
 
 // appendString appends the text as a JSON string.
-func appendString(buf []byte, text string) []byte {
+func AppendQuoted(buf []byte, text string) []byte {
 	quick, plain := append(buf, '"'), 0
 	for i := range len(text) {
 		c := text[i]
@@ -387,15 +387,15 @@ var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '
 
 // withoutMember returns the object without the member that the path of names leads to, as often as it
 // is there.
-func withoutMember(object json.RawMessage, path ...string) json.RawMessage {
+func Without(object json.RawMessage, path ...string) json.RawMessage {
 	changed := json.RawMessage{'{'}
-	for name, value := range rawMembers(object) {
+	for name, value := range RawMembers(object) {
 		if isNamed(name, path[0]) {
 			if len(path) == 1 {
 				continue
 			}
 			if value[0] == '{' {
-				value = withoutMember(value, path[1:]...)
+				value = Without(value, path[1:]...)
 			}
 		}
 		if len(changed) > 1 {
@@ -407,13 +407,13 @@ func withoutMember(object json.RawMessage, path ...string) json.RawMessage {
 }
 
 // storableText returns the text in the form that PostgreSQL can hold.
-func storableText(text string) string {
+func StorableText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // storable returns the JSON text in the form that PostgreSQL can hold and query: what is no UTF-8,
 // \u0000 and lone surrogates become U+FFFD. It returns its argument where there is nothing to do.
-func storable(text json.RawMessage) json.RawMessage {
+func Storable(text json.RawMessage) json.RawMessage {
 	if !utf8.Valid(text) {
 		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
 	}
@@ -465,11 +465,11 @@ func escapedRune(text []byte) int64 {
 
 // objectJSON returns the members of a JSON object that came from a caller. It refuses what is no
 // object, a name given twice and text behind the object.
-func objectJSON(text []byte) (map[string]json.RawMessage, error) {
+func Object(text []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("it is not UTF-8")
 	}
-	compact, err := compactJSON(text)
+	compact, err := Compact(text)
 	if err != nil {
 		return nil, fmt.Errorf("it is not JSON: %w", err)
 	}
@@ -477,7 +477,7 @@ func objectJSON(text []byte) (map[string]json.RawMessage, error) {
 		return nil, errors.New("it is not a JSON object")
 	}
 	object := map[string]json.RawMessage{}
-	for name, value := range members(compact) {
+	for name, value := range Members(compact) {
 		if _, twice := object[name]; twice {
 			return nil, fmt.Errorf("%q is given twice", name)
 		}
