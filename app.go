@@ -27,10 +27,10 @@ var buildVersion = sync.OnceValue(func() string {
 
 // App is what operations work with.
 type App struct {
-	rollbar *Rollbar
-	store   *Store // nil where no database is set
-	log     *slog.Logger
-	*telemetry
+	rollbar   *Rollbar
+	store     *Store // nil where no database is set
+	log       *slog.Logger
+	telemetry *telemetry
 
 	pace     *pacer       // of deliveries
 	work     wake         // something was left to the queue

@@ -76,9 +76,9 @@ func (c *cli) noteRefused(ctx context.Context, operation *Command, err error) {
 	if telemetryErr != nil {
 		return
 	}
-	_, finish := telemetry.startCommand(ctx, operation)
+	_, finish := startCommand(ctx, telemetry, operation)
 	finish(nil, err)
-	telemetry.closeWithin(time.Second)
+	telemetry.Close(time.Second)
 }
 
 // isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. What is wrong
@@ -345,7 +345,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	if telemetryErr != nil {
 		return cmp.Or(err, telemetryErr)
 	}
-	defer telemetry.closeWithin(time.Second)
+	defer telemetry.Close(time.Second)
 	if c.output == "" && isTerminal(c.std.out) {
 		c.output = "table"
 	}
@@ -357,7 +357,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 			c.std.out = resultWriter{c.std.out, progress}
 		}
 	}
-	ctx, finish := telemetry.startCommand(withCall(ctx, call), command)
+	ctx, finish := startCommand(withCall(ctx, call), telemetry, command)
 	var value any
 	switch {
 	case err != nil:

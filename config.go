@@ -222,7 +222,7 @@ func loadConfig(args []string, envFile string) (*Config, error) {
 // loadSettings is loadConfig for one setting only, or for all. With an error, too, it returns what it
 // has gathered.
 func loadSettings(args []string, envFile, only string) (*Config, error) {
-	config := &Config{}
+	config := &Config{telemetry: telemetrySettings{DefaultService: "app", DefaultVersion: buildVersion()}}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	for _, s := range config.settings() {

@@ -27,7 +27,7 @@ func TestConfigDefaults(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, &Config{
 		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second, LogLevel: slog.LevelInfo,
-		telemetry: telemetrySettings{TraceEnabled: true},
+		telemetry: telemetrySettings{TraceEnabled: true, DefaultService: "app", DefaultVersion: buildVersion()},
 	}, config)
 }
 

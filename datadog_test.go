@@ -24,7 +24,7 @@ func newObserved(t *testing.T, change ...func(*Config)) (*fixture, *agentStandIn
 	t.Helper()
 	agent := newAgent(t)
 	change = append(change, func(c *Config) {
-		c.telemetry = agent.settings()
+		c.telemetry = agentSettings(agent)
 		c.telemetry.Interval = 20 * time.Millisecond
 		c.apiTokens = []string{"api-secret"}
 	})
@@ -195,10 +195,10 @@ func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	received := make(chan http.Header, 1)
-	f.app.rollbar.client.Transport = f.app.transport(roundTripper(func(r *http.Request) (*http.Response, error) {
+	f.app.rollbar.client.Transport = f.app.telemetry.transport(roundTripper(func(r *http.Request) (*http.Response, error) {
 		received <- r.Header
 		return http.DefaultTransport.RoundTrip(r)
-	}), callResource)
+	}), "app.rollbar", callResource)
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
 	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01", "Tracestate", "dd=s:2,other=1")
 	trace := agent.trace("GET /items")
@@ -555,4 +555,17 @@ func TestBadDatadogSettings(t *testing.T) {
 	require.Error(t, cmd.Run())
 	assert.Equal(t, 3, cmd.ProcessState.ExitCode())
 	assert.Contains(t, stderr.String(), "DD_TRACE_AGENT_URL must be like http://host:8126")
+}
+
+// agentSettings are those of a service that sends to the agent, often.
+func agentSettings(a *agentStandIn) telemetrySettings {
+	return telemetrySettings{
+		TraceAgentURL: "http://" + a.address,
+		DogStatsDURL:  "udp://" + a.packets.LocalAddr().String(),
+		TraceEnabled:  true,
+		Service:       "shop",
+		Env:           "prod",
+		Version:       "1.2.3",
+		Interval:      time.Millisecond,
+	}
 }

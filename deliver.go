@@ -128,7 +128,7 @@ func (app *App) lease() time.Duration { return app.rollbar.timeout + 2*retryLimi
 func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	ctx, cancel := finishing(ctx, q.until)
 	defer cancel()
-	ctx, span := r.app.startSpan(r.app.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
+	ctx, span := r.app.telemetry.startSpan(r.app.telemetry.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
 	defer span.finish()
 	span.setNumber("attempts", float64(q.Attempts))
 	began := time.Now()

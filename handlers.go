@@ -95,7 +95,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r), timeout: s.clientTimeout}
-	ctx, span := s.app.startRequest(r)
+	ctx, span := s.app.telemetry.startRequest(r)
 	if span != nil {
 		r = r.WithContext(ctx)
 	}
@@ -170,7 +170,7 @@ func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began t
 	case x.status >= 500:
 		outcome = unavailable // of check
 	}
-	s.app.countOperation(x.operation, "http", outcome, took)
+	countOperation(s.app.telemetry, x.operation, "http", outcome, took)
 	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
 }
 

@@ -16,7 +16,8 @@ import (
 // newLogHandler returns a handler that writes lines as Datadog reads them: JSON with timestamp,
 // level and message, and, always at the root, who logs (dd.service, dd.env, dd.version) and in
 // which span (dd.trace_id, dd.span_id). For a terminal it writes plain text without those.
-func newLogHandler(w io.Writer, terminal bool, level slog.Leveler, id identity) slog.Handler {
+func newLogHandler(w io.Writer, terminal bool, level slog.Leveler, settings telemetrySettings) slog.Handler {
+	id := settings.identity()
 	if terminal {
 		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: shortTime})
 	}

@@ -21,7 +21,7 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 	var out bytes.Buffer
 	handler := func(*testing.T) slog.Handler {
 		out.Reset()
-		return newLogHandler(&out, false, slog.LevelInfo, identity{service: "shop", env: "prod", version: "1.2.3"})
+		return newLogHandler(&out, false, slog.LevelInfo, telemetrySettings{Service: "shop", Env: "prod", Version: "1.2.3"})
 	}
 	slogtest.Run(t, handler, func(t *testing.T) map[string]any {
 		var line map[string]any
@@ -61,7 +61,7 @@ func TestLogLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			tt.log(tt.ctx, slog.New(newLogHandler(&out, false, slog.LevelInfo, identity{service: "app", env: "prod", version: "1.2.3"})))
+			tt.log(tt.ctx, slog.New(newLogHandler(&out, false, slog.LevelInfo, telemetrySettings{Service: "app", Env: "prod", Version: "1.2.3"})))
 			var got map[string]any
 			require.NoError(t, json.Unmarshal(out.Bytes(), &got))
 			_, err := time.Parse(time.RFC3339Nano, got["timestamp"].(string))
@@ -84,7 +84,7 @@ func TestLogLine(t *testing.T) {
 func TestLogOnATerminal(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	log := slog.New(newLogHandler(&out, true, slog.LevelInfo, identity{service: "shop", env: "prod", version: "1.2.3"}))
+	log := slog.New(newLogHandler(&out, true, slog.LevelInfo, telemetrySettings{Service: "shop", Env: "prod", Version: "1.2.3"}))
 	log.Debug("hidden")
 	log.Info("done", "duration", 1500*time.Microsecond)
 	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())

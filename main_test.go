@@ -131,11 +131,11 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 // newApp returns another App on the same sandbox and database. Its retries do not wait long.
 func (f *fixture) newApp() *App {
 	f.t.Helper()
-	log := slog.New(newLogHandler(f.log, false, slog.LevelInfo, identity{service: "app"}))
+	log := slog.New(newLogHandler(f.log, false, slog.LevelInfo, telemetrySettings{Service: "app"}))
 	f.config.telemetry.Log = log
 	telemetry, err := f.config.startTelemetry()
 	require.NoError(f.t, err)
-	f.t.Cleanup(func() { telemetry.closeWithin(time.Second) })
+	f.t.Cleanup(func() { telemetry.Close(time.Second) })
 	app, err := newApp(f.config, log, telemetry)
 	require.NoError(f.t, err)
 	app.rollbar.backoff = time.Millisecond

@@ -19,7 +19,7 @@ import (
 //	app.pool.acquired, .idle, .total, .max, .waited   (waited: requests that had to wait, since the start)
 
 // countOperation counts one operation that ended. Its outcome is ok or the kind of its failure.
-func (t *telemetry) countOperation(operation, surface string, outcome failureKind, took time.Duration) {
+func countOperation(t *telemetry, operation, surface string, outcome failureKind, took time.Duration) {
 	if !t.measuring() {
 		return
 	}
@@ -33,7 +33,7 @@ func (t *telemetry) countOperation(operation, surface string, outcome failureKin
 
 // startCommand begins the span of a subcommand. The function that it returns ends it and counts
 // the operation.
-func (t *telemetry) startCommand(ctx context.Context, c *Command) (context.Context, func(value any, err error)) {
+func startCommand(ctx context.Context, t *telemetry, c *Command) (context.Context, func(value any, err error)) {
 	began := time.Now()
 	ctx, span := t.startSpan(ctx, "app.command", "custom", c.Route)
 	span.set("operation", c.Name)
@@ -45,14 +45,14 @@ func (t *telemetry) startCommand(ctx context.Context, c *Command) (context.Conte
 		case outcomeOf(value) == outage:
 			kind, err = unavailable, statusError(outage.status)
 		}
-		t.countOperation(c.Name, "cli", kind, time.Since(began))
+		countOperation(t, c.Name, "cli", kind, time.Since(began))
 		span.fail(err)
 		span.finish()
 	}
 }
 
 // countReports counts what became of items that were seen.
-func (t *telemetry) countReports(items int, changes tally) {
+func countReports(t *telemetry, items int, changes tally) {
 	t.count("app.reports.stored", float64(changes.reports))
 	t.count("app.reports.updated", float64(changes.updated))
 	t.count("app.reports.unchanged", float64(items-changes.reports-changes.updated))
@@ -60,7 +60,7 @@ func (t *telemetry) countReports(items int, changes tally) {
 
 // observePool sets the gauges of the connections to PostgreSQL. Services on one agent are told apart by
 // their containers, not by a tag that is another one after each start.
-func (t *telemetry) observePool(pool *pgxpool.Pool) {
+func observePool(t *telemetry, pool *pgxpool.Pool) {
 	stat := pool.Stat()
 	t.gauge("app.pool.acquired", float64(stat.AcquiredConns()))
 	t.gauge("app.pool.idle", float64(stat.IdleConns()))
@@ -71,15 +71,15 @@ func (t *telemetry) observePool(pool *pgxpool.Pool) {
 
 // watch sets the gauges of a service, those of the queue every few seconds, until the context ends.
 func (app *App) watch(ctx context.Context) {
-	if !app.measuring() {
+	if !app.telemetry.measuring() {
 		return
 	}
-	app.observe(app.observeRuntime)
-	app.observe(func() { app.observePool(app.store.pool) })
+	app.telemetry.observe(app.telemetry.observeRuntime)
+	app.telemetry.observe(func() { observePool(app.telemetry, app.store.pool) })
 	for {
 		if length, oldest, err := app.store.queueLength(ctx); err == nil {
-			app.gauge("app.queue.length", length)
-			app.gauge("app.queue.oldest", oldest)
+			app.telemetry.gauge("app.queue.length", length)
+			app.telemetry.gauge("app.queue.oldest", oldest)
 		}
 		if !sleep(ctx, 5*time.Second) {
 			return
@@ -96,11 +96,4 @@ func (s *Store) queueLength(ctx context.Context) (length, oldest float64, err er
 		FROM reports
 		WHERE state = 'queued'`).Scan(&length, &oldest)
 	return length, oldest, err
-}
-
-// closeWithin is Close with a limit for the whole of it.
-func (t *telemetry) closeWithin(limit time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	t.Close(ctx)
 }

@@ -193,7 +193,7 @@ func TestMetricTags(t *testing.T) {
 func TestRuntimeMetrics(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	telemetry.observe(telemetry.observeRuntime)
 	missing := map[string]bool{"runtime.go.num_cpu": true, "runtime.go.gc_stats.pause_quantiles.max": true}
 	for _, g := range runtimeGauges {

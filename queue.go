@@ -144,7 +144,7 @@ func (app *App) settle(ctx context.Context, id int64, what string, update func(c
 		app.log.WarnContext(ctx, "occurrence could not be marked as "+what, "report", id, "error", err)
 		return
 	}
-	app.count("app.queue."+what, 1)
+	app.telemetry.count("app.queue."+what, 1)
 }
 
 // reject records that Rollbar refused an occurrence for good, and why.
@@ -161,7 +161,7 @@ func (app *App) markDelivered(ctx context.Context, ids []int64) ([]struct{}, err
 		app.log.WarnContext(ctx, "occurrences could not be marked as delivered", "reports", ids, "error", err)
 		return nil, err
 	}
-	app.count("app.queue.delivered", float64(len(ids)))
+	app.telemetry.count("app.queue.delivered", float64(len(ids)))
 	return make([]struct{}, len(ids)), nil
 }
 

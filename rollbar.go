@@ -45,17 +45,17 @@ type token struct{ value, setting string }
 
 // Rollbar is a client for one project. It is safe for concurrent use.
 type Rollbar struct {
-	base    string // without a slash at its end
-	tokens  map[scope]token
-	timeout time.Duration // for one call
-	backoff time.Duration // before the first repetition; it doubles
-	client  *http.Client
-	slots   chan struct{} // of calls that may run at the same time
-	reads   flights[json.RawMessage]
-	pages   flights[*ItemPage]
-	allowed allowances        // by Rollbar's rate limits
-	mask    *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
-	*telemetry
+	base      string // without a slash at its end
+	tokens    map[scope]token
+	timeout   time.Duration // for one call
+	backoff   time.Duration // before the first repetition; it doubles
+	client    *http.Client
+	slots     chan struct{} // of calls that may run at the same time
+	reads     flights[json.RawMessage]
+	pages     flights[*ItemPage]
+	allowed   allowances        // by Rollbar's rate limits
+	mask      *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
+	telemetry *telemetry
 }
 
 // newRollbar returns a client for the API at the base URL, with a time-out for each single call.
@@ -72,7 +72,7 @@ func newRollbar(base string, tokens map[scope]token, timeout time.Duration, tele
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport: telemetry.transport(&maskingTransport{transport, mask}, callResource),
+			Transport: telemetry.transport(&maskingTransport{transport, mask}, "app.rollbar", callResource),
 			// Rollbar's redirects can carry the token in their Location.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -198,7 +198,7 @@ func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessag
 		if !again || !budget.sleep(ctx, wait) {
 			return nil, err
 		}
-		r.count("app.rollbar.retries", 1, "method:"+call.method)
+		r.telemetry.count("app.rollbar.retries", 1, "method:"+call.method)
 		timeout := min(r.timeout, budget.left())
 		stop := budget.start()
 		var next error
@@ -249,7 +249,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	}
 	defer res.Body.Close()
 	if left, known := r.allowed.read(call.scope, res.Header); known {
-		r.gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
+		r.telemetry.gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := readAll(res)
 	if err != nil {

@@ -20,7 +20,7 @@ const shutdownLimit = 20 * time.Second
 func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
 	out := &logBuffer{out: std.out}
 	defer out.flush()
-	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry.identity()))
+	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry))
 	database := "# DATABASE_URL as here" // which may hold a password
 	if dev && config.DatabaseURL == "" {
 		stop, err := devDatabase(ctx, config, std)
@@ -54,7 +54,7 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 	if err != nil {
 		return err
 	}
-	defer telemetry.closeWithin(5 * time.Second)
+	defer telemetry.Close(5 * time.Second)
 	app, err := newApp(config, log, telemetry)
 	if err != nil {
 		return err

@@ -87,7 +87,7 @@ func (app *App) tryToKeep(ctx context.Context, items []Item) (unstored string) {
 		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
 		return err.Error()
 	}
-	app.countReports(len(items), changes)
+	countReports(app.telemetry, len(items), changes)
 	return ""
 }
 

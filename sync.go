@@ -141,7 +141,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (syncChunk, error
 	keep := func(ctx context.Context) error {
 		changes, err := s.store.keepSightings(ctx, batch)
 		if err == nil {
-			s.app.countReports(len(batch), changes)
+			countReports(s.app.telemetry, len(batch), changes)
 			done.items, done.pages, done.last = done.items+int64(len(batch)), done.pages+pages, last
 			done.changes.reports += changes.reports
 			done.changes.updated += changes.updated

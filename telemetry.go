@@ -11,6 +11,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,8 @@ type telemetrySettings struct {
 	Version        string // DD_VERSION
 	Tags           string // DD_TAGS
 	TraceEnabled   bool   // DD_TRACE_ENABLED
+
+	DefaultService, DefaultVersion string // used where neither their variable nor DD_TAGS gives one
 
 	Print io.Writer    // where finished traces are printed as trees; nil: nowhere
 	Log   *slog.Logger // hears of an agent that takes nothing
@@ -95,13 +98,13 @@ func startTelemetry(settings telemetrySettings) (*telemetry, error) {
 	return t, nil
 }
 
-// Close sends what is left, and gives up when the context ends.
-func (t *telemetry) Close(ctx context.Context) {
+// Close sends the rest and gives up after the limit.
+func (t *telemetry) Close(limit time.Duration) {
 	if t == nil {
 		return
 	}
 	t.stop()
-	defer context.AfterFunc(ctx, t.abort)()
+	defer time.AfterFunc(limit, t.abort).Stop()
 	t.senders.Wait()
 	t.abort()
 }
@@ -113,12 +116,10 @@ type identity struct {
 	tags                  []spanTag
 }
 
-const defaultService = "app"
-
 // identity reads DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The first three may also be among the
 // tags, where they count less. Of a tag that is there twice, the last counts.
 func (s telemetrySettings) identity() identity {
-	id := identity{service: s.Service, env: s.Env, version: s.Version, runtimeID: newUUID()}
+	id := identity{service: s.Service, env: s.Env, version: s.Version, runtimeID: newRuntimeID()}
 	separators := ","
 	if !strings.Contains(s.Tags, ",") {
 		separators = " "
@@ -141,9 +142,17 @@ func (s telemetrySettings) identity() identity {
 			id.tags = append(id.tags, spanTag{key, value})
 		}
 	}
-	id.service = cmp.Or(id.service, defaultService)
-	id.version = cmp.Or(id.version, buildVersion())
+	id.service = cmp.Or(id.service, s.DefaultService)
+	id.version = cmp.Or(id.version, s.DefaultVersion)
 	return id
+}
+
+// newRuntimeID returns a random UUID, version 4, as Datadog's own clients name a process.
+func newRuntimeID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // unified returns the tags that belong on everything, without empty ones. The service is not among

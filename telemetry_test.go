@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -37,13 +33,13 @@ func TestTelemetryOff(t *testing.T) {
 	assert.Empty(t, header)
 	assert.Empty(t, s.traceID()+s.place())
 	assert.Nil(t, off.pgxTracer(nil))
-	assert.Equal(t, http.DefaultTransport, off.transport(http.DefaultTransport, nil))
+	assert.Equal(t, http.DefaultTransport, off.transport(http.DefaultTransport, "app.rollbar", nil))
 	assert.Equal(t, t.Context(), off.continueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
 	off.count("app.things", 1)
 	off.gauge("app.things", 1)
 	off.latency("app.things", 1)
 	off.observe(func() { t.Error("nobody observes") })
-	off.Close(t.Context())
+	off.Close(time.Minute)
 }
 
 func TestTelemetryAddresses(t *testing.T) {
@@ -127,14 +123,15 @@ func TestTelemetryIdentity(t *testing.T) {
 		settings telemetrySettings
 		want     identity
 	}{
-		{"nothing set", telemetrySettings{}, identity{service: "app", version: buildVersion()}},
+		{"nothing set", telemetrySettings{}, identity{service: "app", version: "1.2"}},
 		{"variables before tags", telemetrySettings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
-		{"tags with commas", telemetrySettings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
-		{"tags that are odd", telemetrySettings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"core", ""}, {"team", "b"}}}},
-		{"tags with spaces", telemetrySettings{Tags: "team:core  tier:web"}, identity{service: "app", version: buildVersion(), tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
+		{"tags with commas", telemetrySettings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
+		{"tags that are odd", telemetrySettings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}}}},
+		{"tags with spaces", telemetrySettings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
+			tt.settings.DefaultService, tt.settings.DefaultVersion = "app", "1.2"
 			got := tt.settings.identity()
 			assert.Len(t, got.runtimeID, 36)
 			got.runtimeID = ""
@@ -154,7 +151,7 @@ func TestTelemetryThroughUnixSockets(t *testing.T) {
 	packets, err := net.ListenPacket("unixgram", dsd)
 	require.NoError(t, err)
 	agent := startAgent(t, listener, packets)
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.TraceAgentURL, settings.DogStatsDURL = "unix://"+apm, "unix://"+dsd
 	telemetry := startTestTelemetry(t, settings)
 
@@ -168,46 +165,34 @@ func TestTelemetryThroughUnixSockets(t *testing.T) {
 func TestTelemetryCloseSendsTheRest(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.Interval = time.Hour
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
 	telemetry.count("app.things", 1)
 
-	telemetry.Close(t.Context())
+	telemetry.Close(time.Minute)
 	assert.Len(t, drained(agent.traces), 1)
 	for receive(t, agent.metrics).Name != "app.things" {
 	}
-}
-
-// hang lets the agent take no more answers until the test is over.
-func (a *agentStandIn) hang() {
-	over := make(chan struct{})
-	a.t.Cleanup(func() { close(over) })
-	a.answerWith(func(http.ResponseWriter, *http.Request) bool {
-		<-over
-		return true
-	})
 }
 
 func TestTelemetryCloseGivesUp(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	agent.hang()
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.Timeout = time.Hour
 	var log logLines
-	settings.Log = log.logger()
+	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
 	receive(t, agent.calls)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	telemetry.Close(ctx)
-	assert.EqualValues(t, 1, log.dropped("spans"))
+	telemetry.Close(10 * time.Millisecond)
+	assert.EqualValues(t, 1, dropped(&log, "spans"))
 }
 
 // A span never waits: with an agent that hangs, this test would never end if it did.
@@ -215,10 +200,10 @@ func TestAgentThatHangs(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	agent.hang()
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.Timeout = time.Hour
 	var log logLines
-	settings.Log = log.logger()
+	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	const spans = 2*maxQueuedSpans + 1
 	for range spans {
@@ -231,24 +216,22 @@ func TestAgentThatHangs(t *testing.T) {
 	assert.LessOrEqual(t, telemetry.traces.queued, maxQueuedSpans)
 	telemetry.traces.mu.Unlock()
 
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	telemetry.Close(ctx)
-	assert.EqualValues(t, spans, log.dropped("spans")+telemetry.traces.losses.dropped(), "spans that were counted as dropped")
+	telemetry.Close(0)
+	assert.EqualValues(t, spans, dropped(&log, "spans")+telemetry.traces.losses.dropped(), "spans that were counted as dropped")
 }
 
 func TestAgentThatTimesOut(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	agent.hang()
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.Timeout = 20 * time.Millisecond
 	var log logLines
-	settings.Log = log.logger()
+	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
-	assert.Contains(t, log.await(t, "spans")["reason"], "deadline exceeded")
+	assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "deadline exceeded")
 	assert.LessOrEqual(t, len(agent.calls), 1, "what the agent may have taken is not sent again")
 }
 
@@ -256,8 +239,8 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	var log logLines
-	settings := agent.settings()
-	settings.Log = log.logger()
+	settings := settingsFor(agent)
+	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	send := func(resource string) {
 		_, s := telemetry.startSpan(t.Context(), "step", "custom", resource)
@@ -268,7 +251,7 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 
 	agent.die()
 	send("meanwhile")
-	line := log.await(t, "spans")
+	line := awaitDropped(t, &log, "spans")
 	assert.Equal(t, "the Datadog agent does not take everything", line["message"])
 	assert.Equal(t, "WARN", line["level"])
 	assert.Positive(t, line["dropped_spans"]) // the answer to the one before may have been lost, too
@@ -300,12 +283,12 @@ func TestAgentThatRefuses(t *testing.T) {
 				return true
 			})
 			var log logLines
-			settings := agent.settings()
-			settings.Log = log.logger()
+			settings := settingsFor(agent)
+			settings.Log = logTo(&log)
 			telemetry := startTestTelemetry(t, settings)
 			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 			s.finish()
-			assert.Contains(t, log.await(t, "spans")["reason"], "no thanks")
+			assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "no thanks")
 			assert.Len(t, agent.calls, tt.calls)
 		})
 	}
@@ -315,13 +298,13 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
 	var log logLines
-	settings := agent.settings()
-	settings.TraceAgentURL, settings.Log = "", log.logger()
+	settings := settingsFor(agent)
+	settings.TraceAgentURL, settings.Log = "", logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	telemetry.observe(func() { telemetry.gauge("app.thing", 1) })
 	address := agent.packets.LocalAddr().String()
 	agent.packets.Close()
-	assert.Contains(t, log.await(t, "packets")["reason"], "connection refused")
+	assert.Contains(t, awaitDropped(t, &log, "packets")["reason"], "connection refused")
 
 	packets, err := net.ListenPacket("udp", address)
 	require.NoError(t, err)
@@ -332,14 +315,14 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 func TestLossesAreToldNowAndThen(t *testing.T) {
 	t.Parallel()
 	var log logLines
-	losses := &lossLog{log: log.logger(), quiet: time.Minute}
+	losses := &lossLog{log: logTo(&log), quiet: time.Minute}
 	spans, packets := losses.losses("spans"), losses.losses("packets")
 	losses.tell()
 	assert.Empty(t, log.lines(), "nothing is lost yet")
 
 	spans.add(2)
 	losses.tell()
-	assert.EqualValues(t, 2, log.await(t, "spans")["dropped_spans"], "the first loss is told at once")
+	assert.EqualValues(t, 2, awaitDropped(t, &log, "spans")["dropped_spans"], "the first loss is told at once")
 
 	spans.add(3)
 	spans.add(4)
@@ -358,37 +341,12 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 	assert.Equal(t, "more spans than the agent takes in time; io: read/write on closed pipe", lines[1]["reason"])
 }
 
-// A logLines keeps log lines.
-type logLines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logLines) logger() *slog.Logger {
-	return slog.New(newLogHandler(b, false, slog.LevelInfo, identity{service: "app"}))
-}
-
-func (b *logLines) Write(line []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(line)
-}
-
-func (b *logLines) lines() (lines []map[string]any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for line := range bytes.Lines(b.text.Bytes()) {
-		var fields map[string]any
-		if err := json.Unmarshal(line, &fields); err != nil {
-			panic(err)
-		}
-		lines = append(lines, fields)
-	}
-	return lines
+func logTo(lines *logLines) *slog.Logger {
+	return slog.New(newLogHandler(lines, false, slog.LevelInfo, telemetrySettings{Service: "app"}))
 }
 
 // dropped sums up what was logged as dropped.
-func (b *logLines) dropped(unit string) (n int64) {
+func dropped(b *logLines, unit string) (n int64) {
 	for _, line := range b.lines() {
 		dropped, _ := line["dropped_"+unit].(float64)
 		n += int64(dropped)
@@ -397,8 +355,35 @@ func (b *logLines) dropped(unit string) (n int64) {
 }
 
 // await returns the first line about something dropped.
-func (b *logLines) await(t testing.TB, unit string) map[string]any {
+func awaitDropped(t testing.TB, b *logLines, unit string) map[string]any {
 	t.Helper()
-	require.Eventually(t, func() bool { return b.dropped(unit) > 0 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return dropped(b, unit) > 0 }, 20*time.Second, time.Millisecond)
 	return b.lines()[0]
+}
+
+// settings are those of a service that sends to the agent, often.
+func settingsFor(a *agentStandIn) telemetrySettings {
+	return telemetrySettings{
+		TraceAgentURL: "http://" + a.address,
+		DogStatsDURL:  "udp://" + a.packets.LocalAddr().String(),
+		TraceEnabled:  true,
+		Service:       "shop",
+		Env:           "prod",
+		Version:       "1.2.3",
+		Interval:      time.Millisecond,
+	}
+}
+
+// startTestTelemetry starts telemetry that ends with the test.
+func startTestTelemetry(t testing.TB, settings telemetrySettings) *telemetry {
+	t.Helper()
+	if settings.Log == nil {
+		settings.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	telemetry, err := startTelemetry(settings)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		telemetry.Close(0)
+	})
+	return telemetry
 }

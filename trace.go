@@ -227,17 +227,12 @@ func errorText(err error) string {
 	return text
 }
 
-// errorType is the type of the first error in the chain that is more than added words.
+// errorType is the type of the error at the root of the chain; those above it add words.
 func errorType(err error) string {
-	for {
-		name := reflect.TypeOf(err).String()
-		cause := errors.Unwrap(err)
-		wraps := strings.HasPrefix(name, "*fmt.") || name == "*main.Failure" || name == "*main.maskedError"
-		if cause == nil || !wraps {
-			return name
-		}
+	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
 		err = cause
 	}
+	return reflect.TypeOf(err).String()
 }
 
 // finish ends the span. With the root, the trace leaves; what ends later leaves by itself. Of a very

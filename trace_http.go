@@ -63,17 +63,18 @@ type statusError int
 func (e statusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
 // transport returns a transport that makes a span of each request of ours, tells the server of it,
-// and counts the answers as app.rollbar.calls. The resource must be one of few: no ids, no query.
-func (t *telemetry) transport(next http.RoundTripper, resource func(*http.Request) string) http.RoundTripper {
+// and counts the responses: the metrics NAME.calls and NAME.latency. The resource must be one of few: no ids, no query.
+func (t *telemetry) transport(next http.RoundTripper, name string, resource func(*http.Request) string) http.RoundTripper {
 	if t == nil {
 		return next
 	}
-	return &tracingTransport{t, next, resource}
+	return &tracingTransport{t, next, name, resource}
 }
 
 type tracingTransport struct {
 	telemetry *telemetry
 	next      http.RoundTripper
+	name      string // of metrics
 	resource  func(*http.Request) string
 }
 
@@ -97,8 +98,8 @@ func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err == nil {
 		class = strconv.Itoa(answer.StatusCode/100) + "xx"
 	}
-	t.telemetry.count("app.rollbar.calls", 1, "method:"+r.Method, "status_class:"+class)
-	t.telemetry.latency("app.rollbar.latency", time.Since(began), "method:"+r.Method, "status_class:"+class)
+	t.telemetry.count(t.name+".calls", 1, "method:"+r.Method, "status_class:"+class)
+	t.telemetry.latency(t.name+".latency", time.Since(began), "method:"+r.Method, "status_class:"+class)
 	if err != nil {
 		s.fail(err)
 		s.finish()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +36,7 @@ func (s agentSpan) plain() agentSpan {
 func TestTraceOnTheWire(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	settings := agent.settings()
+	settings := settingsFor(agent)
 	settings.Tags = "team:core"
 	telemetry := startTestTelemetry(t, settings)
 	began := time.Now()
@@ -77,7 +76,7 @@ func TestTraceOnTheWire(t *testing.T) {
 func TestTraceOfManySpans(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
 	const children = 2*maxChunkSpans + 10
 	for range children {
@@ -97,7 +96,7 @@ func TestTraceOfManySpans(t *testing.T) {
 func TestSpanThatOutlivesItsTrace(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
 	_, late := telemetry.startSpan(ctx, "step", "custom", "late")
 	root.finish()
@@ -128,16 +127,14 @@ func TestSpanThatFails(t *testing.T) {
 	}{
 		{"a plain error", errors.New("no luck"), "no luck", "*errors.errorString"},
 		{"the type below added words", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}), "item 7: lookup : no such host", "*net.DNSError"},
-		{"the cause of a failure", fmt.Errorf("page 1: %w", &Failure{detail: "Rollbar does not answer", err: io.EOF}), "page 1: Rollbar does not answer", "*errors.errorString"},
-		{"a failure without a cause", &Failure{detail: "Rollbar answered 500"}, "Rollbar answered 500", "*main.Failure"},
-		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF}, `Get "https://h/p": EOF`, "*url.Error"},
+		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF}, `Get "https://h/p": EOF`, "*errors.errorString"},
 		{"a constraint", &pgconn.PgError{Severity: "ERROR", Code: "23505", Message: `duplicate key value violates "uuid_key"`}, `ERROR: duplicate key value violates "uuid_key" (SQLSTATE 23505)`, "*pgconn.PgError"},
 		{"data that PostgreSQL quotes", fmt.Errorf("keep: %w", &pgconn.PgError{Severity: "ERROR", Code: "22P02", Message: `invalid input: "secret"`}), "keep: ERROR: unfit data (SQLSTATE 22P02)", "*pgconn.PgError"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			agent := newAgent(t)
-			telemetry := startTestTelemetry(t, agent.settings())
+			telemetry := startTestTelemetry(t, settingsFor(agent))
 			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 			s.fail(nil)
 			s.fail(tt.err)
@@ -250,7 +247,7 @@ func TestInject(t *testing.T) {
 func TestTraceThatContinuesLater(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	for _, priority := range []int{-1, 0, 1, 2} {
 		ctx := telemetry.extract(t.Context(), headers("x-datadog-trace-id: 7", "x-datadog-parent-id: 8", "x-datadog-tags: _dd.p.dm=-4,_dd.p.tid=4bf92f3577b34da6",
 			fmt.Sprintf("x-datadog-sampling-priority: %d", priority), "traceparent: 00-4bf92f3577b34da60000000000000007-0000000000000009-01", "tracestate: other=1"))
@@ -287,7 +284,7 @@ func TestServerSpan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			agent := newAgent(t)
-			telemetry := startTestTelemetry(t, agent.settings())
+			telemetry := startTestTelemetry(t, settingsFor(agent))
 			r := httptest.NewRequest(tt.method, "http://user@host:80/items/7?token=secret", nil)
 			r.Header.Set("User-Agent", "test")
 			r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
@@ -334,14 +331,14 @@ func TestClientSpan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			agent := newAgent(t)
-			telemetry := startTestTelemetry(t, agent.settings())
+			telemetry := startTestTelemetry(t, settingsFor(agent))
 			var received http.Header
 			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				received = r.Header
 				w.WriteHeader(tt.status)
 			}))
 			defer upstream.Close()
-			client := http.Client{Transport: telemetry.transport(http.DefaultTransport, func(r *http.Request) string { return r.Method + " /item/{id}" })}
+			client := http.Client{Transport: telemetry.transport(http.DefaultTransport, "app.rollbar", func(r *http.Request) string { return r.Method + " /item/{id}" })}
 			ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "GET /items/{id}")
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, upstream.URL+"/item/7?token=secret", nil)
 			require.NoError(t, err)
@@ -378,10 +375,10 @@ func TestClientSpan(t *testing.T) {
 func TestClientSpanWithoutAnswer(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	broken := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
-	}), func(*http.Request) string { return "GET /items" })
+	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	answer, err := broken.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
 	require.NoError(t, err)
 	_, err = io.ReadAll(answer.Body)
@@ -391,7 +388,7 @@ func TestClientSpanWithoutAnswer(t *testing.T) {
 
 	absent := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return nil, io.ErrUnexpectedEOF
-	}), func(*http.Request) string { return "GET /items" })
+	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	_, err = absent.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	span := receive(t, agent.traces)[0]
@@ -424,7 +421,7 @@ func tracedPool(t testing.TB, telemetry *telemetry) *pgxpool.Pool {
 func TestSQLSpans(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	pool := tracedPool(t, telemetry)
 	_, err := pool.Exec(t.Context(), "CREATE TABLE things (id integer PRIMARY KEY, name text)")
 	require.NoError(t, err)
@@ -490,7 +487,7 @@ func TestStatementsWithoutLimits(t *testing.T) {
 func TestConnectionSpans(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	pool := tracedPool(t, telemetry)
 	ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "things")
 	_, err := pool.Exec(ctx, "SELECT $1::integer", 1)
@@ -507,10 +504,10 @@ func TestConnectionSpans(t *testing.T) {
 func TestSQLOutsideOfTraces(t *testing.T) {
 	t.Parallel()
 	agent := newAgent(t)
-	telemetry := startTestTelemetry(t, agent.settings())
+	telemetry := startTestTelemetry(t, settingsFor(agent))
 	_, err := tracedPool(t, telemetry).Exec(t.Context(), "SELECT 1")
 	require.NoError(t, err)
-	telemetry.Close(t.Context())
+	telemetry.Close(time.Minute)
 	assert.Empty(t, agent.traces)
 }
 
@@ -566,11 +563,11 @@ func BenchmarkRequest(b *testing.B) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			return true
 		})
-		settings := agent.settings()
+		settings := settingsFor(agent)
 		settings.Interval = 2 * time.Second
 		telemetry := startTestTelemetry(b, settings)
 		run(b, telemetry)
-		telemetry.Close(context.Background())
+		telemetry.Close(time.Minute)
 		b.ReportMetric(float64(telemetry.traces.losses.dropped())/float64(b.N), "dropped/op")
 	})
 }
