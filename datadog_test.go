@@ -17,12 +17,15 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/datadog/datadogtest"
+	"app/internal/devpg/devpgtest"
 )
 
 // newObserved starts a service that sends to an agent.
-func newObserved(t *testing.T, change ...func(*Config)) (*fixture, *agentStandIn) {
+func newObserved(t *testing.T, change ...func(*Config)) (*fixture, *datadogtest.Agent) {
 	t.Helper()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	change = append(change, func(c *Config) {
 		c.telemetry = agentSettings(agent)
 		c.telemetry.Interval = 20 * time.Millisecond
@@ -37,42 +40,8 @@ func (f *fixture) call(method, path, body string, header ...string) *answer {
 	return f.do(method, path, body, append(header, "Authorization", "Bearer api-secret")...)
 }
 
-// trace returns the next trace whose first span has the resource.
-func (a *agentStandIn) trace(resource string) []agentSpan {
-	a.t.Helper()
-	for {
-		if trace := receive(a.t, a.traces); trace[0].Resource == resource {
-			return trace
-		}
-	}
-}
-
-// metric returns the next message with the name and all the tags.
-func (a *agentStandIn) metric(name string, tags ...string) agentMetric {
-	a.t.Helper()
-	for began := time.Now(); time.Since(began) < waitLimit; {
-		metric := receive(a.t, a.metrics)
-		if metric.Name == name && len(intersection(metric.Tags, tags)) == len(tags) {
-			return metric
-		}
-	}
-	require.FailNow(a.t, "there is no such metric", "%s %v", name, tags)
-	panic("unreachable")
-}
-
-func intersection(a, b []string) (both []string) {
-	for _, x := range a {
-		for _, y := range b {
-			if x == y {
-				both = append(both, x)
-			}
-		}
-	}
-	return both
-}
-
 // kinds counts spans by their type and resource.
-func kinds(trace []agentSpan) map[string]int {
+func kinds(trace []datadogtest.Span) map[string]int {
 	count := map[string]int{}
 	for _, s := range trace {
 		if s.Type == "sql" {
@@ -90,7 +59,7 @@ func TestTraceOfARequest(t *testing.T) {
 	item := fmt.Sprint(f.sandbox.itemIDs()[0])
 	require.Equal(t, 200, f.call("GET", "/items/"+item+"?by=id", "").status)
 
-	trace := agent.trace("GET /items/{id}")
+	trace := agent.Trace("GET /items/{id}")
 	root := trace[0]
 	assert.Equal(t, "web", root.Type)
 	assert.Equal(t, "server", root.Meta["span.kind"])
@@ -112,13 +81,13 @@ func TestTraceOfARequest(t *testing.T) {
 	}
 
 	var line map[string]any
-	for _, l := range f.log.lines() {
+	for _, l := range f.log.Lines() {
 		if l["operation"] == "items.get" {
 			line = l
 		}
 	}
 	require.NotNil(t, line)
-	assert.Equal(t, root.id(), line["dd.trace_id"])
+	assert.Equal(t, root.ID128(), line["dd.trace_id"])
 	assert.Equal(t, fmt.Sprint(root.SpanID), line["dd.span_id"])
 	assert.EqualValues(t, 200, line["http.status_code"])
 	assert.NotContains(t, line, "status")
@@ -133,15 +102,15 @@ func TestTraceOfAFailure(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	require.Equal(t, 404, f.call("GET", "/itens/5?secret=1", "").status)
-	missing := agent.trace("GET (no route)")
+	missing := agent.Trace("GET (no route)")
 	assert.Equal(t, "404", missing[0].Meta["http.status_code"])
 	assert.Zero(t, missing[0].Error)
 	require.Equal(t, 401, f.get("/items").status)
-	assert.Zero(t, agent.trace("GET /items")[0].Error)
+	assert.Zero(t, agent.Trace("GET /items")[0].Error)
 
 	f.sandbox.setFault(faultDown)
 	require.Equal(t, 502, f.call("GET", "/items", "").status)
-	trace := agent.trace("GET /items")
+	trace := agent.Trace("GET /items")
 	assert.EqualValues(t, 1, trace[0].Error)
 	assert.NotEmpty(t, trace[0].Meta["error.message"])
 	assert.NotEmpty(t, trace[0].Meta["error.type"])
@@ -171,7 +140,7 @@ func TestResourcesOfRequests(t *testing.T) {
 		{"GET", "//items", "", "GET (no route)"},
 	} {
 		f.call(tt.method, tt.path, tt.body)
-		trace := receive(t, agent.traces)
+		trace := datadogtest.Receive(t, agent.Traces)
 		assert.Equal(t, tt.resource, trace[0].Resource)
 		assert.Zero(t, trace[0].Error)
 	}
@@ -184,7 +153,7 @@ func TestTraceOfAPanic(t *testing.T) {
 	broken := &Command{Name: "break", Route: "GET /break", Short: "Break", Run: typed(func(context.Context, *App, struct{}) (Text, error) { panic("oh no") })}
 	f.serve(newHandler(f.app, []*Command{broken}, nil))
 	f.get("/break").requireProblem(500, "internal")
-	root := agent.trace("GET /break")[0]
+	root := agent.Trace("GET /break")[0]
 	assert.EqualValues(t, 1, root.Error)
 	assert.Equal(t, "panic: oh no", root.Meta["error.message"])
 	assert.Contains(t, root.Meta["error.stack"], "TestTraceOfAPanic")
@@ -201,12 +170,12 @@ func TestTraceGoesThrough(t *testing.T) {
 	}), "app.rollbar", callResource)
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
 	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01", "Tracestate", "dd=s:2,other=1")
-	trace := agent.trace("GET /items")
-	assert.Equal(t, id, trace[0].id())
+	trace := agent.Trace("GET /items")
+	assert.Equal(t, id, trace[0].ID128())
 	assert.EqualValues(t, 0x00f067aa0ba902b7, trace[0].ParentID)
 	assert.EqualValues(t, 2, trace[0].Metrics["_sampling_priority_v1"])
-	header := receive(t, received)
-	var call agentSpan
+	header := datadogtest.Receive(t, received)
+	var call datadogtest.Span
 	for _, s := range trace {
 		if s.Type == "http" {
 			call = s
@@ -222,17 +191,17 @@ func TestTraceOfADelivery(t *testing.T) {
 	f, agent := newObserved(t)
 	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
 	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "a header keeps nothing from being recorded")
-	agent.trace("POST /items")
+	agent.Trace("POST /items")
 	f.sandbox.setFault(faultDown)
 	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7", "X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
-	request := agent.trace("POST /items")
+	request := agent.Trace("POST /items")
 	f.sandbox.setFault(faultNone)
 	require.Equal(t, 200, f.call("POST", "/reports/deliver", "").status)
-	delivery := agent.trace("queue.deliver")
-	assert.Equal(t, request[0].id(), delivery[0].id(), "it continues the request's trace")
+	delivery := agent.Trace("queue.deliver")
+	assert.Equal(t, request[0].ID128(), delivery[0].ID128(), "it continues the request's trace")
 	assert.EqualValues(t, 2, delivery[0].Metrics["_sampling_priority_v1"])
 	assert.Equal(t, 1, kinds(delivery)["http POST /api/1/item/"])
-	agent.metric("app.queue.delivered")
+	agent.Metric("app.queue.delivered")
 }
 
 // A create is one trace in one piece: what is left to do after the answer is no part of it.
@@ -240,13 +209,13 @@ func TestTraceOfACreate(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	require.Equal(t, 201, f.call("POST", "/items", `{"message":"now"}`).status)
-	trace := agent.trace("POST /items")
+	trace := agent.Trace("POST /items")
 	assert.Equal(t, 1, kinds(trace)["http POST /api/1/item/"])
 	assert.NotZero(t, kinds(trace)["sql"])
-	agent.metric("app.queue.delivered")
+	agent.Metric("app.queue.delivered")
 	f.call("GET", "/last", "")
-	for next := receive(t, agent.traces); next[0].Resource != "GET (no route)"; next = receive(t, agent.traces) {
-		assert.NotEqual(t, trace[0].id(), next[0].id())
+	for next := datadogtest.Receive(t, agent.Traces); next[0].Resource != "GET (no route)"; next = datadogtest.Receive(t, agent.Traces) {
+		assert.NotEqual(t, trace[0].ID128(), next[0].ID128())
 	}
 }
 
@@ -268,9 +237,9 @@ func TestTraceOfSharedWork(t *testing.T) {
 	var leader string
 	var shared []string
 	for range 4 {
-		trace := agent.trace("GET /items")
+		trace := agent.Trace("GET /items")
 		if kinds(trace)["http GET /api/1/items/"] > 0 {
-			leader = trace[0].id()
+			leader = trace[0].ID128()
 			continue
 		}
 		for _, s := range trace {
@@ -280,7 +249,7 @@ func TestTraceOfSharedWork(t *testing.T) {
 		}
 	}
 	assert.Equal(t, []string{leader, leader, leader}, shared)
-	for _, line := range f.log.lines() {
+	for _, line := range f.log.Lines() {
 		if line["operation"] == "items.list" {
 			assert.Greater(t, line["upstream_duration"], 0.)
 			assert.GreaterOrEqual(t, line["duration"], line["upstream_duration"])
@@ -304,7 +273,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	f.call("GET", "/items", "")
 	common := []string{"service:shop", "env:prod", "version:1.2.3"}
 	ok := append([]string{"operation:items.list", "surface:http", "outcome:ok"}, common...)
-	assert.Equal(t, []float64{1}, agent.metric("app.operations", ok...).Values)
+	assert.Equal(t, []float64{1}, agent.Metric("app.operations", ok...).Values)
 	for _, want := range []struct {
 		name string
 		tags []string
@@ -319,19 +288,19 @@ func TestMetricsOfTheService(t *testing.T) {
 		{"runtime.go.num_goroutine", common},
 	} {
 		f.call("GET", "/items", "")
-		agent.metric(want.name, want.tags...)
+		agent.Metric(want.name, want.tags...)
 	}
 	f.call("GET", "/items", "")
-	agent.metric("app.reports.unchanged")
+	agent.Metric("app.reports.unchanged")
 	f.call("GET", "/items?pag=1", "")
-	agent.metric("app.operations", "operation:items.list", "outcome:usage")
+	agent.Metric("app.operations", "operation:items.list", "outcome:usage")
 	f.sandbox.setFault(faultDown)
 	f.call("GET", "/items", "")
-	agent.metric("app.rollbar.retries", "method:GET")
+	agent.Metric("app.rollbar.retries", "method:GET")
 	f.call("POST", "/items", `{"message":"x"}`)
-	agent.metric("app.queue.released")
+	agent.Metric("app.queue.released")
 	f.call("POST", "/items", `{"message":"x"}`)
-	assert.Equal(t, []float64{1}, agent.metric("app.reports.stored").Values)
+	assert.Equal(t, []float64{1}, agent.Metric("app.reports.stored").Values)
 	queued, _, err := f.app.store.queueLength(t.Context())
 	require.NoError(t, err)
 	assert.EqualValues(t, 2, queued)
@@ -361,8 +330,8 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	for _, c := range commands {
 		valid["operation"] = append(valid["operation"], c.Name)
 	}
-	agent.metric("app.operations", "operation:reports.clean")
-	for _, metric := range drained(agent.metrics) {
+	agent.Metric("app.operations", "operation:reports.clean")
+	for _, metric := range datadogtest.Drained(agent.Metrics) {
 		for _, tag := range metric.Tags {
 			key, value, _ := strings.Cut(tag, ":")
 			assert.Contains(t, valid[key], value, metric.Name)
@@ -380,15 +349,15 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	f.sandbox.setFault(faultDown)
 	f.call("GET", "/items?query=hushhush", "")
 	f.call("GET", "/reports?level=hushhush", "", "Authorization", "Bearer wrong-secret")
-	agent.metric("app.operations", "outcome:unavailable")
+	agent.Metric("app.operations", "outcome:unavailable")
 	f.call("GET", "/last", "")
 	var text strings.Builder
 	for last := false; !last; {
-		trace := receive(t, agent.traces)
+		trace := datadogtest.Receive(t, agent.Traces)
 		last = trace[0].Resource == "GET (no route)"
 		require.NoError(t, json.NewEncoder(&text).Encode(trace))
 	}
-	for _, l := range f.log.lines() {
+	for _, l := range f.log.Lines() {
 		require.NoError(t, json.NewEncoder(&text).Encode(l))
 	}
 	for _, secret := range []string{"hushhush", "secret", f.config.readToken, f.config.postToken} {
@@ -400,19 +369,19 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 func TestTelemetryOfASubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	env := []string{
 		"ROLLBAR_URL=" + f.config.RollbarURL, "ROLLBAR_READ_TOKEN=" + f.config.readToken, "DATABASE_URL=" + f.config.DatabaseURL,
-		"DD_TRACE_AGENT_URL=http://" + agent.address, "DD_DOGSTATSD_URL=udp://" + agent.packets.LocalAddr().String(), "DD_ENV=test",
+		"DD_TRACE_AGENT_URL=http://" + agent.Address, "DD_DOGSTATSD_URL=udp://" + agent.Packets.LocalAddr().String(), "DD_ENV=test",
 	}
 	out, err := program(t, env, "items", "list").Output()
 	require.NoError(t, err)
 	assert.Contains(t, string(out), `"items":[`)
-	trace := agent.trace("GET /items")
+	trace := agent.Trace("GET /items")
 	assert.Equal(t, "custom", trace[0].Type)
 	assert.Equal(t, "test", trace[0].Meta["env"])
 	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
-	agent.metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
+	agent.Metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
 
 	for _, tt := range []struct {
 		args                         []string
@@ -426,12 +395,12 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 		{[]string{"items", "create", "-message", "x"}, "items.create", "POST /items", "config"},
 	} {
 		assert.Error(t, program(t, env, tt.args...).Run())
-		root := agent.trace(tt.resource)[0]
+		root := agent.Trace(tt.resource)[0]
 		assert.EqualValues(t, 1, root.Error)
 		assert.Equal(t, "custom", root.Type)
-		agent.metric("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)
+		agent.Metric("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)
 	}
-	for _, metric := range drained(agent.metrics) {
+	for _, metric := range datadogtest.Drained(agent.Metrics) {
 		assert.NotRegexp(t, `^(runtime|app\.pool)\.`, metric.Name, "these are the service's")
 	}
 }
@@ -440,10 +409,10 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 func TestTraceAcrossProcesses(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	env := []string{"APP_URL=" + f.url, "API_TOKEN=api-secret", "DD_TRACE_AGENT_URL=http://" + agent.address}
+	env := []string{"APP_URL=" + f.url, "API_TOKEN=api-secret", "DD_TRACE_AGENT_URL=http://" + agent.Address}
 	require.NoError(t, program(t, env, "reports", "list").Run())
-	one, two := agent.trace("GET /reports"), agent.trace("GET /reports")
-	assert.Equal(t, one[0].id(), two[0].id())
+	one, two := agent.Trace("GET /reports"), agent.Trace("GET /reports")
+	assert.Equal(t, one[0].ID128(), two[0].ID128())
 }
 
 // An agent that takes connections and never answers holds up a subcommand for a second at most.
@@ -460,7 +429,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
 	assert.Less(t, time.Since(began), 4*time.Second) // one, and what a loaded machine adds
 
-	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true", "DATABASE_URL=" + testDatabase(t)})
+	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true", "DATABASE_URL=" + devpgtest.Schema(t)})
 	res, err := http.Get(p.url + "/which")
 	require.NoError(t, err)
 	res.Body.Close()
@@ -474,7 +443,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 func TestRequestsWithAnAgentThatHangs(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	agent.hang()
+	agent.Hang()
 	began := time.Now()
 	var clients sync.WaitGroup
 	for range 8 {
@@ -492,14 +461,14 @@ func TestRequestsWithAnAgentThatHangs(t *testing.T) {
 // when the agent comes.
 func TestServeWithoutItsAgent(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	agent.die()
-	packets := agent.packets.LocalAddr()
-	agent.packets.Close()
+	agent := datadogtest.New(t)
+	agent.Die()
+	packets := agent.Packets.LocalAddr()
+	agent.Packets.Close()
 	began := time.Now()
 	p := startServe(t, []string{
-		"DATABASE_URL=" + testDatabase(t), "SANDBOX=true",
-		"DD_TRACE_AGENT_URL=http://" + agent.address, "DD_DOGSTATSD_URL=udp://" + packets.String(),
+		"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true",
+		"DD_TRACE_AGENT_URL=http://" + agent.Address, "DD_DOGSTATSD_URL=udp://" + packets.String(),
 	})
 	get := func() {
 		res, err := http.Get(p.url + "/which")
@@ -511,21 +480,21 @@ func TestServeWithoutItsAgent(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(p.stdout(), line) }, waitLimit, waitTick)
 	assert.Less(t, time.Since(began), 15*time.Second) // ten, and what a loaded machine adds
 
-	agent.listen(listenTCP(t, agent.address))
+	agent.Listen(datadogtest.ListenTCP(t, agent.Address))
 	socket, err := net.ListenPacket(packets.Network(), packets.String())
 	require.NoError(t, err)
-	metrics := startAgent(t, listenTCP(t, "127.0.0.1:0"), socket)
+	metrics := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), socket)
 	get()
-	agent.trace("GET /which")
-	metrics.metric("app.operations", "operation:which")
-	metrics.metric("runtime.go.num_goroutine")
+	agent.Trace("GET /which")
+	metrics.Metric("app.operations", "operation:which")
+	metrics.Metric("runtime.go.num_goroutine")
 	assert.Equal(t, 1, strings.Count(p.stdout(), line))
 }
 
 // Off means off: no part of all this runs.
 func TestServeWithTelemetryOff(t *testing.T) {
 	t.Parallel()
-	p := startServe(t, []string{"DATABASE_URL=" + testDatabase(t), "SANDBOX=true", "DD_ENV=prod", "DD_TAGS=a:b", "DD_AGENT_HOST="})
+	p := startServe(t, []string{"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true", "DD_ENV=prod", "DD_TAGS=a:b", "DD_AGENT_HOST="})
 	res, err := http.Get(p.url + "/check")
 	require.NoError(t, err)
 	res.Body.Close()
@@ -538,7 +507,7 @@ func TestServeWithTelemetryOff(t *testing.T) {
 // serve -trace shows where the time went, without any agent.
 func TestServeTrace(t *testing.T) {
 	t.Parallel()
-	p := startServe(t, []string{"DATABASE_URL=" + testDatabase(t), "SANDBOX=true"}, "-trace")
+	p := startServe(t, []string{"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true"}, "-trace")
 	res, err := http.Get(p.url + "/items?limit=3")
 	require.NoError(t, err)
 	res.Body.Close()
@@ -558,10 +527,10 @@ func TestBadDatadogSettings(t *testing.T) {
 }
 
 // agentSettings are those of a service that sends to the agent, often.
-func agentSettings(a *agentStandIn) telemetrySettings {
+func agentSettings(a *datadogtest.Agent) telemetrySettings {
 	return telemetrySettings{
-		TraceAgentURL: "http://" + a.address,
-		DogStatsDURL:  "udp://" + a.packets.LocalAddr().String(),
+		TraceAgentURL: "http://" + a.Address,
+		DogStatsDURL:  "udp://" + a.Packets.LocalAddr().String(),
 		TraceEnabled:  true,
 		Service:       "shop",
 		Env:           "prod",

@@ -1,14 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
 )
 
@@ -24,14 +24,13 @@ import (
 // Two replicas of the service go on without a restart. All that they acknowledged arrives at
 // Rollbar, and all but what was marked as not stored is in the reports.
 func TestFailover(t *testing.T) {
-	bin := replicationPrograms(t)
-	for name, lose := range map[string]func(*testing.T, *privatePostgres){"killed": kill, "frozen": freeze} {
+	for name, lose := range map[string]func(*testing.T, *devpgtest.Server){"killed": kill, "frozen": freeze} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			primary, standby := startPair(t, bin)
+			primary, standby := devpgtest.StartPair(t)
 			f := newFixture(t, 3, withTimeout(time.Second), func(c *Config) {
-				hosts := primary.home + "," + standby.home
-				c.DatabaseURL = strings.Replace(primary.URL(), primary.home, hosts, 1) + "&target_session_attrs=read-write"
+				hosts := primary.Home() + "," + standby.Home()
+				c.DatabaseURL = strings.Replace(primary.URL(), primary.Home(), hosts, 1) + "&target_session_attrs=read-write"
 			})
 			env := append(f.env(), "DATABASE_READ_URL="+standby.URL())
 			replicas := []*fixture{f.at(startServe(t, env)), f.at(startServe(t, env))}
@@ -55,7 +54,7 @@ func TestFailover(t *testing.T) {
 			until(t, "Rollbar alone takes creates", all(func(r *fixture) bool { return load.first(attempt.isUnstored, r, lost) > 0 }))
 
 			promoted := time.Now()
-			require.Equal(t, []string{"true"}, inPostgres(t, standby.URL(), `SELECT pg_promote()::text`))
+			require.Equal(t, []string{"true"}, devpgtest.Query(t, standby.URL(), `SELECT pg_promote()::text`))
 			until(t, "/check is OK again", healthy)
 			t.Logf("/check was OK on both %v after the promotion", time.Since(promoted))
 			until(t, "creates are stored again", all(func(r *fixture) bool { return load.first(attempt.isStored, r, promoted) > 0 }))
@@ -65,16 +64,16 @@ func TestFailover(t *testing.T) {
 			before := load.count(attempt.isStored)
 			until(t, "many are", func() bool { return load.count(attempt.isStored) > before+50 })
 			until(t, "both queues listen again", func() bool {
-				return inPostgres(t, standby.URL(), `SELECT count(*)::text FROM pg_stat_activity WHERE query = 'LISTEN app_queue'`)[0] == "2"
+				return devpgtest.Query(t, standby.URL(), `SELECT count(*)::text FROM pg_stat_activity WHERE query = 'LISTEN app_queue'`)[0] == "2"
 			})
 			load.end()
 			ended := time.Now()
-			inPostgres(t, standby.URL(), timePasses)
-			inPostgres(t, standby.URL(), `SELECT '' FROM pg_notify('app_queue', '')`)
+			devpgtest.Query(t, standby.URL(), timePasses)
+			devpgtest.Query(t, standby.URL(), `SELECT '' FROM pg_notify('app_queue', '')`)
 			for left := math.MaxInt; left > 0; { // it takes as long as the pace of deliveries wants
 				until(t, "the queue shrinks", func() bool {
 					was := left
-					left = atoi(inPostgres(t, standby.URL(), `SELECT count(*)::text FROM reports WHERE state = 'queued'`)[0])
+					left = atoi(devpgtest.Query(t, standby.URL(), `SELECT count(*)::text FROM reports WHERE state = 'queued'`)[0])
 					return left < was
 				})
 			}
@@ -96,30 +95,30 @@ func TestFailover(t *testing.T) {
 
 // requireReadsFromStandby proves that reports are read from the standby, and from the primary while
 // the standby is down.
-func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby *privatePostgres) {
+func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby *devpgtest.Server) {
 	t.Helper()
 	until(t, "the standby has the tables", func() bool {
-		return inPostgres(t, standby.URL(), `SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true"
+		return devpgtest.Query(t, standby.URL(), `SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true"
 	})
-	inPostgres(t, standby.URL(), `SELECT '' FROM pg_wal_replay_pause()`)
+	devpgtest.Query(t, standby.URL(), `SELECT '' FROM pg_wal_replay_pause()`)
 	until(t, "the standby falls behind", func() bool {
-		return inPostgres(t, standby.URL(), `SELECT pg_get_wal_replay_pause_state()`)[0] == "paused"
+		return devpgtest.Query(t, standby.URL(), `SELECT pg_get_wal_replay_pause_state()`)[0] == "paused"
 	})
 	uuid := newUUID()
 	require.Equal(t, 201, replicas[0].create(uuid).status)
-	path := "/reports/" + inPostgres(t, primary.URL(), fmt.Sprintf(`SELECT id::text FROM reports WHERE uuid = '%s'`, uuid))[0]
+	path := "/reports/" + devpgtest.Query(t, primary.URL(), fmt.Sprintf(`SELECT id::text FROM reports WHERE uuid = '%s'`, uuid))[0]
 	for _, r := range replicas {
 		require.NotContains(t, r.reportStates(), uuid, "the standby does not have it yet")
 		require.Equal(t, 404, r.get(path).status)
 	}
-	standby.halt(t, "fast")
+	standby.Halt("fast")
 	for _, r := range replicas {
 		until(t, "the primary is read", func() bool { return r.get(path).status == 200 }) // connections may end last
 		require.Contains(t, r.reportStates(), uuid)
 	}
-	standby.resume(t)
+	standby.Resume()
 	until(t, "the standby is synchronous again", func() bool {
-		return inPostgres(t, primary.URL(), `SELECT coalesce(max(sync_state), '') FROM pg_stat_replication`)[0] == "sync"
+		return devpgtest.Query(t, primary.URL(), `SELECT coalesce(max(sync_state), '') FROM pg_stat_replication`)[0] == "sync"
 	})
 }
 
@@ -229,60 +228,20 @@ func (l *load) first(is func(attempt) bool, r *fixture, since time.Time) time.Du
 	return 0
 }
 
-// replicationPrograms returns where the programs of a server and of its standby are.
-func replicationPrograms(t *testing.T) string {
-	t.Helper()
-	dirs := slices.DeleteFunc(postgresDirs(), func(dir string) bool {
-		_, err := exec.LookPath(filepath.Join(dir, "pg_basebackup"))
-		return err != nil
-	})
-	bin, err := findPostgres(t.Context(), dirs, "false") // no Docker
-	if err != nil {
-		t.Skip("FAILOVER IS NOT TESTED: no directory has initdb, pg_ctl, postgres and pg_basebackup")
-	}
-	return bin
-}
-
-// startPair starts a primary and a standby for which its commits wait. Unlike the other servers of
-// tests, these are durable.
-func startPair(t *testing.T, bin string) (primary, standby *privatePostgres) {
-	t.Helper()
-	start := func(settings ...string) *privatePostgres {
-		p := &privatePostgres{ended: make(chan struct{})}
-		if os.Geteuid() == 0 {
-			var err error
-			p.credential, err = unprivilegedUser()
-			require.NoError(t, err)
-		}
-		require.NoError(t, p.makeHome(""))
-		if primary != nil {
-			out, err := p.command(t.Context(), filepath.Join(bin, "pg_basebackup"), "-d", primary.URL(), "-D", "data", "-R", "-c", "fast").CombinedOutput()
-			require.NoError(t, err, string(out))
-		}
-		require.NoError(t, p.startLocal(t.Context(), bin, settings))
-		t.Cleanup(func() { assert.NoError(t, p.Stop()) })
-		return p
-	}
-	primary = start("synchronous_commit=on", "synchronous_standby_names=standby")
-	standby = start("synchronous_commit=on", "cluster_name=standby")
-	return primary, standby
-}
-
 // kill ends the server with kill -9. The next start removes what that leaves in shared memory.
-func kill(t *testing.T, p *privatePostgres) {
-	send(t, "-KILL", inPostgres(t, p.URL(), postmaster)[0])
+func kill(t *testing.T, p *devpgtest.Server) {
+	send(t, "-KILL", devpgtest.Query(t, p.URL(), postmaster)[0])
 	t.Cleanup(func() {
-		assert.NoError(t, os.Remove(filepath.Join(p.home, "data", "postmaster.pid"))) // of a zombie, perhaps
-		_, err := io.WriteString(p.orders, "start\n")
-		assert.NoError(t, err)
+		assert.NoError(t, os.Remove(filepath.Join(p.Home(), "data", "postmaster.pid"))) // of a zombie, perhaps
+		assert.NoError(t, p.Server.Resume(context.Background()))
 	})
-	requireGone(t, p.URL())
+	devpgtest.RequireGone(t, p.URL())
 }
 
 // freeze stops all of the server's processes where they are. It is as if its machine had vanished:
 // connections are neither closed nor answered.
-func freeze(t *testing.T, p *privatePostgres) {
-	parent := inPostgres(t, p.URL(), postmaster)[0]
+func freeze(t *testing.T, p *devpgtest.Server) {
+	parent := devpgtest.Query(t, p.URL(), postmaster)[0]
 	send(t, "-STOP", parent) // there will be no new ones
 	children, err := exec.CommandContext(t.Context(), "pgrep", "-P", parent).Output()
 	require.NoError(t, err)

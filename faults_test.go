@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"app/internal/devpg/devpgtest"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -183,10 +185,10 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			postgres := startTestPostgres(t, "")
+			postgres := devpgtest.Start(t, "")
 			f := newFixture(t, 3, func(c *Config) {
-				inPostgres(t, postgres.URL(), `CREATE ROLE app LOGIN`)
-				inPostgres(t, postgres.URL(), `GRANT ALL ON SCHEMA public TO app`)
+				devpgtest.Query(t, postgres.URL(), `CREATE ROLE app LOGIN`)
+				devpgtest.Query(t, postgres.URL(), `GRANT ALL ON SCHEMA public TO app`)
 				c.DatabaseURL = strings.Replace(postgres.URL(), "postgres@", "app@", 1)
 			})
 			f.admin = postgres.URL()
@@ -411,7 +413,7 @@ var (
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(*chaosSeed, 0))
-	postgres := startTestPostgres(t, "", "fsync=on", "synchronous_commit=on")
+	postgres := devpgtest.Start(t, "", "fsync=on", "synchronous_commit=on")
 	f := newFixture(t, 0, withTimeout(300*time.Millisecond), func(c *Config) { c.DatabaseURL = postgres.URL() })
 	var (
 		replicas     = []*process{startServe(t, f.env()), startServe(t, f.env())}
@@ -461,9 +463,9 @@ func TestChaos(t *testing.T) {
 			replicas[n] = p
 			mu.Unlock()
 		case 1:
-			postgres.halt(t, []string{"fast", "immediate"}[random.IntN(2)])
+			postgres.Halt([]string{"fast", "immediate"}[random.IntN(2)])
 			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
-			postgres.resume(t)
+			postgres.Resume()
 		default:
 			f.sandbox.setFault(faults[random.IntN(len(faults))])
 			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
 )
 
@@ -252,7 +253,7 @@ func TestPreference(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	t.Parallel()
-	postgres := startTestPostgres(t, "")
+	postgres := devpgtest.Start(t, "")
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
 	requireCheck := func(status int, body string) {
 		t.Helper()
@@ -262,10 +263,10 @@ func TestCheck(t *testing.T) {
 		}, waitLimit, waitTick)
 	}
 	requireCheck(200, `{"status":"OK"}`)
-	postgres.halt(t, "immediate")
+	postgres.Halt("immediate")
 	requireCheck(503, `{"status":"KO"}`)
 	assert.Equal(t, shell{7, `{"status":"KO"}` + "\n", ""}, f.run("check"))
-	postgres.resume(t)
+	postgres.Resume()
 	requireCheck(200, `{"status":"OK"}`)
 	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, f.run("check"))
 }

@@ -16,14 +16,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
+	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
 )
 
@@ -33,57 +33,11 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(s.env())
 	}
 	code := m.Run()
-	if testPostgres != nil {
-		testPostgres.Stop()
-	}
 	os.RemoveAll(testDir)
 	os.Exit(code)
 }
 
-var (
-	testPostgres *privatePostgres
-	testDir      string // for the binary; removed in the end
-	testSchemas  atomic.Int64
-)
-
-// testServer returns the URL of the PostgreSQL that the tests share.
-var testServer = sync.OnceValues(func() (string, error) {
-	if url := os.Getenv("TEST_DATABASE_URL"); url != "" {
-		return url, nil
-	}
-	var err error
-	if testPostgres, err = startPostgres(context.Background(), ""); err != nil {
-		return "", err
-	}
-	return testPostgres.URL(), nil
-})
-
-// testDatabase returns the URL of a schema of the test's own.
-func testDatabase(t testing.TB) string {
-	t.Helper()
-	server, err := testServer()
-	require.NoError(t, err)
-	name := fmt.Sprintf("test_%d_%d", os.Getpid(), testSchemas.Add(1))
-	conn, err := pgx.Connect(t.Context(), server)
-	require.NoError(t, err)
-	defer conn.Close(t.Context())
-	_, err = conn.Exec(t.Context(), "CREATE SCHEMA "+name)
-	require.NoError(t, err)
-	if os.Getenv("TEST_DATABASE_URL") != "" {
-		t.Cleanup(func() {
-			conn, err := pgx.Connect(context.Background(), server)
-			require.NoError(t, err)
-			defer conn.Close(context.Background())
-			_, err = conn.Exec(context.Background(), "DROP SCHEMA "+name+" CASCADE")
-			assert.NoError(t, err)
-		})
-	}
-	separator := "?"
-	if strings.Contains(server, "?") {
-		separator = "&"
-	}
-	return server + separator + "search_path=" + name
-}
+var testDir string // for the binary; removed in the end
 
 // testBinary builds the program, once.
 var testBinary = sync.OnceValues(func() (string, error) {
@@ -105,19 +59,19 @@ type fixture struct {
 	config  *Config
 	app     *App
 	url     string // of the service
-	log     *logLines
+	log     *datadogtest.LogLines
 	admin   string // the database as its owner, if that is not the service
 }
 
 // newFixture starts a service on a sandbox with n items. The functions change its settings.
 func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, sandbox: newSandbox(n), log: &logLines{}}
+	f := &fixture{t: t, sandbox: newSandbox(n), log: &datadogtest.LogLines{}}
 	rollbar := httptest.NewServer(f.sandbox)
 	t.Cleanup(rollbar.Close)
 	t.Cleanup(func() { f.sandbox.setFault(faultNone) }) // lets slow answers go
 	var err error
-	f.config, err = loadConfig([]string{"-database-url=" + testDatabase(t)}, "")
+	f.config, err = loadConfig([]string{"-database-url=" + devpgtest.Schema(t)}, "")
 	require.NoError(t, err)
 	f.config.useSandbox(rollbar.URL + "/api/1")
 	for _, c := range change {

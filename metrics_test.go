@@ -12,23 +12,25 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/datadog/datadogtest"
 )
 
 // awaitMetric returns the next metric of the name.
-func awaitMetric(t testing.TB, agent *agentStandIn, name string) agentMetric {
+func awaitMetric(t testing.TB, agent *datadogtest.Agent, name string) datadogtest.Metric {
 	t.Helper()
 	for {
-		if metric := receive(t, agent.metrics); metric.Name == name {
+		if metric := datadogtest.Receive(t, agent.Metrics); metric.Name == name {
 			return metric
 		}
 	}
 }
 
 // sentMetrics returns what arrives of what the function records, by name and tags.
-func sentMetrics(t *testing.T, record func(*telemetry)) map[string]agentMetric {
+func sentMetrics(t *testing.T, record func(*telemetry)) map[string]datadogtest.Metric {
 	t.Helper()
-	agent := newAgent(t)
-	address := agent.packets.LocalAddr()
+	agent := datadogtest.New(t)
+	address := agent.Packets.LocalAddr()
 	sender := newMetricSender(address.Network(), address.String(), identity{service: "shop", env: "prod", version: "1.2.3"}, new(lossLog).losses("packets"))
 	defer sender.hangUp()
 	telemetry := &telemetry{metrics: sender}
@@ -36,9 +38,9 @@ func sentMetrics(t *testing.T, record func(*telemetry)) map[string]agentMetric {
 	sender.flush(t.Context())
 	telemetry.count("app.last", 1)
 	sender.flush(t.Context())
-	metrics := map[string]agentMetric{}
+	metrics := map[string]datadogtest.Metric{}
 	for {
-		metric := receive(t, agent.metrics)
+		metric := datadogtest.Receive(t, agent.Metrics)
 		if metric.Name == "app.last" {
 			return metrics
 		}
@@ -63,13 +65,13 @@ func TestMetrics(t *testing.T) {
 	})
 	const common = "env:prod service:shop version:1.2.3]"
 	tags := func(more ...string) []string { return append(more, "service:shop", "version:1.2.3") }
-	assert.Equal(t, map[string]agentMetric{
-		"app.requests [env:prod outcome:ok service:shop version:1.2.3]":       {"app.requests", "c", []float64{3.5}, 1, tags("env:prod", "outcome:ok")},
-		"app.requests [env:prod outcome:conflict service:shop version:1.2.3]": {"app.requests", "c", []float64{1}, 1, tags("env:prod", "outcome:conflict")},
-		"app.queue [" + common:   {"app.queue", "g", []float64{3}, 1, tags("env:prod")},
-		"app.size [" + common:    {"app.size", "d", []float64{12, 0.5}, 1, tags("env:prod")},
-		"app.latency [" + common: {"app.latency", "d", []float64{1.5}, 1, tags("env:prod")},
-		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {"app_odd_name_x", "c", []float64{1}, 1, tags("env:prod", "reason:a_b_c_d")},
+	assert.Equal(t, map[string]datadogtest.Metric{
+		"app.requests [env:prod outcome:ok service:shop version:1.2.3]":       {Name: "app.requests", Kind: "c", Values: []float64{3.5}, Rate: 1, Tags: tags("env:prod", "outcome:ok")},
+		"app.requests [env:prod outcome:conflict service:shop version:1.2.3]": {Name: "app.requests", Kind: "c", Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "outcome:conflict")},
+		"app.queue [" + common:   {Name: "app.queue", Kind: "g", Values: []float64{3}, Rate: 1, Tags: tags("env:prod")},
+		"app.size [" + common:    {Name: "app.size", Kind: "d", Values: []float64{12, 0.5}, Rate: 1, Tags: tags("env:prod")},
+		"app.latency [" + common: {Name: "app.latency", Kind: "d", Values: []float64{1.5}, Rate: 1, Tags: tags("env:prod")},
+		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {Name: "app_odd_name_x", Kind: "c", Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "reason:a_b_c_d")},
 	}, got)
 }
 
@@ -82,7 +84,7 @@ func TestDistributionOfManyValues(t *testing.T) {
 	var values int
 	for message := range s.messages([]string{"env:prod"}, 1432) {
 		assert.LessOrEqual(t, len(message), 1432)
-		metric, err := parseMetric(string(message))
+		metric, err := datadogtest.ParseMetric(string(message))
 		require.NoError(t, err)
 		assert.Equal(t, 0.25, metric.Rate)
 		values += len(metric.Values)
@@ -135,8 +137,8 @@ func TestTooManySeries(t *testing.T) {
 
 func TestMetricsRedial(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	address := agent.packets.LocalAddr()
+	agent := datadogtest.New(t)
+	address := agent.Packets.LocalAddr()
 	m := newMetricSender(address.Network(), address.String(), identity{}, new(lossLog).losses("packets"))
 	defer m.hangUp()
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
@@ -153,25 +155,25 @@ func TestMetricsRedial(t *testing.T) {
 // turn of another.
 func TestMetricsToLocalhost(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	_, port, err := net.SplitHostPort(agent.packets.LocalAddr().String())
+	agent := datadogtest.New(t)
+	_, port, err := net.SplitHostPort(agent.Packets.LocalAddr().String())
 	require.NoError(t, err)
 	m := newMetricSender("udp", "localhost:"+port, identity{}, new(lossLog).losses("packets"))
 	defer m.hangUp()
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
 	awaitMetric(t, agent, "app.first")
 
-	gone := agent.packets.LocalAddr()
-	agent.packets.Close()
+	gone := agent.Packets.LocalAddr()
+	agent.Packets.Close()
 	for m.refusals == 0 { // what nobody takes is refused later
 		_ = m.send(t.Context(), []byte("app.lost:1|c|#a:b"))
 	}
 	packets, err := net.ListenPacket(gone.Network(), gone.String())
 	require.NoError(t, err)
-	returned := startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
+	returned := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), packets)
 	require.Eventually(t, func() bool {
 		_ = m.send(t.Context(), []byte("app.second:1|c|#a:b"))
-		return len(returned.metrics) > 0
+		return len(returned.Metrics) > 0
 	}, waitLimit, waitTick)
 }
 
@@ -192,7 +194,7 @@ func TestMetricTags(t *testing.T) {
 
 func TestRuntimeMetrics(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	telemetry.observe(telemetry.observeRuntime)
 	missing := map[string]bool{"runtime.go.num_cpu": true, "runtime.go.gc_stats.pause_quantiles.max": true}
@@ -200,7 +202,7 @@ func TestRuntimeMetrics(t *testing.T) {
 		missing[g.name] = true
 	}
 	for len(missing) > 0 {
-		metric := receive(t, agent.metrics)
+		metric := datadogtest.Receive(t, agent.Metrics)
 		assert.Equal(t, "g", metric.Kind)
 		assert.Subset(t, metric.Tags, telemetry.metrics.runtimeTags)
 		switch metric.Name {

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"app/internal/devpg/devpgtest"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -314,10 +316,10 @@ func TestForgottenNotWhenAcknowledged(t *testing.T) {
 
 func TestCreateWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
-	postgres := startTestPostgres(t, "")
+	postgres := devpgtest.Start(t, "")
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
 	require.Equal(t, 200, f.get("/reports").status)
-	postgres.halt(t, "immediate")
+	postgres.Halt("immediate")
 	uuid := newUUID()
 	got := f.create(uuid)
 	assert.Equal(t, 201, got.status, got.body)
@@ -335,7 +337,7 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 	f.create(newUUID()).requireProblem(503, "unavailable")
 
 	f.sandbox.setFault(faultNone)
-	postgres.resume(t)
+	postgres.Resume()
 	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
 }
 
@@ -416,7 +418,7 @@ func TestClaim(t *testing.T) {
 // Only what is left to the queue is notified of, once.
 func TestQueueNotifies(t *testing.T) {
 	t.Parallel()
-	postgres := startTestPostgres(t, "") // of its own: whoever listens hears everybody
+	postgres := devpgtest.Start(t, "") // of its own: whoever listens hears everybody
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
 	conn, err := pgx.Connect(t.Context(), postgres.URL())
 	require.NoError(t, err)

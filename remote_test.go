@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
 )
 
@@ -76,7 +77,7 @@ func TestAskServerThatRedirects(t *testing.T) {
 	defer server.Close()
 	got := runShell(t, "", "items", "create", "-message", "x", "-app-url", server.URL)
 	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, leads elsewhere: set APP_URL to where the service is, https://errors.example.com/items\n", server.URL)}, got)
-	assert.Equal(t, []string{"POST /items"}, drained(asked))
+	assert.Equal(t, []string{"POST /items"}, datadogtest.Drained(asked))
 }
 
 // A table names the next page, also when a server has made it.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
 )
 
@@ -30,7 +31,7 @@ func TestMask(t *testing.T) {
 
 // brokenRollbar answers each request with the bytes that the function makes of the token in it.
 func brokenRollbar(t *testing.T, answer func(token string) string) string {
-	listener := listenTCP(t, "127.0.0.1:0")
+	listener := datadogtest.ListenTCP(t, "127.0.0.1:0")
 	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
@@ -95,15 +96,15 @@ func TestNobodySeesTheToken(t *testing.T) {
 			} {
 				got := f.call(request.method, request.path, request.body)
 				fmt.Fprintln(&seen, got.status, got.header, got.body)
-				require.NoError(t, json.NewEncoder(&seen).Encode(agent.trace(request.method+" "+strings.ReplaceAll(request.path, "7", "{id}"))))
+				require.NoError(t, json.NewEncoder(&seen).Encode(agent.Trace(request.method+" "+strings.ReplaceAll(request.path, "7", "{id}"))))
 			}
 			for _, args := range []string{"items list", "items list -o json", "items create -message x"} {
 				got := f.run(strings.Fields(args)...)
 				fmt.Fprintln(&seen, got.out, got.err)
 			}
-			f.log.mu.Lock()
-			seen.Write(f.log.text.Bytes())
-			f.log.mu.Unlock()
+			f.log.Mu.Lock()
+			seen.Write(f.log.Text.Bytes())
+			f.log.Mu.Unlock()
 			for _, form := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret)} {
 				assert.NotContains(t, seen.String(), form)
 			}
@@ -141,9 +142,9 @@ func TestNobodySeesThePassword(t *testing.T) {
 		for _, path := range []string{"/check", "/items", "/reports"} {
 			assert.NotContains(t, f.get(path).body, "hunter2", path)
 		}
-		f.log.mu.Lock()
-		assert.NotContains(t, f.log.text.String(), "hunter2")
-		f.log.mu.Unlock()
+		f.log.Mu.Lock()
+		assert.NotContains(t, f.log.Text.String(), "hunter2")
+		f.log.Mu.Unlock()
 	}
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"app/internal/devpg"
 )
 
 // shutdownLimit is how long running requests may take to end once the service is told to.
@@ -160,12 +162,12 @@ const sandboxItems = 250
 // devDatabase gives the settings a private PostgreSQL.
 func devDatabase(ctx context.Context, config *Config, std console) (stop func(), err error) {
 	fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
-	postgres, err := startPostgres(ctx, ".dev")
+	server, err := devpg.Start(ctx, ".dev")
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)
 	}
-	config.DatabaseURL = postgres.URL()
-	return func() { postgres.Stop() }, nil
+	config.DatabaseURL = server.URL()
+	return func() { server.Stop() }, nil
 }
 
 // printExports prints what another shell needs to work on the same sandbox and database.

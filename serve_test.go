@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"app/internal/devpg/devpgtest"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -196,9 +198,9 @@ func TestServeOnATakenPort(t *testing.T) {
 // The service starts without PostgreSQL, as KO, and makes its tables when PostgreSQL comes.
 func TestServeBeforePostgreSQL(t *testing.T) {
 	t.Parallel()
-	postgres := startTestPostgres(t, "")
+	postgres := devpgtest.Start(t, "")
 	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL() })
-	postgres.halt(t, "fast")
+	postgres.Halt("fast")
 	f = f.at(startServe(t, f.env()))
 	assert.Equal(t, `{"status":"KO"}`+"\n", f.get("/check").body)
 	f.get("/reports").requireProblem(503, "unavailable")
@@ -207,7 +209,7 @@ func TestServeBeforePostgreSQL(t *testing.T) {
 	assert.Equal(t, 200, list.status)
 	assert.Equal(t, "false", list.header.Get("Report-Stored"))
 
-	postgres.resume(t)
+	postgres.Resume()
 	require.Eventually(t, func() bool { return f.get("/check").status == 200 }, waitLimit, waitTick)
 	require.Eventually(t, func() bool { return f.rows(`SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true" }, waitLimit, waitTick)
 	assert.Empty(t, f.get("/items").header.Get("Report-Stored"))

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"app/internal/devpg/devpgtest"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -17,7 +19,7 @@ import (
 // newTestStore returns a store on a database of the test's own.
 func newTestStore(t testing.TB) *Store {
 	t.Helper()
-	store, err := openStore(testDatabase(t), "", nil)
+	store, err := openStore(devpgtest.Schema(t), "", nil)
 	require.NoError(t, err)
 	t.Cleanup(store.Close)
 	return store
@@ -232,7 +234,7 @@ func TestSchemaFromAnEarlierVersion(t *testing.T) {
 // Many programs that start at once on an empty database do not get in each other's way.
 func TestSchemaByManyAtOnce(t *testing.T) {
 	t.Parallel()
-	url := testDatabase(t)
+	url := devpgtest.Schema(t)
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() {
@@ -250,7 +252,7 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 // would keep readers waiting, those of a standby above all.
 func TestSchemaIsAppliedOnce(t *testing.T) {
 	t.Parallel()
-	url := testDatabase(t)
+	url := devpgtest.Schema(t)
 	first, err := pgx.Connect(t.Context(), url)
 	require.NoError(t, err)
 	defer first.Close(t.Context())
@@ -263,14 +265,14 @@ func TestSchemaIsAppliedOnce(t *testing.T) {
 		require.NoError(t, err)
 		go func() { applied <- applySchema(t.Context(), second, schema) }()
 		require.Eventually(t, func() bool {
-			return inPostgres(t, url, fmt.Sprintf(`SELECT count(*)::text FROM pg_locks WHERE pid = %d AND NOT granted`, second.PgConn().PID()))[0] == "1"
+			return devpgtest.Query(t, url, fmt.Sprintf(`SELECT count(*)::text FROM pg_locks WHERE pid = %d AND NOT granted`, second.PgConn().PID()))[0] == "1"
 		}, waitLimit, waitTick)
 		_, err = tx.Exec(t.Context(), schema+fmt.Sprintf(`;INSERT INTO schema_version (digest) VALUES ('%x')`, sha256.Sum256([]byte(schema))))
 		return err
 	}))
 	require.NoError(t, <-applied)
-	assert.Equal(t, inPostgres(t, url, `SELECT xmin::text FROM pg_class WHERE oid = 'schema_version'::regclass`),
-		inPostgres(t, url, `SELECT xmin::text FROM schema_version`))
+	assert.Equal(t, devpgtest.Query(t, url, `SELECT xmin::text FROM pg_class WHERE oid = 'schema_version'::regclass`),
+		devpgtest.Query(t, url, `SELECT xmin::text FROM schema_version`))
 }
 
 // Every column says what it is for.

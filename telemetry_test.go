@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/datadog/datadogtest"
 )
 
 func TestTelemetryOff(t *testing.T) {
@@ -150,21 +152,21 @@ func TestTelemetryThroughUnixSockets(t *testing.T) {
 	require.NoError(t, err)
 	packets, err := net.ListenPacket("unixgram", dsd)
 	require.NoError(t, err)
-	agent := startAgent(t, listener, packets)
+	agent := datadogtest.Start(t, listener, packets)
 	settings := settingsFor(agent)
 	settings.TraceAgentURL, settings.DogStatsDURL = "unix://"+apm, "unix://"+dsd
 	telemetry := startTestTelemetry(t, settings)
 
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
-	assert.Equal(t, "thing", receive(t, agent.traces)[0].Resource)
+	assert.Equal(t, "thing", datadogtest.Receive(t, agent.Traces)[0].Resource)
 	telemetry.count("app.things", 1)
-	assert.Equal(t, []string{"env:prod", "service:shop", "version:1.2.3"}, receive(t, agent.metrics).Tags)
+	assert.Equal(t, []string{"env:prod", "service:shop", "version:1.2.3"}, datadogtest.Receive(t, agent.Metrics).Tags)
 }
 
 func TestTelemetryCloseSendsTheRest(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	settings := settingsFor(agent)
 	settings.Interval = time.Hour
 	telemetry := startTestTelemetry(t, settings)
@@ -173,23 +175,23 @@ func TestTelemetryCloseSendsTheRest(t *testing.T) {
 	telemetry.count("app.things", 1)
 
 	telemetry.Close(time.Minute)
-	assert.Len(t, drained(agent.traces), 1)
-	for receive(t, agent.metrics).Name != "app.things" {
+	assert.Len(t, datadogtest.Drained(agent.Traces), 1)
+	for datadogtest.Receive(t, agent.Metrics).Name != "app.things" {
 	}
 }
 
 func TestTelemetryCloseGivesUp(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	agent.hang()
+	agent := datadogtest.New(t)
+	agent.Hang()
 	settings := settingsFor(agent)
 	settings.Timeout = time.Hour
-	var log logLines
+	var log datadogtest.LogLines
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
-	receive(t, agent.calls)
+	datadogtest.Receive(t, agent.Calls)
 
 	telemetry.Close(10 * time.Millisecond)
 	assert.EqualValues(t, 1, dropped(&log, "spans"))
@@ -198,11 +200,11 @@ func TestTelemetryCloseGivesUp(t *testing.T) {
 // A span never waits: with an agent that hangs, this test would never end if it did.
 func TestAgentThatHangs(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	agent.hang()
+	agent := datadogtest.New(t)
+	agent.Hang()
 	settings := settingsFor(agent)
 	settings.Timeout = time.Hour
-	var log logLines
+	var log datadogtest.LogLines
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	const spans = 2*maxQueuedSpans + 1
@@ -211,7 +213,7 @@ func TestAgentThatHangs(t *testing.T) {
 		s.finish()
 		telemetry.count("app.things", 1)
 	}
-	receive(t, agent.calls)
+	datadogtest.Receive(t, agent.Calls)
 	telemetry.traces.mu.Lock()
 	assert.LessOrEqual(t, telemetry.traces.queued, maxQueuedSpans)
 	telemetry.traces.mu.Unlock()
@@ -222,23 +224,23 @@ func TestAgentThatHangs(t *testing.T) {
 
 func TestAgentThatTimesOut(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	agent.hang()
+	agent := datadogtest.New(t)
+	agent.Hang()
 	settings := settingsFor(agent)
 	settings.Timeout = 20 * time.Millisecond
-	var log logLines
+	var log datadogtest.LogLines
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 	s.finish()
 	assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "deadline exceeded")
-	assert.LessOrEqual(t, len(agent.calls), 1, "what the agent may have taken is not sent again")
+	assert.LessOrEqual(t, len(agent.Calls), 1, "what the agent may have taken is not sent again")
 }
 
 func TestAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	var log logLines
+	agent := datadogtest.New(t)
+	var log datadogtest.LogLines
 	settings := settingsFor(agent)
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
@@ -247,9 +249,9 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 		s.finish()
 	}
 	send("before")
-	assert.Equal(t, "before", receive(t, agent.traces)[0].Resource)
+	assert.Equal(t, "before", datadogtest.Receive(t, agent.Traces)[0].Resource)
 
-	agent.die()
+	agent.Die()
 	send("meanwhile")
 	line := awaitDropped(t, &log, "spans")
 	assert.Equal(t, "the Datadog agent does not take everything", line["message"])
@@ -257,9 +259,9 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	assert.Positive(t, line["dropped_spans"]) // the answer to the one before may have been lost, too
 	assert.Contains(t, line["reason"], "connection refused")
 
-	agent.listen(listenTCP(t, agent.address))
+	agent.Listen(datadogtest.ListenTCP(t, agent.Address))
 	send("after")
-	assert.Equal(t, "after", receive(t, agent.traces)[0].Resource)
+	assert.Equal(t, "after", datadogtest.Receive(t, agent.Traces)[0].Resource)
 }
 
 func TestAgentThatRefuses(t *testing.T) {
@@ -276,49 +278,49 @@ func TestAgentThatRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			agent := newAgent(t)
-			agent.answerWith(func(w http.ResponseWriter, _ *http.Request) bool {
+			agent := datadogtest.New(t)
+			agent.AnswerWith(func(w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("Location", "/login")
 				http.Error(w, "no thanks", tt.status)
 				return true
 			})
-			var log logLines
+			var log datadogtest.LogLines
 			settings := settingsFor(agent)
 			settings.Log = logTo(&log)
 			telemetry := startTestTelemetry(t, settings)
 			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 			s.finish()
 			assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "no thanks")
-			assert.Len(t, agent.calls, tt.calls)
+			assert.Len(t, agent.Calls, tt.calls)
 		})
 	}
 }
 
 func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
-	var log logLines
+	agent := datadogtest.New(t)
+	var log datadogtest.LogLines
 	settings := settingsFor(agent)
 	settings.TraceAgentURL, settings.Log = "", logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	telemetry.observe(func() { telemetry.gauge("app.thing", 1) })
-	address := agent.packets.LocalAddr().String()
-	agent.packets.Close()
+	address := agent.Packets.LocalAddr().String()
+	agent.Packets.Close()
 	assert.Contains(t, awaitDropped(t, &log, "packets")["reason"], "connection refused")
 
 	packets, err := net.ListenPacket("udp", address)
 	require.NoError(t, err)
-	returned := startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
-	receive(t, returned.metrics)
+	returned := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), packets)
+	datadogtest.Receive(t, returned.Metrics)
 }
 
 func TestLossesAreToldNowAndThen(t *testing.T) {
 	t.Parallel()
-	var log logLines
+	var log datadogtest.LogLines
 	losses := &lossLog{log: logTo(&log), quiet: time.Minute}
 	spans, packets := losses.losses("spans"), losses.losses("packets")
 	losses.tell()
-	assert.Empty(t, log.lines(), "nothing is lost yet")
+	assert.Empty(t, log.Lines(), "nothing is lost yet")
 
 	spans.add(2)
 	losses.tell()
@@ -329,25 +331,25 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 	packets.add(1)
 	packets.because(io.ErrClosedPipe)
 	losses.tell()
-	assert.Len(t, log.lines(), 1, "within a minute")
+	assert.Len(t, log.Lines(), 1, "within a minute")
 
 	losses.told = losses.told.Add(-time.Minute)
 	losses.tell()
 	losses.tell()
-	lines := log.lines()
+	lines := log.Lines()
 	require.Len(t, lines, 2, "a minute later, of both in one")
 	assert.EqualValues(t, 7, lines[1]["dropped_spans"])
 	assert.EqualValues(t, 1, lines[1]["dropped_packets"])
 	assert.Equal(t, "more spans than the agent takes in time; io: read/write on closed pipe", lines[1]["reason"])
 }
 
-func logTo(lines *logLines) *slog.Logger {
+func logTo(lines *datadogtest.LogLines) *slog.Logger {
 	return slog.New(newLogHandler(lines, false, slog.LevelInfo, telemetrySettings{Service: "app"}))
 }
 
 // dropped sums up what was logged as dropped.
-func dropped(b *logLines, unit string) (n int64) {
-	for _, line := range b.lines() {
+func dropped(b *datadogtest.LogLines, unit string) (n int64) {
+	for _, line := range b.Lines() {
 		dropped, _ := line["dropped_"+unit].(float64)
 		n += int64(dropped)
 	}
@@ -355,17 +357,17 @@ func dropped(b *logLines, unit string) (n int64) {
 }
 
 // await returns the first line about something dropped.
-func awaitDropped(t testing.TB, b *logLines, unit string) map[string]any {
+func awaitDropped(t testing.TB, b *datadogtest.LogLines, unit string) map[string]any {
 	t.Helper()
 	require.Eventually(t, func() bool { return dropped(b, unit) > 0 }, 20*time.Second, time.Millisecond)
-	return b.lines()[0]
+	return b.Lines()[0]
 }
 
 // settings are those of a service that sends to the agent, often.
-func settingsFor(a *agentStandIn) telemetrySettings {
+func settingsFor(a *datadogtest.Agent) telemetrySettings {
 	return telemetrySettings{
-		TraceAgentURL: "http://" + a.address,
-		DogStatsDURL:  "udp://" + a.packets.LocalAddr().String(),
+		TraceAgentURL: "http://" + a.Address,
+		DogStatsDURL:  "udp://" + a.Packets.LocalAddr().String(),
 		TraceEnabled:  true,
 		Service:       "shop",
 		Env:           "prod",

@@ -21,10 +21,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/datadog/datadogtest"
+	"app/internal/devpg/devpgtest"
 )
 
 // plain returns the span without what differs from run to run, and without what every span has.
-func (s agentSpan) plain() agentSpan {
+func plain(s datadogtest.Span) datadogtest.Span {
 	s.TraceID, s.SpanID, s.ParentID, s.Start, s.Duration = 0, 0, 0, 0, 0
 	for _, key := range []string{"runtime-id", "_dd.p.tid", "language", "env", "version", "error.stack"} {
 		delete(s.Meta, key)
@@ -35,7 +38,7 @@ func (s agentSpan) plain() agentSpan {
 
 func TestTraceOnTheWire(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	settings := settingsFor(agent)
 	settings.Tags = "team:core"
 	telemetry := startTestTelemetry(t, settings)
@@ -52,10 +55,10 @@ func TestTraceOnTheWire(t *testing.T) {
 	child.finish()
 	root.finish()
 
-	spans := receive(t, agent.traces)
+	spans := datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 2)
 	first, second := spans[0], spans[1]
-	assert.Equal(t, root.traceID(), first.id())
+	assert.Equal(t, root.traceID(), first.ID128())
 	assert.Equal(t, fmt.Sprintf("%08x00000000", first.Start/int64(time.Second)), first.Meta["_dd.p.tid"], "the id begins with the time")
 	assert.Zero(t, first.ParentID)
 	assert.Equal(t, first.SpanID, second.ParentID)
@@ -67,15 +70,15 @@ func TestTraceOnTheWire(t *testing.T) {
 	delete(first.Meta, "runtime-id")
 	delete(first.Meta, "_dd.p.tid")
 	assert.Equal(t, map[string]string{"env": "prod", "version": "1.2.3", "team": "core", "language": "go"}, first.Meta)
-	assert.Equal(t, agentSpan{
+	assert.Equal(t, datadogtest.Span{
 		Service: "shop", Name: "step", Type: "sql", Resource: "SELECT \"é\\\x00\n\ufffd\"",
 		Meta: map[string]string{"team": "core", "key": "new"}, Metrics: map[string]float64{"rows": 12.5},
-	}, second.plain())
+	}, plain(second))
 }
 
 func TestTraceOfManySpans(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
 	const children = 2*maxChunkSpans + 10
@@ -87,33 +90,33 @@ func TestTraceOfManySpans(t *testing.T) {
 	root.finish()
 	seen := 0
 	for seen < children+1 {
-		spans := receive(t, agent.traces)
-		assert.Equal(t, root.traceID(), spans[0].id())
+		spans := datadogtest.Receive(t, agent.Traces)
+		assert.Equal(t, root.traceID(), spans[0].ID128())
 		seen += len(spans)
 	}
 }
 
 func TestSpanThatOutlivesItsTrace(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
 	_, late := telemetry.startSpan(ctx, "step", "custom", "late")
 	root.finish()
-	require.Len(t, receive(t, agent.traces), 1)
+	require.Len(t, datadogtest.Receive(t, agent.Traces), 1)
 	late.finish()
-	spans := receive(t, agent.traces)
+	spans := datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 1)
-	assert.Equal(t, root.traceID(), spans[0].id())
+	assert.Equal(t, root.traceID(), spans[0].ID128())
 	assert.Equal(t, root.id, spans[0].ParentID)
 
 	later, above := telemetry.startSpan(ctx, "step", "custom", "later")
 	_, below := telemetry.startSpan(later, "step", "custom", "below")
 	below.finish()
 	above.finish()
-	spans = receive(t, agent.traces)
+	spans = datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 2, "a part of its own")
-	assert.Equal(t, root.traceID(), spans[0].id())
+	assert.Equal(t, root.traceID(), spans[0].ID128())
 	assert.Equal(t, root.id, spans[0].ParentID)
 }
 
@@ -133,17 +136,17 @@ func TestSpanThatFails(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			agent := newAgent(t)
+			agent := datadogtest.New(t)
 			telemetry := startTestTelemetry(t, settingsFor(agent))
 			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
 			s.fail(nil)
 			s.fail(tt.err)
 			s.fail(errors.New("what follows from it"))
 			s.finish()
-			got := receive(t, agent.traces)[0]
+			got := datadogtest.Receive(t, agent.Traces)[0]
 			assert.EqualValues(t, 1, got.Error)
 			assert.Contains(t, got.Meta["error.stack"], "TestSpanThatFails")
-			assert.Equal(t, map[string]string{"error.message": tt.message, "error.type": tt.typeName}, got.plain().Meta)
+			assert.Equal(t, map[string]string{"error.message": tt.message, "error.type": tt.typeName}, plain(got).Meta)
 		})
 	}
 }
@@ -246,7 +249,7 @@ func TestInject(t *testing.T) {
 // A place that is kept is enough to continue a trace with all that belongs to it.
 func TestTraceThatContinuesLater(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	for _, priority := range []int{-1, 0, 1, 2} {
 		ctx := telemetry.extract(t.Context(), headers("x-datadog-trace-id: 7", "x-datadog-parent-id: 8", "x-datadog-tags: _dd.p.dm=-4,_dd.p.tid=4bf92f3577b34da6",
@@ -254,11 +257,11 @@ func TestTraceThatContinuesLater(t *testing.T) {
 		_, before := telemetry.startSpan(ctx, "http.request", "web", "POST /items")
 		kept := before.place()
 		before.finish()
-		first := receive(t, agent.traces)[0]
+		first := datadogtest.Receive(t, agent.Traces)[0]
 		_, after := telemetry.startSpan(telemetry.continueTrace(t.Context(), kept), "app.delivery", "custom", "delivery")
 		after.finish()
-		span := receive(t, agent.traces)[0]
-		assert.Equal(t, first.id(), span.id())
+		span := datadogtest.Receive(t, agent.Traces)[0]
+		assert.Equal(t, first.ID128(), span.ID128())
 		assert.Equal(t, before.id, span.ParentID)
 		assert.EqualValues(t, priority, span.Metrics["_sampling_priority_v1"])
 		assert.Equal(t, "-4", span.Meta["_dd.p.dm"])
@@ -283,17 +286,17 @@ func TestServerSpan(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			agent := newAgent(t)
+			agent := datadogtest.New(t)
 			telemetry := startTestTelemetry(t, settingsFor(agent))
 			r := httptest.NewRequest(tt.method, "http://user@host:80/items/7?token=secret", nil)
 			r.Header.Set("User-Agent", "test")
 			r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 			_, s := telemetry.startRequest(r)
 			s.finishRequest(r, tt.pattern, tt.status, tt.err)
-			got := receive(t, agent.traces)[0]
-			assert.Equal(t, "4bf92f3577b34da6a3ce929d0e0e4736", got.id())
+			got := datadogtest.Receive(t, agent.Traces)[0]
+			assert.Equal(t, "4bf92f3577b34da6a3ce929d0e0e4736", got.ID128())
 			assert.EqualValues(t, 0x00f067aa0ba902b7, got.ParentID)
-			want := agentSpan{
+			want := datadogtest.Span{
 				Service: "shop", Name: "http.request", Type: "web", Resource: tt.resource,
 				Meta: map[string]string{
 					"span.kind": "server", "component": "net/http", "http.method": tt.method,
@@ -305,7 +308,7 @@ func TestServerSpan(t *testing.T) {
 			if tt.pattern != "" {
 				want.Meta["http.route"] = "/items/{id}"
 			}
-			got = got.plain()
+			got = plain(got)
 			if tt.fail != "" {
 				want.Error = 1
 				want.Meta["error.message"], want.Meta["error.type"] = tt.fail, got.Meta["error.type"]
@@ -330,7 +333,7 @@ func TestClientSpan(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			agent := newAgent(t)
+			agent := datadogtest.New(t)
 			telemetry := startTestTelemetry(t, settingsFor(agent))
 			var received http.Header
 			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -348,12 +351,12 @@ func TestClientSpan(t *testing.T) {
 			root.finish()
 			assert.Empty(t, req.Header, "the caller's own")
 
-			spans := receive(t, agent.traces)
+			spans := datadogtest.Receive(t, agent.Traces)
 			require.Len(t, spans, 2)
 			assert.Equal(t, spans[0].SpanID, spans[1].ParentID)
 			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), hex64(spans[1].SpanID)), received.Get("Traceparent"))
 			_, port, _ := net.SplitHostPort(req.URL.Host)
-			want := agentSpan{
+			want := datadogtest.Span{
 				Service: "shop", Name: "http.request", Type: "http", Resource: "GET /item/{id}", Error: int32(tt.failed),
 				Meta: map[string]string{
 					"span.kind": "client", "component": "net/http", "http.method": "GET", "http.url": upstream.URL + "/item/7",
@@ -365,7 +368,7 @@ func TestClientSpan(t *testing.T) {
 				want.Meta["error.message"] = fmt.Sprintf("%d: %s", tt.status, http.StatusText(tt.status))
 				want.Meta["error.type"] = "main.statusError"
 			}
-			assert.Equal(t, want, spans[1].plain())
+			assert.Equal(t, want, plain(spans[1]))
 			calls := awaitMetric(t, agent, "app.rollbar.calls")
 			assert.Equal(t, []string{"env:prod", "method:GET", "service:shop", "status_class:" + tt.class, "version:1.2.3"}, calls.Tags)
 		})
@@ -374,7 +377,7 @@ func TestClientSpan(t *testing.T) {
 
 func TestClientSpanWithoutAnswer(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	broken := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
@@ -384,14 +387,14 @@ func TestClientSpanWithoutAnswer(t *testing.T) {
 	_, err = io.ReadAll(answer.Body)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.NoError(t, answer.Body.Close())
-	assert.Equal(t, "unexpected EOF", receive(t, agent.traces)[0].Meta["error.message"], "an answer that breaks off")
+	assert.Equal(t, "unexpected EOF", datadogtest.Receive(t, agent.Traces)[0].Meta["error.message"], "an answer that breaks off")
 
 	absent := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return nil, io.ErrUnexpectedEOF
 	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	_, err = absent.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	span := receive(t, agent.traces)[0]
+	span := datadogtest.Receive(t, agent.Traces)[0]
 	assert.EqualValues(t, 1, span.Error, "no answer")
 	assert.NotContains(t, span.Meta, "http.status_code")
 	for awaitMetric(t, agent, "app.rollbar.calls").Tags[3] != "status_class:error" {
@@ -409,7 +412,7 @@ func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 // tracedPool returns a pool of connections to a test database, traced.
 func tracedPool(t testing.TB, telemetry *telemetry) *pgxpool.Pool {
 	t.Helper()
-	config, err := pgxpool.ParseConfig(testDatabase(t))
+	config, err := pgxpool.ParseConfig(devpgtest.Schema(t))
 	require.NoError(t, err)
 	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
@@ -420,7 +423,7 @@ func tracedPool(t testing.TB, telemetry *telemetry) *pgxpool.Pool {
 
 func TestSQLSpans(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	pool := tracedPool(t, telemetry)
 	_, err := pool.Exec(t.Context(), "CREATE TABLE things (id integer PRIMARY KEY, name text)")
@@ -446,7 +449,7 @@ func TestSQLSpans(t *testing.T) {
 		rows                                     float64
 	}
 	var got []seen
-	for _, s := range receive(t, agent.traces) {
+	for _, s := range datadogtest.Receive(t, agent.Traces) {
 		assert.NotContains(t, fmt.Sprint(s), "secret")
 		if s.Name == "app.command" || s.Name == "pgx.pool.acquire" {
 			continue
@@ -486,7 +489,7 @@ func TestStatementsWithoutLimits(t *testing.T) {
 
 func TestConnectionSpans(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	pool := tracedPool(t, telemetry)
 	ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "things")
@@ -495,7 +498,7 @@ func TestConnectionSpans(t *testing.T) {
 	pool.Close()
 	root.finish()
 	var names []string
-	for _, s := range receive(t, agent.traces) {
+	for _, s := range datadogtest.Receive(t, agent.Traces) {
 		names = append(names, s.Name+" "+s.Type)
 	}
 	assert.Subset(t, names, []string{"pgx.pool.acquire db", "pgx.connect db", "pgx.prepare sql", "pgx.query sql"})
@@ -503,12 +506,12 @@ func TestConnectionSpans(t *testing.T) {
 
 func TestSQLOutsideOfTraces(t *testing.T) {
 	t.Parallel()
-	agent := newAgent(t)
+	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	_, err := tracedPool(t, telemetry).Exec(t.Context(), "SELECT 1")
 	require.NoError(t, err)
 	telemetry.Close(time.Minute)
-	assert.Empty(t, agent.traces)
+	assert.Empty(t, agent.Traces)
 }
 
 func TestTracePrinter(t *testing.T) {
@@ -557,9 +560,9 @@ func BenchmarkRequest(b *testing.B) {
 	}
 	b.Run("off", func(b *testing.B) { run(b, nil) })
 	b.Run("on", func(b *testing.B) {
-		agent := newAgent(b)
-		agent.answerWith(func(w http.ResponseWriter, r *http.Request) bool {
-			<-agent.calls
+		agent := datadogtest.New(b)
+		agent.AnswerWith(func(w http.ResponseWriter, r *http.Request) bool {
+			<-agent.Calls
 			_, _ = io.Copy(io.Discard, r.Body)
 			return true
 		})

@@ -22,6 +22,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
 )
 
@@ -94,7 +95,7 @@ func newComparison(t *testing.T) *comparison {
 	c.database = own.String()
 	c.conn, err = pgx.Connect(t.Context(), c.database)
 	require.NoError(t, err)
-	listener := listenTCP(t, "127.0.0.1:0")
+	listener := datadogtest.ListenTCP(t, "127.0.0.1:0")
 	address := listener.Addr().String()
 	listener.Close()
 	cmd := exec.CommandContext(t.Context(), *yardstick)
@@ -111,7 +112,7 @@ func (c *comparison) env(more ...string) []string {
 
 // serve starts the service. Its log goes nowhere: reading it would be part of the measurement.
 func (c *comparison) serve(more ...string) *process {
-	listener := listenTCP(c, "127.0.0.1:0")
+	listener := datadogtest.ListenTCP(c, "127.0.0.1:0")
 	address := listener.Addr().String()
 	listener.Close()
 	p := &process{t: c, cmd: program(c, c.env(append(more, "ADDR="+address)...), "serve"), url: "http://" + address}
@@ -321,13 +322,13 @@ func (c *comparison) memory(busy *process) {
 
 // telemetry compares the service with everything sent to an agent and without.
 func (c *comparison) telemetry() {
-	agent := newAgent(c)
-	agent.answerWith(func(w http.ResponseWriter, r *http.Request) bool {
+	agent := datadogtest.New(c)
+	agent.AnswerWith(func(w http.ResponseWriter, r *http.Request) bool {
 		_, _ = io.Copy(io.Discard, r.Body)
 		_, _ = io.WriteString(w, `{}`)
 		return true
 	})
-	on := c.serve("DD_TRACE_AGENT_URL=http://"+agent.address, "DD_DOGSTATSD_URL=udp://"+agent.packets.LocalAddr().String())
+	on := c.serve("DD_TRACE_AGENT_URL=http://"+agent.Address, "DD_DOGSTATSD_URL=udp://"+agent.Packets.LocalAddr().String())
 	off := c.serve()
 	var a, b sample
 	for range *yardstickRounds {

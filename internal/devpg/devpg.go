@@ -1,4 +1,10 @@
-package main
+// Package devpg starts a private PostgreSQL server, from the binaries found on the machine or in
+// Docker, for trying a program and for its tests.
+//
+// The server does not outlive the program, not even when that is killed: a shell stands between
+// them and ends the server when its own standard input ends, a pipe that only the program holds
+// open.
+package devpg
 
 import (
 	"bytes"
@@ -24,11 +30,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A privatePostgres is a PostgreSQL server of our own, for `app serve -dev` and for the tests.
-//
-// It must not outlive us, not even when we are killed. So a shell stands between us and the
-// server and ends the server when its own standard input ends: a pipe that only we hold open.
-type privatePostgres struct {
+// A Server is a running PostgreSQL server.
+type Server struct {
 	home       string              // the directory for data, log and socket
 	credential *syscall.Credential // of the user who runs the server; nil for ourselves
 	remove     []string            // directories to remove in the end
@@ -39,10 +42,10 @@ type privatePostgres struct {
 	err    error          // how it ended, once it has
 }
 
-// postgresSupervisor is the shell's script, after the functions of one kind of server. Its
+// supervisor is the shell's script, after the functions of one kind of server. Its
 // arguments are directories to remove in the end. Each line of its input is one more call: the
 // tests send "stop immediate" and "start", for a database that goes away and returns.
-const postgresSupervisor = `
+const supervisor = `
 start && { while read -r order && $order; do :; done; end; }
 status=$?
 cd / && rm -rf "$@"
@@ -55,8 +58,11 @@ started=
 start() {
 	if ! [ -d data ]; then
 		rm -rf new
-		"$BIN/initdb" -D new -U postgres --auth=trust -E UTF8 --no-locale --no-sync >/dev/null &&
-			mv new data || return
+		if [ -n "$PRIMARY" ]; then
+			"$BIN/pg_basebackup" -d "$PRIMARY" -D new -R -c fast
+		else
+			"$BIN/initdb" -D new -U postgres --auth=trust -E UTF8 --no-locale --no-sync >/dev/null
+		fi && mv new data || return
 	fi
 	"$BIN/pg_ctl" start -s -t 600 -D data -o "$OPTIONS" && started=yes
 }
@@ -81,25 +87,20 @@ end() {
 	docker rm -f -v "$NAME"
 }`
 
-// startPostgres starts a private PostgreSQL that keeps its data in dir/postgres, and returns once
+// Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once
 // it takes connections. An empty dir means a throw-away server: quick instead of durable, with
 // room for many connections, its data removed when it ends. Settings look like
 // "max_connections=5", without spaces.
 //
 // The server comes from the binaries found on the machine, else from a Docker image, where the
 // data end with the container.
-func startPostgres(ctx context.Context, dir string, settings ...string) (*privatePostgres, error) {
+func Start(ctx context.Context, dir string, settings ...string) (*Server, error) {
 	bin, err := findPostgres(ctx, postgresDirs(), "docker")
 	if err != nil {
 		return nil, err
 	}
-	p := &privatePostgres{ended: make(chan struct{})}
-	if bin != "" && os.Geteuid() == 0 {
-		if p.credential, err = unprivilegedUser(); err != nil {
-			return nil, err
-		}
-	}
-	if err := p.makeHome(dir); err != nil {
+	p, err := newServer(bin, dir)
+	if err != nil {
 		return nil, err
 	}
 	if dir == "" {
@@ -117,11 +118,22 @@ func startPostgres(ctx context.Context, dir string, settings ...string) (*privat
 	return p, nil
 }
 
+// newServer makes a server's home. The programs in bin, if that is not empty, will run it.
+func newServer(bin, dir string) (p *Server, err error) {
+	p = &Server{ended: make(chan struct{})}
+	if bin != "" && os.Geteuid() == 0 {
+		if p.credential, err = unprivilegedUser(); err != nil {
+			return nil, err
+		}
+	}
+	return p, p.makeHome(dir)
+}
+
 // URL returns the server's address, for pgx and for psql.
-func (p *privatePostgres) URL() string { return p.url }
+func (p *Server) URL() string { return p.url }
 
 // Stop ends the server in good order and waits for that. It may be called again.
-func (p *privatePostgres) Stop() error {
+func (p *Server) Stop() error {
 	p.orders.Close()
 	<-p.ended
 	return p.err
@@ -186,7 +198,7 @@ func unprivilegedUser() (*syscall.Credential, error) {
 
 // makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's
 // user may not go, say in a project under /root, it makes a link to a directory in /var/tmp.
-func (p *privatePostgres) makeHome(dir string) (err error) {
+func (p *Server) makeHome(dir string) (err error) {
 	if dir == "" {
 		p.home, err = p.mkdirTemp("/tmp")
 		p.remove = append(p.remove, p.home)
@@ -220,7 +232,7 @@ func (p *privatePostgres) makeHome(dir string) (err error) {
 }
 
 // mkdirTemp makes a directory for the server in parent, which is open to every user.
-func (p *privatePostgres) mkdirTemp(parent string) (string, error) {
+func (p *Server) mkdirTemp(parent string) (string, error) {
 	dir, err := os.MkdirTemp(parent, "app-postgres-")
 	if err != nil {
 		return "", err
@@ -229,12 +241,12 @@ func (p *privatePostgres) mkdirTemp(parent string) (string, error) {
 }
 
 // mayEnter tells whether the server's user may go to dir.
-func (p *privatePostgres) mayEnter(dir string) bool {
+func (p *Server) mayEnter(dir string) bool {
 	return p.command(context.Background(), "test", "-x", dir).Run() == nil
 }
 
 // giveAway makes the server's user the owner of path.
-func (p *privatePostgres) giveAway(path string) error {
+func (p *Server) giveAway(path string) error {
 	if p.credential == nil {
 		return nil
 	}
@@ -243,7 +255,7 @@ func (p *privatePostgres) giveAway(path string) error {
 
 // command runs a program as the server's user, in its home once there is one. A group of its own
 // spares it the terminal's Ctrl-C: we end the server when we no longer need it.
-func (p *privatePostgres) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+func (p *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = cmp.Or(p.home, "/")
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
@@ -256,7 +268,7 @@ func (p *privatePostgres) command(ctx context.Context, name string, args ...stri
 var plainPath = regexp.MustCompile(`^[\w/.-]{1,85}$`)
 
 // startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
-func (p *privatePostgres) startLocal(ctx context.Context, bin string, settings []string) error {
+func (p *Server) startLocal(ctx context.Context, bin string, settings []string, env ...string) error {
 	if err := p.awaitUnused(ctx, bin); err != nil {
 		return err
 	}
@@ -270,12 +282,12 @@ func (p *privatePostgres) startLocal(ctx context.Context, bin string, settings [
 	}
 	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
 	settings = append(settings, "port=5432", "listen_addresses=", "unix_socket_directories="+sockets)
-	return p.supervise(ctx, localPostgres, settings, "BIN="+bin)
+	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
 }
 
 // awaitUnused returns an error if another server uses the data. One whose app was just killed is
 // given a moment to end.
-func (p *privatePostgres) awaitUnused(ctx context.Context, bin string) error {
+func (p *Server) awaitUnused(ctx context.Context, bin string) error {
 	for deadline := time.Now().Add(2 * time.Second); ; {
 		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
 		if err != nil {
@@ -290,7 +302,7 @@ func (p *privatePostgres) awaitUnused(ctx context.Context, bin string) error {
 }
 
 // startContainer starts a server in Docker, on a free port of the loopback interface.
-func (p *privatePostgres) startContainer(ctx context.Context, settings []string) error {
+func (p *Server) startContainer(ctx context.Context, settings []string) error {
 	const image = "postgres:17"
 	if exec.CommandContext(ctx, "docker", "image", "inspect", image).Run() != nil {
 		slog.InfoContext(ctx, "pulling a Docker image", "image", image)
@@ -311,13 +323,13 @@ func (p *privatePostgres) startContainer(ctx context.Context, settings []string)
 }
 
 // supervise starts the shell with one kind of server, and returns once that takes connections.
-func (p *privatePostgres) supervise(ctx context.Context, functions string, settings []string, env ...string) error {
+func (p *Server) supervise(ctx context.Context, functions string, settings []string, env ...string) error {
 	log, err := os.OpenFile(filepath.Join(p.home, "log"), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	// The context has no say here: it may end long before the server.
-	args := append([]string{"-c", functions + postgresSupervisor, "sh"}, p.remove...)
+	args := append([]string{"-c", functions + supervisor, "sh"}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
 	shell.Stdout, shell.Stderr = log, log
 	options := "OPTIONS="
@@ -343,7 +355,7 @@ func (p *privatePostgres) supervise(ctx context.Context, functions string, setti
 
 // awaitConnection returns once the server takes connections. If that does not happen, the server
 // has ended when it returns.
-func (p *privatePostgres) awaitConnection(ctx context.Context) error {
+func (p *Server) awaitConnection(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {

@@ -1,4 +1,4 @@
-package main
+package datadogtest
 
 import (
 	"bytes"
@@ -22,13 +22,13 @@ import (
 
 // An agentStandIn takes what a Datadog agent takes, on loopback, and refuses what that refuses or
 // would throw away in silence.
-type agentStandIn struct {
-	t       testing.TB
-	traces  chan []agentSpan // the taken ones
-	metrics chan agentMetric
-	calls   chan struct{} // one for each request, as it comes
-	address string        // for traces
-	packets net.PacketConn
+type Agent struct {
+	T       testing.TB
+	Traces  chan []Span // the taken ones
+	Metrics chan Metric
+	Calls   chan struct{} // one for each request, as it comes
+	Address string        // for traces
+	Packets net.PacketConn
 
 	mu     sync.Mutex
 	server *http.Server
@@ -36,7 +36,7 @@ type agentStandIn struct {
 }
 
 // An agentSpan is a span as the agent decodes it: other types than these are refused.
-type agentSpan struct {
+type Span struct {
 	TraceID  uint64             `json:"trace_id"`
 	SpanID   uint64             `json:"span_id"`
 	ParentID uint64             `json:"parent_id"`
@@ -52,10 +52,10 @@ type agentSpan struct {
 }
 
 // id is the trace's id with all its digits. Only the first span of a trace knows them.
-func (s agentSpan) id() string { return s.Meta["_dd.p.tid"] + fmt.Sprintf("%016x", s.TraceID) }
+func (s Span) ID128() string { return s.Meta["_dd.p.tid"] + fmt.Sprintf("%016x", s.TraceID) }
 
 // An agentMetric is one DogStatsD message.
-type agentMetric struct {
+type Metric struct {
 	Name   string
 	Kind   string
 	Values []float64
@@ -64,34 +64,34 @@ type agentMetric struct {
 }
 
 // newAgent starts an agent on free ports.
-func newAgent(t testing.TB) *agentStandIn {
+func New(t testing.TB) *Agent {
 	t.Helper()
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
-	return startAgent(t, listenTCP(t, "127.0.0.1:0"), packets)
+	return Start(t, ListenTCP(t, "127.0.0.1:0"), packets)
 }
 
-func listenTCP(t testing.TB, address string) net.Listener {
+func ListenTCP(t testing.TB, address string) net.Listener {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	require.NoError(t, err)
 	return listener
 }
 
-func startAgent(t testing.TB, listener net.Listener, packets net.PacketConn) *agentStandIn {
-	a := &agentStandIn{
-		t:       t,
-		traces:  make(chan []agentSpan, 10_000),
-		metrics: make(chan agentMetric, 100_000),
-		calls:   make(chan struct{}, 10_000),
-		address: listener.Addr().String(),
-		packets: packets,
+func Start(t testing.TB, listener net.Listener, packets net.PacketConn) *Agent {
+	a := &Agent{
+		T:       t,
+		Traces:  make(chan []Span, 10_000),
+		Metrics: make(chan Metric, 100_000),
+		Calls:   make(chan struct{}, 10_000),
+		Address: listener.Addr().String(),
+		Packets: packets,
 	}
-	a.listen(listener)
+	a.Listen(listener)
 	var reading sync.WaitGroup
 	reading.Go(a.readPackets)
 	t.Cleanup(func() {
-		a.die()
+		a.Die()
 		packets.Close()
 		reading.Wait()
 	})
@@ -99,7 +99,7 @@ func startAgent(t testing.TB, listener net.Listener, packets net.PacketConn) *ag
 }
 
 // listen begins to take traces, again after die.
-func (a *agentStandIn) listen(listener net.Listener) {
+func (a *Agent) Listen(listener net.Listener) {
 	server := &http.Server{Handler: a}
 	a.mu.Lock()
 	a.server = server
@@ -108,21 +108,21 @@ func (a *agentStandIn) listen(listener net.Listener) {
 }
 
 // die ends the listener and all connections.
-func (a *agentStandIn) die() {
+func (a *Agent) Die() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.server.Close()
 }
 
 // answerWith lets the function answer those requests for which it returns true.
-func (a *agentStandIn) answerWith(answer func(w http.ResponseWriter, r *http.Request) bool) {
+func (a *Agent) AnswerWith(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.answer = answer
 }
 
-func (a *agentStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	a.calls <- struct{}{}
+func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.Calls <- struct{}{}
 	a.mu.Lock()
 	answer := a.answer
 	a.mu.Unlock()
@@ -131,18 +131,18 @@ func (a *agentStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	traces, err := decodeTraces(r)
 	if err != nil {
-		a.t.Error("the agent refuses: ", err)
+		a.T.Error("the agent refuses: ", err)
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	for _, trace := range traces {
-		a.traces <- trace
+		a.Traces <- trace
 	}
 	fmt.Fprint(w, `{"rate_by_service":{}}`)
 }
 
 // decodeTraces reads a request as the agent does, and reports what it would not take.
-func decodeTraces(r *http.Request) ([][]agentSpan, error) {
+func decodeTraces(r *http.Request) ([][]Span, error) {
 	for _, name := range []string{"Content-Encoding", "Datadog-Client-Computed-Top-Level", "Datadog-Client-Computed-Stats"} {
 		if r.Header.Get(name) != "" {
 			return nil, fmt.Errorf("the header %s", name)
@@ -157,7 +157,7 @@ func decodeTraces(r *http.Request) ([][]agentSpan, error) {
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	var traces [][]agentSpan
+	var traces [][]Span
 	if err := decoder.Decode(&traces); err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func decodeTraces(r *http.Request) ([][]agentSpan, error) {
 	return traces, nil
 }
 
-func checkTrace(trace []agentSpan) error {
+func checkTrace(trace []Span) error {
 	if len(trace) == 0 {
 		return errors.New("a trace without spans")
 	}
@@ -212,7 +212,7 @@ func checkTrace(trace []agentSpan) error {
 
 var spanName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.]{0,99}$`)
 
-func checkSpan(s agentSpan) error {
+func checkSpan(s Span) error {
 	switch age := time.Since(time.Unix(0, s.Start)); {
 	case s.TraceID == 0 || s.SpanID == 0 || s.ParentID == s.SpanID:
 		return errors.New("a bad id")
@@ -234,23 +234,23 @@ func checkSpan(s agentSpan) error {
 }
 
 // readPackets takes datagrams until the socket is closed.
-func (a *agentStandIn) readPackets() {
+func (a *Agent) readPackets() {
 	limit := 1432
-	if a.packets.LocalAddr().Network() == "unixgram" {
+	if a.Packets.LocalAddr().Network() == "unixgram" {
 		limit = 8192
 	}
 	buf := make([]byte, 64<<10)
 	for {
-		n, _, err := a.packets.ReadFrom(buf)
+		n, _, err := a.Packets.ReadFrom(buf)
 		if err != nil {
 			return
 		}
-		assert.LessOrEqual(a.t, n, limit, "size of a packet")
+		assert.LessOrEqual(a.T, n, limit, "size of a packet")
 		for line := range strings.SplitSeq(string(buf[:n]), "\n") {
-			metric, err := parseMetric(line)
-			assert.NoError(a.t, err)
+			metric, err := ParseMetric(line)
+			assert.NoError(a.T, err)
 			select {
-			case a.metrics <- metric:
+			case a.Metrics <- metric:
 			default: // nobody looks at them
 			}
 		}
@@ -259,17 +259,17 @@ func (a *agentStandIn) readPackets() {
 
 var metricMessage = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.]{0,199}):([0-9.:-]+)\|([cgd])(?:\|@(0\.\d+))?\|#([^|]+)$`)
 
-func parseMetric(line string) (agentMetric, error) {
+func ParseMetric(line string) (Metric, error) {
 	parts := metricMessage.FindStringSubmatch(line)
 	if parts == nil {
-		return agentMetric{}, fmt.Errorf("malformed message %q", line)
+		return Metric{}, fmt.Errorf("malformed message %q", line)
 	}
-	metric := agentMetric{Name: parts[1], Kind: parts[3], Rate: 1, Tags: strings.Split(parts[5], ",")}
+	metric := Metric{Name: parts[1], Kind: parts[3], Rate: 1, Tags: strings.Split(parts[5], ",")}
 	slices.Sort(metric.Tags)
 	for text := range strings.SplitSeq(parts[2], ":") {
 		value, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return agentMetric{}, err
+			return Metric{}, err
 		}
 		metric.Values = append(metric.Values, value)
 	}
@@ -280,7 +280,7 @@ func parseMetric(line string) (agentMetric, error) {
 }
 
 // receive returns the next value, or fails the test where none comes.
-func receive[T any](t testing.TB, from <-chan T) T {
+func Receive[T any](t testing.TB, from <-chan T) T {
 	t.Helper()
 	select {
 	case value := <-from:
@@ -292,7 +292,7 @@ func receive[T any](t testing.TB, from <-chan T) T {
 }
 
 // drained returns the values that are there already.
-func drained[T any](from <-chan T) (values []T) {
+func Drained[T any](from <-chan T) (values []T) {
 	for {
 		select {
 		case value := <-from:
@@ -304,31 +304,31 @@ func drained[T any](from <-chan T) (values []T) {
 }
 
 // hang lets the agent take no more answers until the test is over.
-func (a *agentStandIn) hang() {
+func (a *Agent) Hang() {
 	over := make(chan struct{})
-	a.t.Cleanup(func() { close(over) })
-	a.answerWith(func(http.ResponseWriter, *http.Request) bool {
+	a.T.Cleanup(func() { close(over) })
+	a.AnswerWith(func(http.ResponseWriter, *http.Request) bool {
 		<-over
 		return true
 	})
 }
 
 // A logLines keeps log lines.
-type logLines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
+type LogLines struct {
+	Mu   sync.Mutex
+	Text bytes.Buffer
 }
 
-func (b *logLines) Write(line []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(line)
+func (b *LogLines) Write(line []byte) (int, error) {
+	b.Mu.Lock()
+	defer b.Mu.Unlock()
+	return b.Text.Write(line)
 }
 
-func (b *logLines) lines() (lines []map[string]any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for line := range bytes.Lines(b.text.Bytes()) {
+func (b *LogLines) Lines() (lines []map[string]any) {
+	b.Mu.Lock()
+	defer b.Mu.Unlock()
+	for line := range bytes.Lines(b.Text.Bytes()) {
 		var fields map[string]any
 		if err := json.Unmarshal(line, &fields); err != nil {
 			panic(err)
@@ -336,4 +336,38 @@ func (b *logLines) lines() (lines []map[string]any) {
 		lines = append(lines, fields)
 	}
 	return lines
+}
+
+// Trace returns the next trace whose first span has the resource.
+func (a *Agent) Trace(resource string) []Span {
+	a.T.Helper()
+	for {
+		if trace := Receive(a.T, a.Traces); trace[0].Resource == resource {
+			return trace
+		}
+	}
+}
+
+// Metric returns the next message with the name and all the tags.
+func (a *Agent) Metric(name string, tags ...string) Metric {
+	a.T.Helper()
+	for began := time.Now(); time.Since(began) < 20*time.Second; {
+		metric := Receive(a.T, a.Metrics)
+		if metric.Name == name && len(intersection(metric.Tags, tags)) == len(tags) {
+			return metric
+		}
+	}
+	require.FailNow(a.T, "there is no such metric", "%s %v", name, tags)
+	panic("unreachable")
+}
+
+func intersection(a, b []string) (both []string) {
+	for _, x := range a {
+		for _, y := range b {
+			if x == y {
+				both = append(both, x)
+			}
+		}
+	}
+	return both
 }

@@ -1,0 +1,64 @@
+package devpg
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+)
+
+// This file is what tests need beside a server that runs: one that goes away and returns, and a
+// primary with a standby.
+
+// Halt ends the server until Resume: mode "fast" in good order, "immediate" like a crash. It does
+// not wait for the end.
+func (p *Server) Halt(mode string) error {
+	_, err := io.WriteString(p.orders, "stop "+mode+"\n")
+	return err
+}
+
+// Resume starts the server again, at the same URL and with the same data.
+func (p *Server) Resume(ctx context.Context) error {
+	if _, err := io.WriteString(p.orders, "start\n"); err != nil {
+		return err
+	}
+	return p.awaitConnection(ctx)
+}
+
+// Home returns the directory that holds the server's data, socket and log.
+func (p *Server) Home() string { return p.home }
+
+// ErrNoReplication is the error of StartPair where no directory has all the programs it needs.
+var ErrNoReplication = errors.New("no directory has initdb, pg_ctl, postgres and pg_basebackup")
+
+// StartPair starts a primary and a standby for which its commits wait. Both are durable, and their
+// data are removed in the end. With an error it has started neither.
+func StartPair(ctx context.Context) (primary, standby *Server, err error) {
+	dirs := slices.DeleteFunc(postgresDirs(), func(dir string) bool {
+		_, err := exec.LookPath(filepath.Join(dir, "pg_basebackup"))
+		return err != nil
+	})
+	bin, err := findPostgres(ctx, dirs, os.DevNull) // no Docker
+	if err != nil {
+		return nil, nil, ErrNoReplication
+	}
+	start := func(settings []string, env ...string) (*Server, error) {
+		p, err := newServer(bin, "")
+		if err != nil {
+			return nil, err
+		}
+		return p, p.startLocal(ctx, bin, settings, env...)
+	}
+	primary, err = start([]string{"synchronous_commit=on", "synchronous_standby_names=standby"})
+	if err != nil {
+		return nil, nil, err
+	}
+	standby, err = start([]string{"synchronous_commit=on", "cluster_name=standby"}, "PRIMARY="+primary.URL())
+	if err != nil {
+		return nil, nil, errors.Join(err, primary.Stop())
+	}
+	return primary, standby, nil
+}

@@ -1,0 +1,129 @@
+// Package devpgtest gives tests their PostgreSQL: a server of their own, or a schema of their own on
+// the server that all tests of a package share.
+package devpgtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"app/internal/devpg"
+)
+
+// A Server is a private PostgreSQL that ends with the test.
+type Server struct {
+	*devpg.Server
+	t testing.TB
+}
+
+// Start starts a private PostgreSQL that ends with the test. An empty dir means a throw-away server.
+func Start(t testing.TB, dir string, settings ...string) *Server {
+	t.Helper()
+	p, err := devpg.Start(t.Context(), dir, settings...)
+	require.NoError(t, err)
+	return endWith(t, p)
+}
+
+// StartPair starts a primary and its synchronous standby, which end with the test. It skips the test
+// where the programs for that are missing.
+func StartPair(t testing.TB) (primary, standby *Server) {
+	t.Helper()
+	p, s, err := devpg.StartPair(t.Context())
+	if err == devpg.ErrNoReplication {
+		t.Skip("FAILOVER IS NOT TESTED: ", err)
+	}
+	require.NoError(t, err)
+	return endWith(t, p), endWith(t, s)
+}
+
+func endWith(t testing.TB, p *devpg.Server) *Server {
+	t.Cleanup(func() { assert.NoError(t, p.Stop()) })
+	return &Server{p, t}
+}
+
+// Halt ends the server until Resume, and waits until nothing answers: mode "fast" in good order,
+// "immediate" like a crash.
+func (p *Server) Halt(mode string) {
+	p.t.Helper()
+	require.NoError(p.t, p.Server.Halt(mode))
+	RequireGone(p.t, p.URL())
+}
+
+// Resume starts the server again, at the same URL and with the same data.
+func (p *Server) Resume() {
+	p.t.Helper()
+	require.NoError(p.t, p.Server.Resume(p.t.Context()))
+}
+
+// RequireGone waits until no server answers at the URL.
+func RequireGone(t testing.TB, url string) {
+	t.Helper()
+	answers := func() bool {
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			return false
+		}
+		conn.Close(t.Context())
+		return true
+	}
+	require.Eventually(t, func() bool { return !answers() }, time.Minute, 10*time.Millisecond)
+}
+
+// Query runs one statement and returns its rows, one text each.
+func Query(t testing.TB, url, sql string) []string {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	rows, _ := conn.Query(t.Context(), sql) // CollectRows returns its error
+	values, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	return values
+}
+
+var schemas atomic.Int64
+
+// sharedServer is the server at TEST_DATABASE_URL, or else a private one, which ends with the
+// process.
+var sharedServer = sync.OnceValues(func() (string, error) {
+	if url := os.Getenv("TEST_DATABASE_URL"); url != "" {
+		return url, nil
+	}
+	p, err := devpg.Start(context.Background(), "")
+	if err != nil {
+		return "", err
+	}
+	return p.URL(), nil
+})
+
+// Schema returns the URL of a schema of the test's own on the shared server.
+func Schema(t testing.TB) string {
+	t.Helper()
+	server, err := sharedServer()
+	require.NoError(t, err)
+	name := fmt.Sprintf("test_%d_%d", os.Getpid(), schemas.Add(1))
+	Query(t, server, "CREATE SCHEMA "+name)
+	if os.Getenv("TEST_DATABASE_URL") != "" {
+		t.Cleanup(func() {
+			conn, err := pgx.Connect(context.Background(), server)
+			require.NoError(t, err)
+			defer conn.Close(context.Background())
+			_, err = conn.Exec(context.Background(), "DROP SCHEMA "+name+" CASCADE")
+			assert.NoError(t, err)
+		})
+	}
+	separator := "?"
+	if strings.Contains(server, "?") {
+		separator = "&"
+	}
+	return server + separator + "search_path=" + name
+}

@@ -1,0 +1,6 @@
+package devpg
+
+var (
+	FindPostgres = findPostgres
+	PostgresDirs = postgresDirs
+)
