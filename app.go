@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+
+	"app/internal/datadog"
 )
 
 // version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
@@ -30,7 +32,7 @@ type App struct {
 	rollbar   *Rollbar
 	store     *Store // nil where no database is set
 	log       *slog.Logger
-	telemetry *telemetry
+	telemetry *datadog.Client
 
 	pace     *pacer       // of deliveries
 	work     wake         // something was left to the queue
@@ -40,7 +42,7 @@ type App struct {
 
 // newApp makes an App of the settings. It connects to nothing yet. The telemetry, which may be nil,
 // stays the caller's.
-func newApp(config *Config, log *slog.Logger, telemetry *telemetry) (*App, error) {
+func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, error) {
 	app := &App{
 		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
 		log:       log,

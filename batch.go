@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"app/internal/datadog"
 )
 
 // A batcher does together what several goroutines want done at the same time: while one batch is
@@ -29,7 +31,7 @@ type batched[T, R any] struct {
 	ctx    context.Context
 	item   T
 	done   chan struct{}
-	by     *span // in whose trace it was done, once it is
+	by     *datadog.Span // in whose trace it was done, once it is
 	result R
 	err    error
 }
@@ -41,7 +43,7 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	mine := b.add(ctx, item)
 	select {
 	case <-mine.done:
-		noteShared(ctx, "store.shared", began, mine.by)
+		datadog.AddSharedSpan(ctx, "store.shared", began, mine.by)
 		return mine.result, mine.err
 	case <-ctx.Done():
 		var none R
@@ -51,7 +53,7 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 
 // put leaves the item to be done soon, also if the context ends. The trace may be over by then.
 func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
-	return b.add(context.WithoutCancel(outsideTraces(ctx)), item)
+	return b.add(context.WithoutCancel(datadog.WithoutSpan(ctx)), item)
 }
 
 func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
@@ -130,7 +132,7 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 	deadline := time.Now().Add(storeTimeout)
 	for i, one := range batch {
 		items[i] = one.item
-		if spanOf(first.ctx) == nil {
+		if datadog.SpanFrom(first.ctx) == nil {
 			first = one
 		}
 		if until, ok := one.ctx.Deadline(); ok && until.Before(deadline) {
@@ -156,7 +158,7 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 		if one.err = err; err == nil {
 			one.result = results[i]
 		}
-		one.by = spanOf(first.ctx)
+		one.by = datadog.SpanFrom(first.ctx)
 		close(one.done)
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/peterbourgon/ff/v3/ffcli"
 
+	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -403,7 +404,7 @@ func (c *cli) printCurl(ctx context.Context, command *Command, given *givenFlags
 }
 
 // newApp makes what an operation works with, when it runs here.
-func (c *cli) newApp(config *Config, telemetry *telemetry) (*App, error) {
+func (c *cli) newApp(config *Config, telemetry *datadog.Client) (*App, error) {
 	if config.Sandbox {
 		if _, err := startSandbox(config); err != nil { // it ends with the program
 			return nil, err

@@ -20,6 +20,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/peterbourgon/ff/v3"
+
+	"app/internal/datadog"
 )
 
 // Config is the settings in force.
@@ -38,7 +40,7 @@ type Config struct {
 
 	apiTokens []string // what callers may send; none means that anyone on this machine may call
 
-	telemetry telemetrySettings
+	telemetry datadog.Settings
 }
 
 // placeholderToken is the API_TOKEN of .env.example. Everybody knows it, so it is valid for the
@@ -222,7 +224,7 @@ func loadConfig(args []string, envFile string) (*Config, error) {
 // loadSettings is loadConfig for one setting only, or for all. With an error, too, it returns what it
 // has gathered.
 func loadSettings(args []string, envFile, only string) (*Config, error) {
-	config := &Config{telemetry: telemetrySettings{DefaultService: "app", DefaultVersion: buildVersion()}}
+	config := &Config{telemetry: datadog.Settings{DefaultService: "app", DefaultVersion: buildVersion()}}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	for _, s := range config.settings() {
@@ -267,8 +269,8 @@ func loadSettings(args []string, envFile, only string) (*Config, error) {
 }
 
 // startTelemetry starts what the settings ask for: nil if that is nothing.
-func (c *Config) startTelemetry() (*telemetry, error) {
-	t, err := startTelemetry(c.telemetry)
+func (c *Config) startTelemetry() (*datadog.Client, error) {
+	t, err := datadog.Start(c.telemetry)
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/datadog"
 )
 
 // writeEnv writes a .env file and returns its path.
@@ -27,7 +29,7 @@ func TestConfigDefaults(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, &Config{
 		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second, LogLevel: slog.LevelInfo,
-		telemetry: telemetrySettings{TraceEnabled: true, DefaultService: "app", DefaultVersion: buildVersion()},
+		telemetry: datadog.Settings{TraceEnabled: true, DefaultService: "app", DefaultVersion: buildVersion()},
 	}, config)
 }
 

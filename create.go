@@ -140,7 +140,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	case !record.fresh:
 		return record.answer(uuid)
 	}
-	app.telemetry.count("app.reports.stored", 1)
+	app.telemetry.Count("app.reports.stored", 1)
 	err = app.rollbar.Post(sending, data)
 	if err == nil {
 		app.store.deliveries.put(ctx, record.id)

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog"
 	"app/internal/datadog/datadogtest"
 	"app/internal/devpg/devpgtest"
 )
@@ -164,7 +165,7 @@ func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	received := make(chan http.Header, 1)
-	f.app.rollbar.client.Transport = f.app.telemetry.transport(roundTripper(func(r *http.Request) (*http.Response, error) {
+	f.app.rollbar.client.Transport = f.app.telemetry.Transport(roundTripper(func(r *http.Request) (*http.Response, error) {
 		received <- r.Header
 		return http.DefaultTransport.RoundTrip(r)
 	}), "app.rollbar", callResource)
@@ -181,8 +182,8 @@ func TestTraceGoesThrough(t *testing.T) {
 			call = s
 		}
 	}
-	assert.Equal(t, "00-"+id+"-"+hex64(call.SpanID)+"-01", header.Get("Traceparent"))
-	assert.Equal(t, "dd=s:2;p:"+hex64(call.SpanID)+";t.tid:"+id[:16]+",other=1", header.Get("Tracestate"))
+	assert.Equal(t, "00-"+id+"-"+datadog.Hex64(call.SpanID)+"-01", header.Get("Traceparent"))
+	assert.Equal(t, "dd=s:2;p:"+datadog.Hex64(call.SpanID)+";t.tid:"+id[:16]+",other=1", header.Get("Tracestate"))
 	assert.Equal(t, "2", header.Get("X-Datadog-Sampling-Priority"))
 }
 
@@ -527,8 +528,8 @@ func TestBadDatadogSettings(t *testing.T) {
 }
 
 // agentSettings are those of a service that sends to the agent, often.
-func agentSettings(a *datadogtest.Agent) telemetrySettings {
-	return telemetrySettings{
+func agentSettings(a *datadogtest.Agent) datadog.Settings {
+	return datadog.Settings{
 		TraceAgentURL: "http://" + a.Address,
 		DogStatsDURL:  "udp://" + a.Packets.LocalAddr().String(),
 		TraceEnabled:  true,

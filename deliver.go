@@ -128,12 +128,12 @@ func (app *App) lease() time.Duration { return app.rollbar.timeout + 2*retryLimi
 func (r *deliveryRound) deliver(ctx context.Context, q *queued) {
 	ctx, cancel := finishing(ctx, q.until)
 	defer cancel()
-	ctx, span := r.app.telemetry.startSpan(r.app.telemetry.continueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
-	defer span.finish()
-	span.setNumber("attempts", float64(q.Attempts))
+	ctx, span := r.app.telemetry.StartSpan(r.app.telemetry.ContinueTrace(ctx, q.Parent), "queue.deliver", "custom", "queue.deliver")
+	defer span.Finish()
+	span.SetMetric("attempts", float64(q.Attempts))
 	began := time.Now()
 	err := r.app.rollbar.Post(withCall(ctx, &Call{}), q.Data)
-	span.fail(err)
+	span.SetError(err)
 	hold := r.count(q, began, err)
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), storeTimeout) // also when all other time is over
 	defer cancel()

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -95,7 +96,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r), timeout: s.clientTimeout}
-	ctx, span := s.app.telemetry.startRequest(r)
+	ctx, span := s.app.telemetry.StartRequest(r)
 	if span != nil {
 		r = r.WithContext(ctx)
 	}
@@ -150,7 +151,7 @@ func (s *server) recovered(x *exchange, r *http.Request, caught any) {
 		panic(caught)
 	}
 	s.app.log.ErrorContext(r.Context(), "panic", "request_id", x.id, "error", caught, "error.stack", string(debug.Stack()))
-	spanOf(r.Context()).fail(fmt.Errorf("panic: %v", caught))
+	datadog.SpanFrom(r.Context()).SetError(fmt.Errorf("panic: %v", caught))
 	if x.status != 0 {
 		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 	}
@@ -159,7 +160,7 @@ func (s *server) recovered(x *exchange, r *http.Request, caught any) {
 
 // finishRequest tells of a request that was answered: a line in the log, metrics, and the end of its
 // span.
-func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began time.Time) {
+func (s *server) finishRequest(x *exchange, r *http.Request, span *datadog.Span, began time.Time) {
 	took := time.Since(began)
 	s.logRequest(x, r, began, took)
 	var err error
@@ -171,7 +172,7 @@ func (s *server) finishRequest(x *exchange, r *http.Request, span *span, began t
 		outcome = unavailable // of check
 	}
 	countOperation(s.app.telemetry, x.operation, "http", outcome, took)
-	span.finishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
+	span.FinishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
 }
 
 // logRequest writes the line about a request. It leaves out where in the program it was written, which

@@ -22,6 +22,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog"
 	"app/internal/datadog/datadogtest"
 	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
@@ -85,7 +86,7 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 // newApp returns another App on the same sandbox and database. Its retries do not wait long.
 func (f *fixture) newApp() *App {
 	f.t.Helper()
-	log := slog.New(newLogHandler(f.log, false, slog.LevelInfo, telemetrySettings{Service: "app"}))
+	log := slog.New(datadog.NewLogHandler(f.log, false, slog.LevelInfo, datadog.Settings{Service: "app"}))
 	f.config.telemetry.Log = log
 	telemetry, err := f.config.startTelemetry()
 	require.NoError(f.t, err)
@@ -278,3 +279,8 @@ func newContext(t testing.TB) (context.Context, context.CancelFunc) {
 func withTimeout(d time.Duration) func(*Config) {
 	return func(c *Config) { c.RollbarTimeout = d }
 }
+
+// A roundTripper is a function as an http.RoundTripper.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

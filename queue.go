@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -39,7 +40,7 @@ type recording struct {
 // record stores the occurrence as queued, leased to the caller, unless its uuid is there already.
 // Those that come at the same time share a statement and its commit.
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
-	r, err := s.recordings.do(ctx, recording{uuid, rawjson.Storable(data), lease, spanOf(ctx).place()})
+	r, err := s.recordings.do(ctx, recording{uuid, rawjson.Storable(data), lease, datadog.SpanFrom(ctx).TraceContext()})
 	if err != nil {
 		return record{}, fmt.Errorf("record: %w", databaseError(s.noticed(err)))
 	}
@@ -144,7 +145,7 @@ func (app *App) settle(ctx context.Context, id int64, what string, update func(c
 		app.log.WarnContext(ctx, "occurrence could not be marked as "+what, "report", id, "error", err)
 		return
 	}
-	app.telemetry.count("app.queue."+what, 1)
+	app.telemetry.Count("app.queue."+what, 1)
 }
 
 // reject records that Rollbar refused an occurrence for good, and why.
@@ -161,7 +162,7 @@ func (app *App) markDelivered(ctx context.Context, ids []int64) ([]struct{}, err
 		app.log.WarnContext(ctx, "occurrences could not be marked as delivered", "reports", ids, "error", err)
 		return nil, err
 	}
-	app.telemetry.count("app.queue.delivered", float64(len(ids)))
+	app.telemetry.Count("app.queue.delivered", float64(len(ids)))
 	return make([]struct{}, len(ids)), nil
 }
 

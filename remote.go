@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -82,7 +83,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if tokens := config.apiTokens; len(tokens) > 0 {
 		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
-	spanOf(ctx).inject(req.Header)
+	datadog.SpanFrom(ctx).Inject(req.Header)
 	if callOf(ctx).lines {
 		req.Header.Set("Accept", ndjson)
 	}

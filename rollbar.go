@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -55,11 +56,11 @@ type Rollbar struct {
 	pages     flights[*ItemPage]
 	allowed   allowances        // by Rollbar's rate limits
 	mask      *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
-	telemetry *telemetry
+	telemetry *datadog.Client
 }
 
 // newRollbar returns a client for the API at the base URL, with a time-out for each single call.
-func newRollbar(base string, tokens map[scope]token, timeout time.Duration, telemetry *telemetry) *Rollbar {
+func newRollbar(base string, tokens map[scope]token, timeout time.Duration, telemetry *datadog.Client) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
 	mask := maskOf(tokens)
@@ -72,7 +73,7 @@ func newRollbar(base string, tokens map[scope]token, timeout time.Duration, tele
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport: telemetry.transport(&maskingTransport{transport, mask}, "app.rollbar", callResource),
+			Transport: telemetry.Transport(&maskingTransport{transport, mask}, "app.rollbar", callResource),
 			// Rollbar's redirects can carry the token in their Location.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -198,7 +199,7 @@ func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessag
 		if !again || !budget.sleep(ctx, wait) {
 			return nil, err
 		}
-		r.telemetry.count("app.rollbar.retries", 1, "method:"+call.method)
+		r.telemetry.Count("app.rollbar.retries", 1, "method:"+call.method)
 		timeout := min(r.timeout, budget.left())
 		stop := budget.start()
 		var next error
@@ -249,7 +250,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	}
 	defer res.Body.Close()
 	if left, known := r.allowed.read(call.scope, res.Header); known {
-		r.telemetry.gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
+		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := readAll(res)
 	if err != nil {

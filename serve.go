@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"app/internal/datadog"
 	"app/internal/devpg"
 )
 
@@ -20,9 +21,9 @@ const shutdownLimit = 20 * time.Second
 
 // serve runs the service until the context ends.
 func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
-	out := &logBuffer{out: std.out}
-	defer out.flush()
-	log := slog.New(newLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry))
+	out := &datadog.LogBuffer{Out: std.out}
+	defer out.Flush()
+	log := slog.New(datadog.NewLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry))
 	database := "# DATABASE_URL as here" // which may hold a password
 	if dev && config.DatabaseURL == "" {
 		stop, err := devDatabase(ctx, config, std)

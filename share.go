@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"app/internal/datadog"
 )
 
 // flights are reads under way.
@@ -21,7 +23,7 @@ type flights[T any] struct {
 // A flight is one read under way, for all who want it.
 type flight[T any] struct {
 	done   chan struct{}
-	by     *span // of who reads
+	by     *datadog.Span // of who reads
 	answer T
 	err    error
 }
@@ -33,7 +35,7 @@ func (f *flights[T]) join(ctx context.Context, key string, read func() (T, error
 		f.mu.Lock()
 		running := f.running[key]
 		if running == nil {
-			running = &flight[T]{done: make(chan struct{}), by: spanOf(ctx)}
+			running = &flight[T]{done: make(chan struct{}), by: datadog.SpanFrom(ctx)}
 			if f.running == nil {
 				f.running = map[string]*flight[T]{}
 			}
@@ -60,7 +62,7 @@ func (f *flight[T]) wait(ctx context.Context) {
 	defer callOf(ctx).upstream.start()()
 	select {
 	case <-f.done:
-		noteShared(ctx, "rollbar.shared", began, f.by)
+		datadog.AddSharedSpan(ctx, "rollbar.shared", began, f.by)
 	case <-ctx.Done():
 	}
 }

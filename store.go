@@ -4,6 +4,9 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+
+	"app/internal/datadog"
+
 	_ "embed"
 	"encoding/hex"
 	"errors"
@@ -45,7 +48,7 @@ type Store struct {
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
 // PostgreSQL may come later.
-func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
+func openStore(primary, standby string, telemetry *datadog.Client) (*Store, error) {
 	pool, err := newPool(primary, telemetry)
 	if err != nil {
 		return nil, err
@@ -67,7 +70,7 @@ func openStore(primary, standby string, telemetry *telemetry) (*Store, error) {
 	return s, nil
 }
 
-func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
+func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fail(misconfigured, "DATABASE_URL %w", isDatabase(url))
@@ -94,7 +97,7 @@ func newPool(url string, telemetry *telemetry) (*pgxpool.Pool, error) {
 			SET jit = off`)
 		return err
 	}
-	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
+	config.ConnConfig.Tracer = telemetry.PgxTracer(config.ConnConfig)
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
 

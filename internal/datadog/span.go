@@ -1,6 +1,6 @@
 // trace.go makes spans, the timed steps of a trace. A span belongs to the span in its context, or
 // begins a trace where there is none.
-package main
+package datadog
 
 import (
 	"context"
@@ -46,17 +46,17 @@ func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
 // A trace is this process's part of one trace.
 type trace struct {
 	traceOrigin
-	telemetry *telemetry
-	root      *span
+	telemetry *Client
+	root      *Span
 
 	mu        sync.Mutex // guards the rest and the trace's running spans
-	finished  []*span
+	finished  []*Span
 	rootEnded bool
 }
 
 // A span is one step of a trace. The methods of a nil span do nothing, and so do those that change
 // a finished one.
-type span struct {
+type Span struct {
 	trace                *trace
 	id, parent           uint64
 	name, kind, resource string
@@ -77,24 +77,24 @@ type spanNumber struct {
 type spanKey struct{} // of the current *span, or else a traceOrigin, in a context
 
 // spanOf returns the span that the context is within, or nil.
-func spanOf(ctx context.Context) *span {
-	s, _ := ctx.Value(spanKey{}).(*span)
+func SpanFrom(ctx context.Context) *Span {
+	s, _ := ctx.Value(spanKey{}).(*Span)
 	return s
 }
 
 // tracing reports whether spans go anywhere.
-func (t *telemetry) tracing() bool { return t != nil && (t.traces != nil || t.printer != nil) }
+func (t *Client) tracing() bool { return t != nil && (t.traces != nil || t.printer != nil) }
 
 // startSpan begins a span and returns a context for what happens within it. The name says what kind
 // of step it is (http.request), kind is Datadog's type (web, http, sql, custom), and the resource
 // is the one thing of few that it is about (GET /items/{id}). The caller calls finish.
-func (t *telemetry) startSpan(ctx context.Context, name, kind, resource string) (context.Context, *span) {
+func (t *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
 	if !t.tracing() {
 		return ctx, nil
 	}
-	s := &span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now()}
+	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now()}
 	switch above := ctx.Value(spanKey{}).(type) {
-	case *span:
+	case *Span:
 		s.trace, s.parent = above.trace.part(s), above.id
 	case traceOrigin:
 		s.trace, s.parent = &trace{traceOrigin: above, telemetry: t, root: s}, above.parent
@@ -106,7 +106,7 @@ func (t *telemetry) startSpan(ctx context.Context, name, kind, resource string) 
 
 // part is the part of the trace that a new span belongs to: a further one, of which it is the root,
 // where the first has left already.
-func (t *trace) part(s *span) *trace {
+func (t *trace) part(s *Span) *trace {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.rootEnded {
@@ -116,25 +116,25 @@ func (t *trace) part(s *span) *trace {
 }
 
 // outsideTraces returns a context that belongs to no trace.
-func outsideTraces(ctx context.Context) context.Context {
+func WithoutSpan(ctx context.Context) context.Context {
 	return context.WithValue(ctx, spanKey{}, nil)
 }
 
 // noteShared puts a span into the trace of who has waited since then for work that is part of
 // another's trace, and names that.
-func noteShared(ctx context.Context, name string, since time.Time, by *span) {
-	mine := spanOf(ctx)
+func AddSharedSpan(ctx context.Context, name string, since time.Time, by *Span) {
+	mine := SpanFrom(ctx)
 	if mine == nil || by == nil || mine.traceID() == by.traceID() {
 		return
 	}
-	_, s := mine.trace.telemetry.startSpan(ctx, name, "custom", name)
+	_, s := mine.trace.telemetry.StartSpan(ctx, name, "custom", name)
 	s.start = since
-	s.set("shared.trace_id", by.traceID())
-	s.finish()
+	s.SetTag("shared.trace_id", by.traceID())
+	s.Finish()
 }
 
 // set gives the span a tag.
-func (s *span) set(key, value string) {
+func (s *Span) SetTag(key, value string) {
 	if s == nil {
 		return
 	}
@@ -154,7 +154,7 @@ func cut(text string, most int) string {
 	return text[:most]
 }
 
-func (s *span) setLocked(key, value string) {
+func (s *Span) setLocked(key, value string) {
 	if s.ended {
 		return
 	}
@@ -172,7 +172,7 @@ func (s *span) setLocked(key, value string) {
 }
 
 // setNumber gives the span a tag that is a number.
-func (s *span) setNumber(key string, value float64) {
+func (s *Span) SetMetric(key string, value float64) {
 	if s == nil || math.IsNaN(value) || math.IsInf(value, 0) {
 		return
 	}
@@ -185,7 +185,7 @@ func (s *span) setNumber(key string, value float64) {
 }
 
 // setResource renames what the span is about, once that is known better.
-func (s *span) setResource(resource string) {
+func (s *Span) SetResource(resource string) {
 	if s == nil {
 		return
 	}
@@ -197,7 +197,7 @@ func (s *span) setResource(resource string) {
 }
 
 // fail marks the span as failed by the error, which may be nil, and notes where that happened.
-func (s *span) fail(err error) {
+func (s *Span) SetError(err error) {
 	if s == nil || err == nil {
 		return
 	}
@@ -237,7 +237,7 @@ func errorType(err error) string {
 
 // finish ends the span. With the root, the trace leaves; what ends later leaves by itself. Of a very
 // long trace parts leave before.
-func (s *span) finish() {
+func (s *Span) Finish() {
 	if s == nil {
 		return
 	}
@@ -250,7 +250,7 @@ func (s *span) finish() {
 	s.ended, s.duration = true, time.Since(s.start)
 	t.finished = append(t.finished, s)
 	t.rootEnded = t.rootEnded || s == t.root
-	var chunk []*span
+	var chunk []*Span
 	if t.rootEnded || len(t.finished) >= maxChunkSpans {
 		chunk, t.finished = t.finished, nil
 	}
@@ -260,20 +260,20 @@ func (s *span) finish() {
 	}
 	// A parent begins before its children and ends after them, so this puts the topmost span first.
 	slices.Reverse(chunk)
-	slices.SortStableFunc(chunk, func(a, b *span) int { return a.start.Compare(b.start) })
+	slices.SortStableFunc(chunk, func(a, b *Span) int { return a.start.Compare(b.start) })
 	t.telemetry.printer.print(chunk)
 	t.telemetry.traces.add(chunk)
 }
 
 // traceID returns the id of the span's trace as 32 hexadecimal digits.
-func (s *span) traceID() string {
+func (s *Span) traceID() string {
 	if s == nil {
 		return ""
 	}
-	return hex64(s.trace.high) + hex64(s.trace.low)
+	return Hex64(s.trace.high) + Hex64(s.trace.low)
 }
 
-func hex64(id uint64) string {
+func Hex64(id uint64) string {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], id)
 	return hex.EncodeToString(b[:])

@@ -1,5 +1,5 @@
 // trace_headers.go carries traces from process to process, in Datadog's headers and the W3C's.
-package main
+package datadog
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 
 // extract returns a context in which the next span continues the trace that the headers name.
 // Headers that make no sense are as good as none.
-func (t *telemetry) extract(ctx context.Context, header http.Header) context.Context {
+func (t *Client) extract(ctx context.Context, header http.Header) context.Context {
 	if !t.tracing() {
 		return ctx
 	}
@@ -31,13 +31,13 @@ func (t *telemetry) extract(ctx context.Context, header http.Header) context.Con
 
 // continueTrace returns a context in which the next span continues the trace of a span whose place
 // was kept.
-func (t *telemetry) continueTrace(ctx context.Context, place string) context.Context {
+func (t *Client) ContinueTrace(ctx context.Context, place string) context.Context {
 	parent, state, _ := strings.Cut(place, " ")
 	return t.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
 // place names the span in one line, for continueTrace: its traceparent and tracestate.
-func (s *span) place() string {
+func (s *Span) TraceContext() string {
 	if s == nil {
 		return ""
 	}
@@ -45,7 +45,7 @@ func (s *span) place() string {
 }
 
 // traceparent is the W3C's header of that name.
-func (s *span) traceparent() string {
+func (s *Span) traceparent() string {
 	if s == nil {
 		return ""
 	}
@@ -53,11 +53,11 @@ func (s *span) traceparent() string {
 	if s.trace.priority > 0 {
 		flags = "01"
 	}
-	return "00-" + s.traceID() + "-" + hex64(s.id) + "-" + flags
+	return "00-" + s.traceID() + "-" + Hex64(s.id) + "-" + flags
 }
 
 // inject tells the receiver of a request which span the request comes from.
-func (s *span) inject(header http.Header) {
+func (s *Span) Inject(header http.Header) {
 	if s == nil {
 		return
 	}
@@ -89,13 +89,13 @@ func (o traceOrigin) propagated() []spanTag {
 	if o.high == 0 {
 		return o.tags
 	}
-	return append([]spanTag{{propagatedPrefix + "tid", hex64(o.high)}}, o.tags...)
+	return append([]spanTag{{propagatedPrefix + "tid", Hex64(o.high)}}, o.tags...)
 }
 
 // tracestate is the W3C's header of that name: our member, of up to 256 characters, and those of up
 // to 31 others.
-func (s *span) tracestate() string {
-	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, hex64(s.id))
+func (s *Span) tracestate() string {
+	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, Hex64(s.id))
 	for _, tag := range s.trace.propagated() {
 		member := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + strings.ReplaceAll(tag.value, "=", "~")
 		if len(state)+len(member) <= len("dd=")+256 {

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 	var out bytes.Buffer
 	handler := func(*testing.T) slog.Handler {
 		out.Reset()
-		return newLogHandler(&out, false, slog.LevelInfo, telemetrySettings{Service: "shop", Env: "prod", Version: "1.2.3"})
+		return NewLogHandler(&out, false, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"})
 	}
 	slogtest.Run(t, handler, func(t *testing.T) map[string]any {
 		var line map[string]any
@@ -37,8 +37,8 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 
 func TestLogLine(t *testing.T) {
 	t.Parallel()
-	telemetry := &telemetry{printer: &tracePrinter{out: io.Discard}}
-	ctx, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
+	telemetry := &Client{printer: &tracePrinter{out: io.Discard}}
+	ctx, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
 	span := map[string]any{"dd.trace_id": s.traceID(), "dd.span_id": strconv.FormatUint(s.id, 10)}
 	for _, tt := range []struct {
 		name string
@@ -61,7 +61,7 @@ func TestLogLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			tt.log(tt.ctx, slog.New(newLogHandler(&out, false, slog.LevelInfo, telemetrySettings{Service: "app", Env: "prod", Version: "1.2.3"})))
+			tt.log(tt.ctx, slog.New(NewLogHandler(&out, false, slog.LevelInfo, Settings{Service: "app", Env: "prod", Version: "1.2.3"})))
 			var got map[string]any
 			require.NoError(t, json.Unmarshal(out.Bytes(), &got))
 			_, err := time.Parse(time.RFC3339Nano, got["timestamp"].(string))
@@ -71,7 +71,7 @@ func TestLogLine(t *testing.T) {
 			for key, value := range tt.want {
 				want[key] = value
 			}
-			if spanOf(tt.ctx) != nil {
+			if SpanFrom(tt.ctx) != nil {
 				for key, value := range span {
 					want[key] = value
 				}
@@ -84,7 +84,7 @@ func TestLogLine(t *testing.T) {
 func TestLogOnATerminal(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	log := slog.New(newLogHandler(&out, true, slog.LevelInfo, telemetrySettings{Service: "shop", Env: "prod", Version: "1.2.3"}))
+	log := slog.New(NewLogHandler(&out, true, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"}))
 	log.Debug("hidden")
 	log.Info("done", "duration", 1500*time.Microsecond)
 	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"io"
@@ -18,29 +18,29 @@ import (
 
 func TestTelemetryOff(t *testing.T) {
 	t.Parallel()
-	off, err := startTelemetry(telemetrySettings{TraceEnabled: true, Service: "shop", Env: "prod", Tags: "team:core"})
+	off, err := Start(Settings{TraceEnabled: true, Service: "shop", Env: "prod", Tags: "team:core"})
 	require.NoError(t, err)
 	require.Nil(t, off)
 
-	ctx, s := off.startSpan(t.Context(), "step", "custom", "thing")
+	ctx, s := off.StartSpan(t.Context(), "step", "custom", "thing")
 	assert.Equal(t, t.Context(), ctx)
 	assert.Nil(t, s)
-	s.set("key", "value")
-	s.setNumber("key", 1)
-	s.setResource("other")
-	s.fail(assert.AnError)
+	s.SetTag("key", "value")
+	s.SetMetric("key", 1)
+	s.SetResource("other")
+	s.SetError(assert.AnError)
 	header := http.Header{}
-	s.inject(header)
-	s.finish()
+	s.Inject(header)
+	s.Finish()
 	assert.Empty(t, header)
-	assert.Empty(t, s.traceID()+s.place())
-	assert.Nil(t, off.pgxTracer(nil))
-	assert.Equal(t, http.DefaultTransport, off.transport(http.DefaultTransport, "app.rollbar", nil))
-	assert.Equal(t, t.Context(), off.continueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
-	off.count("app.things", 1)
-	off.gauge("app.things", 1)
-	off.latency("app.things", 1)
-	off.observe(func() { t.Error("nobody observes") })
+	assert.Empty(t, s.traceID()+s.TraceContext())
+	assert.Nil(t, off.PgxTracer(nil))
+	assert.Equal(t, http.DefaultTransport, off.Transport(http.DefaultTransport, "app.rollbar", nil))
+	assert.Equal(t, t.Context(), off.ContinueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+	off.Count("app.things", 1)
+	off.Gauge("app.things", 1)
+	off.Latency("app.things", 1)
+	off.OnFlush(func() { t.Error("nobody observes") })
 	off.Close(time.Minute)
 }
 
@@ -48,31 +48,31 @@ func TestTelemetryAddresses(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name             string
-		settings         telemetrySettings
+		settings         Settings
 		traces, socket   string
 		network, metrics string
 	}{
 		{name: "nothing set"},
-		{name: "the host switches on both", settings: telemetrySettings{AgentHost: "agent"},
+		{name: "the host switches on both", settings: Settings{AgentHost: "agent"},
 			traces: "http://agent:8126/v0.4/traces", network: "udp", metrics: "agent:8125"},
-		{name: "an IPv6 host", settings: telemetrySettings{AgentHost: "fd00::7"},
+		{name: "an IPv6 host", settings: Settings{AgentHost: "fd00::7"},
 			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:8125"},
-		{name: "an IPv6 host in brackets", settings: telemetrySettings{AgentHost: "[fd00::7]", DogStatsDPort: "9125"},
+		{name: "an IPv6 host in brackets", settings: Settings{AgentHost: "[fd00::7]", DogStatsDPort: "9125"},
 			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:9125"},
-		{name: "a port of traces only", settings: telemetrySettings{TraceAgentPort: "9126"},
+		{name: "a port of traces only", settings: Settings{TraceAgentPort: "9126"},
 			traces: "http://localhost:9126/v0.4/traces"},
-		{name: "a port of metrics only", settings: telemetrySettings{DogStatsDPort: "9125"},
+		{name: "a port of metrics only", settings: Settings{DogStatsDPort: "9125"},
 			network: "udp", metrics: "localhost:9125"},
-		{name: "a URL of traces only", settings: telemetrySettings{TraceAgentURL: "https://agent:443"},
+		{name: "a URL of traces only", settings: Settings{TraceAgentURL: "https://agent:443"},
 			traces: "https://agent:443/v0.4/traces"},
-		{name: "a URL of metrics only", settings: telemetrySettings{DogStatsDURL: "udp://agent"},
+		{name: "a URL of metrics only", settings: Settings{DogStatsDURL: "udp://agent"},
 			network: "udp", metrics: "agent:8125"},
 		{name: "URLs before host and port",
-			settings: telemetrySettings{AgentHost: "other", TraceAgentPort: "1", DogStatsDPort: "1",
+			settings: Settings{AgentHost: "other", TraceAgentPort: "1", DogStatsDPort: "1",
 				TraceAgentURL: "http://[fd00::7]:81/", DogStatsDURL: "udp://[fd00::7]:82"},
 			traces: "http://[fd00::7]:81/v0.4/traces", network: "udp", metrics: "[fd00::7]:82"},
 		{name: "unix sockets",
-			settings: telemetrySettings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
+			settings: Settings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
 			traces:   "http://localhost/v0.4/traces", socket: "/run/apm.socket", network: "unixgram", metrics: "/run/dsd.socket"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -97,22 +97,22 @@ func TestBadTelemetrySettings(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name     string
-		settings telemetrySettings
+		settings Settings
 		want     string
 	}{
-		{"a URL as host", telemetrySettings{AgentHost: "http://agent"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
-		{"a port at the host", telemetrySettings{AgentHost: "agent:8126"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
-		{"a port of traces that is a word", telemetrySettings{TraceAgentPort: "apm"}, "DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
-		{"a port of metrics above the highest", telemetrySettings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
-		{"a host as URL of traces", telemetrySettings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
-		{"a URL with port 0", telemetrySettings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
-		{"a relative unix socket", telemetrySettings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
-		{"metrics over HTTP", telemetrySettings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
+		{"a URL as host", Settings{AgentHost: "http://agent"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port at the host", Settings{AgentHost: "agent:8126"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port of traces that is a word", Settings{TraceAgentPort: "apm"}, "DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
+		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
+		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"a URL with port 0", Settings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126, https://host:8126 or unix:///path"},
+		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tt.settings.TraceEnabled = true
-			_, err := startTelemetry(tt.settings)
+			_, err := Start(tt.settings)
 			assert.EqualError(t, err, tt.want)
 		})
 	}
@@ -122,14 +122,14 @@ func TestTelemetryIdentity(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name     string
-		settings telemetrySettings
+		settings Settings
 		want     identity
 	}{
-		{"nothing set", telemetrySettings{}, identity{service: "app", version: "1.2"}},
-		{"variables before tags", telemetrySettings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
-		{"tags with commas", telemetrySettings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
-		{"tags that are odd", telemetrySettings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}}}},
-		{"tags with spaces", telemetrySettings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
+		{"nothing set", Settings{}, identity{service: "app", version: "1.2"}},
+		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
+		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
+		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}}}},
+		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -157,10 +157,10 @@ func TestTelemetryThroughUnixSockets(t *testing.T) {
 	settings.TraceAgentURL, settings.DogStatsDURL = "unix://"+apm, "unix://"+dsd
 	telemetry := startTestTelemetry(t, settings)
 
-	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-	s.finish()
+	_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+	s.Finish()
 	assert.Equal(t, "thing", datadogtest.Receive(t, agent.Traces)[0].Resource)
-	telemetry.count("app.things", 1)
+	telemetry.Count("app.things", 1)
 	assert.Equal(t, []string{"env:prod", "service:shop", "version:1.2.3"}, datadogtest.Receive(t, agent.Metrics).Tags)
 }
 
@@ -170,9 +170,9 @@ func TestTelemetryCloseSendsTheRest(t *testing.T) {
 	settings := settingsFor(agent)
 	settings.Interval = time.Hour
 	telemetry := startTestTelemetry(t, settings)
-	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-	s.finish()
-	telemetry.count("app.things", 1)
+	_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+	s.Finish()
+	telemetry.Count("app.things", 1)
 
 	telemetry.Close(time.Minute)
 	assert.Len(t, datadogtest.Drained(agent.Traces), 1)
@@ -189,8 +189,8 @@ func TestTelemetryCloseGivesUp(t *testing.T) {
 	var log datadogtest.LogLines
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
-	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-	s.finish()
+	_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+	s.Finish()
 	datadogtest.Receive(t, agent.Calls)
 
 	telemetry.Close(10 * time.Millisecond)
@@ -209,9 +209,9 @@ func TestAgentThatHangs(t *testing.T) {
 	telemetry := startTestTelemetry(t, settings)
 	const spans = 2*maxQueuedSpans + 1
 	for range spans {
-		_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-		s.finish()
-		telemetry.count("app.things", 1)
+		_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+		s.Finish()
+		telemetry.Count("app.things", 1)
 	}
 	datadogtest.Receive(t, agent.Calls)
 	telemetry.traces.mu.Lock()
@@ -231,8 +231,8 @@ func TestAgentThatTimesOut(t *testing.T) {
 	var log datadogtest.LogLines
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
-	_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-	s.finish()
+	_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+	s.Finish()
 	assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "deadline exceeded")
 	assert.LessOrEqual(t, len(agent.Calls), 1, "what the agent may have taken is not sent again")
 }
@@ -245,8 +245,8 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	settings.Log = logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
 	send := func(resource string) {
-		_, s := telemetry.startSpan(t.Context(), "step", "custom", resource)
-		s.finish()
+		_, s := telemetry.StartSpan(t.Context(), "step", "custom", resource)
+		s.Finish()
 	}
 	send("before")
 	assert.Equal(t, "before", datadogtest.Receive(t, agent.Traces)[0].Resource)
@@ -288,8 +288,8 @@ func TestAgentThatRefuses(t *testing.T) {
 			settings := settingsFor(agent)
 			settings.Log = logTo(&log)
 			telemetry := startTestTelemetry(t, settings)
-			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-			s.finish()
+			_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+			s.Finish()
 			assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "no thanks")
 			assert.Len(t, agent.Calls, tt.calls)
 		})
@@ -303,7 +303,7 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	settings := settingsFor(agent)
 	settings.TraceAgentURL, settings.Log = "", logTo(&log)
 	telemetry := startTestTelemetry(t, settings)
-	telemetry.observe(func() { telemetry.gauge("app.thing", 1) })
+	telemetry.OnFlush(func() { telemetry.Gauge("app.thing", 1) })
 	address := agent.Packets.LocalAddr().String()
 	agent.Packets.Close()
 	assert.Contains(t, awaitDropped(t, &log, "packets")["reason"], "connection refused")
@@ -344,7 +344,7 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 }
 
 func logTo(lines *datadogtest.LogLines) *slog.Logger {
-	return slog.New(newLogHandler(lines, false, slog.LevelInfo, telemetrySettings{Service: "app"}))
+	return slog.New(NewLogHandler(lines, false, slog.LevelInfo, Settings{Service: "app"}))
 }
 
 // dropped sums up what was logged as dropped.
@@ -364,8 +364,8 @@ func awaitDropped(t testing.TB, b *datadogtest.LogLines, unit string) map[string
 }
 
 // settings are those of a service that sends to the agent, often.
-func settingsFor(a *datadogtest.Agent) telemetrySettings {
-	return telemetrySettings{
+func settingsFor(a *datadogtest.Agent) Settings {
+	return Settings{
 		TraceAgentURL: "http://" + a.Address,
 		DogStatsDURL:  "udp://" + a.Packets.LocalAddr().String(),
 		TraceEnabled:  true,
@@ -377,12 +377,12 @@ func settingsFor(a *datadogtest.Agent) telemetrySettings {
 }
 
 // startTestTelemetry starts telemetry that ends with the test.
-func startTestTelemetry(t testing.TB, settings telemetrySettings) *telemetry {
+func startTestTelemetry(t testing.TB, settings Settings) *Client {
 	t.Helper()
 	if settings.Log == nil {
 		settings.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	telemetry, err := startTelemetry(settings)
+	telemetry, err := Start(settings)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		telemetry.Close(0)

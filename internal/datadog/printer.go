@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"bytes"
@@ -23,20 +23,20 @@ type tracePrinter struct {
 }
 
 // print prints spans of one trace, in the order in which they began.
-func (p *tracePrinter) print(chunk []*span) {
+func (p *tracePrinter) print(chunk []*Span) {
 	if p == nil {
 		return
 	}
 	present := map[uint64]bool{}
-	children := map[uint64][]*span{}
+	children := map[uint64][]*Span{}
 	for _, s := range chunk {
 		present[s.id] = true
 		children[s.parent] = append(children[s.parent], s)
 	}
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "trace %s\n", chunk[0].traceID())
-	var printTree func(s *span, indent string)
-	printTree = func(s *span, indent string) {
+	var printTree func(s *Span, indent string)
+	printTree = func(s *Span, indent string) {
 		fmt.Fprintf(&text, "%8.2f ms %8.2f ms  %s%s\n", milliseconds(s.start.Sub(chunk[0].start)), milliseconds(s.duration), indent, s)
 		for _, child := range children[s.id] {
 			printTree(child, indent+"  ")
@@ -53,7 +53,7 @@ func (p *tracePrinter) print(chunk []*span) {
 }
 
 // String returns the span in one line, without its times.
-func (s *span) String() string {
+func (s *Span) String() string {
 	line := []rune(s.name + " " + strings.Join(strings.Fields(s.resource), " "))
 	if len(line) > 100 {
 		line = append(line[:99], '…')

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"runtime"
@@ -31,9 +31,9 @@ var runtimeGauges = []struct {
 }
 
 // observeRuntime sets the gauges of the Go runtime.
-func (t *telemetry) observeRuntime() {
+func (t *Client) ObserveRuntime() {
 	tags := t.metrics.runtimeTags
-	t.gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
+	t.Gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
 	for _, g := range runtimeGauges {
 		samples := make([]metrics.Sample, len(g.sources))
 		for i, source := range g.sources {
@@ -46,11 +46,11 @@ func (t *telemetry) observeRuntime() {
 				sum += sample.Value.Uint64()
 			}
 		}
-		t.gauge(g.name, float64(sum), tags...)
+		t.Gauge(g.name, float64(sum), tags...)
 	}
 	pauses := debug.GCStats{PauseQuantiles: make([]time.Duration, 5)}
 	debug.ReadGCStats(&pauses)
 	for i, quantile := range []string{"min", "25p", "50p", "75p", "max"} {
-		t.gauge("runtime.go.gc_stats.pause_quantiles."+quantile, float64(pauses.PauseQuantiles[i]), tags...)
+		t.Gauge("runtime.go.gc_stats.pause_quantiles."+quantile, float64(pauses.PauseQuantiles[i]), tags...)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,17 +44,17 @@ func TestTraceOnTheWire(t *testing.T) {
 	settings.Tags = "team:core"
 	telemetry := startTestTelemetry(t, settings)
 	began := time.Now()
-	ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "GET /items")
-	_, child := telemetry.startSpan(ctx, "step", "sql", "SELECT \"é\\\x00\n\xff\"")
-	child.set("key", "old")
-	child.set("key", "new")
-	child.setNumber("rows", 3)
-	child.setNumber("rows", 12.5)
-	child.setNumber("no number", math.NaN())
-	child.finish()
-	child.set("key", "too late")
-	child.finish()
-	root.finish()
+	ctx, root := telemetry.StartSpan(t.Context(), "app.command", "custom", "GET /items")
+	_, child := telemetry.StartSpan(ctx, "step", "sql", "SELECT \"é\\\x00\n\xff\"")
+	child.SetTag("key", "old")
+	child.SetTag("key", "new")
+	child.SetMetric("rows", 3)
+	child.SetMetric("rows", 12.5)
+	child.SetMetric("no number", math.NaN())
+	child.Finish()
+	child.SetTag("key", "too late")
+	child.Finish()
+	root.Finish()
 
 	spans := datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 2)
@@ -80,14 +81,14 @@ func TestTraceOfManySpans(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
-	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
+	ctx, root := telemetry.StartSpan(t.Context(), "step", "custom", "root")
 	const children = 2*maxChunkSpans + 10
 	for range children {
-		_, child := telemetry.startSpan(ctx, "step", "custom", "child")
-		child.finish()
+		_, child := telemetry.StartSpan(ctx, "step", "custom", "child")
+		child.Finish()
 	}
 	assert.Empty(t, root.trace.finished[10:], "what is held in memory")
-	root.finish()
+	root.Finish()
 	seen := 0
 	for seen < children+1 {
 		spans := datadogtest.Receive(t, agent.Traces)
@@ -100,20 +101,20 @@ func TestSpanThatOutlivesItsTrace(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
-	ctx, root := telemetry.startSpan(t.Context(), "step", "custom", "root")
-	_, late := telemetry.startSpan(ctx, "step", "custom", "late")
-	root.finish()
+	ctx, root := telemetry.StartSpan(t.Context(), "step", "custom", "root")
+	_, late := telemetry.StartSpan(ctx, "step", "custom", "late")
+	root.Finish()
 	require.Len(t, datadogtest.Receive(t, agent.Traces), 1)
-	late.finish()
+	late.Finish()
 	spans := datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 1)
 	assert.Equal(t, root.traceID(), spans[0].ID128())
 	assert.Equal(t, root.id, spans[0].ParentID)
 
-	later, above := telemetry.startSpan(ctx, "step", "custom", "later")
-	_, below := telemetry.startSpan(later, "step", "custom", "below")
-	below.finish()
-	above.finish()
+	later, above := telemetry.StartSpan(ctx, "step", "custom", "later")
+	_, below := telemetry.StartSpan(later, "step", "custom", "below")
+	below.Finish()
+	above.Finish()
 	spans = datadogtest.Receive(t, agent.Traces)
 	require.Len(t, spans, 2, "a part of its own")
 	assert.Equal(t, root.traceID(), spans[0].ID128())
@@ -138,11 +139,11 @@ func TestSpanThatFails(t *testing.T) {
 			t.Parallel()
 			agent := datadogtest.New(t)
 			telemetry := startTestTelemetry(t, settingsFor(agent))
-			_, s := telemetry.startSpan(t.Context(), "step", "custom", "thing")
-			s.fail(nil)
-			s.fail(tt.err)
-			s.fail(errors.New("what follows from it"))
-			s.finish()
+			_, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+			s.SetError(nil)
+			s.SetError(tt.err)
+			s.SetError(errors.New("what follows from it"))
+			s.Finish()
 			got := datadogtest.Receive(t, agent.Traces)[0]
 			assert.EqualValues(t, 1, got.Error)
 			assert.Contains(t, got.Meta["error.stack"], "TestSpanThatFails")
@@ -201,7 +202,7 @@ func TestExtract(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			telemetry := &telemetry{printer: &tracePrinter{}}
+			telemetry := &Client{printer: &tracePrinter{}}
 			assert.Equal(t, tt.want, telemetry.extract(t.Context(), tt.header).Value(spanKey{}))
 		})
 	}
@@ -236,11 +237,11 @@ func TestInject(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			telemetry := &telemetry{printer: &tracePrinter{}}
-			_, s := telemetry.startSpan(telemetry.extract(t.Context(), tt.in), "step", "custom", "thing")
+			telemetry := &Client{printer: &tracePrinter{}}
+			_, s := telemetry.StartSpan(telemetry.extract(t.Context(), tt.in), "step", "custom", "thing")
 			s.id = 446881018016148715
 			header := http.Header{}
-			s.inject(header)
+			s.Inject(header)
 			assert.Equal(t, tt.out, header)
 		})
 	}
@@ -254,12 +255,12 @@ func TestTraceThatContinuesLater(t *testing.T) {
 	for _, priority := range []int{-1, 0, 1, 2} {
 		ctx := telemetry.extract(t.Context(), headers("x-datadog-trace-id: 7", "x-datadog-parent-id: 8", "x-datadog-tags: _dd.p.dm=-4,_dd.p.tid=4bf92f3577b34da6",
 			fmt.Sprintf("x-datadog-sampling-priority: %d", priority), "traceparent: 00-4bf92f3577b34da60000000000000007-0000000000000009-01", "tracestate: other=1"))
-		_, before := telemetry.startSpan(ctx, "http.request", "web", "POST /items")
-		kept := before.place()
-		before.finish()
+		_, before := telemetry.StartSpan(ctx, "http.request", "web", "POST /items")
+		kept := before.TraceContext()
+		before.Finish()
 		first := datadogtest.Receive(t, agent.Traces)[0]
-		_, after := telemetry.startSpan(telemetry.continueTrace(t.Context(), kept), "app.delivery", "custom", "delivery")
-		after.finish()
+		_, after := telemetry.StartSpan(telemetry.ContinueTrace(t.Context(), kept), "app.delivery", "custom", "delivery")
+		after.Finish()
 		span := datadogtest.Receive(t, agent.Traces)[0]
 		assert.Equal(t, first.ID128(), span.ID128())
 		assert.Equal(t, before.id, span.ParentID)
@@ -291,8 +292,8 @@ func TestServerSpan(t *testing.T) {
 			r := httptest.NewRequest(tt.method, "http://user@host:80/items/7?token=secret", nil)
 			r.Header.Set("User-Agent", "test")
 			r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-			_, s := telemetry.startRequest(r)
-			s.finishRequest(r, tt.pattern, tt.status, tt.err)
+			_, s := telemetry.StartRequest(r)
+			s.FinishRequest(r, tt.pattern, tt.status, tt.err)
 			got := datadogtest.Receive(t, agent.Traces)[0]
 			assert.Equal(t, "4bf92f3577b34da6a3ce929d0e0e4736", got.ID128())
 			assert.EqualValues(t, 0x00f067aa0ba902b7, got.ParentID)
@@ -341,32 +342,33 @@ func TestClientSpan(t *testing.T) {
 				w.WriteHeader(tt.status)
 			}))
 			defer upstream.Close()
-			client := http.Client{Transport: telemetry.transport(http.DefaultTransport, "app.rollbar", func(r *http.Request) string { return r.Method + " /item/{id}" })}
-			ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "GET /items/{id}")
+			client := http.Client{Transport: telemetry.Transport(http.DefaultTransport, "app.rollbar", func(r *http.Request) string { return r.Method + " /item/{id}" })}
+			ctx, root := telemetry.StartSpan(t.Context(), "app.command", "custom", "GET /items/{id}")
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, upstream.URL+"/item/7?token=secret", nil)
 			require.NoError(t, err)
 			answer, err := client.Do(req)
 			require.NoError(t, err)
 			require.NoError(t, answer.Body.Close())
-			root.finish()
+			root.Finish()
 			assert.Empty(t, req.Header, "the caller's own")
 
 			spans := datadogtest.Receive(t, agent.Traces)
 			require.Len(t, spans, 2)
 			assert.Equal(t, spans[0].SpanID, spans[1].ParentID)
-			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), hex64(spans[1].SpanID)), received.Get("Traceparent"))
-			_, port, _ := net.SplitHostPort(req.URL.Host)
+			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), Hex64(spans[1].SpanID)), received.Get("Traceparent"))
+			port, err := strconv.ParseFloat(req.URL.Port(), 64)
+			require.NoError(t, err)
 			want := datadogtest.Span{
 				Service: "shop", Name: "http.request", Type: "http", Resource: "GET /item/{id}", Error: int32(tt.failed),
 				Meta: map[string]string{
 					"span.kind": "client", "component": "net/http", "http.method": "GET", "http.url": upstream.URL + "/item/7",
 					"network.destination.name": "127.0.0.1", "http.status_code": fmt.Sprint(tt.status),
 				},
-				Metrics: map[string]float64{"network.destination.port": float64(atoi(port))},
+				Metrics: map[string]float64{"network.destination.port": port},
 			}
 			if tt.failed == 1 {
 				want.Meta["error.message"] = fmt.Sprintf("%d: %s", tt.status, http.StatusText(tt.status))
-				want.Meta["error.type"] = "main.statusError"
+				want.Meta["error.type"] = "datadog.StatusError"
 			}
 			assert.Equal(t, want, plain(spans[1]))
 			calls := awaitMetric(t, agent, "app.rollbar.calls")
@@ -379,7 +381,7 @@ func TestClientSpanWithoutAnswer(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
-	broken := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
+	broken := telemetry.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
 	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	answer, err := broken.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
@@ -389,7 +391,7 @@ func TestClientSpanWithoutAnswer(t *testing.T) {
 	require.NoError(t, answer.Body.Close())
 	assert.Equal(t, "unexpected EOF", datadogtest.Receive(t, agent.Traces)[0].Meta["error.message"], "an answer that breaks off")
 
-	absent := telemetry.transport(roundTripper(func(*http.Request) (*http.Response, error) {
+	absent := telemetry.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return nil, io.ErrUnexpectedEOF
 	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	_, err = absent.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
@@ -410,11 +412,11 @@ type failingReader struct{}
 func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // tracedPool returns a pool of connections to a test database, traced.
-func tracedPool(t testing.TB, telemetry *telemetry) *pgxpool.Pool {
+func tracedPool(t testing.TB, telemetry *Client) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(devpgtest.Schema(t))
 	require.NoError(t, err)
-	config.ConnConfig.Tracer = telemetry.pgxTracer(config.ConnConfig)
+	config.ConnConfig.Tracer = telemetry.PgxTracer(config.ConnConfig)
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
@@ -429,7 +431,7 @@ func TestSQLSpans(t *testing.T) {
 	_, err := pool.Exec(t.Context(), "CREATE TABLE things (id integer PRIMARY KEY, name text)")
 	require.NoError(t, err)
 
-	ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "things")
+	ctx, root := telemetry.StartSpan(t.Context(), "app.command", "custom", "things")
 	_, err = pool.Exec(ctx, "INSERT INTO things VALUES ($1, $2), (2, 'b')", 1, "secret")
 	require.NoError(t, err)
 	var name string
@@ -442,7 +444,7 @@ func TestSQLSpans(t *testing.T) {
 	require.NoError(t, pool.SendBatch(ctx, batch).Close())
 	_, err = pool.CopyFrom(ctx, pgx.Identifier{"things"}, []string{"id"}, pgx.CopyFromRows([][]any{{7}, {8}}))
 	require.NoError(t, err)
-	root.finish()
+	root.Finish()
 
 	type seen struct {
 		name, kind, resource, operation, message string
@@ -492,11 +494,11 @@ func TestConnectionSpans(t *testing.T) {
 	agent := datadogtest.New(t)
 	telemetry := startTestTelemetry(t, settingsFor(agent))
 	pool := tracedPool(t, telemetry)
-	ctx, root := telemetry.startSpan(t.Context(), "app.command", "custom", "things")
+	ctx, root := telemetry.StartSpan(t.Context(), "app.command", "custom", "things")
 	_, err := pool.Exec(ctx, "SELECT $1::integer", 1)
 	require.NoError(t, err)
 	pool.Close()
-	root.finish()
+	root.Finish()
 	var names []string
 	for _, s := range datadogtest.Receive(t, agent.Traces) {
 		names = append(names, s.Name+" "+s.Type)
@@ -517,17 +519,17 @@ func TestSQLOutsideOfTraces(t *testing.T) {
 func TestTracePrinter(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	telemetry := startTestTelemetry(t, telemetrySettings{Print: &out})
-	ctx, root := telemetry.startSpan(t.Context(), "http.request", "web", "GET /items/{id}")
-	upstream, call := telemetry.startSpan(ctx, "http.request", "http", "GET /item/{id}")
-	_, inner := telemetry.startSpan(upstream, "step", "custom", "inner")
-	inner.finish()
-	call.fail(errors.New("no\nluck"))
-	call.finish()
-	_, query := telemetry.startSpan(ctx, "pgx.query", "sql", "SELECT id\n\t\tFROM reports\n\t\tWHERE "+strings.Repeat("very ", 50)+"long")
-	query.finish()
-	root.set("http.status_code", "200")
-	root.finish()
+	telemetry := startTestTelemetry(t, Settings{Print: &out})
+	ctx, root := telemetry.StartSpan(t.Context(), "http.request", "web", "GET /items/{id}")
+	upstream, call := telemetry.StartSpan(ctx, "http.request", "http", "GET /item/{id}")
+	_, inner := telemetry.StartSpan(upstream, "step", "custom", "inner")
+	inner.Finish()
+	call.SetError(errors.New("no\nluck"))
+	call.Finish()
+	_, query := telemetry.StartSpan(ctx, "pgx.query", "sql", "SELECT id\n\t\tFROM reports\n\t\tWHERE "+strings.Repeat("very ", 50)+"long")
+	query.Finish()
+	root.SetTag("http.status_code", "200")
+	root.Finish()
 	times := regexp.MustCompile(`(?m)^ +\d+\.\d\d ms +\d+\.\d\d ms  `)
 	assert.Equal(t, "trace "+root.traceID()+`
 GET /items/{id} 200
@@ -540,22 +542,22 @@ GET /items/{id} 200
 // BenchmarkRequest is what tracing adds to a request with a call and two statements, sending
 // included.
 func BenchmarkRequest(b *testing.B) {
-	run := func(b *testing.B, telemetry *telemetry) {
+	run := func(b *testing.B, telemetry *Client) {
 		r := httptest.NewRequest("GET", "http://host/reports?limit=20", nil)
-		tracer, _ := telemetry.pgxTracer(&pgx.ConnConfig{Config: pgconn.Config{Host: "localhost", Port: 5432, Database: "app", User: "app"}}).(*pgxTracer)
+		tracer, _ := telemetry.PgxTracer(&pgx.ConnConfig{Config: pgconn.Config{Host: "localhost", Port: 5432, Database: "app", User: "app"}}).(*pgxTracer)
 		const sql = "\n\t\tSELECT id, item_id, uuid, state, first_seen, last_seen, data\n\t\tFROM reports\n\t\tWHERE id < @before\n\t\tORDER BY id DESC\n\t\tLIMIT @limit"
 		b.ReportAllocs()
 		for b.Loop() {
-			ctx, s := telemetry.startRequest(r)
+			ctx, s := telemetry.StartRequest(r)
 			acquire := tracer.TraceAcquireStart(ctx, nil, pgxpool.TraceAcquireStartData{})
 			tracer.TraceAcquireEnd(acquire, nil, pgxpool.TraceAcquireEndData{})
 			for range 2 {
 				query := tracer.TraceQueryStart(ctx, nil, pgx.TraceQueryStartData{SQL: sql})
 				tracer.TraceQueryEnd(query, nil, pgx.TraceQueryEndData{})
 			}
-			s.finishRequest(r, "GET /reports", 200, nil)
-			telemetry.count("app.requests", 1, "operation:reports.list", "surface:http", "outcome:ok")
-			telemetry.latency("app.requests.latency", time.Millisecond, "operation:reports.list", "surface:http", "outcome:ok")
+			s.FinishRequest(r, "GET /reports", 200, nil)
+			telemetry.Count("app.requests", 1, "operation:reports.list", "surface:http", "outcome:ok")
+			telemetry.Latency("app.requests.latency", time.Millisecond, "operation:reports.list", "surface:http", "outcome:ok")
 		}
 	}
 	b.Run("off", func(b *testing.B) { run(b, nil) })

@@ -1,5 +1,5 @@
 // trace_send.go hands finished spans to the agent: a bounded queue, an encoder and one goroutine.
-package main
+package datadog
 
 import (
 	"bytes"
@@ -36,7 +36,7 @@ type traceSender struct {
 
 	wake   chan struct{}
 	mu     sync.Mutex
-	queue  [][]*span
+	queue  [][]*Span
 	queued int // spans in the queue
 
 	payload       []byte // a JSON array without its end, as each trace begins with a comma
@@ -68,7 +68,7 @@ func newTraceSender(url, socket string, timeout time.Duration, id identity, loss
 }
 
 // add queues the spans, which are of one trace, the topmost first.
-func (s *traceSender) add(chunk []*span) {
+func (s *traceSender) add(chunk []*Span) {
 	if s == nil {
 		return
 	}
@@ -210,7 +210,7 @@ func (s *traceSender) post(ctx context.Context) error {
 }
 
 // appendChunk appends the spans as one trace. What is said once for all of them goes with the first.
-func (s *traceSender) appendChunk(buf []byte, chunk []*span) []byte {
+func (s *traceSender) appendChunk(buf []byte, chunk []*Span) []byte {
 	buf = append(buf, '[')
 	for i, sp := range chunk {
 		if i > 0 {
@@ -221,7 +221,7 @@ func (s *traceSender) appendChunk(buf []byte, chunk []*span) []byte {
 	return append(buf, ']')
 }
 
-func (s *traceSender) appendSpan(buf []byte, sp *span, first bool) []byte {
+func (s *traceSender) appendSpan(buf []byte, sp *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `{"trace_id":`...), sp.trace.low, 10)
 	buf = strconv.AppendUint(append(buf, `,"span_id":`...), sp.id, 10)
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), sp.parent, 10)

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 //
 // Statements are shown with their placeholders, never with arguments.
 type pgxTracer struct {
-	telemetry *telemetry
+	telemetry *Client
 	tags      []spanTag // of every span
 	port      uint16
 
@@ -35,7 +35,7 @@ var _ interface {
 } = (*pgxTracer)(nil)
 
 // pgxTracer returns the tracer for connections made with the settings, or nil where tracing is off.
-func (t *telemetry) pgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
+func (t *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	if !t.tracing() {
 		return nil
 	}
@@ -51,7 +51,7 @@ func (t *telemetry) pgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 
 // start begins a span for an operation, of the statement if it has one.
 func (p *pgxTracer) start(ctx context.Context, name, operation, statement string) context.Context {
-	if spanOf(ctx) == nil {
+	if SpanFrom(ctx) == nil {
 		return ctx
 	}
 	statement = p.show(statement)
@@ -59,12 +59,12 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	if statement == "" {
 		kind, resource = "db", operation // with the type sql, the agent would read it as SQL
 	}
-	ctx, s := p.telemetry.startSpan(ctx, name, kind, resource)
+	ctx, s := p.telemetry.StartSpan(ctx, name, kind, resource)
 	s.tags = append(make([]spanTag, 0, len(p.tags)+2), p.tags...)
-	s.set("db.operation", operation)
-	s.setNumber("network.destination.port", float64(p.port))
+	s.SetTag("db.operation", operation)
+	s.SetMetric("network.destination.port", float64(p.port))
 	if statement != "" {
-		s.set("db.statement", statement)
+		s.SetTag("db.statement", statement)
 	}
 	return ctx
 }
@@ -109,15 +109,15 @@ func withoutLimits(statement string) string {
 
 // end ends the span that start began. No rows are an answer, not a failure.
 func (p *pgxTracer) end(ctx context.Context, err error) {
-	s := spanOf(ctx)
+	s := SpanFrom(ctx)
 	if !errors.Is(err, pgx.ErrNoRows) {
-		s.fail(err)
+		s.SetError(err)
 	}
-	s.finish()
+	s.Finish()
 }
 
 func (p *pgxTracer) endRows(ctx context.Context, rows int64, err error) {
-	spanOf(ctx).setNumber("db.result.rows_affected", float64(rows))
+	SpanFrom(ctx).SetMetric("db.result.rows_affected", float64(rows))
 	p.end(ctx, err)
 }
 
@@ -131,13 +131,13 @@ func (p *pgxTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.Tra
 
 func (p *pgxTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	ctx = p.start(ctx, "pgx.batch", "Batch", "")
-	spanOf(ctx).setNumber("db.batch.num_queries", float64(data.Batch.Len()))
+	SpanFrom(ctx).SetMetric("db.batch.num_queries", float64(data.Batch.Len()))
 	return ctx
 }
 
 func (p *pgxTracer) TraceBatchQuery(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchQueryData) {
 	ctx = p.start(ctx, "pgx.batch.query", "Query", data.SQL)
-	if s := spanOf(ctx); s != nil && !data.ReadStartTime.IsZero() {
+	if s := SpanFrom(ctx); s != nil && !data.ReadStartTime.IsZero() {
 		s.start = data.ReadStartTime
 	}
 	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)

@@ -1,7 +1,7 @@
 // metrics.go sends metrics as DogStatsD datagrams. Between two sendings counts are summed up, of a
 // gauge the last value stays, and of a distribution the values, or where they are very many a
 // random sample of known rate.
-package main
+package datadog
 
 import (
 	"context"
@@ -25,37 +25,37 @@ const (
 )
 
 // count adds to a counter. Tags are key:value, with few different values.
-func (t *telemetry) count(name string, value float64, tags ...string) {
+func (t *Client) Count(name string, value float64, tags ...string) {
 	if t != nil {
 		t.metrics.add('c', name, value, tags)
 	}
 }
 
 // gauge sets what a quantity is now.
-func (t *telemetry) gauge(name string, value float64, tags ...string) {
+func (t *Client) Gauge(name string, value float64, tags ...string) {
 	if t != nil {
 		t.metrics.add('g', name, value, tags)
 	}
 }
 
 // distribution adds one of many values of which percentiles are of interest.
-func (t *telemetry) distribution(name string, value float64, tags ...string) {
+func (t *Client) distribution(name string, value float64, tags ...string) {
 	if t != nil {
 		t.metrics.add('d', name, value, tags)
 	}
 }
 
 // latency adds a time, in milliseconds, to a distribution.
-func (t *telemetry) latency(name string, took time.Duration, tags ...string) {
+func (t *Client) Latency(name string, took time.Duration, tags ...string) {
 	t.distribution(name, milliseconds(took), tags...)
 }
 
 // measuring reports whether metrics go anywhere.
-func (t *telemetry) measuring() bool { return t != nil && t.metrics != nil }
+func (t *Client) MetricsEnabled() bool { return t != nil && t.metrics != nil }
 
 // observe has the function called before each sending of metrics, to set gauges. It must be quick.
-func (t *telemetry) observe(gauges func()) {
-	if !t.measuring() {
+func (t *Client) OnFlush(gauges func()) {
+	if !t.MetricsEnabled() {
 		return
 	}
 	t.metrics.mu.Lock()

@@ -1,4 +1,4 @@
-package main
+package datadog
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 // newLogHandler returns a handler that writes lines as Datadog reads them: JSON with timestamp,
 // level and message, and, always at the root, who logs (dd.service, dd.env, dd.version) and in
 // which span (dd.trace_id, dd.span_id). For a terminal it writes plain text without those.
-func newLogHandler(w io.Writer, terminal bool, level slog.Leveler, settings telemetrySettings) slog.Handler {
+func NewLogHandler(w io.Writer, terminal bool, level slog.Leveler, settings Settings) slog.Handler {
 	id := settings.identity()
 	if terminal {
 		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: shortTime})
@@ -79,15 +79,15 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 	} else {
 		line = appendAttr(line, h.nested(record))
 	}
-	if s := spanOf(ctx); s != nil {
+	if s := SpanFrom(ctx); s != nil {
 		line = append(append(append(line, `,"dd.trace_id":"`...), s.traceID()...), `","dd.span_id":"`...)
 		line = append(strconv.AppendUint(line, s.id, 10), '"')
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_, err := h.out.Write(append(line, "}\n"...))
-	if buffer, ok := h.out.(*logBuffer); ok && record.Level >= slog.LevelWarn {
-		buffer.flush()
+	if buffer, ok := h.out.(*LogBuffer); ok && record.Level >= slog.LevelWarn {
+		buffer.Flush()
 	}
 	return err
 }
@@ -194,8 +194,8 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 
 // A logBuffer gathers lines for a moment, because a system call for each costs as much as a quick
 // request. What is worth a warning goes out at once, with what is before it.
-type logBuffer struct {
-	out io.Writer
+type LogBuffer struct {
+	Out io.Writer
 
 	mu    sync.Mutex
 	lines []byte
@@ -206,11 +206,11 @@ const (
 	logSize  = 32 << 10
 )
 
-func (b *logBuffer) Write(line []byte) (int, error) {
+func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.lines) == 0 {
-		time.AfterFunc(logDelay, b.flush)
+		time.AfterFunc(logDelay, b.Flush)
 	}
 	b.lines = append(b.lines, line...)
 	if len(b.lines) >= logSize {
@@ -219,15 +219,15 @@ func (b *logBuffer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func (b *logBuffer) flush() {
+func (b *LogBuffer) Flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.flushLocked()
 }
 
-func (b *logBuffer) flushLocked() {
+func (b *LogBuffer) flushLocked() {
 	if len(b.lines) > 0 {
-		_, _ = b.out.Write(b.lines) // there is no better place to complain
+		_, _ = b.Out.Write(b.lines) // there is no better place to complain
 		b.lines = b.lines[:0]
 	}
 }
