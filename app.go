@@ -78,9 +78,6 @@ func (app *App) database() (*Store, error) {
 	return app.store, nil
 }
 
-// Text is a result that is a line of text, not JSON.
-type Text string
-
 var whichCmd = &Command{
 	Name:  "which",
 	Route: "GET /which",

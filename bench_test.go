@@ -41,7 +41,7 @@ func BenchmarkDigest(b *testing.B) {
 	b.SetBytes(int64(len(item.JSON)))
 	b.ReportAllocs()
 	for b.Loop() {
-		sightingOf(item)
+		observationOf(item)
 	}
 }
 
@@ -67,18 +67,18 @@ func BenchmarkStorePage(b *testing.B) {
 		store := newTestStore(b)
 		b.ReportAllocs()
 		for n := 0; b.Loop(); n += 100 {
-			_, err := store.keep(b.Context(), standInItems(b, n, 100))
+			_, err := store.observe(b.Context(), observationsOf(standInItems(b, n, 100)))
 			require.NoError(b, err)
 		}
 	})
 	b.Run("unchanged", func(b *testing.B) {
 		store := newTestStore(b)
 		items := standInItems(b, 1, 100)
-		_, err := store.keep(b.Context(), items)
+		_, err := store.observe(b.Context(), observationsOf(items))
 		require.NoError(b, err)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, err := store.keep(b.Context(), items)
+			_, err := store.observe(b.Context(), observationsOf(items))
 			require.NoError(b, err)
 		}
 	})
@@ -87,7 +87,7 @@ func BenchmarkStorePage(b *testing.B) {
 // BenchmarkHandler asks the whole service, without a network.
 func BenchmarkHandler(b *testing.B) {
 	f := newFixture(b, 1)
-	_, err := f.app.store.keep(b.Context(), standInItems(b, 1, 1000))
+	_, err := f.app.store.observe(b.Context(), observationsOf(standInItems(b, 1, 1000)))
 	require.NoError(b, err)
 	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
 	handler := newHandler(f.app, commands, nil)

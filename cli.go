@@ -351,7 +351,7 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		c.output = "table"
 	}
 	progress := &progressLine{out: c.std.err}
-	call := &Call{lines: c.output == "ndjson"}
+	call := &Call{stream: c.output == "ndjson"}
 	if isTerminal(c.std.err) {
 		call.progress = progress.show
 		if isTerminal(c.std.out) {

@@ -7,11 +7,17 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"iter"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+
+	"app/internal/rawjson"
 )
 
 // A Command is one operation of the service: a route and a subcommand.
@@ -96,6 +102,99 @@ func outcomeOf(value any) outcome {
 		return r.outcome()
 	}
 	return done
+}
+
+// Text is a result that is a line of text, not JSON.
+type Text string
+
+// A List is a result that is a JSON object with an array of elements in it. The elements are written
+// while they are read, so that no list is ever whole in memory.
+type List struct {
+	Name string                            // of the array: "items"
+	Rows iter.Seq2[json.RawMessage, error] // the elements as compact JSON, each valid until the next; read once; an error is the last
+	Rest json.RawMessage                   // the other members, as a compact object
+	Prev url.Values                        // the parameters that lead to the page before, nil for none
+	Next url.Values                        // the parameters that lead to the page behind, nil for none
+}
+
+// writeResult writes the result of an operation as one line: JSON, or the text that it is.
+func writeResult(w io.Writer, value any) error {
+	switch value := value.(type) {
+	case Text:
+		_, err := io.WriteString(w, string(value)+"\n")
+		return err
+	case json.RawMessage:
+		_, err := w.Write(value)
+		if err == nil {
+			_, err = w.Write([]byte{'\n'})
+		}
+		return err
+	case *List:
+		return value.write(w)
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
+}
+
+// write writes the list as one JSON document.
+func (l *List) write(w io.Writer) error {
+	text := append(rawjson.AppendQuoted([]byte{'{'}, l.Name), ':', '[')
+	for row, err := range l.Rows {
+		if err == nil {
+			_, err = w.Write(text)
+		}
+		if err == nil {
+			_, err = w.Write(row)
+		}
+		if err != nil {
+			return err
+		}
+		text = append(text[:0], ',')
+	}
+	if text[0] == ',' {
+		text = text[:0]
+	}
+	text = append(text, ']')
+	if len(l.Rest) > len(`{}`) {
+		text = append(append(text, ','), l.Rest[1:]...)
+	} else {
+		text = append(text, '}')
+	}
+	_, err := w.Write(append(text, '\n'))
+	return err
+}
+
+// writeLines writes the elements alone, one a line.
+func (l *List) writeLines(w io.Writer) error {
+	for row, err := range l.Rows {
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(append(row[:len(row):len(row)], '\n')); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restWithCursor is the Rest of a list whose next page a cursor leads to.
+func restWithCursor(next url.Values) json.RawMessage {
+	if next == nil {
+		return json.RawMessage(`{"next":null}`)
+	}
+	return fmt.Appendf(nil, `{"next":%q}`, next.Get("cursor"))
+}
+
+// sliceRows yields elements that are in memory.
+func sliceRows[T any](elements []T, text func(T) json.RawMessage) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		for _, e := range elements {
+			if !yield(text(e), nil) {
+				return
+			}
+		}
+	}
 }
 
 // words are the parts of a command's name, as typed on the command line.

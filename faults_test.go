@@ -239,12 +239,10 @@ func TestTooManyReaders(t *testing.T) {
 	places := cap(f.app.store.readers)
 	assert.Less(t, places, int(f.app.store.pool.Config().MaxConns))
 	for range places {
-		reader, err := f.app.store.reader(t.Context())
-		require.NoError(t, err)
-		t.Cleanup(reader.Release)
+		f.app.store.readers <- struct{}{}
 	}
 	got := f.get("/reports")
-	assert.Equal(t, "too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, 200, f.get("/check").status)
 	uuid := newUUID()
@@ -259,7 +257,7 @@ func TestTooManyConnections(t *testing.T) {
 	conn, err := f.app.store.writer(t.Context())
 	require.NoError(t, err)
 	got := f.get("/reports")
-	assert.Equal(t, "too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, "false", f.get("/items").header.Get("Report-Stored"))
 	conn.Release()
@@ -309,7 +307,7 @@ func TestSlowClients(t *testing.T) {
 	cut := make(chan error, 1)
 	handler.mux.HandleFunc("GET /endless", func(w http.ResponseWriter, r *http.Request) {
 		defer func() { cut <- fmt.Errorf("%v", recover()) }()
-		handler.respond(w.(*exchange), r, &List{Name: "rows", Rest: func() json.RawMessage { return nil }, Rows: func(yield func(json.RawMessage, error) bool) {
+		w.(*response).respond(&List{Name: "rows", Rows: func(yield func(json.RawMessage, error) bool) {
 			for yield(row, nil) {
 			}
 		}})

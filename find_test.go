@@ -154,7 +154,7 @@ func TestCleanPrunes(t *testing.T) {
 		writers.Go(func() {
 			for n := range 20 {
 				item := mustItem(t, fmt.Sprintf(`{"id":%d,"title":"late %d","level":"error","total_occurrences":%d}`, 1_000_000+w, n/2, n))
-				_, err := f.app.store.keep(t.Context(), []Item{item})
+				_, err := f.app.store.observe(t.Context(), observationsOf([]Item{item}))
 				assert.NoError(t, err)
 			}
 		})
@@ -226,7 +226,7 @@ func TestFindIsServedByIndexes(t *testing.T) {
 			SET jit = off`)
 		return err
 	}
-	f.app.store.read, err = pgxpool.NewWithConfig(t.Context(), config)
+	f.app.store.standby, err = pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	early := time.Now().Add(-time.Duration(*manyReports) * 2 / 3 * time.Second).UTC().Format(time.RFC3339)
 	late := time.Now().Add(-time.Duration(*manyReports) / 3 * time.Second).UTC().Format(time.RFC3339)

@@ -1,5 +1,5 @@
-// handlers.go is the HTTP door: it makes a route of every command, takes arguments out of
-// requests, and turns results and failures into answers. Nothing else knows HTTP.
+// handlers.go is HTTP in: it makes a route of every command, admits callers, and takes arguments out of
+// requests.
 package main
 
 import (
@@ -18,7 +18,6 @@ import (
 	"regexp"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -33,80 +32,55 @@ const maxBody = 1 << 20
 // A server answers requests.
 type server struct {
 	app    *App
-	mux    *http.ServeMux // the routes, and / for what none of them matches
-	routes *http.ServeMux // the routes alone
-	tokens []string       // what callers may send; none: anyone on this machine may call
+	mux    *http.ServeMux // ends with a route for all that no other route matches
+	tokens []string       // that callers may send; without one, anybody on this machine may call
 	origin *http.CrossOriginProtection
 
 	document func() ([]byte, error) // that describes the routes
 
-	// clientTimeout is how long a client may take to send its body, or to take a part of an answer.
+	// clientTimeout is how long a client may take to send its body, or to take a part of a response.
 	clientTimeout time.Duration
 }
 
-// newHandler returns the service as a handler. Callers must send one of the tokens, if there are
-// any.
+// noRoute is the pattern of the route for all that no other route matches.
+const noRoute = "/"
+
+// newHandler returns the service as a handler. Callers must send one of the tokens, if there are any.
 func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
 	s := &server{
-		app: app, mux: http.NewServeMux(), routes: http.NewServeMux(),
-		tokens: tokens, origin: http.NewCrossOriginProtection(),
+		app: app, mux: http.NewServeMux(), tokens: tokens, origin: http.NewCrossOriginProtection(),
 		clientTimeout: 30 * time.Second,
-
-		document: sync.OnceValues(func() ([]byte, error) { return openAPI(commands, len(tokens) > 0) }),
+		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, len(tokens) > 0) }),
 	}
-	handle := func(route string, serve func(x *exchange, r *http.Request)) {
-		handler := func(w http.ResponseWriter, r *http.Request) { serve(w.(*exchange), r) }
-		s.mux.HandleFunc(route, handler)
-		s.routes.HandleFunc(route, handler)
+	handle := func(pattern string, serve func(w *response, r *http.Request)) {
+		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { serve(w.(*response), r) })
 	}
 	for _, c := range commands {
 		for _, route := range c.routes() {
-			handle(route, func(x *exchange, r *http.Request) { s.serveCommand(x, r, c) })
+			handle(route, func(w *response, r *http.Request) { s.serveCommand(w, r, c) })
 		}
 	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serveNone(w.(*exchange), r) })
+	handle(noRoute, s.serveNoRoute)
 	return s
-}
-
-// An exchange is one request and its answer on the way through this file.
-type exchange struct {
-	statusWriter
-	id        string
-	operation string
-	failure   *Failure
-	call      Call
-	timeout   time.Duration // for the client to take the beginning of the answer
-}
-
-// WriteHeader begins the answer, whoever gives it.
-func (x *exchange) WriteHeader(status int) {
-	_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(x.timeout))
-	x.statusWriter.WriteHeader(status)
-}
-
-func (x *exchange) Write(p []byte) (int, error) {
-	if x.status == 0 {
-		x.WriteHeader(http.StatusOK)
-	}
-	return x.statusWriter.Write(p)
 }
 
 // ServeHTTP answers one request and logs it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	x := &exchange{statusWriter: statusWriter{ResponseWriter: w}, id: requestID(r), timeout: s.clientTimeout}
 	ctx, span := s.app.telemetry.StartRequest(r)
 	if span != nil {
 		r = r.WithContext(ctx)
 	}
+	x := &response{ResponseWriter: w, request: r, id: requestID(r), timeout: s.clientTimeout}
+	defer x.release()
 	defer func() {
 		defer s.finishRequest(x, r, span, began)
 		if caught := recover(); caught != nil {
 			s.recovered(x, r, caught)
 		}
 	}()
-	if r.Body != http.NoBody { // also for a body that nobody reads but net/http, to throw it away
+	if r.Body != http.NoBody { // also for a body that only net/http reads, to discard it
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
 	}
 	h := w.Header()
@@ -114,30 +88,22 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h["Cache-Control"] = noStore
 	h["X-Request-Id"] = []string{x.id}
 	if isUnclean(r.URL.Path) {
-		s.serveNone(x, r)
-		return
+		s.serveNoRoute(x, r)
+	} else {
+		s.mux.ServeHTTP(x, r)
 	}
-	s.mux.ServeHTTP(x, r)
+	x.finish()
 }
 
-// isUnclean reports whether a path is one that a ServeMux would answer itself, in HTML and whoever
-// asks, or none at all.
+// isUnclean reports whether a ServeMux would answer a path itself, in HTML and to anybody, or not at all.
 func isUnclean(path string) bool {
 	return !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "/.")
 }
 
-// Headers of many answers.
-var (
-	noSniff   = []string{"nosniff"}
-	noStore   = []string{"no-store"}
-	jsonType  = []string{"application/json"}
-	plainType = []string{"text/plain; charset=utf-8"}
-)
-
 // saneID matches the request ids that are taken over from callers.
 var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
-// requestID is the caller's id of the request, or a new one.
+// requestID returns the caller's id of the request, or a new one.
 func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); saneID.MatchString(id) {
 		return id
@@ -145,41 +111,38 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
-// recovered answers a request whose handler panicked, unless that is how it cut an answer off.
-func (s *server) recovered(x *exchange, r *http.Request, caught any) {
+// recovered answers a request whose handler panicked, unless it did so to cut off the response.
+func (s *server) recovered(w *response, r *http.Request, caught any) {
 	if caught == http.ErrAbortHandler {
 		panic(caught)
 	}
-	s.app.log.ErrorContext(r.Context(), "panic", "request_id", x.id, "error", caught, "error.stack", string(debug.Stack()))
+	s.app.log.ErrorContext(r.Context(), "panic", "request_id", w.id, "error", caught, "error.stack", string(debug.Stack()))
 	datadog.SpanFrom(r.Context()).SetError(fmt.Errorf("panic: %v", caught))
-	if x.status != 0 {
-		panic(http.ErrAbortHandler) // half an answer must not look like a whole one
-	}
-	s.refuse(x, fail(internal, "internal error"))
+	w.refuse(fail(internal, "internal error"))
+	w.finish()
 }
 
-// finishRequest tells of a request that was answered: a line in the log, metrics, and the end of its
-// span.
-func (s *server) finishRequest(x *exchange, r *http.Request, span *datadog.Span, began time.Time) {
+// finishRequest reports an answered request: a line in the log, metrics, and the end of its span.
+func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span, began time.Time) {
 	took := time.Since(began)
-	s.logRequest(x, r, began, took)
+	s.logRequest(w, r, began, took)
 	var err error
 	outcome := failureKind{name: "ok"}
 	switch {
-	case x.failure != nil:
-		outcome, err = x.failure.kind, x.failure
-	case x.status >= 500:
+	case w.failure != nil:
+		outcome, err = w.failure.kind, w.failure
+	case w.status >= 500:
 		outcome = unavailable // of check
 	}
-	countOperation(s.app.telemetry, x.operation, "http", outcome, took)
-	span.FinishRequest(r, strings.TrimPrefix(r.Pattern, "/"), x.status, err)
+	countOperation(s.app.telemetry, w.operation, "http", outcome, took)
+	span.FinishRequest(r, strings.TrimPrefix(r.Pattern, noRoute), w.status, err)
 }
 
-// logRequest writes the line about a request. It leaves out where in the program it was written, which
-// would take as long as the line.
-func (s *server) logRequest(x *exchange, r *http.Request, began time.Time, took time.Duration) {
+// logRequest writes the line about a request. The line names no place in the program, which would take
+// as long as all the rest.
+func (s *server) logRequest(w *response, r *http.Request, began time.Time, took time.Duration) {
 	level, log := slog.LevelInfo, s.app.log.Handler()
-	if x.failure != nil && x.failure.kind == internal {
+	if w.failure != nil && w.failure.kind == internal {
 		level = slog.LevelError
 	}
 	if !log.Enabled(r.Context(), level) {
@@ -187,14 +150,14 @@ func (s *server) logRequest(x *exchange, r *http.Request, began time.Time, took 
 	}
 	line := slog.NewRecord(began.Add(took), level, "request", 0)
 	line.AddAttrs(
-		slog.String("operation", x.operation),
+		slog.String("operation", w.operation),
 		slog.String("http.method", r.Method),
-		slog.Int("http.status_code", x.status),
+		slog.Int("http.status_code", w.status),
 		slog.Duration("duration", took),
-		slog.Duration("upstream_duration", x.call.upstream.total()),
-		slog.String("http.request_id", x.id),
+		slog.Duration("upstream_duration", w.call.upstream.total()),
+		slog.String("http.request_id", w.id),
 	)
-	if f := x.failure; f != nil {
+	if f := w.failure; f != nil {
 		line.AddAttrs(slog.String("error.kind", f.kind.name), slog.String("detail", f.detail))
 		if f.err != nil {
 			line.AddAttrs(slog.String("error", f.err.Error()))
@@ -203,8 +166,8 @@ func (s *server) logRequest(x *exchange, r *http.Request, began time.Time, took 
 	_ = log.Handle(r.Context(), line) // there is no better place to complain
 }
 
-// admit says whether the caller may come in. Without tokens everybody on this machine may, but a
-// web page that a browser shows may not: neither across origins nor by a name that leads here.
+// admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
+// not a web page in a browser: neither across origins nor by a host name that leads here.
 func (s *server) admit(r *http.Request, open bool) error {
 	if len(s.tokens) == 0 {
 		host := r.Host
@@ -233,130 +196,58 @@ func (s *server) admit(r *http.Request, open bool) error {
 	return nil
 }
 
-// serveNone refuses a request that no route matches: the path is unknown, or has other methods, which
-// go to the Allow header.
-func (s *server) serveNone(x *exchange, r *http.Request) {
+// methods are those that a route may have.
+var methods = []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodPost, http.MethodPut}
+
+// serveNoRoute refuses a request that no route matches: its path is unknown, or has other methods.
+func (s *server) serveNoRoute(w *response, r *http.Request) {
 	if err := s.admit(r, false); err != nil {
-		s.refuse(x, err)
+		w.refuse(err)
 		return
 	}
-	probe := &statusWriter{ResponseWriter: discardWriter{http.Header{}}}
-	if !isUnclean(r.URL.Path) {
-		s.routes.ServeHTTP(probe, r.Clone(r.Context()))
-	}
-	if probe.status == http.StatusMethodNotAllowed {
-		allow := probe.Header().Get("Allow")
-		x.Header().Set("Allow", allow)
-		s.refuse(x, fail(wrongMethod, "%s takes %s", r.URL.Path, allow))
+	other := r.Clone(r.Context())
+	allow := slices.DeleteFunc(slices.Clone(methods), func(method string) bool {
+		other.Method = method
+		_, pattern := s.mux.Handler(other)
+		return pattern == noRoute || isUnclean(r.URL.Path)
+	})
+	if len(allow) == 0 {
+		w.refuse(fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
 		return
 	}
-	s.refuse(x, fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
+	w.Header().Set("Allow", strings.Join(allow, ", "))
+	w.refuse(fail(wrongMethod, "%s takes %s", r.URL.Path, strings.Join(allow, ", ")))
 }
 
 // serveCommand answers a request that the command's route matches.
-func (s *server) serveCommand(x *exchange, r *http.Request, c *Command) {
-	x.operation = c.Name
-	if err := s.admit(r, c.Open); err != nil {
-		s.refuse(x, err)
+func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
+	w.operation = c.Name
+	result, err := s.run(w, r, c)
+	if err != nil {
+		w.refuse(err)
 		return
 	}
-	args, err := s.arguments(x, r, c)
+	w.respond(result)
+}
+
+// run runs the command with the arguments of the request.
+func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
+	if err := s.admit(r, c.Open); err != nil {
+		return nil, err
+	}
+	args, err := s.arguments(w, r, c)
 	if err != nil {
-		s.refuse(x, err)
-		return
+		return nil, err
 	}
 	operation, err := c.Run.prepare(args)
 	if err != nil {
-		s.refuse(x, err)
-		return
+		return nil, err
 	}
-	call, known := &x.call, knownVersions(r)
-	call.lines, call.have = wantsLines(r), known
-	if r.Method == http.MethodHead {
-		call.have, call.ahead = []string{anyVersion}, true // the thing itself is not wanted
-	}
-	err = s.serveOperation(x, r, operation)
-	if errors.Is(err, errLate) {
-		call.ahead = true
-		err = s.serveOperation(x, r, operation)
-	}
-	switch {
-	case errors.Is(err, errUnchanged) && (slices.Contains(known, call.version) || slices.Contains(known, anyVersion)):
-		x.WriteHeader(http.StatusNotModified)
-	case errors.Is(err, errUnchanged):
-		_ = s.respond(x, r, nil) // to a HEAD
-	case err != nil:
-		s.refuse(x, err)
-	}
+	w.call.stream = wantsLines(r)
+	return operation(withCall(r.Context(), &w.call), s.app)
 }
 
-// serveOperation runs the operation and answers with its result, or returns the error.
-func (s *server) serveOperation(x *exchange, r *http.Request, operation prepared) error {
-	value, err := operation(withCall(r.Context(), &x.call), s.app)
-	if x.call.version != "" {
-		x.Header().Set("ETag", `W/"`+x.call.version+`"`)
-	}
-	if err != nil {
-		return err
-	}
-	if x.call.unstored != "" {
-		x.Header().Set("Report-Stored", "false")
-	}
-	list, isList := value.(*List)
-	if isList {
-		defer list.close()
-	}
-	if isList && x.call.lines {
-		return s.respondLines(x, r, list)
-	}
-	return s.respond(x, r, value)
-}
-
-// refuse answers with a failure as problem details.
-func (s *server) refuse(x *exchange, err error) {
-	f := failureOf(err)
-	x.failure = f
-	h := x.Header()
-	h.Set("Content-Type", "application/problem+json")
-	if f.wait > 0 {
-		h.Set("Retry-After", strconv.Itoa(f.retryAfter()))
-	}
-	if x.call.unstored != "" {
-		h.Set("Report-Stored", "false")
-	}
-	if f.kind == unauthorized {
-		h.Set("WWW-Authenticate", "Bearer")
-	}
-	x.WriteHeader(f.kind.status)
-	_ = writeResult(x, f.problem(x.id)) // the caller may be gone
-}
-
-// setLinks sets the Link headers that lead to the neighbouring pages, if it is a list that is answered.
-// It comes last before the header goes out.
-func setLinks(h http.Header, page *url.URL, list *List) {
-	if list == nil {
-		return
-	}
-	for _, link := range []struct {
-		rel     string
-		changes url.Values
-	}{{"prev", list.Prev}, {"next", list.Next}} {
-		if link.changes == nil {
-			continue
-		}
-		query := page.Query()
-		for name, values := range link.changes {
-			query[name] = values
-		}
-		target := page.EscapedPath()
-		if text := query.Encode(); text != "" {
-			target += "?" + text
-		}
-		h.Add("Link", "<"+target+`>; rel="`+link.rel+`"`)
-	}
-}
-
-// paramName is how HTTP's users know a parameter.
+// paramName names a parameter as HTTP's users know it.
 func paramName(p *param) string { return p.name }
 
 // arguments takes the command's arguments out of the path, the query and the body.

@@ -326,7 +326,6 @@ func TestListThatFailsHalfWay(t *testing.T) {
 	failing := func(rows int) http.HandlerFunc {
 		list := &List{
 			Name: "rows",
-			Rest: func() json.RawMessage { return json.RawMessage(`{}`) },
 			Rows: func(yield func(json.RawMessage, error) bool) {
 				for range rows {
 					yield(row, nil)
@@ -335,7 +334,7 @@ func TestListThatFailsHalfWay(t *testing.T) {
 			},
 		}
 		s := newHandler(f.app, nil, nil).(*server)
-		s.mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { s.respond(w.(*exchange), r, list) })
+		s.mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { w.(*response).respond(list) })
 		return s.ServeHTTP
 	}
 	f.serve(failing(10))

@@ -71,9 +71,7 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 	list := &List{
 		Name: "items",
 		Rows: sliceRows(page.Items, func(item Item) json.RawMessage { return item.JSON }),
-		Rest: func() json.RawMessage {
-			return json.RawMessage(fmt.Sprintf(`{"page":%d,"total_count":%s}`, in.Page, page.Total))
-		},
+		Rest: fmt.Appendf(nil, `{"page":%d,"total_count":%s}`, in.Page, page.Total),
 	}
 	if in.All {
 		list.Rows = app.allItems(ctx, page, in.filter(), in.Page)
@@ -102,14 +100,14 @@ func (in *itemsListInput) isLast(page *ItemPage) bool {
 	return ends || in.Page*n >= total
 }
 
-// itemPage reads one page of items and keeps it.
+// itemPage reads one page of items and stores it.
 func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (*ItemPage, error) {
 	filter.Set("page", strconv.FormatInt(number, 10))
 	page, err := app.rollbar.Items(ctx, filter)
 	if err != nil {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
-	app.keepPage(ctx, page) // a page that cannot be kept is still an answer: keepPage marks it
+	app.observePage(ctx, page)
 	return page, nil
 }
 
@@ -175,7 +173,7 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 	if err != nil {
 		return nil, fmt.Errorf("item with the %s %s: %w", in.By, in.ID, err)
 	}
-	app.keep(ctx, item)
+	app.observe(ctx, item)
 	return item.JSON, nil
 }
 
@@ -220,7 +218,7 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 }
 
 // change changes an item at Rollbar, which answers with the changed fields only, reads it again,
-// and keeps what both answers said.
+// and stores what both responses said.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
 	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
 		return Item{}, err
@@ -239,7 +237,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 			said.JSON = rawjson.Set(said.JSON, name, value)
 		}
 	}
-	app.keep(ctx, said)
+	app.observe(ctx, said)
 	return item, nil
 }
 
@@ -280,7 +278,6 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	list := &List{
 		Name: "occurrences",
 		Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON }),
-		Rest: func() json.RawMessage { return json.RawMessage(`{"next":null}`) },
 	}
 	switch {
 	case place.page > 2:
@@ -289,10 +286,9 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 		list.Prev = url.Values{"cursor": nil}
 	}
 	if more {
-		next := occurrenceCursor{occurrencePlace{place.page + 1, lowestID(occurrences)}}.String()
-		list.Next = url.Values{"cursor": {next}}
-		list.Rest = func() json.RawMessage { return json.RawMessage(`{"next":"` + next + `"}`) }
+		list.Next = url.Values{"cursor": {occurrenceCursor{occurrencePlace{place.page + 1, lowestID(occurrences)}}.String()}}
 	}
+	list.Rest = restWithCursor(list.Next)
 	return list, nil
 }
 

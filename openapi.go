@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -206,16 +207,12 @@ func schemaOf(t reflect.Type) jsonObject {
 }
 
 // serveOpenAPI answers with the document.
-func (s *server) serveOpenAPI(x *exchange, r *http.Request) {
-	x.operation = "openapi"
-	if err := s.admit(r, false); err != nil {
-		s.refuse(x, err)
-		return
-	}
+func (s *server) serveOpenAPI(w *response, r *http.Request) {
+	w.operation = "openapi"
 	document, err := s.document()
-	if err != nil {
-		s.refuse(x, err)
+	if err = cmp.Or(s.admit(r, false), err); err != nil {
+		w.refuse(err)
 		return
 	}
-	_ = s.respond(x, r, json.RawMessage(document)) // which is no list
+	w.respond(json.RawMessage(document))
 }

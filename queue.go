@@ -42,7 +42,10 @@ type recording struct {
 func (s *Store) record(ctx context.Context, uuid string, data json.RawMessage, lease time.Duration) (record, error) {
 	r, err := s.recordings.do(ctx, recording{uuid, rawjson.Storable(data), lease, datadog.SpanFrom(ctx).TraceContext()})
 	if err != nil {
-		return record{}, fmt.Errorf("record: %w", databaseError(s.noticed(err)))
+		if hasCode(err, undefinedTable) {
+			s.current.Store(false)
+		}
+		return record{}, fmt.Errorf("record: %w", databaseError(err))
 	}
 	return r, nil
 }

@@ -84,7 +84,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
 	datadog.SpanFrom(ctx).Inject(req.Header)
-	if callOf(ctx).lines {
+	if callOf(ctx).stream {
 		req.Header.Set("Accept", ndjson)
 	}
 	res, err := remoteClient.Do(req)
@@ -154,6 +154,7 @@ func noteUnstored(ctx context.Context, res *http.Response) {
 func remoteLines(config *Config, res *http.Response) *List {
 	return &List{
 		Rows: func(yield func(json.RawMessage, error) bool) {
+			defer res.Body.Close()
 			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
 				line, err := lines.ReadBytes('\n')
 				switch {
@@ -171,8 +172,6 @@ func remoteLines(config *Config, res *http.Response) *List {
 				}
 			}
 		},
-		Rest:  func() json.RawMessage { return json.RawMessage(`{}`) },
-		Close: func() { res.Body.Close() },
 	}
 }
 
@@ -204,13 +203,13 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 
 // remoteList is the list that a JSON document was written from: the first array in it, if there is one.
 func remoteList(res *http.Response, document json.RawMessage) *List {
-	list := &List{Rest: func() json.RawMessage { return document }}
+	list := &List{Rest: document}
 	for name, value := range rawjson.Members(document) {
 		if value[0] != '[' {
 			continue
 		}
 		list.Name = name
-		list.Rest = func() json.RawMessage { return rawjson.Set(document, name, nil) }
+		list.Rest = rawjson.Set(document, name, nil)
 		list.Rows = func(yield func(json.RawMessage, error) bool) {
 			for row := range rawjson.Elements(value) {
 				if !yield(row, nil) {
@@ -236,13 +235,13 @@ func remoteList(res *http.Response, document json.RawMessage) *List {
 // askServerForAll is askServer for -all: it follows the pages until an empty one. Elements with an
 // id that an earlier page had are left out.
 func askServerForAll(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
-	callOf(ctx).lines = false // the pages say more than their elements
+	callOf(ctx).stream = false // the pages say more than their elements
 	first, err := askServer(ctx, config, c, args)
 	if err != nil {
 		return nil, err
 	}
 	all := *first.(*List)
-	number, _ := rawjson.Int(rawjson.Get(all.Rest(), "page"))
+	number, _ := rawjson.Int(rawjson.Get(all.Rest, "page"))
 	all.Next = nil
 	all.Rows = func(yield func(json.RawMessage, error) bool) {
 		seen := map[string]bool{}

@@ -1,4 +1,5 @@
-// reports.go reads and deletes reports. How they come about: sightings.go and queue.go.
+// reports.go lists, shows and deletes reports. They come from reports_history.go and
+// reports_outbox.go; reports_filter.go finds those that a list's filters choose.
 package main
 
 import (
@@ -15,11 +16,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"app/internal/rawjson"
 )
@@ -33,17 +32,17 @@ var reportsListCmd = &Command{
 }
 
 type reportsListInput struct {
-	ItemID      Opt[int64]  `query:"item_id" min:"1" help:"only reports of the item with this id"`
-	Status      Opt[string] `query:"status" enum:"active,resolved,muted,archived" help:"only items in this status"`
-	Level       Opt[string] `query:"level" enum:"debug,info,warning,error,critical" help:"only this level"`
-	Environment Opt[string] `query:"environment" min:"1" help:"only this environment"`
-	State       Opt[string] `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
-	Q           string      `query:"q" default:"" min:"1" help:"only titles with all of these words"`
-	Since       Moment      `query:"since" default:"" help:"only what was seen at or after this time (RFC 3339) or within this age (36h, 7d)"`
-	Until       Moment      `query:"until" default:"" help:"only what was seen at or before this time or age"`
-	Latest      bool        `query:"latest" default:"false" help:"only the newest state of each item"`
-	Limit       Opt[int64]  `query:"limit" min:"1" max:"1000" help:"reports a page; 20 if none is given, and as ndjson all"`
-	Cursor      cursor      `query:"cursor" default:"" help:"the page that next or a Link led to"`
+	ItemID      Opt[int64]   `query:"item_id" min:"1" help:"only reports of the item with this id"`
+	Status      Opt[string]  `query:"status" enum:"active,resolved,muted,archived" help:"only items in this status"`
+	Level       Opt[string]  `query:"level" enum:"debug,info,warning,error,critical" help:"only this level"`
+	Environment Opt[string]  `query:"environment" min:"1" help:"only this environment"`
+	State       Opt[string]  `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
+	Q           string       `query:"q" default:"" min:"1" help:"only titles with all of these words"`
+	Since       Moment       `query:"since" default:"" help:"only what was seen at or after this time (RFC 3339) or within this age (36h, 7d)"`
+	Until       Moment       `query:"until" default:"" help:"only what was seen at or before this time or age"`
+	Latest      bool         `query:"latest" default:"false" help:"only the newest state of each item"`
+	Limit       Opt[int64]   `query:"limit" min:"1" max:"1000" help:"reports a page; 20 if none is given, and as ndjson all"`
+	Cursor      reportCursor `query:"cursor" default:"" help:"the page that next or a Link led to"`
 }
 
 func (in *reportsListInput) check() error {
@@ -58,253 +57,228 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if err != nil {
 		return nil, err
 	}
-	conn, err := store.reader(ctx)
-	if err != nil {
-		return nil, err
+	page := &reportPage{in: in, store: store, limit: cmp.Or(in.Limit.Value, 20)}
+	if page.endless = callOf(ctx).stream && !in.Limit.Set; page.endless {
+		page.limit = endlessPage
 	}
-	all := callOf(ctx).lines && !in.Limit.Set
-	switch {
-	case all:
-		in.Limit.Value = pageOfAll
-	case !in.Limit.Set:
-		in.Limit.Value = 20
+	page.in.Limit.Value = page.limit
+	if err := page.read(ctx, (*reportPage).begin); err != nil {
+		return nil, fmt.Errorf("list reports: %w", err)
 	}
-	page, err := in.open(ctx, conn.Conn, store.readTimeout)
-	if err != nil {
-		conn.Release()
-		return nil, fmt.Errorf("list reports: %w", databaseError(store.noticed(err)))
-	}
-	list := &List{
-		Name: "reports",
-		Rest: page.rest,
-		Prev: page.prev, Next: page.next,
-		Close: sync.OnceFunc(func() { page.close(); conn.Release() }),
-	}
-	rows := page.all
-	if all {
-		rows, list.Next = in.everything(ctx, conn.Conn, store.readTimeout, page), nil
-	} else {
-		list.Late = !page.known
-	}
-	list.Rows = func(yield func(json.RawMessage, error) bool) {
-		rows(yield)
-		if list.Late {
-			list.Next = page.next
-		}
-		list.Close() // others need the connection while the client takes the end of the answer
-	}
-	return list, nil
+	return &List{Name: "reports", Rows: page.rows(ctx), Rest: restWithCursor(page.next), Prev: page.prev, Next: page.next}, nil
 }
 
-// pageOfAll is how many reports are read at a time where all are wanted.
-const pageOfAll = 1000
+const (
+	partBytes   = 1 << 20 // of reports that are read at a time, give or take one report
+	partRows    = 100     // of the first part, when their size is not known
+	endlessPage = 1000    // reports of a page where all are wanted
+)
 
-// everything yields the reports of the page and of all behind it. It reads page after page, so that
-// PostgreSQL neither sorts nor keeps more than that.
-func (in *reportsListInput) everything(ctx context.Context, conn *pgxpool.Conn, timeout time.Duration, page *reportPage) iter.Seq2[json.RawMessage, error] {
-	return func(yield func(json.RawMessage, error) bool) {
-		for {
-			for row, err := range page.all {
-				if !yield(row, err) || err != nil {
-					return
-				}
-			}
-			if page.next == nil {
-				return
-			}
-			in.Cursor = cursor{before: page.last}
-			next, err := in.open(ctx, conn, timeout)
-			if err != nil {
-				yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
-				return
-			}
-			*page = *next
-		}
-	}
-}
-
-// A cursor is a place in the reports: the page before or behind an id. Callers do not look inside.
-type cursor struct{ before, after int64 }
-
-// newest is the id below which the page begins.
-func (c cursor) newest() int64 {
-	if c.before == 0 {
-		return math.MaxInt64
-	}
-	return c.before
-}
-
-func (c cursor) String() string {
-	var space [40]byte
-	text := append(strconv.AppendInt(space[:0], c.before, 10), '.')
-	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.after, 10))
-}
-
-// UnmarshalText reads what String wrote.
-func (c *cursor) UnmarshalText(text []byte) (err error) {
-	c.before, c.after, err = cursorNumbers(text)
-	return err
-}
-
-// cursorNumbers reads the two numbers of which a cursor is made.
-func cursorNumbers(text []byte) (a, b int64, err error) {
-	raw, err := base64.RawURLEncoding.DecodeString(string(text))
-	first, second, _ := strings.Cut(string(raw), ".")
-	a, errA := strconv.ParseInt(first, 10, 64)
-	b, errB := strconv.ParseInt(second, 10, 64)
-	if err != nil || errA != nil || errB != nil || a < 0 || b < 0 {
-		return 0, 0, errors.New("must be a cursor that an earlier page gave as next")
-	}
-	return a, b, nil
-}
-
-// A reportPage is one page of reports while it is read.
+// A reportPage is a page of reports that is read in parts: neither a large page nor a slow client
+// holds much memory, or a connection. Where all reports are wanted, one page follows another.
 type reportPage struct {
-	cancel context.CancelFunc
-	rows   pgx.Rows
-	row    reportRow // the first one, until it is yielded, then the latest
-	any    bool      // there is a first one
-	limit  int64
-	count  int64 // of the rows that were yielded
-	known  bool  // last and next are
-	last   int64 // the id at the end of a full page
-	next   url.Values
+	in      reportsListInput
+	store   *Store
+	limit   int64
+	endless bool
+
+	ids    []int64 // the reports to read, newest first; nil for those below oldest
+	left   int64   // how many reports are still to be read
+	newest int64   // the id of the first report, 0 for none
+	oldest int64   // the id of the last one that was read
+	isFull bool    // the page has limit reports, so others may follow
 	prev   url.Values
+	next   url.Values
+
+	part []byte // reports as JSON, one behind the other
+	ends []int  // of the reports in part
 }
 
-// endsAt notes the id at the end of the page, 0 for one that is not full.
-func (p *reportPage) endsAt(id int64) {
-	p.known = true
-	if id > 0 {
-		p.last, p.next = id, url.Values{"cursor": {cursor{before: id}.String()}}
-	}
+// read takes a step of reading. A step may run twice, so it works on a copy.
+func (p *reportPage) read(ctx context.Context, step func(*reportPage, context.Context, *pgx.Conn) error) error {
+	return p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		after := *p
+		err := step(&after, ctx, conn)
+		if err == nil {
+			*p = after
+		}
+		return err
+	})
 }
 
-// open begins to read the page, within the timeout, and works out its neighbours, but for that behind
-// a short page of all reports.
-func (in *reportsListInput) open(ctx context.Context, conn *pgxpool.Conn, timeout time.Duration) (*reportPage, error) {
-	page := &reportPage{limit: in.Limit.Value}
-	ctx, page.cancel = context.WithCancel(ctx) // the rows are read long after the timeout
-	late := time.AfterFunc(timeout, page.cancel)
-	begin := in.openNewest
-	if in.Cursor.after > 0 || in.isFiltered() {
-		begin = in.openFound
+// begin finds the page, reads its first part and works out the neighbouring pages.
+func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
+	cursor := p.in.Cursor
+	p.left, p.newest, p.oldest = p.limit, 0, cursor.newest()
+	hasPrev := cursor.before > 0
+	if cursor.after > 0 || p.in.isFiltered() {
+		ids, err := p.in.find(ctx, conn)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(ids, func(a, b int64) int { return cmp.Compare(b, a) })
+		if int64(len(ids)) > p.limit { // the newest one belongs to the page before
+			hasPrev, ids = true, ids[1:]
+		}
+		p.ids, p.left = append([]int64{}, ids...), int64(len(ids))
 	}
-	err := begin(ctx, conn, page)
-	if !late.Stop() {
-		err = context.DeadlineExceeded
+	if err := p.readPart(ctx, conn); err != nil {
+		return err
 	}
+	last, err := p.lastID(ctx, conn)
 	if err != nil {
-		page.close()
-		return nil, err
+		return err
 	}
-	return page, nil
+	p.isFull = last > 0
+	switch {
+	case hasPrev && p.newest > 0:
+		p.prev = cursorTo(reportCursor{after: p.newest})
+	case hasPrev: // of an empty page
+		p.prev = cursorTo(reportCursor{after: cursor.before - 1})
+	}
+	switch {
+	case p.endless:
+	case last > 0:
+		p.next = cursorTo(reportCursor{before: last})
+	case cursor.after > 0 && p.newest == 0: // of an empty page
+		p.next = cursorTo(reportCursor{before: cursor.after + 1})
+	}
+	return nil
 }
 
-// shortPage is how many reports most likely fit into an answer that is held back until its Links are
-// known, so that its end need not be looked up beforehand.
-const shortPage = 100
-
-// openNewest is open for a page of all reports. The rows of both tables come in the order of ids, so
-// that joining them costs next to nothing.
-//
-// Limits are written into the statements, here and in find.go, because plans are made for any
-// parameters, and PostgreSQL takes an unknown limit for a tenth of all rows.
-func (in *reportsListInput) openNewest(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
-	limit, before := strconv.FormatInt(page.limit, 10), in.Cursor.newest()
-	ahead, last := page.limit > shortPage || callOf(ctx).ahead, "NULL::bigint"
-	if ahead {
-		last = `(
-				SELECT id
-				FROM reports
-				WHERE id < $1
-				ORDER BY id DESC
-				LIMIT 1 OFFSET ` + limit + ` - 1
-			)`
+// lastID returns the id of the page's last report, or 0 where no report can follow.
+func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err error) {
+	read := int64(len(p.ends))
+	switch {
+	case p.ids == nil && p.left == 0 && read == p.limit:
+		return p.oldest, nil
+	case p.ids == nil && p.left > 0:
+		err = conn.QueryRow(ctx, `
+			SELECT id
+			FROM reports
+			WHERE id < @oldest
+			ORDER BY id DESC
+			LIMIT 1 OFFSET @left::bigint - 1`,
+			pgx.NamedArgs{"oldest": p.oldest, "left": p.left}).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = nil
+		}
+		return id, err
+	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.after > 0):
+		if p.left > 0 {
+			return p.ids[p.left-1], nil
+		}
+		return p.oldest, nil
 	}
-	err := page.begin(ctx, conn, before, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, `+last+`
+	return 0, nil
+}
+
+// reportSelect begins a statement that reads reports. reportRow.scan knows its columns.
+const reportSelect = `
+	SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data`
+
+// readPart reads reports until the part is full or the page ends.
+func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
+	rowsWanted := int64(partRows)
+	if n := len(p.ends); n > 0 { // of about the size of the part before
+		rowsWanted = int64(max(1, partBytes*n/max(1, p.ends[n-1])))
+	}
+	rowsWanted = min(p.left, rowsWanted)
+	p.part, p.ends = p.part[:0], nil
+	if rowsWanted == 0 {
+		return nil
+	}
+	rows, err := p.query(ctx, conn, rowsWanted)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var row reportRow
+	var more bool
+	for more = rows.Next(); more && len(p.part) < partBytes; more = rows.Next() {
+		if err := row.scan(rows); err != nil {
+			return err
+		}
+		p.part = row.appendJSON(p.part)
+		p.ends = append(p.ends, len(p.part))
+		p.newest, p.oldest = cmp.Or(p.newest, row.id), row.id
+	}
+	rows.Close()
+	switch {
+	case p.ids != nil && more: // the part is full
+		p.ids = p.ids[slices.Index(p.ids, p.oldest)+1:]
+		p.left = int64(len(p.ids))
+	case p.ids != nil:
+		p.ids = p.ids[rowsWanted:]
+		p.left = int64(len(p.ids))
+	case !more && int64(len(p.ends)) < rowsWanted: // there are no others
+		p.left = 0
+	default:
+		p.left -= int64(len(p.ends))
+	}
+	return rows.Err()
+}
+
+// query asks for the next reports of the page.
+func (p *reportPage) query(ctx context.Context, conn *pgx.Conn, limit int64) (pgx.Rows, error) {
+	if p.ids != nil {
+		return conn.Query(ctx, reportSelect+`
+			FROM reports r
+			LEFT JOIN seen s ON s.report_id = r.id
+			WHERE r.id = ANY($1)
+			ORDER BY r.id DESC`, p.ids[:limit])
+	}
+	// The limits are written into the statement, since PostgreSQL takes an unknown one for a tenth of
+	// all rows. The rows of both tables come in the order of ids, so that joining them costs little.
+	n := strconv.FormatInt(limit, 10)
+	return conn.Query(ctx, reportSelect+`
 		FROM (
 			SELECT id, item_id, uuid, state, first_seen, last_seen, data
 			FROM reports
 			WHERE id < $1
 			ORDER BY id DESC
-			LIMIT `+limit+`
+			LIMIT `+n+`
 		) AS r
 		LEFT JOIN (
 			SELECT report_id, last_seen
 			FROM seen
 			WHERE report_id < $1
 			ORDER BY report_id DESC
-			LIMIT `+limit+`
+			LIMIT `+n+`
 		) AS s ON s.report_id = r.id
-		ORDER BY r.id DESC`)
-	if err != nil {
-		return err
-	}
-	if ahead || !page.any {
-		page.endsAt(page.row.last)
-	}
-	switch {
-	case in.Cursor.before == 0:
-	case page.any:
-		page.prev = url.Values{"cursor": {cursor{after: page.row.id}.String()}}
-	default:
-		page.prev = url.Values{"cursor": {cursor{after: before - 1}.String()}}
-	}
-	return nil
+		ORDER BY r.id DESC`, p.oldest)
 }
 
-// openFound is open for a page whose reports must be found first.
-func (in *reportsListInput) openFound(ctx context.Context, conn *pgxpool.Conn, page *reportPage) error {
-	ids, err := in.find(ctx, conn.Conn())
-	if err != nil {
-		return err
+// rows yields the reports of the page as JSON, and where all are wanted those of the pages behind it.
+func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		for {
+			begin := 0
+			for _, end := range p.ends {
+				if !yield(p.part[begin:end:end], nil) {
+					return
+				}
+				begin = end
+			}
+			step := (*reportPage).readPart
+			if p.left == 0 {
+				if !p.endless || !p.isFull {
+					return
+				}
+				p.in.Cursor, step = reportCursor{before: p.oldest}, (*reportPage).begin
+			}
+			if err := p.read(ctx, step); err != nil {
+				yield(nil, fmt.Errorf("list reports: %w", err))
+				return
+			}
+		}
 	}
-	slices.Sort(ids)
-	first, last := in.Cursor.before-1, in.Cursor.after+1 // of an empty page: what is beside it
-	before, behind := in.Cursor.before > 0, int64(len(ids)) >= page.limit || in.Cursor.after > 0
-	if int64(len(ids)) > page.limit { // the newest belongs to the page before
-		before, ids = true, ids[:page.limit]
-	}
-	if len(ids) > 0 {
-		first, last = ids[len(ids)-1], ids[0]
-	}
-	if before {
-		page.prev = url.Values{"cursor": {cursor{after: first}.String()}}
-	}
-	if !behind {
-		last = 0
-	}
-	page.endsAt(last)
-	return page.begin(ctx, conn, ids, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data, NULL::bigint AS last
-		FROM reports r
-		LEFT JOIN seen s ON s.report_id = r.id
-		WHERE r.id = ANY($1)
-		ORDER BY r.id DESC`)
 }
 
-// begin runs the statement with its argument and reads the first row.
-func (p *reportPage) begin(ctx context.Context, conn *pgxpool.Conn, arg any, sql string) (err error) {
-	if p.rows, err = conn.Query(ctx, sql, arg); err != nil {
-		return err
-	}
-	if p.any = p.rows.Next(); p.any {
-		err = p.row.scan(p.rows)
-	}
-	return cmp.Or(err, p.rows.Err())
-}
+func cursorTo(c reportCursor) url.Values { return url.Values{"cursor": {c.String()}} }
 
-// close ends the reading.
-func (p *reportPage) close() {
-	if p.rows != nil {
-		p.rows.Close()
-	}
-	p.cancel()
-}
-
-// A reportRow is one row of the statement for a page. Its texts are valid until the next row.
+// A reportRow is one report as a statement that begins with reportSelect returns it. Its texts are
+// valid until the next row.
 type reportRow struct {
 	id                  int64
 	itemID              int64 // 0 for none
@@ -312,7 +286,6 @@ type reportRow struct {
 	state               []byte
 	firstSeen, lastSeen time.Time
 	data                []byte
-	last                int64 // the id at the end of the page, 0 if that is not full or not looked up
 
 	times [2]timeText // of the row before
 }
@@ -332,30 +305,22 @@ func (t *timeText) append(buf []byte, at time.Time) []byte {
 	return append(buf, t.text...)
 }
 
-// isText reports whether rows come as text, which pgx must read for us: they do through a pooler that
-// knows only PostgreSQL's simple protocol. Else they are read as they came, without a copy.
-func isText(rows pgx.Rows) bool { return rows.FieldDescriptions()[0].Format == pgx.TextFormatCode }
-
-// scan reads the row.
+// scan reads the row. Rows in PostgreSQL's binary format are read as they came, without a copy; as text
+// they come through a pooler that knows only PostgreSQL's simple protocol.
 func (r *reportRow) scan(rows pgx.Rows) error {
-	if isText(rows) {
-		var itemID, last *int64
-		err := rows.Scan(&r.id, &itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data, &last)
-		r.itemID, r.last = valueOf(itemID), valueOf(last)
+	if rows.FieldDescriptions()[0].Format == pgx.TextFormatCode {
+		var itemID *int64
+		err := rows.Scan(&r.id, &itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data)
+		if r.itemID = 0; itemID != nil {
+			r.itemID = *itemID
+		}
 		return err
 	}
 	raw := rows.RawValues()
-	r.id, r.itemID, r.last = binaryInt(raw[0]), binaryInt(raw[1]), binaryInt(raw[7])
+	r.id, r.itemID = binaryInt(raw[0]), binaryInt(raw[1])
 	r.uuid, r.state, r.data = raw[2], raw[3], raw[6]
 	r.firstSeen, r.lastSeen = binaryTime(raw[4]), binaryTime(raw[5])
 	return nil
-}
-
-func valueOf(n *int64) int64 {
-	if n == nil {
-		return 0
-	}
-	return *n
 }
 
 // binaryInt is the value of a bigint in PostgreSQL's binary format, 0 for NULL.
@@ -370,40 +335,6 @@ func binaryInt(raw []byte) int64 {
 func binaryTime(raw []byte) time.Time {
 	const since1970 = 946_684_800_000_000
 	return time.UnixMicro(since1970 + binaryInt(raw)).UTC()
-}
-
-// all yields the page's reports as JSON.
-func (p *reportPage) all(yield func(json.RawMessage, error) bool) {
-	buf := make([]byte, 0, 2<<10) // more than most take
-	for more := p.any; more; more = p.rows.Next() {
-		if p.count > 0 {
-			if err := p.row.scan(p.rows); err != nil {
-				yield(nil, err)
-				return
-			}
-		}
-		buf = p.row.appendJSON(buf[:0])
-		p.count++
-		if !yield(buf, nil) {
-			return
-		}
-	}
-	p.close()
-	if err := p.rows.Err(); err != nil {
-		yield(nil, fmt.Errorf("list reports: %w", databaseError(err)))
-		return
-	}
-	if !p.known && p.count == p.limit {
-		p.endsAt(p.row.id)
-	}
-	p.known = true
-}
-
-func (p *reportPage) rest() json.RawMessage {
-	if p.next == nil {
-		return json.RawMessage(`{"next":null}`)
-	}
-	return json.RawMessage(`{"next":"` + p.next.Get("cursor") + `"}`)
 }
 
 // appendJSON appends the report as callers see it.
@@ -438,40 +369,72 @@ type reportsGetInput struct {
 	ID int64 `path:"id" min:"1" help:"the report's id"`
 }
 
-func reportsGet(ctx context.Context, app *App, in reportsGetInput) (json.RawMessage, error) {
+func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.RawMessage, err error) {
 	store, err := app.database()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := store.reader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Release()
-	ctx, cancel := context.WithTimeout(ctx, store.readTimeout)
-	defer cancel()
-	// Whatever changes a row gives it another xmin.
-	call := callOf(ctx)
-	var row reportRow
-	var itemID *int64
-	err = conn.QueryRow(ctx, `
-		SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen),
-			v.version, CASE WHEN $2::text[] && ARRAY[v.version, '*'] THEN NULL ELSE r.data END
-		FROM reports r
-		LEFT JOIN seen s ON s.report_id = r.id,
-		LATERAL (SELECT concat_ws('-', r.id, r.xmin, s.xmin)) AS v (version)
-		WHERE r.id = $1`, in.ID, call.have).
-		Scan(&row.id, &itemID, &row.uuid, &row.state, &row.firstSeen, &row.lastSeen, &call.version, &row.data)
+	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, reportSelect+`
+			FROM reports r
+			LEFT JOIN seen s ON s.report_id = r.id
+			WHERE r.id = $1`, in.ID)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		if !rows.Next() {
+			return cmp.Or(rows.Err(), pgx.ErrNoRows)
+		}
+		var row reportRow
+		if err := row.scan(rows); err != nil {
+			return err
+		}
+		report = row.appendJSON(nil)
+		return nil
+	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, fail(notFound, "there is no report %d", in.ID)
 	case err != nil:
-		return nil, fmt.Errorf("report %d: %w", in.ID, databaseError(store.noticed(err)))
-	case row.data == nil:
-		return nil, errUnchanged
+		return nil, fmt.Errorf("report %d: %w", in.ID, err)
 	}
-	row.itemID = valueOf(itemID)
-	return row.appendJSON(nil), nil
+	return report, nil
+}
+
+// A reportCursor is a place in the reports: the page before or behind an id. Callers do not look inside.
+type reportCursor struct{ before, after int64 }
+
+// newest returns the id below which the page begins.
+func (c reportCursor) newest() int64 {
+	if c.before == 0 {
+		return math.MaxInt64
+	}
+	return c.before
+}
+
+func (c reportCursor) String() string {
+	var space [40]byte
+	text := append(strconv.AppendInt(space[:0], c.before, 10), '.')
+	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.after, 10))
+}
+
+// UnmarshalText reads what String wrote.
+func (c *reportCursor) UnmarshalText(text []byte) (err error) {
+	c.before, c.after, err = cursorNumbers(text)
+	return err
+}
+
+// cursorNumbers reads the two numbers of which a cursor is made.
+func cursorNumbers(text []byte) (a, b int64, err error) {
+	raw, err := base64.RawURLEncoding.DecodeString(string(text))
+	first, second, _ := strings.Cut(string(raw), ".")
+	a, errA := strconv.ParseInt(first, 10, 64)
+	b, errB := strconv.ParseInt(second, 10, 64)
+	if err != nil || errA != nil || errB != nil || a < 0 || b < 0 {
+		return 0, 0, errors.New("must be a cursor that an earlier page gave as next")
+	}
+	return a, b, nil
 }
 
 var reportsCleanCmd = &Command{
@@ -502,11 +465,6 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 		return Cleaned{}, err
 	}
 	store.deliveries.flush(ctx)
-	conn, err := store.writer(ctx)
-	if err != nil {
-		return Cleaned{}, err
-	}
-	defer conn.Release()
 	chosen := "TRUE"
 	if !in.Before.IsZero() {
 		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
@@ -519,25 +477,28 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 		state = "state = @state"
 	}
 	var cleaned Cleaned
-	err = conn.QueryRow(ctx, `
-		WITH deleted AS (
-			DELETE FROM reports
-			WHERE `+chosen+` AND `+state+`
-			RETURNING id
-		), forgotten AS (
-			DELETE FROM seen
-			WHERE report_id IN (SELECT id FROM deleted)
-		)
-		SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
-		pgx.NamedArgs{"before": in.Before.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
-		Scan(&cleaned.Deleted, &cleaned.KeptQueued)
-	if err != nil {
-		return Cleaned{}, fmt.Errorf("clean reports: %w", databaseError(err))
-	}
-	if cleaned.Deleted > 0 {
-		if err := prune(ctx, conn.Conn()); err != nil { // lists cost more until the next time, and that is all
-			app.log.WarnContext(ctx, "what lists skip by was not pruned", "error", err)
+	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		err := conn.QueryRow(ctx, `
+			WITH deleted AS (
+				DELETE FROM reports
+				WHERE `+chosen+` AND `+state+`
+				RETURNING id
+			), forgotten AS (
+				DELETE FROM seen
+				WHERE report_id IN (SELECT id FROM deleted)
+			)
+			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
+			pgx.NamedArgs{"before": in.Before.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
+			Scan(&cleaned.Deleted, &cleaned.KeptQueued)
+		if err == nil && cleaned.Deleted > 0 {
+			if err := prune(ctx, conn); err != nil { // lists cost more until the next time, and that is all
+				app.log.WarnContext(ctx, "what lists skip by was not pruned", "error", err)
+			}
 		}
+		return err
+	})
+	if err != nil {
+		return Cleaned{}, fmt.Errorf("clean reports: %w", err)
 	}
 	return cleaned, nil
 }

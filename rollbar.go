@@ -52,9 +52,9 @@ type Rollbar struct {
 	backoff   time.Duration // before the first repetition; it doubles
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
-	reads     flights[json.RawMessage]
-	pages     flights[*ItemPage]
-	allowed   allowances        // by Rollbar's rate limits
+	reads     singleflight[json.RawMessage]
+	pages     singleflight[*ItemPage]
+	limits    rateLimits
 	mask      *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
 	telemetry *datadog.Client
 }
@@ -187,7 +187,7 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 		defer r.reads.forget()
 		return r.repeat(ctx, call)
 	}
-	return r.reads.join(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.repeat(ctx, call) })
+	return r.reads.do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.repeat(ctx, call) })
 }
 
 // repeat makes the call until it succeeds or another try cannot help.
@@ -249,7 +249,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, r.noAnswer(ctx, err)
 	}
 	defer res.Body.Close()
-	if left, known := r.allowed.read(call.scope, res.Header); known {
+	if left, known := r.limits.read(call.scope, res.Header); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := readAll(res)
@@ -372,8 +372,8 @@ type ItemPage struct {
 	Items []Item
 	Total json.RawMessage // how many there are, or null where Rollbar does not count them
 
-	keeping  sync.Once
-	unstored string // why it could not be kept, or ""
+	observing sync.Once
+	unstored  string // why it could not be stored, or ""
 }
 
 // Items reads one page of the items that the filter (status, level, environment, …, as Rollbar
@@ -382,7 +382,7 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 	if err := r.require(scopeRead); err != nil {
 		return nil, err
 	}
-	return r.pages.join(ctx, filter.Encode(), func() (*ItemPage, error) {
+	return r.pages.do(ctx, filter.Encode(), func() (*ItemPage, error) {
 		raw, err := r.repeat(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
 		if err != nil {
 			return nil, err

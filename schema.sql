@@ -229,20 +229,7 @@ CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup) WHERE next_l
 
 DROP INDEX IF EXISTS reports_queue;
 
--- How far syncs have come that are under way or were interrupted.
-CREATE TABLE IF NOT EXISTS syncs (
-	filter text        PRIMARY KEY,
-	pages  bigint      NOT NULL,
-	at     timestamptz NOT NULL DEFAULT now()
-);
-
-ALTER TABLE syncs ADD COLUMN IF NOT EXISTS last_item bigint NOT NULL DEFAULT 0;
-
-COMMENT ON TABLE  syncs           IS 'How far syncs have come that are under way or were interrupted.';
-COMMENT ON COLUMN syncs.filter    IS 'The filter of the items, as Rollbar''s URL has it.';
-COMMENT ON COLUMN syncs.pages     IS 'How many pages are stored.';
-COMMENT ON COLUMN syncs.at        IS 'When that was so.';
-COMMENT ON COLUMN syncs.last_item IS 'Rollbar''s id of the last item that is stored.';
+DROP TABLE IF EXISTS syncs;
 
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -33,17 +34,17 @@ const readTimeout = 30 * time.Second
 
 // Store keeps the reports. It is safe for concurrent use.
 type Store struct {
-	pool *pgxpool.Pool // the primary
-	read *pgxpool.Pool // where reports are read; the same as pool without a standby
+	pool    *pgxpool.Pool // of the primary
+	standby *pgxpool.Pool // where reports are read; nil without one
 
 	recordings batcher[recording, record] // to be recorded
 	deliveries batcher[int64, struct{}]   // reports that Rollbar took, to be marked; run is the App's
 
 	readTimeout time.Duration
 
-	readers    chan struct{} // places of those who read reports, fewer than there are connections
-	schemaTurn chan struct{} // taken by who brings the schema up to date
-	current    atomic.Bool   // the schema is this program's
+	readers    chan struct{} // slots for reads, fewer than there are connections
+	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
+	current    atomic.Bool   // the database has this program's schema
 }
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
@@ -54,12 +55,12 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 		return nil, err
 	}
 	s := &Store{
-		pool: pool, read: pool, readTimeout: readTimeout,
+		pool: pool, readTimeout: readTimeout,
 		readers:    make(chan struct{}, max(1, pool.Config().MaxConns*3/4)),
 		schemaTurn: make(chan struct{}, 1),
 	}
 	if standby != "" {
-		if s.read, err = newPool(standby, telemetry); err != nil {
+		if s.standby, err = newPool(standby, telemetry); err != nil {
 			return nil, err
 		}
 	}
@@ -107,8 +108,8 @@ func (s *Store) Close() {
 	defer cancel()
 	s.deliveries.flush(ctx)
 	s.pool.Close()
-	if s.read != s.pool {
-		s.read.Close()
+	if s.standby != nil {
+		s.standby.Close()
 	}
 }
 
@@ -139,60 +140,75 @@ func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, nil
 }
 
-// A reader is a connection for reading reports, and a place among those who do.
-type reader struct {
-	*pgxpool.Conn
-	places chan struct{}
-}
-
-// Release gives both back.
-func (r reader) Release() {
-	r.Conn.Release()
-	<-r.places
-}
-
-// reader returns a connection for reading reports: to the standby, if there is one that answers and
-// has the tables. What this process delivered reads as delivered. Readers may be slow, so they never
-// have all connections.
-func (s *Store) reader(ctx context.Context) (reader, error) {
-	select {
-	case s.readers <- struct{}{}:
-	default:
-		select {
-		case s.readers <- struct{}{}:
-		case <-time.After(storeTimeout):
-			return reader{}, errCrowded(nil)
-		case <-ctx.Done():
-			return reader{}, ctx.Err()
-		}
-	}
-	conn, err := s.readingConn(ctx)
-	if err != nil {
-		<-s.readers
-		return reader{}, err
-	}
-	return reader{conn, s.readers}, nil
-}
-
-func (s *Store) readingConn(ctx context.Context) (*pgxpool.Conn, error) {
-	s.deliveries.flush(ctx)
-	if s.read != s.pool {
-		if conn, err := acquire(ctx, s.read); err == nil {
-			if hasTables(ctx, conn) {
-				return conn, nil
-			}
-			conn.Release()
-		}
-	}
-	return s.writer(ctx)
-}
-
-// hasTables is also a sign of life: the connection may have died in the pool.
-func hasTables(ctx context.Context, conn *pgxpool.Conn) (has bool) {
+// write runs do on a connection to the primary whose schema is up to date. What is not done within
+// storeTimeout has failed. do runs again where PostgreSQL asks for that.
+func (s *Store) write(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err := conn.QueryRow(ctx, `SELECT to_regclass('spots') IS NOT NULL`).Scan(&has)
-	return has && err == nil
+	return s.writeSlowly(ctx, do)
+}
+
+// writeSlowly is write without a time limit of its own, for work that takes as long as there are
+// rows.
+func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
+	for {
+		err := s.onPrimary(ctx, do)
+		if !hasCode(err, serializationFailure, deadlockDetected) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// read runs do on a connection to the standby, if there is one that answers and has the tables, and
+// else to the primary; do may run twice. What this process delivered reads as delivered. Reads share
+// a limited number of slots, so that writes always find a connection.
+func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
+	waiting := time.NewTimer(storeTimeout)
+	defer waiting.Stop()
+	select {
+	case s.readers <- struct{}{}:
+		defer func() { <-s.readers }()
+	case <-waiting.C:
+		return errCrowded(nil)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.deliveries.flush(ctx)
+	if s.standby != nil {
+		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		defer cancel()
+		err := onPool(ctx, s.standby, do)
+		if err == nil || errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.readTimeout)
+	defer cancel()
+	return s.onPrimary(ctx, do)
+}
+
+// onPrimary runs do on a connection to the primary, brings the schema up to date before, and says
+// what an error of PostgreSQL means.
+func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
+	err := onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := s.updateSchema(ctx, conn); err != nil {
+			return err
+		}
+		return do(ctx, conn)
+	})
+	if hasCode(err, undefinedTable) { // it is not, or no longer, the database that was brought up to date
+		s.current.Store(false)
+	}
+	return databaseError(err)
+}
+
+func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) error {
+	conn, err := acquire(ctx, pool)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return do(ctx, conn.Conn())
 }
 
 // acquire waits for a connection, but not longer than storeTimeout.
@@ -280,10 +296,11 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 // not answer or cannot work now. A statement that is wrong stays what it is: a bug.
 func databaseError(err error) error {
 	var answer *pgconn.PgError
+	var known *Failure
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
 		return err
-	case errors.As(err, &answer) && !isOutage(answer.Code):
+	case errors.As(err, &known), errors.As(err, &answer) && !isOutage(answer.Code):
 		return err
 	}
 	return &Failure{kind: unavailable, detail: "PostgreSQL does not answer or cannot work now", err: err}
@@ -300,21 +317,16 @@ func isOutage(code string) bool {
 	return code == "25006" || code == "42501" || code == undefinedTable
 }
 
-const undefinedTable = "42P01"
+// SQLSTATEs that the service acts on.
+const (
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+	uniqueViolation      = "23505"
+	undefinedTable       = "42P01"
+)
 
-// noticed passes on an error of PostgreSQL. One that there is no table means that the database is not
-// the one, or no longer the one, that this program has brought up to date.
-func (s *Store) noticed(err error) error {
+// hasCode reports whether PostgreSQL answered with one of the SQLSTATEs.
+func hasCode(err error, codes ...string) bool {
 	var answer *pgconn.PgError
-	if errors.As(err, &answer) && answer.Code == undefinedTable {
-		s.current.Store(false)
-	}
-	return err
-}
-
-// isRepeatable reports whether PostgreSQL says that the same statement may succeed if it is run
-// again: a serialization failure, a deadlock, or a row that came in between.
-func isRepeatable(err error) bool {
-	var answer *pgconn.PgError
-	return errors.As(err, &answer) && (answer.Code == "40001" || answer.Code == "40P01" || answer.Code == "23505")
+	return errors.As(err, &answer) && slices.Contains(codes, answer.Code)
 }

@@ -15,9 +15,6 @@ import (
 // print writes a result in the format that was asked for: a table on a terminal, and else JSON.
 func (c *cli) print(command *Command, value any) error {
 	list, isList := value.(*List)
-	if isList {
-		defer list.close()
-	}
 	switch {
 	case c.output == "table" && isList:
 		return c.printRows(strings.Fields(command.Columns), list)

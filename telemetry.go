@@ -54,10 +54,10 @@ func startCommand(ctx context.Context, t *datadog.Client, c *Command) (context.C
 }
 
 // countReports counts what became of items that were seen.
-func countReports(t *datadog.Client, items int, changes tally) {
-	t.Count("app.reports.stored", float64(changes.reports))
-	t.Count("app.reports.updated", float64(changes.updated))
-	t.Count("app.reports.unchanged", float64(items-changes.reports-changes.updated))
+func countReports(t *datadog.Client, items int, stats historyStats) {
+	t.Count("app.reports.stored", float64(stats.reports))
+	t.Count("app.reports.updated", float64(stats.updated))
+	t.Count("app.reports.unchanged", float64(items-stats.reports-stats.updated))
 }
 
 // observePool sets the gauges of the connections to PostgreSQL. Services on one agent are told apart by

@@ -253,7 +253,7 @@ func (c *comparison) grow(n int) string {
 	c.exec("VACUUM ANALYZE")
 	p := c.serve()
 	firstPage := c.latency(p.url + "/reports?limit=20")
-	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + cursor{before: 30}.String())
+	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + reportCursor{before: 30}.String())
 	var bounds [2]time.Time
 	require.NoError(c, c.conn.QueryRow(c.Context(), `
 		SELECT max(first_seen) FILTER (WHERE id <= $1), max(first_seen) FILTER (WHERE id <= 2 * $1) FROM reports`, n/3).Scan(&bounds[0], &bounds[1]))

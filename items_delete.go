@@ -43,7 +43,7 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if err != nil {
 		return Deleted{}, fmt.Errorf("item %d: %w", in.ID, err)
 	}
-	notKept := app.keepBeforeDelete(ctx, item)
+	unstored := app.observeBeforeDelete(ctx, item)
 	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", in.ID)
 	}
@@ -54,8 +54,8 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if int64(len(ids)) > in.Max {
 		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", in.ID, in.Max)
 	}
-	if notKept != nil {
-		return Deleted{}, notKept
+	if unstored != nil {
+		return Deleted{}, unstored
 	}
 	count, err := app.deleteOccurrences(ctx, in.ID, ids)
 	if err != nil {
@@ -69,14 +69,14 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	return Deleted{in.ID, count, "resolved"}, nil
 }
 
-// keepBeforeDelete stores the item, without which nothing is deleted. Only a command line without
+// observeBeforeDelete stores the item, without which nothing is deleted. Only a command line without
 // a database goes on all the same.
-func (app *App) keepBeforeDelete(ctx context.Context, item Item) error {
+func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	if app.store == nil {
-		app.keep(ctx, item) // which notes that it cannot
+		app.observe(ctx, item) // which notes that it cannot
 		return nil
 	}
-	if _, err := app.store.keep(ctx, []Item{item}); err != nil {
+	if _, err := app.store.observe(ctx, observationsOf([]Item{item})); err != nil {
 		callOf(ctx).notStored(err.Error())
 		return fmt.Errorf("nothing is deleted, because item %d must be stored before: %w", item.ID, err)
 	}

@@ -123,7 +123,7 @@ func TestKeep(t *testing.T) {
 			t.Parallel()
 			store := newTestStore(t)
 			for _, seen := range test.seen {
-				_, err := store.keep(t.Context(), []Item{mustItem(t, seen)})
+				_, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, seen)}))
 				require.NoError(t, err)
 			}
 			var got []string
@@ -139,7 +139,7 @@ func TestKeep(t *testing.T) {
 func TestKeepTakesFacetsOutOfTheData(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
-	_, err := store.keep(t.Context(), []Item{mustItem(t, `{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)})
+	_, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, `{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)}))
 	require.NoError(t, err)
 	assert.Equal(t, "active error a\uFFFD {bar,foo,x,über}",
 		store.query(t, `SELECT status || ' ' || level || ' ' || environment || ' ' || words::text FROM reports`))
@@ -152,19 +152,19 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 	version := func() string {
 		return store.query(t, `SELECT string_agg(xmin || ' ' || ctid, ',' ORDER BY item_id) FROM reports`)
 	}
-	keep := func() tally {
-		changes, err := store.keep(t.Context(), items)
+	keep := func() historyStats {
+		changes, err := store.observe(t.Context(), observationsOf(items))
 		require.NoError(t, err)
 		return changes
 	}
-	assert.Equal(t, tally{reports: 2}, keep())
+	assert.Equal(t, historyStats{reports: 2}, keep())
 	before := version()
-	assert.Equal(t, tally{}, keep())
+	assert.Equal(t, historyStats{}, keep())
 	assert.Equal(t, before, version())
 
 	store.query(t, `UPDATE reports SET last_seen = last_seen - interval '2 minutes', first_seen = first_seen - interval '1 hour' WHERE item_id = 7 RETURNING ''`)
 	before = version()
-	assert.Equal(t, tally{}, keep())
+	assert.Equal(t, historyStats{}, keep())
 	assert.Equal(t, before, version(), "a time is written, and not the report")
 	assert.Equal(t, "true", store.query(t, `SELECT (s.last_seen > now() - interval '1 minute' AND first_seen < now() - interval '1 hour')::text FROM reports r JOIN seen s ON s.report_id = r.id WHERE item_id = 7`))
 }
@@ -184,7 +184,7 @@ func TestKeepWithManyWriters(t *testing.T) {
 				for _, n := range random.Perm(items) {
 					page = append(page, mustItem(t, fmt.Sprintf(`{"id":%d,"title":"writer %d, round %d"}`, n+1, w, round)))
 				}
-				_, err := store.keep(context.Background(), page)
+				_, err := store.observe(context.Background(), observationsOf(page))
 				assert.NoError(t, err)
 			}
 		})
@@ -223,9 +223,9 @@ func TestSchemaFromAnEarlierVersion(t *testing.T) {
 		INSERT INTO reports (item_id, state, data) VALUES (7, 'current', '{"id":7,"title":"old"}')`)
 	require.NoError(t, err)
 
-	changes, err := store.keep(t.Context(), []Item{mustItem(t, `{"id":7,"title":"new"}`)})
+	changes, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, `{"id":7,"title":"new"}`)}))
 	require.NoError(t, err)
-	assert.Equal(t, tally{reports: 1}, changes)
+	assert.Equal(t, historyStats{reports: 1}, changes)
 	assert.Equal(t, "superseded", store.query(t, `SELECT state FROM reports WHERE data ->> 'title' = 'old'`))
 	assert.Equal(t, "4", store.query(t, `SELECT count(*)::text FROM information_schema.columns
 		WHERE table_schema = current_schema AND table_name = 'reports' AND column_name IN ('leased_until', 'acknowledged', 'refusal', 'reason')`))
@@ -241,7 +241,7 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 			store, err := openStore(url, "", nil)
 			assert.NoError(t, err)
 			defer store.Close()
-			_, err = store.keep(context.Background(), []Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}})
+			_, err = store.observe(context.Background(), observationsOf([]Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}}))
 			assert.NoError(t, err)
 		})
 	}

@@ -1,15 +1,15 @@
-// sightings.go turns what was seen of items into reports. The rules:
+// reports_history.go turns observations of items into reports. The rules:
 //
-//   - What was seen before, unchanged, is seen again: last_seen moves, at most once a minute.
+//   - An item that is observed again unchanged moves last_seen, at most once a minute.
 //   - Where only the running counters changed, the report is updated in place.
-//   - Anything else is a new report, and the one before is superseded.
-//   - Rollbar's list and its single answers have different fields. A field that one of them lacks
+//   - Any other change makes a new report, and supersedes the one before.
+//   - Rollbar's list and its single responses have different fields. A field that one of them lacks
 //     is no change, and the report keeps what either said.
 //
-// A report remembers digests of the answers that it holds, so that a page seen again costs one
-// statement, which writes nothing. What differs is compared here and written in a second
-// statement, on the condition that nobody else has changed the report meanwhile; what fails the
-// condition is compared anew.
+// A report remembers digests of the responses that it holds, so that a page that is observed again
+// costs one statement, which writes nothing. Differences are worked out here and written by a second
+// statement, on condition that nobody else has changed the report meanwhile; an item that fails the
+// condition is compared again.
 package main
 
 import (
@@ -34,99 +34,98 @@ import (
 // counters are the fields of an item that change with each occurrence.
 var counters = []string{"total_occurrences", "unique_occurrences", "last_occurrence_id", "last_occurrence_timestamp"}
 
-// A sighting is an item as it was seen once.
-type sighting struct {
+// An observation is an item as Rollbar sent it once.
+type observation struct {
 	itemID int64
 	digest string
 	data   json.RawMessage // as PostgreSQL can hold it
 }
 
-func sightingOf(item Item) sighting {
+func observationOf(item Item) observation {
 	data := rawjson.Storable(item.JSON)
 	sum := sha256.Sum256(data)
-	return sighting{item.ID, hex.EncodeToString(sum[:8]), data}
+	return observation{item.ID, hex.EncodeToString(sum[:8]), data}
 }
 
-func sightingsOf(items []Item) []sighting {
-	sightings := make([]sighting, len(items))
+func observationsOf(items []Item) []observation {
+	seen := make([]observation, len(items))
 	for i, item := range items {
-		sightings[i] = sightingOf(item)
+		seen[i] = observationOf(item)
 	}
-	return sightings
+	return seen
 }
 
-// A tally says what became of sightings.
-type tally struct {
+// historyStats count what became of observations.
+type historyStats struct {
 	reports int // new ones
 	updated int // reports whose counters changed in place
 }
 
-// keep stores what was seen of the items. If that is not possible, the answer goes out all the
-// same, marked as not stored.
-func (app *App) keep(ctx context.Context, items ...Item) {
-	if why := app.tryToKeep(ctx, items); why != "" {
+func (t *historyStats) add(other historyStats) {
+	t.reports += other.reports
+	t.updated += other.updated
+}
+
+// observe stores the items as reports. If that fails, the call is marked as not stored, and the
+// operation goes on.
+func (app *App) observe(ctx context.Context, items ...Item) {
+	if why := app.tryToObserve(ctx, items); why != "" {
 		callOf(ctx).notStored(why)
 	}
 }
 
-// keepPage is keep for a page, once for all who share it.
-func (app *App) keepPage(ctx context.Context, page *ItemPage) {
-	page.keeping.Do(func() { page.unstored = app.tryToKeep(ctx, page.Items) })
+// observePage is observe for a page, once for all callers that share it.
+func (app *App) observePage(ctx context.Context, page *ItemPage) {
+	page.observing.Do(func() { page.unstored = app.tryToObserve(ctx, page.Items) })
 	if page.unstored != "" {
 		callOf(ctx).notStored(page.unstored)
 	}
 }
 
-// tryToKeep stores the items, or says why it could not.
-func (app *App) tryToKeep(ctx context.Context, items []Item) (unstored string) {
+// tryToObserve stores the items, or returns why it could not.
+func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string) {
 	if app.store == nil {
 		return "DATABASE_URL is not set"
 	}
-	changes, err := app.store.keep(context.WithoutCancel(ctx), items)
+	stats, err := app.store.observe(context.WithoutCancel(ctx), observationsOf(items))
 	if err != nil {
-		app.log.WarnContext(ctx, "items were not stored", "items", len(items), "error", err)
+		app.log.WarnContext(ctx, "items not stored", "items", len(items), "error", err)
 		return err.Error()
 	}
-	countReports(app.telemetry, len(items), changes)
+	countReports(app.telemetry, len(items), stats)
 	return ""
 }
 
-// keep stores what was seen of the items, in any order; of an item that is there twice, the last.
-// What is not done within storeTimeout has failed.
-func (s *Store) keep(ctx context.Context, items []Item) (tally, error) {
-	return s.keepSightings(ctx, sightingsOf(items))
-}
-
-func (s *Store) keepSightings(ctx context.Context, sightings []sighting) (tally, error) {
+// observe stores the observations, in any order; of an item that is there twice, the last one. What
+// is not done within storeTimeout has failed.
+func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	pending := make(map[int64]sighting, len(sightings))
-	for _, sight := range sightings {
-		pending[sight.itemID] = sight
+	pending := make(map[int64]observation, len(seen))
+	for _, o := range seen {
+		pending[o.itemID] = o
 	}
-	var total tally
+	var stats historyStats
 	for len(pending) > 0 {
-		seen := slices.SortedFunc(maps.Values(pending), func(a, b sighting) int { return cmp.Compare(a.itemID, b.itemID) })
-		done, err := s.keepOnce(ctx, seen, &total)
-		if err != nil && !isRepeatable(err) {
-			return total, fmt.Errorf("store items: %w", databaseError(s.noticed(err)))
-		}
-		for _, id := range done {
-			delete(pending, id)
+		seen := slices.SortedFunc(maps.Values(pending), func(a, b observation) int { return cmp.Compare(a.itemID, b.itemID) })
+		err := s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			done, err := observeOnce(ctx, conn, seen, &stats)
+			for _, id := range done {
+				delete(pending, id)
+			}
+			return err
+		})
+		if err != nil && !hasCode(err, uniqueViolation) { // somebody else stored a first report meanwhile
+			return stats, fmt.Errorf("store items: %w", err)
 		}
 	}
-	return total, nil
+	return stats, nil
 }
 
-// keepOnce compares the sightings with the reports and writes the differences. It returns the
-// items that are done; somebody else changed the reports of the others in between.
-func (s *Store) keepOnce(ctx context.Context, seen []sighting, total *tally) ([]int64, error) {
-	conn, err := s.writer(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Release()
-	differences, err := compare(ctx, conn.Conn(), seen)
+// observeOnce compares the observations with the reports and writes the differences. It returns the
+// items that are done; somebody else changed the reports of the others meanwhile.
+func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats *historyStats) (done []int64, err error) {
+	differences, err := compare(ctx, conn, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -134,35 +133,27 @@ func (s *Store) keepOnce(ctx context.Context, seen []sighting, total *tally) ([]
 	for i := range differences {
 		open[differences[i].itemID] = &differences[i]
 	}
-	var done []int64
-	for _, sight := range seen {
-		if open[sight.itemID] == nil {
-			done = append(done, sight.itemID)
+	for _, o := range seen {
+		if open[o.itemID] == nil {
+			done = append(done, o.itemID)
 		}
 	}
 	if len(differences) == 0 {
 		return done, nil
 	}
-	written, err := writeDifferences(ctx, conn.Conn(), differences)
-	if err != nil {
-		return done, err
-	}
+	written, err := writeDifferences(ctx, conn, differences)
 	for _, id := range written {
-		total.add(open[id])
+		switch open[id].change {
+		case changed:
+			stats.reports++
+		case counted:
+			stats.updated++
+		}
 	}
-	return append(done, written...), nil
+	return append(done, written...), err
 }
 
-func (t *tally) add(d *difference) {
-	switch d.change {
-	case changed:
-		t.reports++
-	case counted:
-		t.updated++
-	}
-}
-
-// A difference is what a sighting changes about an item's report.
+// A difference is what an observation changes about an item's report.
 type difference struct {
 	itemID   int64
 	reportID *int64          // the current report, nil where there is none
@@ -172,12 +163,12 @@ type difference struct {
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
 
-// compare returns the differences between the sightings and the current reports. The LIMIT keeps
+// compare returns the differences between the observations and the current reports. The LIMIT keeps
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
-func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference, error) {
+func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
 	ids, digests := make([]int64, len(seen)), make([]string, len(seen))
-	for i, sight := range seen {
-		ids[i], digests[i] = sight.itemID, sight.digest
+	for i, o := range seen {
+		ids[i], digests[i] = o.itemID, o.digest
 	}
 	rows, err := conn.Query(ctx, `
 		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
@@ -208,8 +199,8 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []sighting) ([]difference
 	return differences, err
 }
 
-// differ works out one difference. The stored data are nil where the digest is known already.
-func differ(seen sighting, reportID *int64, known string, stored json.RawMessage) difference {
+// differ works out one difference. stored is nil where the digest is known already.
+func differ(seen observation, reportID *int64, known string, stored json.RawMessage) difference {
 	d := difference{itemID: seen.itemID, reportID: reportID, before: known, after: known}
 	if reportID == nil {
 		d.change, d.data, d.after = changed, seen.data, seen.digest
@@ -240,7 +231,7 @@ func remember(known, digest string) string {
 	return strings.Join(digests[max(0, len(digests)-4):], " ")
 }
 
-// A change is how a sighting differs from a report.
+// A change is how an observation differs from a report.
 type change int
 
 const (
@@ -326,7 +317,10 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 			f := facetsOf(d.data)
 			return []any{d.itemID, "current", f.status, f.level, f.environment, append([]string{}, f.words...), d.after, d.data}, nil
 		}))
-	return done, err
+	if err != nil {
+		return nil, err
+	}
+	return done, nil
 }
 
 // writeOthers writes what changes about items that have reports. Rows are locked in the order of the

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"sync"
+)
+
+// A Call is one run of an operation, whichever surface it came from: what the run may spend, what the
+// caller wants of it beside the input, and what there is to say beside the result.
+type Call struct {
+	retries  retryBudget                      // for retries of calls of Rollbar
+	upstream stopwatch                        // runs while calls of Rollbar do
+	stream   bool                             // the caller reads a list element by element, so it may be endless
+	progress func(format string, args ...any) // shows how far long work has come; may be nil
+
+	mu       sync.Mutex
+	unstored string // why the result was not stored, or ""
+}
+
+type callKey struct{}
+
+// withCall returns a context within which operations find the call.
+func withCall(ctx context.Context, call *Call) context.Context {
+	return context.WithValue(ctx, callKey{}, call)
+}
+
+// callOf returns the call that the context belongs to, and a new one outside of any.
+func callOf(ctx context.Context) *Call {
+	if call, ok := ctx.Value(callKey{}).(*Call); ok {
+		return call
+	}
+	return &Call{}
+}
+
+// notStored notes that the result could not be stored, and why.
+func (c *Call) notStored(why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unstored = why
+}
+
+// report shows progress where someone looks at it.
+func (c *Call) report(format string, args ...any) {
+	if c.progress != nil {
+		c.progress(format, args...)
+	}
+}

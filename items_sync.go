@@ -1,0 +1,189 @@
+// items_sync.go reads all pages of items and stores them as reports. A sync that is interrupted
+// begins again with the next one: what is stored unchanged already costs next to nothing.
+package main
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+)
+
+var itemsSyncCmd = &Command{
+	Name:  "items.sync",
+	Route: "POST /items/sync",
+	Short: "Store all items that the filter chooses as reports",
+	Long: "Reads page after page to the end. With recent, for polling every few minutes, it stops after the\n" +
+		"first page on which nothing is new and nothing has changed.",
+	Run: typed(itemsSync),
+}
+
+type itemsSyncInput struct {
+	itemFilter
+	Recent bool `query:"recent" default:"false" help:"stop after a page on which nothing is new or changed"`
+}
+
+// Synced counts what a sync read: the items, the new reports that they made, and the pages that held
+// items.
+type Synced struct {
+	Items   int64 `json:"items"`
+	Changed int64 `json:"changed"`
+	Pages   int64 `json:"pages"`
+}
+
+const (
+	chunkPages  = 10      // that are stored together
+	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
+	chunksAhead = 3       // in progress at the same time
+)
+
+func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
+	store, err := app.database()
+	if err == nil {
+		err = app.rollbar.require(scopeRead)
+	}
+	if err != nil {
+		return Synced{}, err
+	}
+	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages}
+	ahead := chunksAhead
+	if in.Recent { // most likely the first page is the last
+		run.chunkPages, ahead = 1, 1
+	}
+	var total Synced
+	for chunk, err := range run.chunks(ctx, ahead) {
+		if err != nil {
+			return Synced{}, err
+		}
+		total.Items += chunk.items
+		total.Changed += int64(chunk.stats.reports)
+		total.Pages += chunk.pages
+		callOf(ctx).report("%d items stored, %d pages read", total.Items, run.read.Load())
+		if chunk.isLast || in.Recent && chunk.stats == (historyStats{}) {
+			break
+		}
+	}
+	return total, nil
+}
+
+// A syncRun is one sync in progress.
+type syncRun struct {
+	app        *App
+	store      *Store
+	filter     url.Values
+	chunkPages int64
+	read       atomic.Int64 // pages
+}
+
+// A syncChunk is the outcome of some pages in a row.
+type syncChunk struct {
+	items, pages int64
+	stats        historyStats
+	isLast       bool // an empty page was among them
+}
+
+// chunks yields the chunks in order. A small project is read to its end before anything is read
+// ahead in vain.
+func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, error] {
+	return func(yield func(syncChunk, error) bool) {
+		first, err := s.readChunk(ctx, 0)
+		if !yield(first, err) {
+			return
+		}
+		readAhead(ctx, 1, ahead, s.readChunk)(yield)
+	}
+}
+
+// readChunk reads and stores the chunk with the number, from 0. What it read before an error is
+// stored.
+func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, err error) {
+	var batch []observation
+	size := 0
+	flush := func(ctx context.Context) error {
+		stats, err := s.store.observe(ctx, batch)
+		countReports(s.app.telemetry, len(batch), stats)
+		done.items += int64(len(batch))
+		done.stats.add(stats)
+		batch, size = batch[:0], 0
+		return err
+	}
+	first := number*s.chunkPages + 1
+	for n := first; n < first+s.chunkPages; n++ {
+		items, err := s.readPage(ctx, n)
+		if err != nil {
+			_ = flush(context.WithoutCancel(ctx)) // the error to report is Rollbar's
+			return done, err
+		}
+		if done.isLast = len(items) == 0; done.isLast {
+			break
+		}
+		done.pages++
+		for _, item := range items {
+			seen := observationOf(item)
+			batch, size = append(batch, seen), size+len(seen.data)
+		}
+		if size > chunkBytes {
+			if err := flush(ctx); err != nil {
+				return done, err
+			}
+		}
+	}
+	return done, flush(ctx)
+}
+
+// readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate
+// limit.
+func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
+	if !sleep(ctx, s.app.rollbar.limits.throttle(scopeRead)) {
+		return nil, ctx.Err()
+	}
+	filter := maps.Clone(s.filter)
+	filter.Set("page", strconv.FormatInt(number, 10))
+	page, err := s.app.rollbar.Items(ctx, filter)
+	if err != nil {
+		return nil, fmt.Errorf("page %d of the items: %w", number, err)
+	}
+	if len(page.Items) > 0 {
+		callOf(ctx).report("%d pages read", s.read.Add(1))
+	}
+	return page.Items, nil
+}
+
+// readAhead yields what fetch returns for first, first+1, and so on, in this order, while up to ahead
+// of them are fetched at the same time. The fetching ends with the loop.
+func readAhead[T any](ctx context.Context, first int64, ahead int, fetch func(ctx context.Context, n int64) (T, error)) iter.Seq2[T, error] {
+	type result struct {
+		value T
+		err   error
+	}
+	return func(yield func(T, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		var fetching sync.WaitGroup
+		defer fetching.Wait()
+		defer cancel()
+		var results []chan result
+		for n := first; ; n++ {
+			for len(results) < ahead {
+				next, number := make(chan result, 1), n+int64(len(results))
+				results = append(results, next)
+				fetching.Go(func() {
+					var r result
+					r.err = protect(func() (err error) {
+						r.value, err = fetch(ctx, number)
+						return err
+					})
+					next <- r
+				})
+			}
+			r := <-results[0]
+			results = results[1:]
+			if !yield(r.value, r.err) || r.err != nil {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,284 @@
+// response.go is HTTP out: it makes a response of the result or the failure of an operation. There is
+// one ResponseWriter, which holds a body back until it is complete or too large for that, and then
+// compresses it where the caller accepts that and it pays.
+package main
+
+import (
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const ndjson = "application/x-ndjson"
+
+const (
+	heldBack    = 256 << 10 // bytes of a body that are held back at most
+	worthZip    = 4 << 10   // bytes; compressing less costs more time than it saves
+	shortEnough = 1 << 10   // bytes; net/http itself finds out the length of such a body
+)
+
+// Values of headers that many responses have.
+var (
+	noSniff     = []string{"nosniff"}
+	noStore     = []string{"no-store"}
+	jsonType    = []string{"application/json"}
+	plainType   = []string{"text/plain; charset=utf-8"}
+	problemType = []string{"application/problem+json"}
+	ndjsonType  = []string{ndjson}
+)
+
+// spareBodies and zippers are parts of responses that are used again.
+var (
+	spareBodies = sync.Pool{New: func() any { return new([heldBack]byte) }}
+	zippers     = sync.Pool{New: func() any {
+		zipper, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is valid
+		return zipper
+	}}
+)
+
+// A response is the response to one request, and what is known of the request by then.
+type response struct {
+	http.ResponseWriter // net/http's own
+	request             *http.Request
+	id                  string // of the request
+	operation           string
+	call                Call
+	failure             *Failure
+	timeout             time.Duration // for the client to take each part of the body
+
+	status  int          // 0 until it is known
+	started bool         // the header has gone out
+	body    []byte       // that is held back
+	zipper  *gzip.Writer // nil for a body that is not compressed
+	lost    error        // why the client gets no more
+}
+
+// Unwrap returns net/http's own ResponseWriter, for http.ResponseController.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader sets the status. The header goes out with the beginning of the body.
+func (w *response) WriteHeader(status int) { w.status = status }
+
+// Write adds to the body.
+func (w *response) Write(p []byte) (int, error) {
+	if w.body == nil {
+		w.body = spareBodies.Get().(*[heldBack]byte)[:0]
+	}
+	if len(w.body)+len(p) > heldBack {
+		if err := w.send(w.body); err != nil {
+			return 0, err
+		}
+		w.body = w.body[:0]
+		if len(p) > heldBack {
+			return len(p), w.send(p)
+		}
+	}
+	w.body = append(w.body, p...)
+	return len(p), nil
+}
+
+// send sends a part of the body, the first one behind the header. The deadline for the client moves on
+// with each part.
+func (w *response) send(part []byte) error {
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
+	if !w.started {
+		w.started = true
+		if len(part) >= worthZip && w.request.Method != http.MethodHead && preference(w.request, "Accept-Encoding", "gzip") > 0 {
+			h := w.Header()
+			h.Set("Content-Encoding", "gzip")
+			h.Set("Vary", "Accept-Encoding")
+			h.Del("Content-Length")
+			w.zipper = zippers.Get().(*gzip.Writer)
+			w.zipper.Reset(w.ResponseWriter)
+		}
+		w.ResponseWriter.WriteHeader(w.status)
+	}
+	switch {
+	case len(part) == 0 || w.request.Method == http.MethodHead:
+	case w.zipper != nil:
+		_, w.lost = w.zipper.Write(part)
+	default:
+		_, w.lost = w.ResponseWriter.Write(part)
+	}
+	return w.lost
+}
+
+// finish sends what is left. A response that was held back to its end gets its length.
+func (w *response) finish() {
+	if !w.started && len(w.body) > shortEnough {
+		w.Header().Set("Content-Length", strconv.Itoa(len(w.body)))
+	}
+	err := w.send(w.body)
+	if err == nil && w.zipper != nil {
+		err = w.zipper.Close()
+	}
+	if err != nil {
+		w.interrupt()
+	}
+}
+
+// release makes the parts of the response available to others.
+func (w *response) release() {
+	if w.body != nil {
+		spareBodies.Put((*[heldBack]byte)(w.body[:heldBack]))
+	}
+	if w.zipper != nil {
+		zippers.Put(w.zipper)
+	}
+}
+
+// interrupt cuts off the response to a client that went away.
+func (w *response) interrupt() {
+	w.failure = &Failure{kind: interrupted, detail: "the client went away", err: w.lost}
+	w.status = interrupted.status
+	panic(http.ErrAbortHandler)
+}
+
+// respond makes the response of an operation's result. A list that fails half way is cut off, so that
+// a truncated response cannot pass for a complete one.
+func (w *response) respond(result any) {
+	w.noteUnstored()
+	w.WriteHeader(outcomeOf(result).status)
+	h := w.Header()
+	h["Content-Type"] = jsonType
+	list, isList := result.(*List)
+	switch value := result.(type) {
+	case Text:
+		h["Content-Type"] = plainType
+	case json.RawMessage:
+		if w.isKnown(value) {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	case *List:
+		setLinks(h, w.request.URL, value)
+		if w.request.Method == http.MethodHead {
+			return
+		}
+	}
+	var err error
+	if isList && w.call.stream {
+		h["Content-Type"] = ndjsonType
+		err = w.respondLines(list)
+	} else {
+		err = writeResult(w, result)
+	}
+	switch {
+	case w.lost != nil:
+		w.interrupt()
+	case err != nil:
+		w.refuse(err)
+	}
+}
+
+// respondLines writes the elements of a list one a line, for as long as that takes. A failure behind
+// the first element is the last line.
+func (w *response) respondLines(list *List) error {
+	err := list.writeLines(w)
+	if err == nil || len(w.body) == 0 && !w.started {
+		return err
+	}
+	w.failure = failureOf(err)
+	line, _ := json.Marshal(map[string]any{"error": w.failure.problem(w.id)}) // texts and numbers
+	_, err = w.Write(append(line, '\n'))
+	return err
+}
+
+// refuse makes the response of a failure: problem details. What has been held back is dropped; a
+// response that has started is cut off.
+func (w *response) refuse(err error) {
+	w.failure = failureOf(err)
+	if w.started {
+		panic(http.ErrAbortHandler)
+	}
+	w.noteUnstored()
+	w.body = w.body[:0]
+	h := w.Header()
+	h["Content-Type"] = problemType
+	if w.failure.wait > 0 {
+		h.Set("Retry-After", strconv.Itoa(w.failure.retryAfter()))
+	}
+	if w.failure.kind == unauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	w.WriteHeader(w.failure.kind.status)
+	_ = writeResult(w, w.failure.problem(w.id)) // fits what is held back
+}
+
+func (w *response) noteUnstored() {
+	if w.call.unstored != "" {
+		w.Header().Set("Report-Stored", "false")
+	}
+}
+
+// isKnown gives a single thing that is read its ETag, and reports whether the caller has it already.
+func (w *response) isKnown(thing json.RawMessage) bool {
+	if w.request.Method != http.MethodGet && w.request.Method != http.MethodHead {
+		return false
+	}
+	sum := sha256.Sum256(thing)
+	tag := `"` + hex.EncodeToString(sum[:12]) + `"`
+	w.Header().Set("ETag", "W/"+tag)
+	for _, header := range w.request.Header["If-None-Match"] {
+		for known := range strings.SplitSeq(header, ",") {
+			if known = strings.TrimPrefix(strings.TrimSpace(known), "W/"); known == tag || known == "*" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// setLinks sets the Link headers that lead to the neighbouring pages of a list.
+func setLinks(h http.Header, page *url.URL, list *List) {
+	for _, link := range []struct {
+		rel     string
+		changes url.Values
+	}{{"prev", list.Prev}, {"next", list.Next}} {
+		if link.changes == nil {
+			continue
+		}
+		query := page.Query()
+		for name, values := range link.changes {
+			query[name] = values
+		}
+		target := page.EscapedPath()
+		if text := query.Encode(); text != "" {
+			target += "?" + text
+		}
+		h.Add("Link", "<"+target+`>; rel="`+link.rel+`"`)
+	}
+}
+
+// wantsLines reports whether the caller asks for the elements of a list one a line.
+func wantsLines(r *http.Request) bool {
+	lines := preference(r, "Accept", ndjson)
+	return lines > 0 && lines >= preference(r, "Accept", "application/json")
+}
+
+// preference returns how much the caller wants a value that a header such as Accept names, from 0, not
+// at all or not named, to 1.
+func preference(r *http.Request, header, value string) float64 {
+	for _, accepted := range r.Header[header] {
+		for one := range strings.SplitSeq(accepted, ",") {
+			name, parameters, err := mime.ParseMediaType(one)
+			if err != nil || name != value {
+				continue
+			}
+			if parameters["q"] == "" {
+				return 1
+			}
+			quality, _ := strconv.ParseFloat(parameters["q"], 64) // 0 for anything else
+			return min(max(quality, 0), 1)
+		}
+	}
+	return 0
+}

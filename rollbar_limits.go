@@ -1,0 +1,201 @@
+// rollbar_limits.go decides how often Rollbar is called: failed calls are retried within a budget,
+// identical reads in flight share one call, and what reads many pages leaves others something of
+// Rollbar's rate limit.
+package main
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"app/internal/datadog"
+)
+
+const (
+	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
+	maxAttempts = 4               // of one call, the first one included
+)
+
+// A retryBudget is the time that one request has left for retries, over all its calls. Retries that
+// run at the same time cost it once. The budget is spent while its stopwatch runs.
+type retryBudget struct{ stopwatch }
+
+func (b *retryBudget) left() time.Duration { return retryLimit - b.total() }
+
+// sleep waits at the budget's cost. It returns false where too little is left, or the context ends.
+func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
+	if wait >= b.left() {
+		return false
+	}
+	defer b.start()()
+	return sleep(ctx, wait)
+}
+
+// retryWait returns how long to wait before the call is retried after the error, and false where a
+// retry cannot help. Waits double, with jitter, so that clients that failed together do not return
+// together.
+func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
+	var f *Failure
+	if !errors.As(err, &f) || !f.transient || attempt+1 >= maxAttempts {
+		return 0, false
+	}
+	backoff := r.backoff << attempt
+	jitter := rand.N(backoff/2 + 1)
+	if f.kind == rateLimited {
+		return f.wait + jitter/2, true
+	}
+	return backoff/2 + jitter, true
+}
+
+// A stopwatch measures for how long at least one of several activities is running.
+type stopwatch struct {
+	mu      sync.Mutex
+	running int
+	since   time.Time
+	took    time.Duration // until the last moment at which none was running
+}
+
+// start begins an activity and returns the function that ends it.
+func (w *stopwatch) start() (stop func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running++; w.running == 1 {
+		w.since = time.Now()
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.running--; w.running == 0 {
+			w.took += time.Since(w.since)
+		}
+	}
+}
+
+func (w *stopwatch) total() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running > 0 {
+		return w.took + time.Since(w.since)
+	}
+	return w.took
+}
+
+// A singleflight makes reads that are the same once for all callers that want them at the same time.
+type singleflight[T any] struct {
+	mu      sync.Mutex
+	running map[string]*flight[T]
+}
+
+// A flight is one read in progress.
+type flight[T any] struct {
+	done   chan struct{}
+	span   *datadog.Span // of the caller that reads, the leader
+	result T
+	err    error
+}
+
+// do returns the result of the read with the key that is in progress, and reads itself where there is
+// none. A waiter whose leader was cancelled retries the read itself.
+func (f *singleflight[T]) do(ctx context.Context, key string, read func() (T, error)) (T, error) {
+	for {
+		f.mu.Lock()
+		running := f.running[key]
+		if running == nil {
+			running = &flight[T]{done: make(chan struct{}), span: datadog.SpanFrom(ctx)}
+			if f.running == nil {
+				f.running = map[string]*flight[T]{}
+			}
+			f.running[key] = running
+			f.mu.Unlock()
+			return f.lead(key, running, read)
+		}
+		f.mu.Unlock()
+		running.wait(ctx)
+		if err := ctx.Err(); err != nil {
+			var none T
+			return none, err
+		}
+		if !errors.Is(running.err, context.Canceled) {
+			return running.result, running.err
+		}
+	}
+}
+
+// wait waits until the read is done or the context ends, and counts the time as Rollbar's.
+func (f *flight[T]) wait(ctx context.Context) {
+	began := time.Now()
+	defer callOf(ctx).upstream.start()()
+	select {
+	case <-f.done:
+		datadog.AddSharedSpan(ctx, "rollbar.shared", began, f.span)
+	case <-ctx.Done():
+	}
+}
+
+// lead reads on behalf of all waiters.
+func (f *singleflight[T]) lead(key string, mine *flight[T], read func() (T, error)) (T, error) {
+	mine.err = context.Canceled // should read panic
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.running[key] == mine {
+			delete(f.running, key)
+		}
+		close(mine.done)
+	}()
+	mine.result, mine.err = read()
+	return mine.result, mine.err
+}
+
+// forget keeps later callers from sharing the reads that are in progress now.
+func (f *singleflight[T]) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running = nil
+}
+
+// rateLimits are Rollbar's rate limits as its last responses gave them, by the token's scope.
+type rateLimits struct {
+	mu   sync.Mutex
+	left map[scope]rateLimit
+}
+
+// A rateLimit is the number of calls that are left until a window ends.
+type rateLimit struct {
+	limit, left int
+	ends        time.Time
+}
+
+// read takes the limit from the headers of a response and returns how many calls are left.
+func (a *rateLimits) read(s scope, header http.Header) (left int, known bool) {
+	limit, _ := strconv.Atoi(header.Get("X-Rate-Limit-Limit"))
+	left, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
+	seconds, _ := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
+	if err != nil {
+		return 0, false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.left == nil {
+		a.left = map[scope]rateLimit{}
+	}
+	a.left[s] = rateLimit{limit, left, time.Now().Add(time.Duration(seconds) * time.Second)}
+	return left, true
+}
+
+// throttle returns how long one of many calls waits before it is made: not at all while a quarter of
+// the limit is left, and then as long as makes the rest last until the window ends, but at most a
+// second.
+func (a *rateLimits) throttle(s scope) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	is := a.left[s]
+	if is.left >= is.limit/4 {
+		return 0
+	}
+	return max(0, min(time.Second, time.Until(is.ends)/time.Duration(max(is.left, 1))))
+}

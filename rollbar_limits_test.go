@@ -1,0 +1,92 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestThrottle(t *testing.T) {
+	t.Parallel()
+	headers := func(limit, left, seconds string) http.Header {
+		return http.Header{"X-Rate-Limit-Limit": {limit}, "X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}
+	}
+	for _, tt := range []struct {
+		name   string
+		header http.Header
+		want   time.Duration
+	}{
+		{"nothing known", http.Header{}, 0},
+		{"plenty", headers("5000", "4000", "30"), 0},
+		{"little", headers("5000", "1000", "50"), 50 * time.Millisecond},
+		{"nothing for long", headers("5000", "0", "66988"), time.Second},
+		{"window ended", headers("5000", "0", "0"), 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var limits rateLimits
+			limits.read(scopeRead, tt.header)
+			assert.InDelta(t, tt.want, limits.throttle(scopeRead), float64(2*time.Millisecond))
+			assert.Zero(t, limits.throttle(scopeWrite), "another token's")
+		})
+	}
+}
+
+// Reads that are the same share one call and are stored once; a read that comes after a change does not
+// share one that began before it.
+func TestReadsShareCalls(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.sandbox.setFault(faultSlow)
+	var readers sync.WaitGroup
+	for range 6 {
+		readers.Go(func() { assert.Equal(t, 200, f.get("/items").status) })
+	}
+	f.await("GET /items/?page=1")
+	f.sandbox.setFault(faultNone)
+	readers.Wait()
+	assert.Less(t, len(f.sandbox.requests()), 6)
+	assert.Len(t, f.rows(`SELECT id::text FROM reports`), 3)
+
+	id := f.sandbox.itemIDs()[0]
+	path := fmt.Sprintf("/items/%d", id)
+	require.Equal(t, 200, f.do("PATCH", path, `{"title":"first"}`).status)
+	f.sandbox.failOnly(fmt.Sprintf("GET /item/%d", id), 1, faultSlow)
+	readers.Go(func() { f.get(path) })
+	f.await(fmt.Sprintf("GET /item/%d", id))
+	changed := f.do("PATCH", path, `{"title":"second"}`)
+	assert.Equal(t, `"second"`, changed.at("title"))
+	assert.Equal(t, `"second"`, f.get(path).at("title"))
+	f.sandbox.setFault(faultNone)
+	readers.Wait()
+}
+
+// A leader that goes away does not take the waiters' result along.
+func TestSingleflightOutlivesItsLeader(t *testing.T) {
+	t.Parallel()
+	var f singleflight[json.RawMessage]
+	leader, leave := newContext(t)
+	reading := make(chan struct{})
+	go func() {
+		_, _ = f.do(leader, "key", func() (json.RawMessage, error) {
+			close(reading)
+			<-leader.Done()
+			return nil, leader.Err()
+		})
+	}()
+	<-reading
+	answer := make(chan json.RawMessage)
+	go func() {
+		got, err := f.do(t.Context(), "key", func() (json.RawMessage, error) { return json.RawMessage(`1`), nil })
+		assert.NoError(t, err)
+		answer <- got
+	}()
+	leave()
+	assert.Equal(t, json.RawMessage(`1`), <-answer)
+}
