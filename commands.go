@@ -1,7 +1,7 @@
 // commands.go is the registry. An operation is a Command literal, an input struct and a function,
-// and knows neither HTTP nor flags: handlers.go and cli.go are its two doors. Both hand over what
-// they were given as arguments, so that names, defaults, ranges and conversions are checked here,
-// once. A mistake in a literal or a tag stops the program when it starts.
+// and knows neither HTTP nor flags. The surfaces (handlers.go, cli.go) pass on what they were given as
+// arguments, so that names, defaults, ranges and conversions are checked once, here and in params.go.
+// A mistake in a literal or a tag stops the program when it starts.
 package main
 
 import (
@@ -22,30 +22,30 @@ import (
 
 // A Command is one operation of the service: a route and a subcommand.
 type Command struct {
-	Name    string    // noun and verb, "items.list", or one word, "check"
+	Name    string    // "items.list", noun and verb, or one word such as "check"
 	Route   string    // a net/http pattern: "GET /items/{id}"
 	Also    string    // a second route to the same operation, or ""
 	Short   string    // one line of help
-	Long    string    // what else a user should know, or ""
-	Confirm string    // what the command line asks before it begins, or ""
+	Long    string    // more help, or ""
+	Confirm string    // the question that the command line asks first, or ""
 	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
 	Open    bool      // callers need no API token
 	Changes bool      // it changes something at Rollbar or deletes reports
 	Run     operation // made by typed
 }
 
-// An operation is a typed function behind a uniform door.
+// An operation is a typed function as the surfaces see it.
 type operation struct {
 	params   []*param
-	out      reflect.Type                      // of what it returns
-	outcomes func() []outcome                  // the ways in which it can succeed
-	prepare  func(arguments) (prepared, error) // refuses bad arguments, and does nothing else
+	out      reflect.Type                      // of its result
+	outcomes func() []outcome                  // all ways in which it can end without an error
+	prepare  func(arguments) (prepared, error) // checks the arguments, and does nothing else
 }
 
 // prepared is an operation with its input.
 type prepared func(context.Context, *App) (any, error)
 
-// A checker is an input with rules that tags cannot say.
+// A checker is an input with rules that tags cannot express.
 type checker interface{ check() error }
 
 // typed makes an operation of a function whose input is a struct with tags:
@@ -60,8 +60,9 @@ type checker interface{ check() error }
 //	file:"true"      the flag names a file that holds the JSON body
 //	help:"…"         what it means
 //
-// Fields are strings, int64, bool, []string, json.RawMessage (a JSON object), Opt of these, and
-// types with UnmarshalText. An input can have a check of its own. The result is a struct or json.RawMessage, Text or *List.
+// A field is a string, int64, bool, []string, json.RawMessage (a JSON object), a type with
+// UnmarshalText, or an Opt of these. An input can be a checker. The result is a struct,
+// json.RawMessage, Text or *List.
 func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operation {
 	params := paramsOf(reflect.TypeFor[In]())
 	outcomes := func() []outcome { return []outcome{done} }
@@ -83,11 +84,11 @@ func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operat
 	}}
 }
 
-// A result tells the doors what became of an operation where that is more than "done". Those of an
-// operation have a method outcomes, too, for what can become of it.
+// A result is a value that says how the operation ended, where that can be more than "done". It also
+// has a method outcomes, which lists all ways.
 type result interface{ outcome() outcome }
 
-// An outcome is a way to succeed, or, for check, to have found what it looked for out of order.
+// An outcome is a way in which an operation ends without an error.
 type outcome struct{ status, exit int }
 
 var (
@@ -197,10 +198,10 @@ func sliceRows[T any](elements []T, text func(T) json.RawMessage) iter.Seq2[json
 	}
 }
 
-// words are the parts of a command's name, as typed on the command line.
+// words returns the parts of the name, as they are typed on the command line.
 func (c *Command) words() []string { return strings.Split(c.Name, ".") }
 
-// routes are the command's routes, the main one first.
+// routes returns the routes, the main one first.
 func (c *Command) routes() []string {
 	if c.Also == "" {
 		return []string{c.Route}
@@ -208,7 +209,7 @@ func (c *Command) routes() []string {
 	return []string{c.Route, c.Also}
 }
 
-// names are the names of the parameters in the place, in the order of the input struct.
+// names returns the names of the parameters in the place, in the order of the input struct.
 func (c *Command) names(in place) []string {
 	var names []string
 	for _, p := range c.Run.params {
@@ -224,7 +225,8 @@ func (c *Command) has(in place, name string) bool {
 	return slices.ContainsFunc(c.Run.params, func(p *param) bool { return p.in == in && p.name == name })
 }
 
-// elements is the name of the array in a list: items of items.list, occurrences of items.occurrences.
+// elements returns the name of a list's array: items for items.list, occurrences for
+// items.occurrences.
 func (c *Command) elements() string {
 	noun, verb, _ := strings.Cut(c.Name, ".")
 	if verb == "list" {
@@ -233,7 +235,7 @@ func (c *Command) elements() string {
 	return verb
 }
 
-// usage is the route with its parameters: "GET /items?status=&level=".
+// usage returns the route with its parameters: "GET /items?status=&level=".
 func (c *Command) usage() string {
 	usage := c.Route
 	if c.Also != "" {
@@ -254,12 +256,12 @@ var (
 	pathField   = regexp.MustCompile(`\{([a-z_]+)\}`)
 )
 
-// allowed are the commands that there are: all, or those that change nothing.
+// allowed returns the commands, without those that change something where readOnly is set.
 func allowed(commands []*Command, readOnly bool) []*Command {
 	return slices.DeleteFunc(slices.Clone(commands), func(c *Command) bool { return readOnly && c.Changes })
 }
 
-// validate panics on what is wrong with a list of commands.
+// validate panics where a list of commands is wrong.
 func validate(commands []*Command) {
 	seen := map[string]bool{}
 	once := func(name string) {
@@ -300,8 +302,8 @@ func (c *Command) validateRoute(route string) {
 	}
 }
 
-// unknown says that a name is none of the valid ones, and which of them may have been meant.
-// What is the kind of name: "flag", "query parameter".
+// unknown returns the message about a name that is not valid, with the nearest valid one. what is the
+// kind of name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
 	message := fmt.Sprintf("unknown %s %q", what, name)
 	if len(valid) == 0 {
@@ -313,7 +315,7 @@ func unknown(what, name string, valid []string) string {
 	return message + " (valid: " + strings.Join(valid, ", ") + ")"
 }
 
-// nearest returns the name that differs least from the given one, or "" if all differ much.
+// nearest returns the valid name that differs least from the given one, or "" if all differ a lot.
 func nearest(name string, names []string) string {
 	if len(names) == 0 {
 		return ""
@@ -326,8 +328,8 @@ func nearest(name string, names []string) string {
 	return near
 }
 
-// editDistance counts the insertions, deletions, replacements and swaps of neighbours that lead
-// from a to b. Only the beginning of a very long name counts.
+// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that
+// turn a into b. Of a very long name only the beginning counts.
 func editDistance(a, b string) int {
 	a = a[:min(len(a), 64)]
 	rows := make([][]int, len(a)+1)

@@ -278,14 +278,14 @@ func (c *Config) startTelemetry() (*datadog.Client, error) {
 }
 
 // tokens are Rollbar's tokens by what they allow.
-func (c *Config) tokens() map[scope]token {
-	either := func(value, setting string) token {
+func (c *Config) tokens() map[scope]accessToken {
+	either := func(value, setting string) accessToken {
 		if value == "" && c.token != "" {
-			return token{c.token, "ROLLBAR_TOKEN"}
+			return accessToken{c.token, "ROLLBAR_TOKEN"}
 		}
-		return token{value, setting}
+		return accessToken{value, setting}
 	}
-	return map[scope]token{
+	return map[scope]accessToken{
 		scopeRead:  either(c.readToken, "ROLLBAR_READ_TOKEN"),
 		scopeWrite: either(c.writeToken, "ROLLBAR_WRITE_TOKEN"),
 		scopePost:  either(c.postToken, "ROLLBAR_POST_TOKEN"),

@@ -46,7 +46,7 @@ func TestConfigPrecedence(t *testing.T) {
 	assert.Equal(t, time.Second, config.RollbarTimeout)
 	assert.Equal(t, slog.LevelInfo, config.LogLevel)
 	assert.True(t, config.Sandbox)
-	assert.Equal(t, token{"old", "ROLLBAR_TOKEN"}, config.tokens()[scopeRead])
+	assert.Equal(t, accessToken{"old", "ROLLBAR_TOKEN"}, config.tokens()[scopeRead])
 }
 
 // Tokens are separated by commas; white space around them is none of theirs.

@@ -1,5 +1,5 @@
-// failures.go is the one table of what can go wrong: each row is a kind of failure with its
-// HTTP status and its exit code. Operations return rows, the two doors look at nothing else.
+// errors.go is the one table of failures: each row is a kind of failure with its HTTP status and its
+// exit code. Operations return failures of these kinds, and surfaces look at nothing else.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 
 // A failureKind is one row of the table.
 type failureKind struct {
-	name   string // the last part of the problem's type: /problems/NAME
+	name   string // the problem's type is /problems/NAME
 	status int    // over HTTP
 	exit   int    // on the command line
 	title  string
@@ -40,14 +40,14 @@ var (
 	interrupted     = failureKind{"interrupted", 499, 130, "Interrupted"}
 )
 
-// failureKinds are the rows, for those who meet a failure from outside.
+// failureKinds are all rows, for kindOf.
 var failureKinds = []failureKind{
 	internal, invalid, wrongMethod, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
 	unauthorized, crossOrigin, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable,
 	upstreamTimeout, conflict, interrupted,
 }
 
-// kindOf returns the row of a problem's type and status, if there is one.
+// kindOf returns the row for a problem's type and status, if there is one.
 func kindOf(problemType string, status int) (failureKind, bool) {
 	for _, k := range failureKinds {
 		if problemType == "/problems/"+k.name && status == k.status {
@@ -57,16 +57,16 @@ func kindOf(problemType string, status int) (failureKind, bool) {
 	return failureKind{}, false
 }
 
-// A Failure is an error that a caller can act on. Its detail is shown to the caller, so it says
-// what is wrong and what is valid, and never holds a secret.
+// A Failure is an error that a caller can act on. Its detail is shown to the caller: it says what is
+// wrong and what is valid, and never holds a secret.
 type Failure struct {
 	kind      failureKind
 	detail    string
-	fields    []fieldError  // one for each parameter that was refused
-	upstream  int           // the status that Rollbar answered, or 0
-	wait      time.Duration // how long to wait before another try, or 0
-	setting   string        // the missing setting, where one is
-	transient bool          // another try may succeed
+	fields    []fieldError  // one for each refused parameter
+	upstream  int           // the status of Rollbar's response, or 0
+	wait      time.Duration // before another attempt, or 0
+	setting   string        // the setting that is missing, or ""
+	transient bool          // another attempt may succeed
 	err       error         // the cause, for logs; may be nil
 }
 
@@ -79,13 +79,13 @@ type fieldError struct {
 func (f *Failure) Error() string { return f.detail }
 func (f *Failure) Unwrap() error { return f.err }
 
-// fail returns a failure of a kind whose detail is the formatted text; a %w in it is its cause.
+// fail returns a failure whose detail is the formatted text. A %w in the format is its cause.
 func fail(kind failureKind, format string, args ...any) *Failure {
 	err := fmt.Errorf(format, args...)
 	return &Failure{kind: kind, detail: err.Error(), err: errors.Unwrap(err)}
 }
 
-// invalidFields is the failure of parameters that were refused.
+// invalidFields returns the failure of refused parameters.
 func invalidFields(fields []fieldError) *Failure {
 	messages := make([]string, len(fields))
 	for i, f := range fields {
@@ -94,27 +94,27 @@ func invalidFields(fields []fieldError) *Failure {
 	return &Failure{kind: invalid, detail: strings.Join(messages, "; "), fields: fields}
 }
 
-// invalidField is the failure of one parameter; the message goes on after its name: "must be …".
+// invalidField returns the failure of one parameter. The message continues its name: "must be …".
 func invalidField(name, message string) *Failure {
 	return invalidFields([]fieldError{{name, name + " " + message}})
 }
 
-// missingSetting is the failure of an operation that needs a setting which is not set. The command
-// line reports it as a matter of configuration, whatever the kind over HTTP.
+// missingSetting returns the failure of an operation that needs a setting. On the command line it is of
+// the kind misconfigured, whatever its kind over HTTP.
 func missingSetting(kind failureKind, name, why string) *Failure {
 	f := fail(kind, "%s is not set: %s; set it in the environment or in .env", name, why)
 	f.setting = name
 	return f
 }
 
-// failureOf returns what an error means to the caller. An error that no operation foresaw is
-// internal, and its text stays inside.
+// failureOf returns the failure that an error is to the caller. An unforeseen error is internal, and its
+// text is not shown.
 func failureOf(err error) *Failure {
 	var f *Failure
 	switch {
 	case errors.As(err, &f):
 		detailed := *f
-		detailed.detail = err.Error() // with what the layers above said about it
+		detailed.detail = err.Error() // includes the context that callers added
 		return &detailed
 	case errors.Is(err, context.Canceled):
 		return &Failure{kind: interrupted, detail: "interrupted", err: err}
@@ -123,8 +123,8 @@ func failureOf(err error) *Failure {
 	}
 }
 
-// onCommandLine is the failure as the command line has it: there, a missing setting is a matter of
-// configuration.
+// onCommandLine returns the failure as the command line reports it: of the kind misconfigured where a
+// setting is missing.
 func (f *Failure) onCommandLine() *Failure {
 	if f.setting != "" {
 		f.kind = misconfigured
@@ -169,7 +169,7 @@ func (f *Failure) problem(requestID string) problem {
 	}
 }
 
-// retryAfter is the wait in whole seconds, at least one, as Retry-After wants it; 0 for none.
+// retryAfter returns the wait in whole seconds, rounded up, as the header Retry-After has it.
 func (f *Failure) retryAfter() int {
 	return int(math.Ceil(f.wait.Seconds()))
 }

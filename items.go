@@ -1,4 +1,5 @@
-// items.go is Rollbar's items: what Rollbar says is passed on as it came and kept as reports.
+// items.go lists, shows and changes Rollbar's items. They are passed on as Rollbar sent them, and stored
+// as reports.
 package main
 
 import (
@@ -16,7 +17,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// An itemFilter says which items are meant.
+// An itemFilter chooses items.
 type itemFilter struct {
 	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items in this status (repeatable)"`
 	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only this level (repeatable)"`
@@ -26,7 +27,7 @@ type itemFilter struct {
 	AssignedUser string   `query:"assigned_user" default:"" min:"1" help:"a Rollbar username, assigned or unassigned"`
 }
 
-// values are the filter as Rollbar takes it.
+// values returns the filter as Rollbar's query parameters.
 func (f itemFilter) values() url.Values {
 	values := url.Values{}
 	for name, given := range map[string][]string{
@@ -86,9 +87,9 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 	return list, nil
 }
 
-// isLast reports whether no page can follow: this one is empty, or the total shows it to be the
-// end. That a page is short shows nothing by itself: Rollbar may give fewer items than the limit,
-// though hardly fewer than the 100 it gives without one.
+// isLast reports whether no page can follow: this one is empty, or the total shows it to be the last.
+// A short page need not be the last, since Rollbar may return fewer items than the limit, but hardly
+// fewer than the 100 that it returns without one.
 func (in *itemsListInput) isLast(page *ItemPage) bool {
 	n := int64(len(page.Items))
 	total, counted := rawjson.Int(page.Total)
@@ -111,8 +112,8 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 	return page, nil
 }
 
-// allItems yields the items of the page and of all behind it, each once: pages of a living list
-// overlap.
+// allItems yields the items of the page and of all pages behind it. Pages of a changing list overlap,
+// so an item that was yielded is left out.
 func (app *App) allItems(ctx context.Context, page *ItemPage, filter url.Values, number int64) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		seen := map[int64]struct{}{}
@@ -165,7 +166,7 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 	var item Item
 	var err error
 	if in.By == "id" {
-		id, _ := strconv.ParseInt(in.ID, 10, 64) // check has seen it
+		id, _ := strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
 		item, err = app.rollbar.Item(ctx, id)
 	} else {
 		item, err = app.rollbar.ItemBy(ctx, in.By, in.ID)
@@ -217,8 +218,8 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 	return item.JSON, err
 }
 
-// change changes an item at Rollbar, which answers with the changed fields only, reads it again,
-// and stores what both responses said.
+// change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only.
+// It stores what both responses said.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
 	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
 		return Item{}, err
@@ -255,7 +256,7 @@ type itemsOccurrencesInput struct {
 	Cursor occurrenceCursor `query:"cursor" default:"" help:"the page that next or a Link led to"`
 }
 
-// An occurrenceCursor is a place in an item's occurrences. Callers do not look inside.
+// An occurrenceCursor is an occurrencePlace as callers see it: opaque.
 type occurrenceCursor struct{ occurrencePlace }
 
 func (c occurrenceCursor) String() string {
@@ -292,8 +293,8 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	return list, nil
 }
 
-// lowestID is where the next page begins. The last occurrence need not be it: Rollbar sorts by
-// time.
+// lowestID returns the lowest id, below which the next page begins. It need not be the last one, since
+// Rollbar sorts by time.
 func lowestID(occurrences []Occurrence) int64 {
 	lowest := occurrences[0].ID
 	for _, o := range occurrences {

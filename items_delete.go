@@ -1,5 +1,5 @@
-// delete.go deletes items. Rollbar has no call for that: its documented way is to delete every
-// occurrence of the item. Then the item is resolved, so that it leaves the active list.
+// items_delete.go deletes items. Rollbar has no call for that: its documented way is to delete every
+// occurrence. Then the item is resolved, so that it leaves the active list.
 package main
 
 import (
@@ -28,7 +28,7 @@ type itemsDeleteInput struct {
 	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse an item with more occurrences than this"`
 }
 
-// Deleted says what became of a deleted item.
+// Deleted is the result of a deletion.
 type Deleted struct {
 	ID          int64  `json:"id"`
 	Occurrences int64  `json:"deleted_occurrences"`
@@ -69,11 +69,11 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	return Deleted{in.ID, count, "resolved"}, nil
 }
 
-// observeBeforeDelete stores the item, without which nothing is deleted. Only a command line without
-// a database goes on all the same.
+// observeBeforeDelete stores the item. Its error forbids the deletion; a command line without a database
+// deletes all the same.
 func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	if app.store == nil {
-		app.observe(ctx, item) // which notes that it cannot
+		app.observe(ctx, item) // notes that nothing is stored
 		return nil
 	}
 	if _, err := app.store.observe(ctx, observationsOf([]Item{item})); err != nil {
@@ -83,7 +83,7 @@ func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	return nil
 }
 
-// occurrenceIDs lists an item's occurrences. It stops once there are more than the maximum.
+// occurrenceIDs lists an item's occurrences. It stops when it has more than the maximum.
 func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) ([]int64, error) {
 	var ids []int64
 	seen := map[int64]bool{}
@@ -106,12 +106,12 @@ func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) ([]int64
 	}
 }
 
-// deleteRounds is how often new occurrences of an item are looked for while it is deleted: one
-// that keeps occurring must not keep us for ever.
+// deleteRounds bounds how often a deletion looks for new occurrences: an item that keeps occurring must
+// not keep it going for ever.
 const deleteRounds = 5
 
-// deleteOccurrences deletes the occurrences, and those that come while it does so, and returns how
-// many were there. Rollbar lists deleted ones for some seconds more.
+// deleteOccurrences deletes the occurrences, and those that come meanwhile, and returns how many it
+// deleted. Rollbar still lists deleted ones for some seconds.
 func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) (int64, error) {
 	gone := map[int64]bool{}
 	var count int64
@@ -133,7 +133,7 @@ func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) 
 	return count, nil
 }
 
-// deleteAll deletes the occurrences, a few at a time, and returns how many were still there.
+// deleteAll deletes the occurrences, a few at a time, and returns how many Rollbar still had.
 func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

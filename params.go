@@ -1,5 +1,5 @@
-// params.go turns what a door was given into an operation's input: the tags of an input struct
-// become params, and arguments are checked and converted by them.
+// params.go turns arguments into an operation's input: the tags of an input struct become params, which
+// check and convert the arguments.
 package main
 
 import (
@@ -18,14 +18,14 @@ import (
 	"app/internal/rawjson"
 )
 
-// A place is where HTTP has a parameter.
+// A place is the part of a request that holds a parameter.
 type place string
 
 const (
 	inPath  place = "path"
 	inQuery place = "query"
 	inBody  place = "json"
-	inFlag  place = "flag" // nowhere: it is for the command line
+	inFlag  place = "flag" // none: the parameter is the command line's
 )
 
 // A param is one parameter of an operation.
@@ -37,14 +37,14 @@ type param struct {
 	required bool
 	enum     []string
 	min, max int64 // of a number, or of a text's length
-	file     bool  // its flag names a file that holds the JSON body
+	file     bool  // the flag names a file that holds the JSON body
 	kind     paramKind
 	repeated bool
 	nullable bool
 	field    []int // in the input struct
 }
 
-// A paramKind is what the values of a parameter are.
+// A paramKind is the type of a parameter's values.
 type paramKind string
 
 const (
@@ -55,8 +55,8 @@ const (
 	kindOther  paramKind = "other" // a type with UnmarshalText
 )
 
-// An Opt is a parameter for which absent, null and a value are three things. Null is accepted
-// where the field has the tag null:"true".
+// An Opt is an optional parameter: absent, null or a value. Null is accepted where the field has the
+// tag null:"true".
 type Opt[T any] struct {
 	Set, Null bool
 	Value     T
@@ -87,11 +87,11 @@ type literal struct {
 	json bool
 }
 
-// arguments are the values given for an operation's parameters. The doors have refused unknown
-// names before they make them.
+// arguments are the values given for an operation's parameters, by name. The surface has refused
+// unknown names.
 type arguments struct {
 	values map[string][]literal
-	label  func(*param) string // how the caller knows the parameter, for messages
+	label  func(*param) string // names a parameter in messages as the surface's users know it
 }
 
 // paramsOf reads the tags of an input struct. It panics where they make no sense.
@@ -170,8 +170,7 @@ func paramOf(field reflect.StructField) *param {
 	return p
 }
 
-// fill checks the arguments against the parameters and sets the fields of the input. It reports
-// all that is wrong at once.
+// fill checks the arguments and sets the fields of the input. Its error names all that is wrong.
 func (a arguments) fill(params []*param, input reflect.Value) error {
 	var wrong []fieldError
 	refuse := func(p *param, message string) {
@@ -201,8 +200,8 @@ func (a arguments) fill(params []*param, input reflect.Value) error {
 	return nil
 }
 
-// set converts the literal and stores it in the target, a pointer to a field of an input. Its
-// errors go on after the parameter's name: "must be …".
+// set converts the literal and stores it in target, a pointer to a field of an input. The texts of its
+// errors continue the parameter's name: "must be …".
 func (p *param) set(target any, value literal) error {
 	if o, ok := target.(optional); ok {
 		if p.nullable && value.text == "null" {
@@ -251,7 +250,7 @@ func (p *param) set(target any, value literal) error {
 	return nil
 }
 
-// plain returns the text of a literal whose parameter is a text.
+// plain returns the text of a literal whose parameter is a text, checked.
 func (p *param) plain(value literal) (string, error) {
 	text := value.text
 	if !value.json && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
@@ -275,7 +274,7 @@ func (p *param) plain(value literal) (string, error) {
 	return text, nil
 }
 
-// bounds words the range: " from 1 to 5000".
+// bounds puts the range into words: " from 1 to 5000".
 func (p *param) bounds(unit string) string {
 	switch {
 	case p.min == math.MinInt64 && p.max == math.MaxInt64:
@@ -299,12 +298,12 @@ func (p *param) orNull() string {
 // Moment is none.
 type Moment struct{ time.Time }
 
-var ageUnits = map[byte]int64{'m': 60, 'h': 3600, 'd': 24 * 3600, 'w': 7 * 24 * 3600} // seconds
+var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
 
-// firstSecond is that behind the beginning of year 1, as Unix seconds: what no age reaches behind.
-const firstSecond = -62_135_596_799
+// longestAge is about the longest time that a time.Duration can hold.
+const longestAge = 290 * 365 * 24 * time.Hour
 
-// UnmarshalText reads both forms. Ages that reach beyond year 1 count from there.
+// UnmarshalText reads both forms. An age above longestAge counts as that.
 func (m *Moment) UnmarshalText(text []byte) error {
 	wrong := errors.New("must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w")
 	if len(text) == 0 {
@@ -315,11 +314,10 @@ func (m *Moment) UnmarshalText(text []byte) error {
 		if err != nil {
 			return wrong
 		}
-		now := time.Now()
-		m.Time = time.Unix(max(now.Unix()-int64(n)*unit, firstSecond), int64(now.Nanosecond()))
+		m.Time = time.Now().Add(-unit * min(time.Duration(n), longestAge/unit))
 		return nil
 	}
-	// A plus sign that was not escaped in a URL has become a space.
+	// An unescaped plus sign in a URL arrives as a space.
 	at, err := time.Parse(time.RFC3339, strings.ToUpper(strings.ReplaceAll(string(text), " ", "+")))
 	if err != nil {
 		return wrong

@@ -1,5 +1,6 @@
-// rollbar.go is the client of Rollbar's API and the only file that knows its wire format. What
-// Rollbar sent is passed on as it came; only the little that the service acts on is read.
+// rollbar.go is the client of Rollbar's API: one call from its request to its response. With
+// rollbar_limits.go it is the only room that knows Rollbar's wire format. What Rollbar sends is passed
+// on as it came, and only what the service acts on is read.
 package main
 
 import (
@@ -22,15 +23,15 @@ import (
 	"app/internal/rawjson"
 )
 
-// maxAnswer bounds what is read of one answer: 5000 items are about 7 MB, occurrences are larger.
-const maxAnswer = 64 << 20
+// maxResponse bounds the size of one response: 5000 items are about 7 MB, and occurrences are larger.
+const maxResponse = 64 << 20
 
 const (
 	maxCalls = 32              // to Rollbar at the same time
-	slotWait = 2 * time.Second // for one of them to end, before a request is turned away
+	slotWait = 2 * time.Second // for one of them to end; then a request is refused
 )
 
-// A scope is what a Rollbar token allows.
+// A scope is a permission of a Rollbar token.
 type scope string
 
 const (
@@ -41,26 +42,26 @@ const (
 	scopePostClient scope = "post_client_item" // for clientPlatforms
 )
 
-// A token is a Rollbar access token and the setting that it came from.
-type token struct{ value, setting string }
+// An accessToken is a Rollbar access token and the setting that it came from.
+type accessToken struct{ value, setting string }
 
 // Rollbar is a client for one project. It is safe for concurrent use.
 type Rollbar struct {
 	base      string // without a slash at its end
-	tokens    map[scope]token
+	tokens    map[scope]accessToken
 	timeout   time.Duration // for one call
-	backoff   time.Duration // before the first repetition; it doubles
+	backoff   time.Duration // before the first retry; it doubles
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
 	reads     singleflight[json.RawMessage]
 	pages     singleflight[*ItemPage]
 	limits    rateLimits
-	mask      *strings.Replacer // hides the tokens, which Rollbar echoes in some messages
+	mask      *strings.Replacer // hides the tokens, which some of Rollbar's messages quote
 	telemetry *datadog.Client
 }
 
-// newRollbar returns a client for the API at the base URL, with a time-out for each single call.
-func newRollbar(base string, tokens map[scope]token, timeout time.Duration, telemetry *datadog.Client) *Rollbar {
+// newRollbar returns a client for the API at the base URL. The timeout is that of one attempt.
+func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration, telemetry *datadog.Client) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
 	mask := maskOf(tokens)
@@ -74,15 +75,15 @@ func newRollbar(base string, tokens map[scope]token, timeout time.Duration, tele
 		telemetry: telemetry,
 		client: &http.Client{
 			Transport: telemetry.Transport(&maskingTransport{transport, mask}, "app.rollbar", callResource),
-			// Rollbar's redirects can carry the token in their Location.
+			// A Location of Rollbar's can hold the token.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
 }
 
-// maskOf hides the tokens in every form in which they may come back. Where one is the beginning of
-// another, the longer one is looked for first.
-func maskOf(tokens map[scope]token) *strings.Replacer {
+// maskOf returns a replacer that hides the tokens, as they are and escaped. A token that is the prefix
+// of another one is replaced after it.
+func maskOf(tokens map[scope]accessToken) *strings.Replacer {
 	var secrets []string
 	for _, t := range tokens {
 		if t.value != "" {
@@ -97,7 +98,7 @@ func maskOf(tokens map[scope]token) *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// A maskedError is an error whose text could quote what Rollbar sent.
+// A maskedError is an error without the tokens that its text might quote.
 type maskedError struct {
 	text string
 	err  error
@@ -110,7 +111,7 @@ func masked(mask *strings.Replacer, err error) error {
 	return &maskedError{mask.Replace(err.Error()), err}
 }
 
-// A maskingTransport masks errors before anybody sees them, also those of reading an answer.
+// A maskingTransport masks the errors of requests and of reading responses.
 type maskingTransport struct {
 	next http.RoundTripper
 	mask *strings.Replacer
@@ -138,14 +139,14 @@ func (b *maskedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseIdleConnections is for http.Client's method of that name.
+// CloseIdleConnections makes http.Client's method of that name work.
 func (t *maskingTransport) CloseIdleConnections() {
 	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
 		closer.CloseIdleConnections()
 	}
 }
 
-// callResource names what a request asks of Rollbar, for traces: the path without the ids in it.
+// callResource is the resource of a request's span: its method and path, with {id} for each id.
 func callResource(r *http.Request) string {
 	words := strings.Split(r.URL.Path, "/")
 	for i, word := range words {
@@ -156,7 +157,7 @@ func callResource(r *http.Request) string {
 	return r.Method + " " + strings.Join(words, "/")
 }
 
-// require reports the first of the scopes for which there is no token.
+// require returns the failure of the first scope for which no token is set.
 func (r *Rollbar) require(scopes ...scope) error {
 	for _, s := range scopes {
 		if t := r.tokens[s]; t.value == "" {
@@ -173,25 +174,25 @@ type upstreamCall struct {
 	path   string
 	query  url.Values
 	body   []byte
-	needs  scope // of the token, where it is another than that of the setting
+	needs  scope // that the token must have, if that is not the one its setting is named for
 }
 
-// do makes the call, repeats it where that may help, and returns the answer's result. The same read
-// in flight is made once for all who want it.
+// do makes the call, retries it where that may help, and returns the member result of the response.
+// Reads that are the same share one call.
 func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
 	if err := r.require(call.scope); err != nil {
 		return nil, err
 	}
 	if call.method != http.MethodGet {
-		defer r.pages.forget() // a read that began before a change is not an answer to who comes after it
+		defer r.pages.forget() // what was read before the change is not for later callers
 		defer r.reads.forget()
-		return r.repeat(ctx, call)
+		return r.retry(ctx, call)
 	}
-	return r.reads.do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.repeat(ctx, call) })
+	return r.reads.do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.retry(ctx, call) })
 }
 
-// repeat makes the call until it succeeds or another try cannot help.
-func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
+// retry makes the call until it succeeds or another attempt cannot help.
+func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
 	answer, err := r.timed(ctx, call, r.timeout)
 	budget := &callOf(ctx).retries
 	for attempt := 0; err != nil; attempt++ {
@@ -206,28 +207,28 @@ func (r *Rollbar) repeat(ctx context.Context, call upstreamCall) (json.RawMessag
 		answer, next = r.timed(ctx, call, timeout)
 		stop()
 		if isKind(next, upstreamTimeout) && timeout < r.timeout {
-			return nil, err // it had less time than Rollbar may take, so what was said before counts
+			return nil, err // the attempt was cut short by the budget: the failure before it says more
 		}
 		err = next
 	}
 	return rawjson.Get(answer, "result"), nil
 }
 
-// timed is attempt by the stopwatch of the request.
+// timed is attempt, measured by the request's stopwatch.
 func (r *Rollbar) timed(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
 	defer callOf(ctx).upstream.start()()
 	return r.attempt(ctx, call, timeout)
 }
 
-// attempt makes the call once and returns the whole answer as compact JSON.
+// attempt makes the call once and returns the whole response as compact JSON.
 func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-time.After(slotWait):
-		return nil, &Failure{kind: unavailable, detail: "too many calls wait for Rollbar already", wait: time.Second}
+		return nil, &Failure{kind: unavailable, detail: "too many requests are waiting for Rollbar", wait: time.Second}
 	case <-ctx.Done():
-		return nil, r.noAnswer(ctx, ctx.Err())
+		return nil, r.noResponse(ctx, ctx.Err())
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -246,7 +247,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	}
 	res, err := r.client.Do(req)
 	if err != nil {
-		return nil, r.noAnswer(ctx, err)
+		return nil, r.noResponse(ctx, err)
 	}
 	defer res.Body.Close()
 	if left, known := r.limits.read(call.scope, res.Header); known {
@@ -254,17 +255,17 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	}
 	text, err := readAll(res)
 	if err != nil {
-		return nil, r.noAnswer(ctx, err)
+		return nil, r.noResponse(ctx, err)
 	}
-	if len(text) > maxAnswer {
-		return nil, fail(badGateway, "Rollbar's answer is larger than %d MiB: ask for fewer with limit", maxAnswer>>20)
+	if len(text) > maxResponse {
+		return nil, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
 	}
 	answer, err := rawjson.Compact(text)
 	if failure := r.refusal(call, res, answer); failure != nil {
 		return nil, failure
 	}
 	if err != nil {
-		return nil, &Failure{kind: badGateway, detail: "Rollbar's answer is no JSON or was cut off", upstream: res.StatusCode, transient: true, err: err}
+		return nil, &Failure{kind: badGateway, detail: "Rollbar's response is not JSON, or was cut off", upstream: res.StatusCode, transient: true, err: err}
 	}
 	return answer, nil
 }
@@ -272,19 +273,19 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 // readAll reads the body up to one byte over the bound.
 func readAll(res *http.Response) ([]byte, error) {
 	var text bytes.Buffer
-	if n := res.ContentLength; n > 0 && n <= maxAnswer {
+	if n := res.ContentLength; n > 0 && n <= maxResponse {
 		text.Grow(int(n) + bytes.MinRead)
 	}
-	_, err := text.ReadFrom(io.LimitReader(res.Body, maxAnswer+1))
+	_, err := text.ReadFrom(io.LimitReader(res.Body, maxResponse+1))
 	return text.Bytes(), err
 }
 
-// noAnswer is the failure of a call that ended without an answer.
-func (r *Rollbar) noAnswer(ctx context.Context, err error) error {
+// noResponse returns the failure of a call that ended without a response.
+func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("while waiting for Rollbar: %w", err)
 	}
-	var inside *url.Error // says the whole URL again
+	var inside *url.Error // repeats the whole URL
 	if errors.As(err, &inside) {
 		err = inside.Err
 	}
@@ -295,8 +296,8 @@ func (r *Rollbar) noAnswer(ctx context.Context, err error) error {
 	return &Failure{kind: badGateway, detail: fmt.Sprintf("Rollbar does not answer: %v", err), transient: true, err: err}
 }
 
-// refusal returns the failure that an answer reports, or nil. The answer is nil where it was no
-// JSON; gateways answer in HTML.
+// refusal returns the failure that a response reports, or nil. answer is the response's body, nil where
+// that is not JSON: gateways answer in HTML.
 func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.RawMessage) *Failure {
 	status := res.StatusCode
 	code := rawjson.Get(answer, "err")
@@ -318,7 +319,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.Raw
 	case http.StatusBadRequest:
 		failure.kind = invalid
 		if strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil {
-			failure.kind = notFound // of an item in another project, says Rollbar's schema of PATCH
+			failure.kind = notFound // Rollbar's reference: "400: item not found in this project"
 		}
 	case http.StatusRequestEntityTooLarge:
 		failure.kind = tooLarge
@@ -336,8 +337,8 @@ func (r *Rollbar) refusedToken(call upstreamCall, failure *Failure, message stri
 	return failure
 }
 
-// limited tells a rate limit, which ends with its window, from a deactivated account, which has
-// the same status but calls left.
+// limited returns the failure of a 429: a rate limit, which ends with its window, or a deactivated
+// account, for which calls are left.
 func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Header, message string) *Failure {
 	remaining, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
 	spent := err == nil && remaining == 0
@@ -347,13 +348,13 @@ func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Heade
 	failure.kind, failure.transient = rateLimited, spent
 	seconds, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
 	if err != nil {
-		seconds = 60 // nothing says when; the usual window is a minute
+		seconds = 60 // the usual window
 	}
 	failure.wait = time.Duration(max(1, seconds)) * time.Second
 	return failure
 }
 
-// An Item is one item as Rollbar sent it, as compact JSON, and its id.
+// An Item is one item as Rollbar sent it, in compact JSON.
 type Item struct {
 	ID   int64
 	JSON json.RawMessage
@@ -362,28 +363,28 @@ type Item struct {
 func itemOf(raw json.RawMessage) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
 	if !ok {
-		return Item{}, fail(badGateway, "Rollbar's answer holds an item without an id")
+		return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
 	}
 	return Item{id, raw}, nil
 }
 
-// An ItemPage is one page of the project's items. Those who asked for it at the same time share it.
+// An ItemPage is one page of the project's items. Callers that ask for it at the same time share it.
 type ItemPage struct {
 	Items []Item
-	Total json.RawMessage // how many there are, or null where Rollbar does not count them
+	Total json.RawMessage // the number of items on all pages, or null where Rollbar does not count them
 
 	observing sync.Once
 	unstored  string // why it could not be stored, or ""
 }
 
-// Items reads one page of the items that the filter (status, level, environment, …, as Rollbar
-// names them) lets through. A page past the end is empty.
+// Items reads one page of the items that match the filter, whose parameters are Rollbar's: status,
+// level, environment, and so on. A page past the end is empty.
 func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, error) {
 	if err := r.require(scopeRead); err != nil {
 		return nil, err
 	}
 	return r.pages.do(ctx, filter.Encode(), func() (*ItemPage, error) {
-		raw, err := r.repeat(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
+		raw, err := r.retry(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
 		if err != nil {
 			return nil, err
 		}
@@ -391,7 +392,7 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 	})
 }
 
-// itemsOf takes the items out of the result of a list.
+// itemsOf returns the page of items that a result holds.
 func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 	page := &ItemPage{Total: rawjson.Get(raw, "total_count")}
 	if page.Total == nil {
@@ -411,12 +412,11 @@ func itemsOf(raw json.RawMessage) (*ItemPage, error) {
 	return page, nil
 }
 
-// arrayIn returns the array that a result must hold. An answer without it does not mean that there is
-// nothing.
+// arrayIn returns the array that a result must hold. A response without it is not an empty list.
 func arrayIn(result json.RawMessage, name string) (json.RawMessage, error) {
 	array := rawjson.Get(result, name)
 	if len(array) == 0 || array[0] != '[' {
-		return nil, fail(badGateway, "Rollbar's answer does not hold what was asked for, a list of %s", name)
+		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
 	}
 	return array, nil
 }
@@ -426,8 +426,8 @@ func (r *Rollbar) Item(ctx context.Context, id int64) (Item, error) {
 	return r.item(ctx, fmt.Sprintf("/item/%d", id), nil)
 }
 
-// ItemBy reads the item that a counter or the uuid of an occurrence belongs to. The key is
-// Rollbar's name for what the value is: counter or uuid.
+// ItemBy reads the item with a counter, or the item of the occurrence with a uuid. The key is counter
+// or uuid.
 func (r *Rollbar) ItemBy(ctx context.Context, key, value string) (Item, error) {
 	return r.item(ctx, "/item/", url.Values{key: {value}})
 }
@@ -440,24 +440,24 @@ func (r *Rollbar) item(ctx context.Context, path string, query url.Values) (Item
 	return itemOf(raw)
 }
 
-// UpdateItem changes the item and returns the fields that Rollbar says it changed. To see the
-// whole item, read it again.
+// UpdateItem changes the item and returns the fields that Rollbar says it changed, not the whole item.
 func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
 	return r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
 }
 
-// An Occurrence is one occurrence as Rollbar sent it, without the project's token in its metadata.
+// An Occurrence is one occurrence as Rollbar sent it, in compact JSON, without the access token that
+// its metadata can hold.
 type Occurrence struct {
 	ID   int64
 	JSON json.RawMessage
 }
 
-// An occurrencePlace is a page in a list of occurrences: those whose ids are below before, or, where
-// that is 0, the page with the number, which shifts as occurrences come.
+// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page
+// with the number, whose contents shift as occurrences come.
 type occurrencePlace struct{ page, before int64 }
 
-// Occurrences reads one page of the occurrences of the item, up to limit of them. Rollbar's order
-// is nearly that of the ids, newest first. The second result is false on the last page.
+// Occurrences reads one page of the item's occurrences, at most limit of them. Their order is nearly
+// that of the ids, newest first. The second result is false on the last page.
 func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, bool, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
 	switch {
@@ -480,7 +480,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 		sent++
 		id, ok := rawjson.Int(rawjson.Get(element, "id"))
 		if !ok {
-			return nil, false, fail(badGateway, "Rollbar's answer holds an occurrence without an id")
+			return nil, false, fail(badGateway, "Rollbar's response holds an occurrence without an id")
 		}
 		if !seen[id] {
 			occurrences = append(occurrences, Occurrence{id, rawjson.Without(element, "data", "metadata", "access_token")})
@@ -490,8 +490,8 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	return occurrences, sent >= limit, nil
 }
 
-// DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar carries the
-// deletion out some seconds later, until when lists still show the occurrence.
+// DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show
+// it for some seconds.
 func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) {
 	_, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodDelete, path: fmt.Sprintf("/instance/%d", id)})
 	if isKind(err, notFound) {
@@ -500,8 +500,8 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 	return err == nil, err
 }
 
-// Post hands over the data of one occurrence. They need a uuid of the caller's: Rollbar drops a
-// second delivery of the same one, so that repeating is harmless.
+// Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with
+// the same one, so that a retry is harmless.
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
 	call := upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body}
@@ -512,5 +512,5 @@ func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	return err
 }
 
-// clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
+// clientPlatforms are those whose occurrences need a token with the scope post_client_item.
 var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}

@@ -22,7 +22,7 @@ import (
 func TestMask(t *testing.T) {
 	t.Parallel()
 	for range 20 { // the order of a map must not matter
-		mask := maskOf(map[scope]token{scopeRead: {"a+b/c==", "R"}, scopeWrite: {"a+b", "W"}, scopePost: {"", "P"}})
+		mask := maskOf(map[scope]accessToken{scopeRead: {"a+b/c==", "R"}, scopeWrite: {"a+b", "W"}, scopePost: {"", "P"}})
 		for _, text := range []string{"a+b/c==", "a%2Bb%2Fc%3D%3D", "a+b%2Fc==", "a+b", "a%2Bb"} {
 			assert.Equal(t, "<***>", mask.Replace("<"+text+">"))
 		}
