@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -55,63 +53,27 @@ func FuzzCursor(f *testing.F) {
 	})
 }
 
-// Whatever Rollbar sends, what is taken out of it and what is stored is JSON again.
-func FuzzAnswer(f *testing.F) {
-	f.Add([]byte(`{"err": 0, "result": {"items": [{"id": 7, "title": "a\u0000\ud800"}], "page": 1}}`))
-	f.Add([]byte("{\"a\":\"\xff\\\\u0000\",\"a\":[1e3,-0.0,{}],\"\\u0062\":null}"))
-	f.Add([]byte(`[[],{},"",[{"x":"\"]}"}]]`))
-	f.Add([]byte(`"\ud83d\ude00\ud83d\u0041"`))
-	f.Add([]byte(`[2` + strings.Repeat("0", 310) + `]`))
-	f.Add([]byte(`<html>`))
+// An item that is observed again is unchanged, whatever Rollbar sends.
+func FuzzMergeItem(f *testing.F) {
+	f.Add([]byte(`{"id": 7, "title": "a\u0000\ud800", "total_occurrences": 1e3}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		answer, err := rawjson.Compact(text)
-		if err != nil {
+		item, err := rawjson.Object(text)
+		if err != nil || len(item) == 0 {
 			return
 		}
-		require.Equal(t, len(answer), rawjson.ValueLen(answer))
-		var names []string
-		for name, value := range rawjson.Members(answer) {
-			require.True(t, json.Valid(value))
-			names = append(names, name)
-		}
-		for value := range rawjson.Elements(answer) {
-			require.True(t, json.Valid(value))
-		}
-		stored := rawjson.Storable(answer)
-		require.True(t, json.Valid(stored))
-		require.True(t, utf8.Valid(stored))
-		require.Equal(t, stored, rawjson.Storable(stored))
-		var decoded any
-		decoder := json.NewDecoder(bytes.NewReader(stored))
-		decoder.UseNumber() // some do not fit a float64
-		require.NoError(t, decoder.Decode(&decoded))
-		require.NotContains(t, string(mustMarshal(t, decoded)), `\u0000`, "decoded: %q", stored)
-		if answer[0] != '{' {
-			return
+		compact, err := rawjson.Compact(text)
+		require.NoError(t, err)
+		stored := rawjson.Storable(compact)
+		names := map[string]bool{}
+		for name := range rawjson.Members(stored) {
+			if names[name] {
+				return // Storable has made two names alike
+			}
+			names[name] = true
 		}
 		_, change := mergeItem(stored, stored)
-		if len(names) == len(uniqueNames(names)) {
-			require.Equal(t, unchanged, change)
-		}
-		changed := rawjson.Set(stored, "\"new\n", json.RawMessage("1"))
-		require.True(t, json.Valid(changed))
-		require.Equal(t, "1", string(rawjson.Get(changed, "\"new\n")))
-		require.True(t, json.Valid(rawjson.Set(changed, "\"new\n", nil)))
+		require.Equal(t, unchanged, change)
 	})
-}
-
-func mustMarshal(t *testing.T, value any) []byte {
-	var text bytes.Buffer
-	require.NoError(t, json.NewEncoder(&text).Encode(value))
-	return bytes.ReplaceAll(text.Bytes(), []byte(`\\`), nil)
-}
-
-func uniqueNames(names []string) map[string]bool {
-	unique := map[string]bool{}
-	for _, name := range names {
-		unique[strings.ToValidUTF8(name, "\uFFFD")] = true
-	}
-	return unique
 }
 
 // Links keep the query as it was, but for what leads to the other page.
@@ -124,24 +86,5 @@ func FuzzLinks(f *testing.F) {
 		parsed, err := url.Parse(strings.TrimPrefix(target, "<"))
 		require.NoError(t, err)
 		require.Equal(t, cursor, parsed.Query().Get("cursor"))
-	})
-}
-
-// FuzzCompactJSON: what encoding/json accepts is accepted, with the same result, and nothing else.
-func FuzzCompactJSON(f *testing.F) {
-	for _, seed := range []string{
-		``, ` `, `null`, ` {"a" : [1, -0.5e+3 , "x\u00e9\n", true,false,null ] , "b":{}} `, `[]`, `[ ]`, `{}x`, `[1,]`, `{"a":1,}`,
-		`01`, `-`, `1.`, `1e`, `.5`, `+1`, `"\x"`, `"\u12G4"`, "\"\x01\"", "\"\xff\"", `"`, `"\`, `"\u12`, `nul`, `nullx`, `{"a"}`, `{1:2}`, `[1 2]`,
-	} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		var want bytes.Buffer
-		wantErr := json.Compact(&want, text)
-		got, err := rawjson.Compact(bytes.Clone(text))
-		require.Equal(t, wantErr == nil, err == nil, "%q: %v, %v", text, wantErr, err)
-		if err == nil {
-			require.Equal(t, want.String(), string(got))
-		}
 	})
 }

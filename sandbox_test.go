@@ -102,7 +102,7 @@ type fields map[string]any
 func payload(t *testing.T, message string, more fields) string {
 	data := fields{"environment": "production", "body": fields{"message": fields{"body": message}}}
 	maps.Copy(data, more)
-	return string(mustMarshal(t, fields{"data": data}))
+	return string(marshalJSON(t, fields{"data": data}))
 }
 
 // requireError checks that an answer is a failure as Rollbar words it.
@@ -506,4 +506,10 @@ func TestSandboxSeed(t *testing.T) {
 	}
 	assert.Equal(t, `"`+sandboxPostToken+`"`, occurrences.at("instances", "0", "data", "metadata", "access_token"))
 	assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, occurrences.at("instances", "0", "data", "custom"))
+}
+
+func marshalJSON(t *testing.T, value any) []byte {
+	text, err := json.Marshal(value)
+	require.NoError(t, err)
+	return text
 }

@@ -1,6 +1,6 @@
-// jsontext.go takes JSON apart without changing a byte of it: Rollbar's ids and numbers must come
-// out digit for digit, and unknown fields in their place. Everything here expects compact JSON,
-// as compactJSON makes it.
+// Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers
+// stay as they are digit for digit, and unknown members keep their places. All functions but Compact
+// and Object expect compact JSON, as Compact returns it.
 package rawjson
 
 import (
@@ -14,8 +14,8 @@ import (
 	"unicode/utf8"
 )
 
-// compactJSON checks that the text is one JSON value and returns it without white space. The result
-// shares the text where there was none.
+// Compact checks that the text is one JSON value and returns it without white space. The result is the
+// text itself where there is none.
 func Compact(text []byte) (json.RawMessage, error) {
 	c := compactor{text: text}
 	c.space()
@@ -28,15 +28,15 @@ func Compact(text []byte) (json.RawMessage, error) {
 	return append(c.compact, text[c.kept:c.end]...), nil
 }
 
-// A compactor checks JSON as encoding/json does, several times as fast, which is most of the work of
-// a sync. Text up to at has been checked; what is before kept and no white space is in compact.
+// A compactor checks JSON by the rules of encoding/json, several times as fast. The text before at has
+// been checked; the text before kept, without white space, is in compact.
 type compactor struct {
 	text          []byte
 	at, kept, end int
 	compact       []byte
 }
 
-// space passes white space, leaving it out.
+// space skips white space.
 func (c *compactor) space() int {
 	from := c.at
 	for c.at < len(c.text) && (c.text[c.at] == ' ' || c.text[c.at] == '\n' || c.text[c.at] == '\r' || c.text[c.at] == '\t') {
@@ -53,7 +53,7 @@ func (c *compactor) space() int {
 	return c.at
 }
 
-// next passes the byte if it comes next.
+// next skips the byte if it comes next.
 func (c *compactor) next(b byte) bool {
 	if c.at < len(c.text) && c.text[c.at] == b {
 		c.at++
@@ -65,7 +65,7 @@ func (c *compactor) next(b byte) bool {
 // maxDepth is encoding/json's.
 const maxDepth = 10_000
 
-// value passes a value, and white space behind it. It returns false where there is none.
+// value skips a value and the white space behind it. It returns false where there is none.
 func (c *compactor) value(depth int) (ok bool) {
 	if c.at == len(c.text) || depth > maxDepth {
 		return false
@@ -98,7 +98,7 @@ func (c *compactor) value(depth int) (ok bool) {
 	return ok
 }
 
-// nested passes an object or an array.
+// nested skips an object or an array.
 func (c *compactor) nested(closing byte, element func() bool) bool {
 	c.at++
 	c.space()
@@ -175,7 +175,7 @@ func (c *compactor) number() bool {
 	return true
 }
 
-// digits passes at least one.
+// digits skips digits, at least one.
 func (c *compactor) digits() bool {
 	from := c.at
 	for c.at < len(c.text) && '0' <= c.text[c.at] && c.text[c.at] <= '9' {
@@ -192,7 +192,7 @@ func (c *compactor) word(word string) bool {
 	return true
 }
 
-// members yields the names and values of a compact JSON object, in their order. It yields nothing
+// Members yields the names and values of a compact JSON object, in their order. It yields nothing
 // for any other value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
@@ -204,7 +204,7 @@ func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	}
 }
 
-// rawMembers is members with the names as they are written.
+// RawMembers is Members with the names in quotes, as they are written.
 func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 	return func(yield func(name, value json.RawMessage) bool) {
 		if len(object) == 0 || object[0] != '{' {
@@ -213,7 +213,7 @@ func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
 			name := rest[:stringLen(rest)]
 			rest = rest[len(name)+1:] // the colon
-			value := rest[:ValueLen(rest)]
+			value := rest[:valueLen(rest)]
 			if !yield(name, value) {
 				return
 			}
@@ -222,7 +222,7 @@ func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 	}
 }
 
-// isNamed reports whether a name as it is written is the name.
+// isNamed reports whether a name in quotes means the name.
 func isNamed(raw json.RawMessage, name string) bool {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return string(raw[1:len(raw)-1]) == name
@@ -230,14 +230,14 @@ func isNamed(raw json.RawMessage, name string) bool {
 	return Unquote(raw) == name
 }
 
-// elements yields the values of a compact JSON array. It yields nothing for any other value.
+// Elements yields the values of a compact JSON array. It yields nothing for any other value.
 func Elements(array []byte) iter.Seq[json.RawMessage] {
 	return func(yield func(json.RawMessage) bool) {
 		if len(array) == 0 || array[0] != '[' {
 			return
 		}
 		for rest := array[1:]; len(rest) > 0 && rest[0] != ']'; {
-			value := rest[:ValueLen(rest)]
+			value := rest[:valueLen(rest)]
 			if !yield(value) {
 				return
 			}
@@ -246,7 +246,8 @@ func Elements(array []byte) iter.Seq[json.RawMessage] {
 	}
 }
 
-// member returns the value of the member that the path of names leads to, or nil.
+// Get returns the value of the member that the path of names leads to, or nil. Of members with the same
+// name the last one counts.
 func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		var found json.RawMessage
@@ -260,8 +261,8 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
-// valueLen is the length of the compact JSON value that the text begins with.
-func ValueLen(text []byte) int {
+// valueLen returns the length of the value that the text begins with.
+func valueLen(text []byte) int {
 	switch text[0] {
 	case '"':
 		return stringLen(text)
@@ -276,7 +277,7 @@ func ValueLen(text []byte) int {
 	return len(text)
 }
 
-// nestedLen is the length of the object or array that the text begins with.
+// nestedLen returns the length of the object or array that the text begins with.
 func nestedLen(text []byte) int {
 	depth := 0
 	for i := 0; i < len(text); i++ {
@@ -294,7 +295,7 @@ func nestedLen(text []byte) int {
 	return len(text)
 }
 
-// stringLen is the length of the JSON string that the text begins with, quotes included.
+// stringLen returns the length of the string that the text begins with, quotes included.
 func stringLen(text []byte) int {
 	for from := 1; ; {
 		quote := bytes.IndexByte(text[from:], '"')
@@ -313,7 +314,7 @@ func stringLen(text []byte) int {
 	}
 }
 
-// unquoteJSON returns the text of a JSON string, and "" for any other value.
+// Unquote returns the text of a string, and "" for any other value.
 func Unquote(value json.RawMessage) string {
 	if len(value) < 2 || value[0] != '"' {
 		return ""
@@ -322,18 +323,18 @@ func Unquote(value json.RawMessage) string {
 		return string(value[1 : len(value)-1])
 	}
 	var text string
-	_ = json.Unmarshal(value, &text) // it is valid: compactJSON has seen it
+	_ = json.Unmarshal(value, &text) // it is valid
 	return text
 }
 
-// intJSON returns the integer that a JSON value is, and false for any other value.
+// Int returns the integer that a value is, and false for any other value.
 func Int(value json.RawMessage) (int64, bool) {
 	n, err := strconv.ParseInt(string(value), 10, 64)
 	return n, err == nil
 }
 
-// setMember returns the object with the member changed to the value, or added behind the others.
-// A nil value takes it out. The object itself stays as it is.
+// Set returns the object with the member changed to the value, or added behind the others. A nil value
+// removes the member. The object itself is not changed.
 func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
 	changed := make(json.RawMessage, 1, len(object)+len(name)+len(value)+4)
 	changed[0] = '{'
@@ -360,7 +361,7 @@ func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMes
 	return append(changed, '}')
 }
 
-// appendString appends the text as a JSON string.
+// AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
 	quick, plain := append(buf, '"'), 0
 	for i := range len(text) {
@@ -382,11 +383,10 @@ func AppendQuoted(buf []byte, text string) []byte {
 	return append(append(quick, text[plain:]...), '"')
 }
 
-// escapeLetters are the escapes of the special characters that are common.
+// escapeLetters are the short escapes of common special characters.
 var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '\\'}
 
-// withoutMember returns the object without the member that the path of names leads to, as often as it
-// is there.
+// Without returns the object without the members that the path of names leads to.
 func Without(object json.RawMessage, path ...string) json.RawMessage {
 	changed := json.RawMessage{'{'}
 	for name, value := range RawMembers(object) {
@@ -406,13 +406,14 @@ func Without(object json.RawMessage, path ...string) json.RawMessage {
 	return append(changed, '}')
 }
 
-// storableText returns the text in the form that PostgreSQL can hold.
+// StorableText returns the text with U+FFFD for what PostgreSQL's type text cannot hold: NUL, and bytes
+// that are not UTF-8.
 func StorableText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// storable returns the JSON text in the form that PostgreSQL can hold and query: what is no UTF-8,
-// \u0000 and lone surrogates become U+FFFD. It returns its argument where there is nothing to do.
+// Storable returns the JSON with U+FFFD for what PostgreSQL's type json cannot hold or query: bytes that
+// are not UTF-8, \u0000 and lone surrogates. It returns its argument where there is nothing to do.
 func Storable(text json.RawMessage) json.RawMessage {
 	if !utf8.Valid(text) {
 		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
@@ -451,7 +452,7 @@ func Storable(text json.RawMessage) json.RawMessage {
 	return clean
 }
 
-// escapedRune is the value of the escape, \u and four digits, that the text begins with, or -1.
+// escapedRune returns the value of the escape, \u and four digits, that the text begins with, or -1.
 func escapedRune(text []byte) int64 {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return -1
@@ -463,8 +464,8 @@ func escapedRune(text []byte) int64 {
 	return int64(r)
 }
 
-// objectJSON returns the members of a JSON object that came from a caller. It refuses what is no
-// object, a name given twice and text behind the object.
+// Object returns the members of the JSON object that the text is. It refuses any other value, names that
+// are given twice and text behind the object.
 func Object(text []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("it is not UTF-8")

@@ -3,13 +3,15 @@ package rawjson
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
 
-// What is quick and what is not give the same strings.
-func TestAppendString(t *testing.T) {
+// Quoted strings are those of encoding/json.
+func TestAppendQuoted(t *testing.T) {
 	t.Parallel()
 	for r := range rune(0x3000) {
 		for _, text := range []string{string(r), "a\n\"" + string(r) + "\\b", "\xff" + string(r)} {
@@ -20,4 +22,68 @@ func TestAppendString(t *testing.T) {
 			require.Equal(t, want.String(), string(AppendQuoted(nil, text))+"\n", "%q", text)
 		}
 	}
+}
+
+// What is taken out of JSON, and what is stored of it, is JSON again.
+func FuzzParts(f *testing.F) {
+	f.Add([]byte(`{"err": 0, "result": {"items": [{"id": 7, "title": "a\u0000\ud800"}], "page": 1}}`))
+	f.Add([]byte("{\"a\":\"\xff\\\\u0000\",\"a\":[1e3,-0.0,{}],\"\\u0062\":null}"))
+	f.Add([]byte(`[[],{},"",[{"x":"\"]}"}]]`))
+	f.Add([]byte(`"\ud83d\ude00\ud83d\u0041"`))
+	f.Add([]byte(`[2` + strings.Repeat("0", 310) + `]`))
+	f.Add([]byte(`<html>`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		answer, err := Compact(text)
+		if err != nil {
+			return
+		}
+		require.Equal(t, len(answer), valueLen(answer))
+		for _, value := range Members(answer) {
+			require.True(t, json.Valid(value))
+		}
+		for value := range Elements(answer) {
+			require.True(t, json.Valid(value))
+		}
+		stored := Storable(answer)
+		require.True(t, json.Valid(stored))
+		require.True(t, utf8.Valid(stored))
+		require.Equal(t, stored, Storable(stored))
+		var decoded any
+		decoder := json.NewDecoder(bytes.NewReader(stored))
+		decoder.UseNumber() // some do not fit a float64
+		require.NoError(t, decoder.Decode(&decoded))
+		require.NotContains(t, string(mustMarshal(t, decoded)), `\u0000`, "decoded: %q", stored)
+		if answer[0] != '{' {
+			return
+		}
+		changed := Set(stored, "\"new\n", json.RawMessage("1"))
+		require.True(t, json.Valid(changed))
+		require.Equal(t, "1", string(Get(changed, "\"new\n")))
+		require.True(t, json.Valid(Set(changed, "\"new\n", nil)))
+	})
+}
+
+func mustMarshal(t *testing.T, value any) []byte {
+	var text bytes.Buffer
+	require.NoError(t, json.NewEncoder(&text).Encode(value))
+	return bytes.ReplaceAll(text.Bytes(), []byte(`\\`), nil)
+}
+
+// FuzzCompact: what encoding/json accepts is accepted, with the same result, and nothing else.
+func FuzzCompact(f *testing.F) {
+	for _, seed := range []string{
+		``, ` `, `null`, ` {"a" : [1, -0.5e+3 , "x\u00e9\n", true,false,null ] , "b":{}} `, `[]`, `[ ]`, `{}x`, `[1,]`, `{"a":1,}`,
+		`01`, `-`, `1.`, `1e`, `.5`, `+1`, `"\x"`, `"\u12G4"`, "\"\x01\"", "\"\xff\"", `"`, `"\`, `"\u12`, `nul`, `nullx`, `{"a"}`, `{1:2}`, `[1 2]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var want bytes.Buffer
+		wantErr := json.Compact(&want, text)
+		got, err := Compact(bytes.Clone(text))
+		require.Equal(t, wantErr == nil, err == nil, "%q: %v, %v", text, wantErr, err)
+		if err == nil {
+			require.Equal(t, want.String(), string(got))
+		}
+	})
 }
