@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -57,7 +58,7 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if err != nil {
 		return nil, err
 	}
-	page := &reportPage{in: in, store: store, limit: cmp.Or(in.Limit.Value, 20)}
+	page := &reportPage{in: in, store: store, limit: cmp.Or(in.Limit.Value, 20), reportPart: spareParts.Get().(*reportPart)}
 	if page.endless = callOf(ctx).stream && !in.Limit.Set; page.endless {
 		page.limit = endlessPage
 	}
@@ -90,9 +91,17 @@ type reportPage struct {
 	prev   url.Values
 	next   url.Values
 
-	part []byte // reports as JSON, one behind the other
-	ends []int  // of the reports in part
+	*reportPart
 }
+
+// A reportPart is the reports that are in memory.
+type reportPart struct {
+	text []byte // reports as JSON, one behind the other
+	ends []int  // of the reports in text
+}
+
+// spareParts are used again: to grow new ones takes as long as all the rest.
+var spareParts = sync.Pool{New: func() any { return &reportPart{} }}
 
 // read takes a step of reading. A step may run twice, so it works on a copy.
 func (p *reportPage) read(ctx context.Context, step func(*reportPage, context.Context, *pgx.Conn) error) error {
@@ -184,7 +193,7 @@ func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 		rowsWanted = int64(max(1, partBytes*n/max(1, p.ends[n-1])))
 	}
 	rowsWanted = min(p.left, rowsWanted)
-	p.part, p.ends = p.part[:0], nil
+	p.text, p.ends = p.text[:0], p.ends[:0]
 	if rowsWanted == 0 {
 		return nil
 	}
@@ -195,12 +204,12 @@ func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	defer rows.Close()
 	var row reportRow
 	var more bool
-	for more = rows.Next(); more && len(p.part) < partBytes; more = rows.Next() {
+	for more = rows.Next(); more && len(p.text) < partBytes; more = rows.Next() {
 		if err := row.scan(rows); err != nil {
 			return err
 		}
-		p.part = row.appendJSON(p.part)
-		p.ends = append(p.ends, len(p.part))
+		p.text = row.appendJSON(p.text)
+		p.ends = append(p.ends, len(p.text))
 		p.newest, p.oldest = cmp.Or(p.newest, row.id), row.id
 	}
 	rows.Close()
@@ -252,10 +261,11 @@ func (p *reportPage) query(ctx context.Context, conn *pgx.Conn, limit int64) (pg
 // rows yields the reports of the page as JSON, and where all are wanted those of the pages behind it.
 func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
+		defer p.release()
 		for {
 			begin := 0
 			for _, end := range p.ends {
-				if !yield(p.part[begin:end:end], nil) {
+				if !yield(p.text[begin:end:end], nil) {
 					return
 				}
 				begin = end
@@ -272,6 +282,14 @@ func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error]
 				return
 			}
 		}
+	}
+}
+
+// release makes the part available to other pages, unless it is a large one.
+func (p *reportPage) release() {
+	if cap(p.text) <= 2*partBytes {
+		p.ends = p.ends[:0]
+		spareParts.Put(p.reportPart)
 	}
 }
 
