@@ -34,7 +34,7 @@ func TestCreateRejected(t *testing.T) {
 		status            int
 	}{
 		{"bad request", `{"err":1,"message":"Bad Request"}`, "Rollbar answered 400: Bad Request", 400},
-		{"too large, in HTML", `<html>too large</html>`, "Rollbar answered 413: Request Entity Too Large", 413},
+		{"too large", `{"err":1,"message":"too large"}`, "Rollbar answered 413: too large", 413},
 		{"bad fields", `{"err":1,"message":"Invalid format. data.x should be y."}`, "Rollbar answered 422: Invalid format. data.x should be y.", 422},
 		{"words that PostgreSQL cannot hold", `{"err":1,"message":"a\u0000b \\u0000 \\ud800 yyyyyyyyyy\\u"}`, "Rollbar answered 422: a\x00b \\u0000 \\ud800 yyyyyyyyyy\\u", 422},
 	} {

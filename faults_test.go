@@ -264,6 +264,40 @@ func TestTooManyConnections(t *testing.T) {
 	assert.Equal(t, 200, f.get("/reports").status)
 }
 
+// Only Rollbar's own JSON is its word. What a proxy or a gateway answers, whatever the status, is an
+// outage: it deletes, refuses and rejects nothing.
+func TestGatewayIsNotRollbar(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{200, 302, 400, 401, 403, 404, 413, 422, 429, 503} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 3)
+			f.app.rollbar.backoff = time.Millisecond
+			next := f.app.rollbar.client.Transport
+			f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+				body := io.NopCloser(strings.NewReader(`<html>`))
+				return &http.Response{StatusCode: status, Body: body, Header: http.Header{"Content-Type": {"text/html"}}, Request: r}, nil
+			})
+			uuid := newUUID()
+			require.Equal(t, 202, f.create(uuid).status)
+			path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[0])
+			for _, method := range []string{"GET", "DELETE"} {
+				got := f.do(method, path, "")
+				assert.Contains(t, got.requireProblem(502, "unavailable"), "is not Rollbar's JSON")
+				assert.Equal(t, fmt.Sprint(status), got.at("upstream_status"))
+			}
+			f.do("PATCH", path, `{"status":"resolved"}`).requireProblem(502, "unavailable")
+			f.do("POST", "/reports/deliver", "")
+			assert.Equal(t, "queued", f.state(uuid))
+
+			f.app.rollbar.client.Transport = next
+			f.exec(timePasses)
+			f.do("POST", "/reports/deliver", "")
+			assert.Equal(t, "delivered", f.state(uuid))
+		})
+	}
+}
+
 // Requests that wait too long for others are turned away.
 func TestTooManyCalls(t *testing.T) {
 	t.Parallel()
@@ -274,7 +308,7 @@ func TestTooManyCalls(t *testing.T) {
 	go func() { first <- f.get("/items") }()
 	f.await("GET /items")
 	got := f.get("/items?page=2")
-	assert.Equal(t, "page 2 of the items: too many calls wait for Rollbar already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "page 2 of the items: too many requests are waiting for Rollbar", got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	f.sandbox.setFault(faultNone)
 	assert.Equal(t, 200, (<-first).status)

@@ -261,11 +261,14 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
 	}
 	answer, err := rawjson.Compact(text)
+	if rawjson.Get(answer, "err") == nil {
+		return nil, &Failure{
+			kind: badGateway, upstream: res.StatusCode, transient: true, err: err,
+			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", res.StatusCode),
+		}
+	}
 	if failure := r.refusal(call, res, answer); failure != nil {
 		return nil, failure
-	}
-	if err != nil {
-		return nil, &Failure{kind: badGateway, detail: "Rollbar's response is not JSON, or was cut off", upstream: res.StatusCode, transient: true, err: err}
 	}
 	return answer, nil
 }
@@ -296,12 +299,10 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	return &Failure{kind: badGateway, detail: fmt.Sprintf("Rollbar does not answer: %v", err), transient: true, err: err}
 }
 
-// refusal returns the failure that a response reports, or nil. answer is the response's body, nil where
-// that is not JSON: gateways answer in HTML.
+// refusal returns the failure that a response of Rollbar's reports, or nil.
 func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.RawMessage) *Failure {
 	status := res.StatusCode
-	code := rawjson.Get(answer, "err")
-	if status/100 == 2 && (code == nil || string(code) == "0") {
+	if status/100 == 2 && string(rawjson.Get(answer, "err")) == "0" {
 		return nil
 	}
 	message := r.mask.Replace(rawjson.Unquote(rawjson.Get(answer, "message")))
