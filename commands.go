@@ -302,17 +302,58 @@ func (c *Command) validateRoute(route string) {
 	}
 }
 
+// refuseNames returns the failure of names that the command does not have in the place, of which it says
+// the valid ones once. what is their kind: "field".
+func (c *Command) refuseNames(what string, names []string, in, other place) *Failure {
+	slices.Sort(names)
+	f := &Failure{kind: invalid}
+	misplaced := 0
+	for _, name := range names[:min(len(names), 8)] {
+		message := fmt.Sprintf("unknown %s %q", what, cut(name))
+		if c.has(other, name) {
+			misplaced++
+			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
+		} else if near := nearest(cut(name), c.names(in)); near != "" {
+			message += fmt.Sprintf(", did you mean %q?", near)
+		}
+		f.fields = append(f.fields, fieldError{cut(name), message})
+		f.detail += message + "; "
+	}
+	if more := len(names) - len(f.fields); more > 0 {
+		f.detail += fmt.Sprintf("and %d more; ", more)
+	}
+	f.detail = strings.TrimSuffix(f.detail, "; ")
+	if misplaced < len(names) {
+		f.detail += validNames(c.names(in))
+	}
+	return f
+}
+
+// validNames ends a message about names that are not valid.
+func validNames(names []string) string {
+	if len(names) == 0 {
+		return ": there are none here"
+	}
+	return " (valid: " + strings.Join(names, ", ") + ")"
+}
+
+// cut shortens a text that a caller sent, for messages.
+func cut(text string) string {
+	const most = 100
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}
+
 // unknown returns the message about a name that is not valid, with the nearest valid one. what is the
 // kind of name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
-	message := fmt.Sprintf("unknown %s %q", what, name)
-	if len(valid) == 0 {
-		return message + ": there are none here"
-	}
-	if near := nearest(name, valid); near != "" {
+	message := fmt.Sprintf("unknown %s %q", what, cut(name))
+	if near := nearest(cut(name), valid); near != "" {
 		message += fmt.Sprintf(", did you mean %q?", near)
 	}
-	return message + " (valid: " + strings.Join(valid, ", ") + ")"
+	return message + validNames(valid)
 }
 
 // nearest returns the valid name that differs least from the given one, or "" if all differ a lot.

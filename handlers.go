@@ -3,6 +3,10 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/json"
@@ -35,6 +39,7 @@ type server struct {
 	mux    *http.ServeMux // ends with a route for all that no other route matches
 	tokens []string       // that callers may send; without one, anybody on this machine may call
 	origin *http.CrossOriginProtection
+	paths  []string // of the routes, as patterns
 
 	document func() ([]byte, error) // that describes the routes
 
@@ -58,6 +63,8 @@ func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
 	for _, c := range commands {
 		for _, route := range c.routes() {
 			handle(route, func(w *response, r *http.Request) { s.serveCommand(w, r, c) })
+			_, path, _ := strings.Cut(route, " ")
+			s.paths = append(s.paths, path)
 		}
 	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
@@ -142,8 +149,13 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 // as long as all the rest.
 func (s *server) logRequest(w *response, r *http.Request, began time.Time, took time.Duration) {
 	level, log := slog.LevelInfo, s.app.log.Handler()
-	if w.failure != nil && w.failure.kind == internal {
+	switch {
+	case w.failure != nil && w.failure.kind == internal:
 		level = slog.LevelError
+	case w.status >= 500:
+		level = slog.LevelWarn
+	case w.failure == nil && (w.operation == whichCmd.Name || w.operation == checkCmd.Name):
+		level = slog.LevelDebug // a monitor's, every few seconds
 	}
 	if !log.Enabled(r.Context(), level) {
 		return
@@ -152,6 +164,8 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 	line.AddAttrs(
 		slog.String("operation", w.operation),
 		slog.String("http.method", r.Method),
+		slog.String("http.url_details.path", r.URL.Path),
+		slog.String("network.client.ip", peerOf(r)),
 		slog.Int("http.status_code", w.status),
 		slog.Duration("duration", took),
 		slog.Duration("upstream_duration", w.call.upstream.total()),
@@ -166,9 +180,21 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 	_ = log.Handle(r.Context(), line) // there is no better place to complain
 }
 
+// peerOf returns the address of the peer, which can be a proxy, without its port.
+func peerOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
 // admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
 // not a web page in a browser: neither across origins nor by a host name that leads here.
 func (s *server) admit(r *http.Request, open bool) error {
+	if open {
+		return nil
+	}
 	if len(s.tokens) == 0 {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
@@ -180,9 +206,6 @@ func (s *server) admit(r *http.Request, open bool) error {
 		if err := s.origin.Check(r); err != nil {
 			return fail(crossOrigin, "requests from other origins must not change anything, since no API_TOKEN is set")
 		}
-		return nil
-	}
-	if open {
 		return nil
 	}
 	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -212,11 +235,34 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return pattern == noRoute || isUnclean(r.URL.Path)
 	})
 	if len(allow) == 0 {
-		w.refuse(fail(notFound, "there is no route %s %s", r.Method, r.URL.Path))
+		detail := fmt.Sprintf("there is no route %s %s", r.Method, cut(r.URL.Path))
+		if near := s.nearestPath(r.URL.Path); near != "" {
+			detail += ", did you mean " + near + "?"
+		}
+		w.refuse(fail(notFound, "%s", detail))
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allow, ", "))
 	w.refuse(fail(wrongMethod, "%s takes %s", r.URL.Path, strings.Join(allow, ", ")))
+}
+
+// nearestPath returns the path of a route that differs least from the path, or "" if all differ a lot.
+func (s *server) nearestPath(path string) string {
+	segments := strings.Split(strings.TrimSuffix(path, "/"), "/")
+	var near []string
+	for _, pattern := range s.paths {
+		filled := strings.Split(pattern, "/")
+		if len(filled) != len(segments) {
+			continue
+		}
+		for i, segment := range filled {
+			if strings.HasPrefix(segment, "{") {
+				filled[i] = segments[i]
+			}
+		}
+		near = append(near, strings.Join(filled, "/"))
+	}
+	return nearest(cut(path), near)
 }
 
 // serveCommand answers a request that the command's route matches.
@@ -244,7 +290,11 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 		return nil, err
 	}
 	w.call.stream = wantsLines(r)
-	return operation(withCall(r.Context(), &w.call), s.app)
+	ctx := r.Context()
+	if c.Open { // net/http takes a monitor that has closed its half of the connection for one that is gone
+		ctx = context.WithoutCancel(ctx)
+	}
+	return operation(withCall(ctx, &w.call), s.app)
 }
 
 // paramName names a parameter as HTTP's users know it.
@@ -266,14 +316,17 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 	if err != nil {
 		return args, fail(invalid, "the query cannot be read: %w", err)
 	}
-	var wrong []fieldError
+	var unknownInQuery, unknownInBody []string
 	for name, values := range query {
 		if !c.has(inQuery, name) {
-			wrong = append(wrong, fieldError{name, unknown("query parameter", name, c.names(inQuery))})
+			unknownInQuery = append(unknownInQuery, name)
 		}
 		for _, value := range values {
 			args.values[name] = append(args.values[name], literal{text: value})
 		}
+	}
+	if len(unknownInQuery) > 0 {
+		return args, c.refuseNames("query parameter", unknownInQuery, inQuery, inBody)
 	}
 	body, err := s.body(w, r)
 	if err != nil {
@@ -281,27 +334,45 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 	}
 	for name, value := range body {
 		if !c.has(inBody, name) {
-			wrong = append(wrong, fieldError{name, unknown("field", name, c.names(inBody))})
+			unknownInBody = append(unknownInBody, name)
 		}
 		args.values[name] = []literal{{text: string(value), json: true}}
 	}
-	if len(wrong) > 0 {
-		slices.SortFunc(wrong, func(a, b fieldError) int { return strings.Compare(a.Field, b.Field) })
-		return args, invalidFields(wrong)
+	if len(unknownInBody) > 0 {
+		return args, c.refuseNames("field", unknownInBody, inBody, inQuery)
 	}
 	return args, nil
 }
 
-// body reads the members of a request's JSON body. A body of no declared type is JSON, and so is
-// one of the type that a plain `curl -d` declares.
+// body reads the members of a request's JSON body, which may be compressed. What its header says
+// about it is checked before it is read. A body of no declared type is JSON, and so is one of the type
+// that a plain `curl -d` declares.
 func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil
 	}
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	kind, _, err := mime.ParseMediaType(cmp.Or(r.Header.Get("Content-Type"), "application/json"))
+	if err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded" {
+		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
+	}
+	if r.ContentLength > maxBody {
+		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	}
+	content := io.Reader(http.MaxBytesReader(w, r.Body, maxBody))
+	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
+	case "", "identity":
+	case "gzip", "x-gzip":
+		content, err = gzip.NewReader(content)
+	default:
+		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip, or none, and is %q", cut(encoding))
+	}
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(io.LimitReader(content, maxBody+1))
+	}
 	var over *http.MaxBytesError
 	switch {
-	case errors.As(err, &over):
+	case errors.As(err, &over), len(text) > maxBody:
 		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fail(invalid, "the body did not come to its end within %v", s.clientTimeout)
@@ -309,13 +380,9 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 		return nil, fail(invalid, "the body cannot be read: %w", err)
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // the work may take its time
+	text = bytes.TrimPrefix(text, []byte("\uFEFF"))
 	if len(text) == 0 {
 		return nil, nil
-	}
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	declared := r.Header.Get("Content-Type") != ""
-	if declared && (err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded") {
-		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
 	}
 	object, err := rawjson.Object(text)
 	if err != nil {

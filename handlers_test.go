@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,8 +76,11 @@ func TestWrongMethod(t *testing.T) {
 func TestUnknownRoute(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	assert.Equal(t, "there is no route GET /nowhere", f.get("/nowhere").requireProblem(404, "not-found"))
-	f.get("/items/").requireProblem(404, "not-found")
+	for path, want := range map[string]string{
+		"/nowhere": "", "/items/": ", did you mean /items?", "/itmes": ", did you mean /items?", "/reprots/7": ", did you mean /reports/7?",
+	} {
+		assert.Equal(t, "there is no route GET "+path+want, f.get(path).requireProblem(404, "not-found"))
+	}
 }
 
 func TestRequestsRefused(t *testing.T) {
@@ -93,8 +98,12 @@ func TestRequestsRefused(t *testing.T) {
 		{"parameter of the command line alone", "GET", "/items?all=true", "", "", 400, `unknown query parameter "all"`},
 		{"typo in a body field", "PATCH", item, form, `{"stauts":"active"}`, 400, `unknown field "stauts", did you mean "status"?`},
 		{"field with capitals", "PATCH", item, form, `{"Status":"active"}`, 400, `unknown field "Status", did you mean "status"?`},
-		{"parameter of the body in the query", "PATCH", item + "?status=active", "", "", 400, `unknown query parameter "status": there are none here`},
-		{"body where none belongs", "POST", "/items/sync", form, `{"recent":true}`, 400, `unknown field "recent": there are none here`},
+		{"parameter of the body in the query", "PATCH", item + "?status=active", "", "", 400, `"status" belongs into the JSON body`},
+		{"body where none belongs", "POST", "/items/sync", form, `{"recent":true}`, 400, `"recent" belongs into the query`},
+		{"plus sign", "GET", "/items?page=%2B5", "", "", 400, "page must be a whole number at least 1"},
+		{"leading zeros", "GET", "/reports/007", "", "", 400, "id must be a whole number at least 1"},
+		{"fraction in JSON", "PATCH", item, form, `{"assigned_user_id":1.5}`, 400, "assigned_user_id must be a whole number, or null"},
+		{"huge exponent in JSON", "PATCH", item, form, `{"assigned_user_id":1e999999999}`, 400, "assigned_user_id must be a whole number, or null"},
 		{"malformed id", "GET", "/items/abc", "", "", 400, "id must be a whole number at least 1, since by is id"},
 		{"id beyond int64", "GET", "/reports/99999999999999999999", "", "", 400, "id must be a whole number at least 1"},
 		{"malformed uuid", "GET", "/items/123?by=uuid", "", "", 400, "id must be a UUID, since by is uuid"},
@@ -235,6 +244,68 @@ func TestBounds(t *testing.T) {
 	assert.Positive(t, server.ReadHeaderTimeout)
 	assert.Positive(t, server.IdleTimeout)
 	assert.Zero(t, server.WriteTimeout, "an answer may take an hour, as long as the client takes it")
+}
+
+// A body may be compressed or begin with a byte order mark. What its header says is refused before it is
+// read.
+func TestBodyEncodings(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	zipped := func(text string) string {
+		var body bytes.Buffer
+		zipper := gzip.NewWriter(&body)
+		_, err := io.WriteString(zipper, text)
+		require.NoError(t, err)
+		require.NoError(t, zipper.Close())
+		return body.String()
+	}
+	const message = `{"message":"x"}`
+	assert.Equal(t, 201, f.do("POST", "/items", zipped(message), "Content-Encoding", "gzip").status)
+	assert.Equal(t, 201, f.do("POST", "/items", "\uFEFF"+message).status)
+	f.do("POST", "/items", zipped(strings.Repeat(" ", maxBody+1)), "Content-Encoding", "gzip").requireProblem(413, "usage")
+	f.do("POST", "/items", message, "Content-Encoding", "gzip").requireProblem(400, "usage")
+	assert.Contains(t, f.do("POST", "/items", message, "Content-Encoding", "br").requireProblem(415, "usage"), `must be gzip, or none, and is "br"`)
+	for _, header := range []string{fmt.Sprint("Content-Length: ", maxBody+1), "Content-Length: 9\r\nContent-Type: text/xml"} {
+		got := f.rawAnswers("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n" + header + "\r\n\r\n")
+		assert.Regexp(t, `^HTTP/1\.1 41[35] `, got, "and no 100 Continue")
+	}
+}
+
+// Names that are not valid are listed once, however many there are, and so are the valid ones.
+func TestManyUnknownNames(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[0])
+	got := f.do("PUT", path, f.get(path).body)
+	assert.Equal(t, 1, strings.Count(got.requireProblem(400, "usage"), "(valid: status, level"), got.body)
+	var body strings.Builder
+	for n := range 80_000 {
+		fmt.Fprintf(&body, `"f%d":0,`, n)
+	}
+	got = f.do("POST", "/items", "{"+strings.TrimSuffix(body.String(), ",")+"}")
+	assert.Contains(t, got.requireProblem(400, "usage"), "and 79992 more")
+	assert.Less(t, len(got.body), 4_000)
+	got = f.do("POST", "/items", `{"`+strings.Repeat("x", 500_000)+`":0}`)
+	got.requireProblem(400, "usage")
+	assert.Less(t, len(got.body), 4_000)
+}
+
+// Monitors are answered whatever Host they send, and when they have closed their half of the connection.
+func TestMonitors(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	for _, path := range []string{"/which", "/check"} {
+		assert.Equal(t, 200, f.do("GET", path, "", "Host", "monitor.example.com").status)
+		conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.0\r\n\r\n")
+		require.NoError(t, err)
+		require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+		text, err := io.ReadAll(conn)
+		require.NoError(t, err)
+		assert.Contains(t, string(text), " 200 OK", path)
+	}
 }
 
 // Which of two forms the caller wants is a matter of its preferences.

@@ -156,7 +156,7 @@ func (in *itemsGetInput) check() error {
 	if in.By == "uuid" && !uuidForm.MatchString(in.ID) {
 		return invalidField("id", "must be a UUID, since by is uuid")
 	}
-	if n, err := strconv.ParseInt(in.ID, 10, 64); in.By != "uuid" && (err != nil || n < 1) {
+	if n, err := (literal{text: in.ID}).int(); in.By != "uuid" && (err != nil || n < 1) {
 		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s", in.By))
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +102,7 @@ func (f *fixture) newApp() *App {
 // An answer is what the service answered.
 type answer struct {
 	t      testing.TB
+	url    *url.URL // of the request
 	status int
 	header http.Header
 	body   string
@@ -124,7 +126,7 @@ func (f *fixture) do(method, path, body string, header ...string) *answer {
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	require.NoError(f.t, err)
-	return &answer{f.t, res.StatusCode, res.Header, string(text)}
+	return &answer{f.t, req.URL, res.StatusCode, res.Header, string(text)}
 }
 
 func (f *fixture) get(path string) *answer { f.t.Helper(); return f.do("GET", path, "") }
@@ -165,12 +167,14 @@ func (a *answer) list(name string) []json.RawMessage {
 	return list
 }
 
-// link returns where a Link header leads, or "".
+// link returns the path to which a Link header leads from the path of the request, or "".
 func (a *answer) link(rel string) string {
 	for _, link := range a.header.Values("Link") {
 		target, found := strings.CutSuffix(link, `>; rel="`+rel+`"`)
 		if found {
-			return strings.TrimPrefix(target, "<")
+			reference, err := url.Parse(strings.TrimPrefix(target, "<"))
+			require.NoError(a.t, err)
+			return a.url.ResolveReference(reference).RequestURI()
 		}
 	}
 	return ""

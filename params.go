@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/big"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -212,7 +214,7 @@ func (p *param) set(target any, value literal) error {
 	}
 	switch target := target.(type) {
 	case *int64:
-		n, err := strconv.ParseInt(value.text, 10, 64)
+		n, err := value.int()
 		switch {
 		case errors.Is(err, strconv.ErrRange) && p.max == math.MaxInt64:
 			return fmt.Errorf("must be a whole number%s that fits 64 bits%s", p.bounds(""), p.orNull())
@@ -248,6 +250,24 @@ func (p *param) set(target any, value literal) error {
 		return target.UnmarshalText([]byte(text))
 	}
 	return nil
+}
+
+// wholeNumber matches the only form of a whole number outside of JSON.
+var wholeNumber = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
+
+// int returns the whole number that the literal is. In JSON, 5.0 and 5e0 are 5.
+func (l literal) int() (int64, error) {
+	if !wholeNumber.MatchString(l.text) && l.json && len(l.text) < 30 {
+		if near, err := strconv.ParseFloat(l.text, 64); err == nil && math.Abs(near) < 1e19 {
+			if exact, ok := new(big.Rat).SetString(l.text); ok && exact.IsInt() {
+				return strconv.ParseInt(exact.Num().String(), 10, 64)
+			}
+		}
+	}
+	if !wholeNumber.MatchString(l.text) {
+		return 0, strconv.ErrSyntax
+	}
+	return strconv.ParseInt(l.text, 10, 64)
 }
 
 // plain returns the text of a literal whose parameter is a text, checked.

@@ -237,7 +237,8 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 	return false
 }
 
-// setLinks sets the Link headers that lead to the neighbouring pages of a list.
+// setLinks sets the Link headers that lead to the neighbouring pages of a list. They hold the query
+// alone, so that they are right behind a proxy that adds a prefix to the path.
 func setLinks(h http.Header, page *url.URL, list *List) {
 	for _, link := range []struct {
 		rel     string
@@ -250,11 +251,7 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 		for name, values := range link.changes {
 			query[name] = values
 		}
-		target := page.EscapedPath()
-		if text := query.Encode(); text != "" {
-			target += "?" + text
-		}
-		h.Add("Link", "<"+target+`>; rel="`+link.rel+`"`)
+		h.Add("Link", "<?"+query.Encode()+`>; rel="`+link.rel+`"`)
 	}
 }
 

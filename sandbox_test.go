@@ -60,7 +60,7 @@ func (c *sandboxClient) try(ctx context.Context, token, request, body string) (*
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	return &answer{c.t, res.StatusCode, res.Header, string(text)}, err
+	return &answer{c.t, req.URL, res.StatusCode, res.Header, string(text)}, err
 }
 
 func (c *sandboxClient) as(token, request, body string) *answer {
