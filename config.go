@@ -22,6 +22,7 @@ import (
 	"github.com/peterbourgon/ff/v3"
 
 	"app/internal/datadog"
+	"app/internal/dotenv"
 )
 
 // Config is the settings in force.
@@ -243,15 +244,19 @@ func loadSettings(args []string, envFile, only string) (*Config, error) {
 			return nil
 		}}, s.name, s.help)
 	}
+	irregular := false
+	if info, err := os.Stat(envFile); err == nil && !info.Mode().IsRegular() { // reading a pipe could block
+		envFile, irregular = "", true
+	}
 	err := ff.Parse(fs, args,
 		ff.WithEnvVars(),
 		ff.WithConfigFile(envFile),
-		ff.WithConfigFileParser(parseDotEnv),
+		ff.WithConfigFileParser(dotenv.Parse),
 		ff.WithAllowMissingConfigFile(true),
 		ff.WithIgnoreUndefined(true),
 	)
 	var bad *settingError
-	var line *dotenvError
+	var line *dotenv.Error
 	var file *os.PathError
 	switch {
 	case errors.As(err, &line) && errors.As(err, &bad):
@@ -260,6 +265,8 @@ func loadSettings(args []string, envFile, only string) (*Config, error) {
 		return config, fail(misconfigured, "line %d of .env: %w", line.Line, line.Err)
 	case errors.As(err, &bad):
 		return config, fail(misconfigured, "%w", bad)
+	case irregular:
+		return config, fail(misconfigured, ".env must be a regular file")
 	case errors.As(err, &file):
 		return config, fail(misconfigured, ".env cannot be read: %w", file.Err)
 	case err != nil:

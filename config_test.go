@@ -1,12 +1,11 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -99,7 +98,9 @@ func TestBadSettings(t *testing.T) {
 		{"a token with a space", "", "ROLLBAR_READ_TOKEN=s3cret s3cret", "line 1 of .env: ROLLBAR_READ_TOKEN must be a token: letters, digits and signs, without spaces"},
 		{"a token with a control character", "", "API_TOKEN=\"one,s3\\tcret\"", "line 1 of .env: API_TOKEN must be a token: letters, digits and signs, without spaces"},
 		{"a list without a token", "", "API_TOKEN=' , '", "line 1 of .env: API_TOKEN must hold a token"},
-		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 3 of .env: there is no name with = behind it"},
+		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 2 of .env: must be NAME=value, a comment or blank"},
+		{"variable", "", "A=b\nAPI_TOKEN=$s3cret\n", "line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
+		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
 		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret", "line 1 of .env: there is something behind the closing quote"},
 	}
@@ -113,6 +114,18 @@ func TestBadSettings(t *testing.T) {
 	}
 }
 
+// What is not a regular file is never opened, since reading a pipe would block. The other settings count.
+func TestDotEnvIsRegularFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), ".env")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	for _, path := range []string{pipe, t.TempDir(), os.DevNull} {
+		config, err := loadSettings([]string{"-read-only"}, path, "")
+		assert.True(t, isKind(err, misconfigured))
+		assert.EqualError(t, err, ".env must be a regular file")
+		assert.True(t, config.ReadOnly)
+	}
+}
+
 // A bad flag exits with 2, a bad setting elsewhere with 3, both at once with 2.
 func TestBadFlagAndBadSetting(t *testing.T) {
 	t.Setenv("ROLLBAR_TIMEOUT", "soon")
@@ -120,93 +133,4 @@ func TestBadFlagAndBadSetting(t *testing.T) {
 	assert.Equal(t, 2, runShell(t, "", "items", "list", "-limit", "0").exit)
 	assert.Equal(t, 2, runShell(t, "", "items", "list", "-addr", "x").exit)
 	assert.Equal(t, 0, runShell(t, "", "items", "list", "-h").exit)
-}
-
-// What Docker Compose reads in a file is what this program reads.
-func TestReadDotEnv(t *testing.T) {
-	t.Parallel()
-	tests := []struct{ name, text, want string }{
-		{"plain", "A=b\nC=d", "A=b C=d"},
-		{"empty value", "A=\nB=''\nC=\"\"", "A= B= C="},
-		{"name alone", "A\nB=c", "A= B=c"},
-		{"blank lines, comments, white space", "\n # x\n\t\n  A = b \n", "A=b"},
-		{"windows line ends and a byte order mark", "\uFEFFA=b\r\nC='d'\r\n", "A=b C=d"},
-		{"export", "export A=b\nexport\tC=d", "A=b C=d"},
-		{"colon", "A: b", "A=b"},
-		{"comment behind a value", "A=b # c\nB=b#c\nC='d' # e\nD=\"e#f\"#g\nE= # f", "A=b B=b#c C=d D=e#f E=# f"},
-		{"quotes inside a value", `A=it's "fine"`, `A=it's "fine"`},
-		{"single quotes are literal", `A='$X \n ${Y}'`, `A=$X \n ${Y}`},
-		{"double quotes have escapes", `A="a\tb\"c\\d"`, "A=a\tb\"c\\d"},
-		{"several lines", "A='b\nc'\nD=\"e\nf\"\nG=h", "A=b\nc D=e\nf G=h"},
-		{"equals sign in a value", "A=postgres://u@h/d?x=y", "A=postgres://u@h/d?x=y"},
-		{"variables", "A=${SET}-$SET\nB=\"${SET}\"\nC=${UNSET}", "A=s-s B=s C="},
-		{"earlier lines", "A=x\nB=${A}y\nSET=z\nC=$SET", "A=x B=xy SET=z C=s"},
-		{"defaults", "A=${UNSET:-d}\nB=${UNSET-d}\nC=${EMPTY:-d}\nD=${EMPTY-d}\nE=${SET:-d}", "A=d B=d C=d D= E=s"},
-		{"defaults in defaults", "A=${UNSET:-${EMPTY:-${SET}}}!", "A=s!"},
-		{"alternatives", "A=${SET:+x}\nB=${UNSET:+x}\nC=${EMPTY+x}\nD=${EMPTY:+x}", "A=x B= C=x D="},
-		{"dollar signs", `A=$$SET` + "\n" + `B=5$` + "\n" + `C="\$SET"`, "A=$SET B=5$ C=$SET"},
-	}
-	environment := map[string]string{"SET": "s", "EMPTY": ""}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			pairs, err := readDotEnv(strings.NewReader(test.text), func(name string) (string, bool) {
-				value, ok := environment[name]
-				return value, ok
-			})
-			require.NoError(t, err)
-			var got []string
-			for _, pair := range pairs {
-				got = append(got, pair.name+"="+pair.value)
-			}
-			assert.Equal(t, test.want, strings.Join(got, " "))
-		})
-	}
-}
-
-func TestParseDotEnvTakesTheLastLine(t *testing.T) {
-	t.Parallel()
-	var got []string
-	err := parseDotEnv(strings.NewReader("A=1\nB=2\nA=3\nB=\n"), func(name, value string) error {
-		got = append(got, name+"="+value)
-		return nil
-	})
-	require.NoError(t, err)
-	assert.Equal(t, []string{"A=3"}, got)
-}
-
-func TestParseDotEnvBoundsTheFile(t *testing.T) {
-	t.Parallel()
-	err := parseDotEnv(strings.NewReader(strings.Repeat("#\n", maxDotEnv)), nil)
-	assert.EqualError(t, err, "line 1: the file is larger than 1048576 bytes")
-}
-
-func TestDotEnvErrorsQuoteNothing(t *testing.T) {
-	t.Parallel()
-	for _, text := range []string{"hunter2 hunter2", "hunter2='hunter2", "A=${hunter2:?hunter2}", "=hunter2", "A='b'hunter2", "1hunter2=x", "A=${B:-hunter2"} {
-		_, err := readDotEnv(strings.NewReader("OK=1\n"+text), func(string) (string, bool) { return "", false })
-		var line *dotenvError
-		require.True(t, errors.As(err, &line), text)
-		assert.Equal(t, 2, line.Line)
-		assert.NotContains(t, err.Error(), "hunter2")
-	}
-}
-
-func FuzzDotEnv(f *testing.F) {
-	for _, seed := range []string{"A=b", "A='b'", `A="b\n"`, "A=${B:-c}", "export A=b # c", "A='", "\uFEFF=", "A=$"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		pairs, err := readDotEnv(strings.NewReader(text), func(string) (string, bool) { return "", false })
-		for _, pair := range pairs {
-			require.NotEmpty(t, pair.name)
-			require.Positive(t, pair.line)
-		}
-		if err == nil { // a value in single quotes is read as it was
-			quoted := fmt.Sprintf("A='%s'", strings.NewReplacer("'", "", "\r\n", "\n", "\uFEFF", "").Replace(text))
-			pairs, err := readDotEnv(strings.NewReader(quoted), nil)
-			require.NoError(t, err)
-			require.Equal(t, quoted, "A='"+pairs[0].value+"'")
-		}
-	})
 }
