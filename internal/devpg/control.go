@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
+	"strings"
 )
 
 // This file is what tests need beside a server that runs: one that goes away and returns, and a
@@ -31,19 +28,25 @@ func (p *Server) Resume(ctx context.Context) error {
 // Home returns the directory that holds the server's data, socket and log.
 func (p *Server) Home() string { return p.home }
 
-// ErrNoReplication is the error of StartPair where no directory has all the programs it needs.
-var ErrNoReplication = errors.New("no directory has initdb, pg_ctl, postgres and pg_basebackup")
+// FindPrograms returns the directory that has all of PostgreSQL's programs with the names.
+func FindPrograms(names ...string) (dir string, found bool) {
+	for _, dir := range postgresDirs() {
+		if hasPrograms(dir, names) {
+			return dir, true
+		}
+	}
+	return "", false
+}
+
+// PairPrograms are the programs that StartPair needs.
+var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
 
 // StartPair starts a primary and a standby for which its commits wait. Both are durable, and their
 // data are removed in the end. With an error it has started neither.
 func StartPair(ctx context.Context) (primary, standby *Server, err error) {
-	dirs := slices.DeleteFunc(postgresDirs(), func(dir string) bool {
-		_, err := exec.LookPath(filepath.Join(dir, "pg_basebackup"))
-		return err != nil
-	})
-	bin, err := findPostgres(ctx, dirs, os.DevNull) // no Docker
-	if err != nil {
-		return nil, nil, ErrNoReplication
+	bin, found := FindPrograms(PairPrograms...)
+	if !found {
+		return nil, nil, errors.New("no directory has " + strings.Join(PairPrograms, ", "))
 	}
 	start := func(settings []string, env ...string) (*Server, error) {
 		p, err := newServer(bin, "")

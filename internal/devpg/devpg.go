@@ -139,15 +139,21 @@ func (p *Server) Stop() error {
 	return p.err
 }
 
+// serverPrograms are those that run a server.
+var serverPrograms = []string{"initdb", "pg_ctl", "postgres"}
+
+func hasPrograms(dir string, names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool {
+		_, err := exec.LookPath(filepath.Join(dir, name))
+		return err != nil
+	})
+}
+
 // findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a
 // Docker engine answers.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
 	for _, dir := range dirs {
-		missing := func(program string) bool {
-			_, err := exec.LookPath(filepath.Join(dir, program))
-			return err != nil
-		}
-		if !slices.ContainsFunc([]string{"initdb", "pg_ctl", "postgres"}, missing) {
+		if hasPrograms(dir, serverPrograms) {
 			return filepath.Abs(dir)
 		}
 	}

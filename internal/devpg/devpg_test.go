@@ -19,20 +19,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// haveLocalPostgres tells whether the server runs from binaries: what is said about directories
-// and their data does not hold for a container.
-func haveLocalPostgres(t *testing.T) bool {
-	t.Helper()
-	bin, err := devpg.FindPostgres(t.Context(), devpg.PostgresDirs(), "docker")
-	require.NoError(t, err)
-	return bin != ""
-}
-
 func TestKeepsItsData(t *testing.T) {
 	t.Parallel()
-	if !haveLocalPostgres(t) {
-		return
-	}
+	devpgtest.NeedPrograms(t, "initdb")
 	tests := []struct {
 		name string
 		dir  string
@@ -99,9 +88,7 @@ func TestGoesAwayAndReturns(t *testing.T) {
 
 func TestIsInUse(t *testing.T) {
 	t.Parallel()
-	if !haveLocalPostgres(t) {
-		return
-	}
+	devpgtest.NeedPrograms(t, "initdb")
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
 	p := devpgtest.Start(t, dir)
@@ -117,9 +104,7 @@ func TestIsInUse(t *testing.T) {
 
 func TestTellsWhyItEnded(t *testing.T) {
 	t.Parallel()
-	if !haveLocalPostgres(t) {
-		return
-	}
+	devpgtest.NeedPrograms(t, "initdb")
 
 	_, err := devpg.Start(t.Context(), "", "max_connections=many")
 
