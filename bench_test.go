@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,19 +13,34 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
-// standInItems are n items, from the number on, as the client reads them.
-func standInItems(b testing.TB, from, n int) []Item {
-	items := make([]Item, n)
-	for i := range items {
-		items[i] = mustItem(b, string(appendStandInItem(nil, from+i)))
-	}
-	return items
+// pageOf returns a page of items as Rollbar answers it.
+func pageOf(rollbar http.Handler, page, limit int) []byte {
+	r := httptest.NewRequest("GET", fmt.Sprintf("/api/1/items/?page=%d&limit=%d", page, limit), nil)
+	r.Header.Set("X-Rollbar-Access-Token", sandbox.ReadToken)
+	w := httptest.NewRecorder()
+	rollbar.ServeHTTP(w, r)
+	return w.Body.Bytes()
+}
+
+// bulkItems returns a page of n invented items as the client reads them.
+func bulkItems(t testing.TB, page, n int) []Item {
+	rollbar := sandbox.New(0).Control()
+	rollbar.Bulk(page * n)
+	answer, err := rawjson.Compact(pageOf(rollbar, page, n))
+	require.NoError(t, err)
+	items, err := itemsOf(rawjson.Get(answer, "result"))
+	require.NoError(t, err)
+	require.Len(t, items.Items, n)
+	return items.Items
 }
 
 func BenchmarkDecodePage(b *testing.B) {
-	page := standIn{100}.page(1, 100)
+	rollbar := sandbox.New(0).Control()
+	rollbar.Bulk(100)
+	page := pageOf(rollbar, 1, 100)
 	b.SetBytes(int64(len(page)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -37,7 +53,7 @@ func BenchmarkDecodePage(b *testing.B) {
 }
 
 func BenchmarkDigest(b *testing.B) {
-	item := standInItems(b, 1, 1)[0]
+	item := bulkItems(b, 1, 1)[0]
 	b.SetBytes(int64(len(item.JSON)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -46,7 +62,7 @@ func BenchmarkDigest(b *testing.B) {
 }
 
 func BenchmarkFacets(b *testing.B) {
-	item := standInItems(b, 1, 1)[0]
+	item := bulkItems(b, 1, 1)[0]
 	b.ReportAllocs()
 	for b.Loop() {
 		facetsOf(item.JSON)
@@ -54,7 +70,7 @@ func BenchmarkFacets(b *testing.B) {
 }
 
 func BenchmarkEncodeReport(b *testing.B) {
-	row := reportRow{id: 1, itemID: 272505123, state: []byte("current"), data: appendStandInItem(nil, 1)}
+	row := reportRow{id: 1, itemID: 272505123, state: []byte("current"), data: bulkItems(b, 1, 1)[0].JSON}
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
@@ -66,14 +82,14 @@ func BenchmarkStorePage(b *testing.B) {
 	b.Run("new", func(b *testing.B) {
 		store := newTestStore(b)
 		b.ReportAllocs()
-		for n := 0; b.Loop(); n += 100 {
-			_, err := store.observe(b.Context(), observationsOf(standInItems(b, n, 100)))
+		for page := 1; b.Loop(); page++ {
+			_, err := store.observe(b.Context(), observationsOf(bulkItems(b, page, 100)))
 			require.NoError(b, err)
 		}
 	})
 	b.Run("unchanged", func(b *testing.B) {
 		store := newTestStore(b)
-		items := standInItems(b, 1, 100)
+		items := bulkItems(b, 1, 100)
 		_, err := store.observe(b.Context(), observationsOf(items))
 		require.NoError(b, err)
 		b.ReportAllocs()
@@ -87,7 +103,7 @@ func BenchmarkStorePage(b *testing.B) {
 // BenchmarkHandler asks the whole service, without a network.
 func BenchmarkHandler(b *testing.B) {
 	f := newFixture(b, 1)
-	_, err := f.app.store.observe(b.Context(), observationsOf(standInItems(b, 1, 1000)))
+	_, err := f.app.store.observe(b.Context(), observationsOf(bulkItems(b, 1, 1000)))
 	require.NoError(b, err)
 	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
 	handler := newHandler(f.app, commands, nil)
@@ -116,7 +132,7 @@ func (w *benchWriter) WriteHeader(status int)      { w.status = status }
 func (w *benchWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 func BenchmarkMerge(b *testing.B) {
-	stored := json.RawMessage(appendStandInItem(nil, 1))
+	stored := json.RawMessage(bulkItems(b, 1, 1)[0].JSON)
 	seen := rawjson.Set(stored, "total_occurrences", json.RawMessage("123456"))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -128,7 +144,7 @@ func BenchmarkMerge(b *testing.B) {
 // BenchmarkBatch writes a thousand items into a table in the ways that there are: as arrays, by COPY
 // into a temporary table, and by COPY into the table itself.
 func BenchmarkBatch(b *testing.B) {
-	items := standInItems(b, 1, 1000)
+	items := bulkItems(b, 1, 1000)
 	ids, data := make([]int64, len(items)), make([]json.RawMessage, len(items))
 	for i, item := range items {
 		ids[i], data[i] = item.ID, item.JSON

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -34,7 +35,7 @@ func requireGolden(t *testing.T, name, got string) {
 func TestParity(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 120)
-	id, gone := fmt.Sprint(f.sandbox.itemIDs()[1]), fmt.Sprint(f.sandbox.itemIDs()[4])
+	id, gone := fmt.Sprint(f.sandbox.ItemIDs()[1]), fmt.Sprint(f.sandbox.ItemIDs()[4])
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	require.Equal(t, 200, f.do("DELETE", "/items/"+gone, "").status)
 	const uuid = "7f1d3c52-55a0-4a38-9a35-0a6a2f1d9c11"
@@ -56,7 +57,7 @@ func TestParity(t *testing.T) {
 		{"items.update", "PUT", "/items/" + id, `{"title":"new \"title\""}`, `items update ` + id + ` -title new~"title"`, 200, 0},
 		{"items.update", "PATCH", "/items/999", `{"level":"info"}`, "items update 999 -level info", 404, 4},
 		{"items.delete", "DELETE", "/items/" + gone, "", "items delete -yes " + gone, 200, 0},
-		{"items.delete", "DELETE", "/items/" + fmt.Sprint(f.sandbox.itemIDs()[30]), "", "items delete -yes " + fmt.Sprint(f.sandbox.itemIDs()[30]), 409, 8},
+		{"items.delete", "DELETE", "/items/" + fmt.Sprint(f.sandbox.ItemIDs()[30]), "", "items delete -yes " + fmt.Sprint(f.sandbox.ItemIDs()[30]), 409, 8},
 		{"items.occurrences", "GET", "/items/" + id + "/occurrences?limit=1", "", "items occurrences " + id + " -limit 1", 200, 0},
 		{"items.sync", "POST", "/items/sync?recent=true&level=debug", "", "items sync -recent -level debug", 200, 0},
 		{"reports.list", "GET", "/reports?latest=true&level=error&limit=5", "", "reports list -latest -level error -limit 5", 200, 0},
@@ -206,7 +207,7 @@ func TestItemsWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
 	f.config.DatabaseURL = ""
-	id := fmt.Sprint(f.sandbox.itemIDs()[0])
+	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
 	for _, args := range []string{"items list", "items get " + id, "items create -message x", "items update -level info " + id, "items delete -yes " + id} {
 		got := f.run(strings.Fields(args)...)
 		assert.Equal(t, 0, got.exit, got.err)
@@ -218,8 +219,8 @@ func TestItemsWithoutDatabase(t *testing.T) {
 func TestOutputFormats(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 12)
-	f.sandbox.setItem(f.sandbox.itemIDs()[0], "title", "two\nlines \x1b[31m and "+strings.Repeat("more ", 40))
-	ids := f.sandbox.itemIDs()
+	f.sandbox.SetItem(f.sandbox.ItemIDs()[0], "title", "two\nlines \x1b[31m and "+strings.Repeat("more ", 40))
+	ids := f.sandbox.ItemIDs()
 
 	lines := strings.Split(strings.TrimSpace(f.run("items", "list", "-output", "ndjson", "-limit", "3").out), "\n")
 	require.Len(t, lines, 3)
@@ -252,8 +253,8 @@ func TestListAll(t *testing.T) {
 	assert.Equal(t, "1", string(rawjson.Get([]byte(got.out), "page")))
 	assert.Equal(t, []string{fmt.Sprint(len(seen))}, f.rows(`SELECT count(*)::text FROM reports`))
 
-	f.sandbox.failOnly("GET /items", -1, faultNone)
-	f.sandbox.largeProject = 10 // nothing is counted, and pages go on until an empty one
+	f.sandbox.FailOnly("GET /items", -1, sandbox.None)
+	f.sandbox.Set(func(s *sandbox.Settings) { s.LargeProject = 10 }) // nothing is counted, and pages go on until an empty one
 	assert.Len(t, strings.Split(f.run("items", "list", "-all", "-o", "ndjson").out, "\n"), len(seen)+1)
 }
 
@@ -285,7 +286,7 @@ func TestAskServer(t *testing.T) {
 	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, ask("check"))
 	assert.Equal(t, shell{0, "app " + buildVersion() + "\n", ""}, ask("which"))
 
-	id := fmt.Sprint(f.sandbox.itemIDs()[0])
+	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
 	for _, args := range []string{"items list -limit 3", "items get " + id, "items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
 		here, there := f.run(strings.Fields(args)...), ask(strings.Fields(args)...)
 		assert.Equal(t, here, there, args)
@@ -295,7 +296,7 @@ func TestAskServer(t *testing.T) {
 	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
 	refused := runShell(t, "", "items", "list", "-app-url", f.url)
 	assert.Equal(t, shell{5, "", "app: send one of the service's tokens: Authorization: Bearer …\n"}, refused)
-	f.sandbox.setFault(faultLimitedFar)
+	f.sandbox.SetFault(sandbox.LimitedFar)
 	assert.Equal(t, 6, ask("items", "list").exit)
 	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
 	assert.Equal(t, 7, nobody.exit)

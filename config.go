@@ -23,6 +23,7 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/dotenv"
+	"app/internal/sandbox"
 )
 
 // Config is the settings in force.
@@ -303,7 +304,7 @@ func (c *Config) tokens() map[scope]accessToken {
 func (c *Config) useSandbox(base string) {
 	c.RollbarURL = base
 	c.token = ""
-	c.readToken, c.writeToken, c.postToken = sandboxReadToken, sandboxWriteToken, sandboxPostToken
+	c.readToken, c.writeToken, c.postToken = sandbox.ReadToken, sandbox.WriteToken, sandbox.PostToken
 }
 
 // forServe reports the first setting that serve cannot do without or that would be unsafe.

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // answerPosts has Rollbar answer what is created so.
@@ -59,7 +60,7 @@ func TestCreateRejected(t *testing.T) {
 func TestDeliveryRejected(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	uuid := newUUID()
 	require.Equal(t, 202, f.create(uuid).status)
 	f.answerPosts(422, `{"err":1,"message":"yyyyy\\u"}`)
@@ -73,16 +74,16 @@ func TestCreateTooLarge(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	almost := `{"message":"` + strings.Repeat("x", maxBody-20) + `"}`
 	assert.Contains(t, f.do("POST", "/items", almost).requireProblem(413, "usage"), "of which Rollbar takes 1048576")
 	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
 
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	message := `"<` + strings.Repeat("<&>", 300_000)
 	created := f.do("POST", "/items", `{"message":`+string(rawjson.AppendQuoted(nil, message))+`}`)
 	require.Equal(t, 201, created.status, created.body)
-	assert.Equal(t, message, rawjson.Unquote(f.sandbox.dataOf(rawjson.Unquote([]byte(created.at("uuid"))), "body", "message", "body")))
+	assert.Equal(t, message, rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(rawjson.Unquote([]byte(created.at("uuid")))), "body", "message", "body")))
 }
 
 // A message as long as a book is not made into an index of its words.
@@ -116,10 +117,10 @@ func TestCreateWithoutTables(t *testing.T) {
 func TestCreateLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.failOnly("POST /item", 1, faultLimitedNear)
+	f.sandbox.FailOnly("POST /item", 1, sandbox.LimitedNear)
 	uuid := newUUID()
 	assert.Equal(t, 201, f.create(uuid).status)
-	assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+	assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 }
 
 // A Rollbar that refuses connections is one that is down.
@@ -144,19 +145,19 @@ func TestCreateForABrowser(t *testing.T) {
 // service starts, which it does for a new token.
 func TestHeldOccurrences(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandboxFault{faultForbidden, faultDeactivated} {
+	for _, fault := range []sandbox.Fault{sandbox.Forbidden, sandbox.Deactivated} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
-			f.sandbox.setFault(faultDown)
+			f.sandbox.SetFault(sandbox.Down)
 			first, second := newUUID(), newUUID()
 			require.Equal(t, 202, f.create(first).status)
 			require.Equal(t, 202, f.create(second).status)
-			f.sandbox.setFault(fault)
+			f.sandbox.SetFault(fault)
 			assert.Equal(t, `{"delivered":0,"queued":2,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body, "each is tried")
 			assert.Equal(t, []string{first, second}, f.rows(`SELECT uuid FROM reports WHERE held ORDER BY id`))
 
-			f.sandbox.setFault(faultDown)
+			f.sandbox.SetFault(sandbox.Down)
 			third := newUUID()
 			require.Equal(t, 202, f.create(third).status)
 			round := deliveryRound{app: f.app}
@@ -171,7 +172,7 @@ func TestHeldOccurrences(t *testing.T) {
 			f.rows(fmt.Sprintf(`UPDATE reports SET attempts = 0, leased_until = now(), next_attempt = now() WHERE uuid = '%s' RETURNING ''`, third))
 			assert.Equal(t, third, round.claim(t.Context()).UUID, "what comes meanwhile does not wait for the next round")
 
-			f.sandbox.setFault(faultNone)
+			f.sandbox.SetFault(sandbox.None)
 			f.rows(`UPDATE reports SET leased_until = now(), next_attempt = now() + interval '1 hour' RETURNING ''`)
 			f.deliver(f.newApp())
 			f.eventually(first, "delivered")

@@ -21,6 +21,7 @@ import (
 	"app/internal/datadog"
 	"app/internal/datadog/datadogtest"
 	"app/internal/devpg/devpgtest"
+	"app/internal/sandbox"
 )
 
 // newObserved starts a service that sends to an agent.
@@ -57,7 +58,7 @@ func kinds(trace []datadogtest.Span) map[string]int {
 func TestTraceOfARequest(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	item := fmt.Sprint(f.sandbox.itemIDs()[0])
+	item := fmt.Sprint(f.sandbox.ItemIDs()[0])
 	require.Equal(t, 200, f.call("GET", "/items/"+item+"?by=id", "").status)
 
 	trace := agent.Trace("GET /items/{id}")
@@ -109,7 +110,7 @@ func TestTraceOfAFailure(t *testing.T) {
 	require.Equal(t, 401, f.get("/items").status)
 	assert.Zero(t, agent.Trace("GET /items")[0].Error)
 
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 502, f.call("GET", "/items", "").status)
 	trace := agent.Trace("GET /items")
 	assert.EqualValues(t, 1, trace[0].Error)
@@ -193,10 +194,10 @@ func TestTraceOfADelivery(t *testing.T) {
 	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
 	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "a header keeps nothing from being recorded")
 	agent.Trace("POST /items")
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7", "X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
 	request := agent.Trace("POST /items")
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	require.Equal(t, 200, f.call("POST", "/reports/deliver", "").status)
 	delivery := agent.Trace("queue.deliver")
 	assert.Equal(t, request[0].ID128(), delivery[0].ID128(), "it continues the request's trace")
@@ -224,7 +225,7 @@ func TestTraceOfACreate(t *testing.T) {
 // It counts goroutines of the whole process, and therefore runs alone.
 func TestTraceOfSharedWork(t *testing.T) {
 	f, agent := newObserved(t)
-	f.sandbox.failOnly("GET /items", 1, faultSlow)
+	f.sandbox.FailOnly("GET /items", 1, sandbox.Slow)
 	var callers sync.WaitGroup
 	list := func() { callers.Go(func() { assert.Equal(t, 200, f.call("GET", "/items", "").status) }) }
 	list()
@@ -233,7 +234,7 @@ func TestTraceOfSharedWork(t *testing.T) {
 		list()
 	}
 	require.Eventually(t, func() bool { return strings.Count(stacks(), "flight[...]).wait") == 3 }, waitLimit, waitTick)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	callers.Wait()
 	var leader string
 	var shared []string
@@ -295,7 +296,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	agent.Metric("app.reports.unchanged")
 	f.call("GET", "/items?pag=1", "")
 	agent.Metric("app.operations", "operation:items.list", "outcome:usage")
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	f.call("GET", "/items", "")
 	agent.Metric("app.rollbar.retries", "method:GET")
 	f.call("POST", "/items", `{"message":"x"}`)
@@ -311,7 +312,7 @@ func TestMetricsOfTheService(t *testing.T) {
 func TestMetricsHaveFewTags(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	for range 3 {
 		for _, path := range []string{"/items", "/reports", "/reports/1", "/check", fmt.Sprintf("/items/%d", id), fmt.Sprintf("/items/%d/occurrences", id), "/nowhere/" + newUUID()} {
 			f.call("GET", path, "")
@@ -347,7 +348,7 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	f.call("GET", "/items?query=hushhush", "")
 	f.call("POST", "/items", `{"message":"hushhush","custom":{"x":"hushhush"}}`)
 	f.call("GET", "/reports?q=hushhush", "")
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	f.call("GET", "/items?query=hushhush", "")
 	f.call("GET", "/reports?level=hushhush", "", "Authorization", "Bearer wrong-secret")
 	agent.Metric("app.operations", "outcome:unavailable")

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // tried reports whether the queue has tried something in vain.
@@ -26,7 +27,7 @@ func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	require.Equal(t, 201, f.create(newUUID()).status)
-	f.sandbox.failOnly("POST /item", -1, faultLimitedFar)
+	f.sandbox.FailOnly("POST /item", -1, sandbox.LimitedFar)
 	require.Equal(t, 202, f.create(newUUID()).status)
 	f.deliver(f.app)
 	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
@@ -41,7 +42,7 @@ func TestOccurrencesOnWhichRollbarFails(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
-			f.sandbox.setFault(faultDown)
+			f.sandbox.SetFault(sandbox.Down)
 			create := func(n int) (uuids []string) {
 				for range n {
 					uuids = append(uuids, newUUID())
@@ -63,7 +64,7 @@ func TestOccurrencesOnWhichRollbarFails(t *testing.T) {
 				r.Body = io.NopCloser(bytes.NewReader(body))
 				return next.RoundTrip(r)
 			})
-			f.sandbox.setFault(faultNone)
+			f.sandbox.SetFault(sandbox.None)
 			switch where {
 			case "before the others":
 				assert.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":3,`)
@@ -95,13 +96,13 @@ func TestPauseEndsWithADelivery(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	f.deliver(f.app)
-	f.sandbox.setFault(faultLimitedFar)
+	f.sandbox.SetFault(sandbox.LimitedFar)
 	first, second := newUUID(), newUUID()
 	require.Equal(t, 202, f.create(first).status)
 	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	require.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":1,`)
-	f.sandbox.failOnly("POST /item", 1, faultLimitedFar)
+	f.sandbox.FailOnly("POST /item", 1, sandbox.LimitedFar)
 	require.Equal(t, 202, f.create(second).status)
 	f.eventually(second, "delivered")
 }
@@ -110,7 +111,7 @@ func TestPauseEndsWithADelivery(t *testing.T) {
 func TestRoundEndsEarly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	for range 2 * outageAfter {
 		require.Equal(t, 202, f.create(newUUID()).status)
 	}
@@ -164,11 +165,11 @@ func TestPauseAfter(t *testing.T) {
 // something, also with what is to wait for long.
 func TestQueueRestsAndRecovers(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandboxFault{faultLimitedFar, faultDown} {
+	for _, fault := range []sandbox.Fault{sandbox.LimitedFar, sandbox.Down} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
-			f.sandbox.setFault(fault)
+			f.sandbox.SetFault(fault)
 			first, second := newUUID(), newUUID()
 			require.Equal(t, 202, f.create(first).status)
 			require.Equal(t, 202, f.create(second).status)
@@ -176,7 +177,7 @@ func TestQueueRestsAndRecovers(t *testing.T) {
 			require.Eventually(t, func() bool {
 				return len(f.rows(`UPDATE reports SET next_attempt = now() + interval '1 hour' WHERE attempts > 0 AND leased_until <= now() RETURNING ''`)) > 0
 			}, waitLimit, waitTick)
-			f.sandbox.setFault(faultNone)
+			f.sandbox.SetFault(sandbox.None)
 			require.Equal(t, 201, f.create(newUUID()).status)
 			f.eventually(first, "delivered")
 			f.eventually(second, "delivered")

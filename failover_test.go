@@ -18,6 +18,7 @@ import (
 
 	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // The primary of two PostgreSQL servers is lost under load and the synchronous standby promoted.
@@ -43,14 +44,14 @@ func TestFailover(t *testing.T) {
 
 			load := startLoad(t, replicas)
 			until(t, "creates", func() bool { return load.count(attempt.isStored) > 50 })
-			f.sandbox.setFault(faultDown)
+			f.sandbox.SetFault(sandbox.Down)
 			until(t, "a queue", func() bool { return load.count(attempt.isQueued) > 30 })
 
 			lose(t, primary)
 			lost := time.Now()
 			until(t, "/check is KO", all(func(r *fixture) bool { return r.get("/check").status == 503 }))
 			until(t, "nobody takes creates", all(func(r *fixture) bool { return load.first(attempt.isRefused, r, lost) > 0 }))
-			f.sandbox.setFault(faultNone)
+			f.sandbox.SetFault(sandbox.None)
 			until(t, "Rollbar alone takes creates", all(func(r *fixture) bool { return load.first(attempt.isUnstored, r, lost) > 0 }))
 
 			promoted := time.Now()
@@ -81,9 +82,9 @@ func TestFailover(t *testing.T) {
 
 			delivered, posts, states := 0, 0, replicas[0].reportStates()
 			for _, a := range load.those(attempt.isAcknowledged) {
-				delivered += f.sandbox.occurrencesOf(a.uuid)
-				posts += f.sandbox.postsOf(a.uuid)
-				assert.Equal(t, 1, f.sandbox.occurrencesOf(a.uuid), "%+v", a)
+				delivered += f.sandbox.OccurrencesOf(a.uuid)
+				posts += f.sandbox.PostsOf(a.uuid)
+				assert.Equal(t, 1, f.sandbox.OccurrencesOf(a.uuid), "%+v", a)
 				assert.True(t, a.isUnstored() || states[a.uuid] == "delivered", "%+v is %s", a, states[a.uuid])
 			}
 			assert.Zero(t, load.count(attempt.isUnread), "the standby answers all the while")

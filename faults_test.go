@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"app/internal/devpg/devpgtest"
+	"app/internal/sandbox"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
@@ -62,7 +63,7 @@ func TestKillLosesNothing(t *testing.T) {
 	)
 	for n := range 200 {
 		if n == 50 {
-			f.sandbox.setFault(faultDown) // half of what comes is queued
+			f.sandbox.SetFault(sandbox.Down) // half of what comes is queued
 		}
 		clients.Go(func() {
 			uuid := newUUID()
@@ -79,12 +80,12 @@ func TestKillLosesNothing(t *testing.T) {
 	clients.Wait()
 	p.wait()
 	require.GreaterOrEqual(t, len(acknowledged), 100)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	f.passTime()
 	startServe(t, f.env())
 	for _, uuid := range acknowledged {
 		f.eventually(uuid, "delivered")
-		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+		assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 	}
 }
 
@@ -133,11 +134,11 @@ func TestEndUnderLoad(t *testing.T) {
 	}
 	clients.Wait()
 	assert.Equal(t, 0, p.wait())
-	assert.Len(t, f.sandbox.requests(), answered, "what was begun was answered")
+	assert.Len(t, f.sandbox.Requests(), answered, "what was begun was answered")
 	assert.NotEmpty(t, created)
 	for uuid := range created {
 		assert.Equal(t, "delivered", f.state(uuid))
-		assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+		assert.Equal(t, 1, f.sandbox.PostsOf(uuid))
 	}
 }
 
@@ -202,9 +203,9 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 			created := f.create(uuid)
 			assert.Equal(t, 201, created.status, created.body)
 			assert.Equal(t, "false", created.header.Get("Report-Stored"))
-			assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+			assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 			f.do("POST", "/items/sync", "").requireProblem(503, "unavailable")
-			id := f.sandbox.itemIDs()[0]
+			id := f.sandbox.ItemIDs()[0]
 			f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(503, "unavailable")
 			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1, "nothing is deleted that is not stored")
 		})
@@ -280,7 +281,7 @@ func TestGatewayIsNotRollbar(t *testing.T) {
 			})
 			uuid := newUUID()
 			require.Equal(t, 202, f.create(uuid).status)
-			path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[0])
+			path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 			for _, method := range []string{"GET", "DELETE"} {
 				got := f.do(method, path, "")
 				assert.Contains(t, got.requireProblem(502, "unavailable"), "is not Rollbar's JSON")
@@ -303,14 +304,14 @@ func TestTooManyCalls(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	f.app.rollbar.slots = make(chan struct{}, 1)
-	f.sandbox.setFault(faultSlow)
+	f.sandbox.SetFault(sandbox.Slow)
 	first := make(chan *answer)
 	go func() { first <- f.get("/items") }()
 	f.await("GET /items")
 	got := f.get("/items?page=2")
 	assert.Equal(t, "page 2 of the items: too many requests are waiting for Rollbar", got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, 200, (<-first).status)
 }
 
@@ -379,12 +380,12 @@ func TestSlowWork(t *testing.T) {
 	handler := newHandler(f.app, commands, nil).(*server)
 	handler.clientTimeout = 100 * time.Millisecond
 	f.serve(handler)
-	f.sandbox.failOnly("GET /items", 1, faultSlow)
+	f.sandbox.FailOnly("GET /items", 1, sandbox.Slow)
 	answers := make(chan *answer, 1)
 	go func() { answers <- f.do("POST", "/items/sync", "{}") }()
 	f.await("GET /items")
 	<-time.After(3 * handler.clientTimeout)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, 200, (<-answers).status)
 }
 
@@ -392,7 +393,7 @@ func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
 	f.serve(newHandler(f.app, allowed(commands, true), nil))
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	f.do("POST", "/items", `{"message":"x"}`).requireProblem(405, "usage")
 	f.do("DELETE", "/reports", "").requireProblem(405, "usage")
 	f.do("PATCH", fmt.Sprintf("/items/%d", id), `{"status":"muted"}`).requireProblem(405, "usage")
@@ -412,7 +413,7 @@ func TestReadOnly(t *testing.T) {
 	cmd = program(t, append(f.env(), "READ_ONLY=1", "LOG_LEVEL=loud"), "items", "delete", fmt.Sprint(id), "-yes", "-log-level=info")
 	assert.Error(t, cmd.Run())
 	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
-	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "DELETE")
+	assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "DELETE")
 
 	p := startServe(t, append(f.env(), "READ_ONLY=true"))
 	require.Eventually(t, func() bool { return f.at(p).get("/check").status == 200 }, waitLimit, waitTick)
@@ -480,9 +481,9 @@ func TestChaos(t *testing.T) {
 			}
 		})
 	}
-	faults := []sandboxFault{
-		faultNone, faultNone, faultNone, faultDown, faultError, faultBadGateway, faultTruncated, faultSlow, faultDropped,
-		faultLimitedNear, faultLimitedFar, faultForbidden, faultDeactivated,
+	faults := []sandbox.Fault{
+		sandbox.None, sandbox.None, sandbox.None, sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Slow, sandbox.Dropped,
+		sandbox.LimitedNear, sandbox.LimitedFar, sandbox.Forbidden, sandbox.Deactivated,
 	}
 	for end := time.Now().Add(*chaosTime); time.Now().Before(end); {
 		switch random.IntN(6) {
@@ -499,13 +500,13 @@ func TestChaos(t *testing.T) {
 			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
 			postgres.Resume()
 		default:
-			f.sandbox.setFault(faults[random.IntN(len(faults))])
+			f.sandbox.SetFault(faults[random.IntN(len(faults))])
 			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
 		}
 	}
 	close(stop)
 	clients.Wait()
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	f.passTime()
 	for _, p := range replicas { // what Rollbar takes ends a pause
 		require.Eventually(t, func() bool { ok, _ := tryCreate(p.url, newUUID()); return ok }, waitLimit, waitTick)
@@ -513,7 +514,7 @@ func TestChaos(t *testing.T) {
 	t.Logf("%d acknowledged", len(acknowledged))
 	require.NotEmpty(t, acknowledged)
 	for _, uuid := range acknowledged {
-		require.Eventually(t, func() bool { return f.sandbox.occurrencesOf(uuid) == 1 }, waitLimit, waitTick)
+		require.Eventually(t, func() bool { return f.sandbox.OccurrencesOf(uuid) == 1 }, waitLimit, waitTick)
 		if stored[uuid] {
 			f.eventually(uuid, "delivered")
 		}

@@ -44,7 +44,7 @@ func TestHeadersOfEveryAnswer(t *testing.T) {
 func TestHead(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	for _, path := range []string{"/which", "/check", "/items", fmt.Sprintf("/items/%d", id), fmt.Sprintf("/items/%d/occurrences", id), "/reports", "/reports/1"} {
 		get, head := f.get(path), f.do("HEAD", path, "")
 		assert.Equal(t, 200, head.status, path)
@@ -86,7 +86,7 @@ func TestUnknownRoute(t *testing.T) {
 func TestRequestsRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	item := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[0])
+	item := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 	require.Equal(t, 200, f.get("/reports").status)
 	const form, text = "application/x-www-form-urlencoded", "text/plain"
 	tests := []struct {
@@ -129,14 +129,14 @@ func TestRequestsRefused(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			before := len(f.sandbox.requests())
+			before := len(f.sandbox.Requests())
 			var header []string
 			if test.kind != "" {
 				header = []string{"Content-Type", test.kind}
 			}
 			got := f.do(test.method, test.path, test.body, header...)
 			assert.Contains(t, got.requireProblem(test.status, "usage"), test.want)
-			assert.Len(t, f.sandbox.requests(), before, "Rollbar was not asked")
+			assert.Len(t, f.sandbox.Requests(), before, "Rollbar was not asked")
 		})
 	}
 	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`), "nothing was recorded")
@@ -236,7 +236,7 @@ func TestBounds(t *testing.T) {
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	require.NoError(t, err)
 	assert.Equal(t, 413, res.StatusCode)
-	assert.Empty(t, f.sandbox.requests())
+	assert.Empty(t, f.sandbox.Requests())
 
 	server := newHTTPServer(nil, f.app.log)
 	assert.Equal(t, 64<<10, server.MaxHeaderBytes)
@@ -274,7 +274,7 @@ func TestBodyEncodings(t *testing.T) {
 func TestManyUnknownNames(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[0])
+	path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 	got := f.do("PUT", path, f.get(path).body)
 	assert.Equal(t, 1, strings.Count(got.requireProblem(400, "usage"), "(valid: status, level"), got.body)
 	var body strings.Builder

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"app/internal/sandbox"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -16,12 +18,12 @@ import (
 func TestSyncBeginsAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 450)
-	f.sandbox.failOnly("GET /items/?page=3", -1, faultError)
+	f.sandbox.FailOnly("GET /items/?page=3", -1, sandbox.Error)
 	f.do("POST", "/items/sync", "").requireProblem(502, "unavailable")
 	assert.Equal(t, "200", f.rows(`SELECT count(*)::text FROM reports`)[0], "what it read before is stored")
-	f.sandbox.setFault(faultNone)
-	for _, id := range f.sandbox.itemIDs() {
-		f.sandbox.setItem(id, "title", fmt.Sprint("changed ", id))
+	f.sandbox.SetFault(sandbox.None)
+	for _, id := range f.sandbox.ItemIDs() {
+		f.sandbox.SetItem(id, "title", fmt.Sprint("changed ", id))
 	}
 	again := f.do("POST", "/items/sync", "")
 	require.Equal(t, 200, again.status, again.body)

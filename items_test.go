@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 func TestItemsFilters(t *testing.T) {
@@ -46,16 +47,16 @@ func (a *answer) all(list, name, value string) bool {
 func TestItemsGet(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 10)
-	id := f.sandbox.itemIDs()[2]
+	id := f.sandbox.ItemIDs()[2]
 	one := f.get(fmt.Sprintf("/items/%d", id))
 	require.Equal(t, 200, one.status, one.body)
 	assert.Equal(t, fmt.Sprint(id), one.at("id"))
 	assert.Equal(t, one.body, f.get("/items/3?by=counter").body)
-	assert.Equal(t, one.body, f.get("/items/"+sandboxUUID(2, 0)+"?by=uuid").body)
+	assert.Equal(t, one.body, f.get("/items/"+f.sandbox.UUID(2, 0)+"?by=uuid").body)
 	for _, path := range []string{"/items/999", "/items/999?by=counter", "/items/00000000-0000-4000-8000-000000000000?by=uuid"} {
 		f.get(path).requireProblem(404, "not-found")
 	}
-	for _, r := range f.sandbox.requests() {
+	for _, r := range f.sandbox.Requests() {
 		assert.NotContains(t, r, "sandbox-", "a token")
 		assert.NotContains(t, r, "item_by_counter")
 	}
@@ -64,7 +65,7 @@ func TestItemsGet(t *testing.T) {
 func TestItemsUpdate(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	path := fmt.Sprintf("/items/%d", f.sandbox.itemIDs()[1])
+	path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[1])
 	require.Equal(t, 200, f.get("/items").status)
 	got := f.do("PATCH", path, `{"status":"resolved","resolved_in_version":"4.2.0","assigned_user_id":null,"title":"a \"b\" <c>"}`)
 	require.Equal(t, 200, got.status, got.body)
@@ -75,7 +76,7 @@ func TestItemsUpdate(t *testing.T) {
 	assert.Equal(t, got.body, f.do("PUT", path, `{"status":"resolved","resolved_in_version":"4.2.0"}`).body)
 
 	// The report holds what the update said and Rollbar echoed, which the single answer lacks.
-	history := f.get("/reports?item_id=" + fmt.Sprint(f.sandbox.itemIDs()[1]))
+	history := f.get("/reports?item_id=" + fmt.Sprint(f.sandbox.ItemIDs()[1]))
 	require.Len(t, history.list("reports"), 2)
 	assert.Equal(t, `"current"`, history.at("reports", "0", "state"))
 	assert.Equal(t, `"4.2.0"`, history.at("reports", "0", "data", "resolved_in_version"))
@@ -83,21 +84,21 @@ func TestItemsUpdate(t *testing.T) {
 	assert.Equal(t, `null`, history.at("reports", "1", "data", "resolved_in_version"))
 
 	require.Equal(t, 200, f.get("/items?status=resolved").status)
-	assert.Len(t, f.get("/reports?item_id="+fmt.Sprint(f.sandbox.itemIDs()[1])).list("reports"), 2, "the list says nothing new")
+	assert.Len(t, f.get("/reports?item_id="+fmt.Sprint(f.sandbox.ItemIDs()[1])).list("reports"), 2, "the list says nothing new")
 	f.do("PATCH", "/items/999", `{"status":"muted"}`).requireProblem(404, "not-found")
 }
 
 func TestItemsDelete(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 40)
-	f.sandbox.manual = true
-	id := f.sandbox.itemIDs()[4]
+	f.sandbox.Set(func(s *sandbox.Settings) { s.Manual = true })
+	id := f.sandbox.ItemIDs()[4]
 	path := fmt.Sprintf("/items/%d", id)
 	occurrences := len(f.get(path + "/occurrences").list("occurrences"))
 	require.Equal(t, 5, occurrences)
 
 	f.do("DELETE", path+"?max=4", "").requireProblem(409, "conflict")
-	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "DELETE")
+	assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "DELETE")
 
 	deleted := f.do("DELETE", path+"?max=5", "")
 	assert.Equal(t, fmt.Sprintf(`{"id":%d,"deleted_occurrences":5,"status":"resolved"}`+"\n", id), deleted.body)
@@ -105,12 +106,12 @@ func TestItemsDelete(t *testing.T) {
 	assert.Len(t, f.get(path+"/occurrences").list("occurrences"), 5, "Rollbar is not done yet")
 	again := fmt.Sprintf(`{"id":%d,"deleted_occurrences":0,"status":"resolved"}`+"\n", id)
 	assert.Equal(t, again, f.do("DELETE", path, "").body)
-	f.sandbox.process()
+	f.sandbox.Process()
 	assert.Empty(t, f.get(path+"/occurrences").list("occurrences"))
 	assert.Equal(t, again, f.do("DELETE", path, "").body)
 	assert.Len(t, f.get(fmt.Sprintf("/reports?item_id=%d", id)).list("reports"), 2, "stored before and after")
 
-	group := f.sandbox.itemIDs()[30]
+	group := f.sandbox.ItemIDs()[30]
 	assert.Contains(t, f.do("DELETE", fmt.Sprintf("/items/%d", group), "").requireProblem(409, "conflict"), "is a group")
 	f.do("DELETE", "/items/999", "").requireProblem(404, "not-found")
 }
@@ -119,7 +120,7 @@ func TestItemsOccurrences(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
 	require.Equal(t, 200, f.get("/reports").status)
-	id := f.sandbox.itemIDs()[4]
+	id := f.sandbox.ItemIDs()[4]
 	var seen []string
 	for _, got := range f.walk(fmt.Sprintf("/items/%d/occurrences?limit=2", id), "next") {
 		for _, o := range got.list("occurrences") {
@@ -148,9 +149,9 @@ func TestItemsSync(t *testing.T) {
 	assert.Equal(t, fmt.Sprintf(`{"items":%s,"changed":0,"pages":3}`+"\n", total), f.do("POST", "/items/sync", "").body)
 	assert.Equal(t, `{"items":100,"changed":0,"pages":1}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
 
-	f.sandbox.touch(f.sandbox.itemIDs()[7]) // only its counters change, and it comes to the front
+	f.sandbox.Touch(f.sandbox.ItemIDs()[7]) // only its counters change, and it comes to the front
 	assert.Equal(t, `{"items":200,"changed":0,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
-	f.sandbox.setItem(f.sandbox.itemIDs()[8], "status", "muted")
+	f.sandbox.SetItem(f.sandbox.ItemIDs()[8], "status", "muted")
 	assert.Equal(t, `{"items":200,"changed":1,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
 	assert.Equal(t, []string{"1"}, f.rows(`SELECT count(*)::text FROM reports WHERE state = 'superseded'`))
 }
@@ -176,7 +177,7 @@ func TestCreateRefused(t *testing.T) {
 	} {
 		assert.Contains(t, f.do("POST", "/items", body).requireProblem(400, "usage"), want)
 	}
-	assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "POST")
+	assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "POST")
 	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`))
 }
 
@@ -184,30 +185,30 @@ func TestCreateRefused(t *testing.T) {
 func TestFaultsOnItems(t *testing.T) {
 	t.Parallel()
 	faults := []struct {
-		fault        sandboxFault
+		fault        sandbox.Fault
 		status, exit int
 		kind         string
 	}{
-		{faultDown, 502, 7, "unavailable"},
-		{faultError, 502, 7, "unavailable"},
-		{faultBadGateway, 502, 7, "unavailable"},
-		{faultTruncated, 502, 7, "unavailable"},
-		{faultDropped, 502, 7, "unavailable"},
-		{faultSlow, 504, 7, "unavailable"},
-		{faultLimitedFar, 429, 6, "rate-limited"},
-		{faultDeactivated, 502, 5, "rollbar-auth"},
-		{faultForbidden, 502, 5, "rollbar-auth"},
+		{sandbox.Down, 502, 7, "unavailable"},
+		{sandbox.Error, 502, 7, "unavailable"},
+		{sandbox.BadGateway, 502, 7, "unavailable"},
+		{sandbox.Truncated, 502, 7, "unavailable"},
+		{sandbox.Dropped, 502, 7, "unavailable"},
+		{sandbox.Slow, 504, 7, "unavailable"},
+		{sandbox.LimitedFar, 429, 6, "rate-limited"},
+		{sandbox.Deactivated, 502, 5, "rollbar-auth"},
+		{sandbox.Forbidden, 502, 5, "rollbar-auth"},
 	}
 	for _, fault := range faults {
 		t.Run(string(fault.fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 3)
-			if fault.fault == faultSlow {
+			if fault.fault == sandbox.Slow {
 				f = newFixture(t, 3, withTimeout(50*time.Millisecond))
 			}
-			id := fmt.Sprint(f.sandbox.itemIDs()[0])
+			id := fmt.Sprint(f.sandbox.ItemIDs()[0])
 			require.Equal(t, 200, f.get("/reports").status)
-			f.sandbox.setFault(fault.fault)
+			f.sandbox.SetFault(fault.fault)
 			for _, op := range []struct {
 				method, path, body string
 				args               []string
@@ -238,7 +239,7 @@ func TestUnusableAnswers(t *testing.T) {
 	t.Parallel()
 	for _, result := range []string{``, `,"result":null`, `,"result":"text"`, `,"result":[]`, `,"result":{}`, `,"result":{"items":{},"instances":null}`} {
 		f := newFixture(t, 3)
-		id := f.sandbox.itemIDs()[0]
+		id := f.sandbox.ItemIDs()[0]
 		next := f.app.rollbar.client.Transport
 		f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/items/") || strings.HasSuffix(r.URL.Path, "/instances") {
@@ -250,7 +251,7 @@ func TestUnusableAnswers(t *testing.T) {
 		f.do("POST", "/items/sync", "").requireProblem(502, "unavailable")
 		f.get(fmt.Sprintf("/items/%d/occurrences", id)).requireProblem(502, "unavailable")
 		f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(502, "unavailable")
-		assert.NotContains(t, fmt.Sprint(f.sandbox.requests()), "PATCH", "nothing is resolved that was not deleted")
+		assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "PATCH", "nothing is resolved that was not deleted")
 	}
 }
 
@@ -258,11 +259,11 @@ func TestUnusableAnswers(t *testing.T) {
 func TestDeleteLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	for range 7 {
-		f.sandbox.touch(id)
+		f.sandbox.Touch(id)
 	}
-	f.sandbox.failOnly("DELETE /instance/", 8, faultLimitedNear)
+	f.sandbox.FailOnly("DELETE /instance/", 8, sandbox.LimitedNear)
 	deleted := f.do("DELETE", fmt.Sprintf("/items/%d", id), "")
 	assert.Equal(t, 200, deleted.status, deleted.body)
 	assert.Equal(t, "8", deleted.at("deleted_occurrences"))
@@ -280,14 +281,14 @@ func TestEmptyFilters(t *testing.T) {
 		f.get("/reports?"+query).requireProblem(400, "usage")
 	}
 	assert.Equal(t, 2, f.run("items", "sync", "-environment", "").exit)
-	assert.Empty(t, f.sandbox.requests())
+	assert.Empty(t, f.sandbox.Requests())
 }
 
 // A limit that ends soon is waited out.
 func TestLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	f.sandbox.failNext(1, faultLimitedNear)
+	f.sandbox.FailNext(1, sandbox.LimitedNear)
 	assert.Equal(t, 200, f.get("/items").status)
-	assert.Len(t, f.sandbox.requests(), 2)
+	assert.Len(t, f.sandbox.Requests(), 2)
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ import (
 	"app/internal/datadog/datadogtest"
 	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // TestMain keeps the developer's settings out of the tests, but for TEST_DATABASE_URL.
@@ -57,7 +59,7 @@ var testBinary = sync.OnceValues(func() (string, error) {
 // A fixture is the service with a sandbox for Rollbar and a database of its own.
 type fixture struct {
 	t       testing.TB
-	sandbox *sandbox
+	sandbox *sandbox.Control
 	config  *Config
 	app     *App
 	url     string // of the service
@@ -68,10 +70,10 @@ type fixture struct {
 // newFixture starts a service on a sandbox with n items. The functions change its settings.
 func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, sandbox: newSandbox(n), log: &datadogtest.LogLines{}}
+	f := &fixture{t: t, sandbox: sandbox.New(n).Control(), log: &datadogtest.LogLines{}}
 	rollbar := httptest.NewServer(f.sandbox)
 	t.Cleanup(rollbar.Close)
-	t.Cleanup(func() { f.sandbox.setFault(faultNone) }) // lets slow answers go
+	t.Cleanup(func() { f.sandbox.SetFault(sandbox.None) }) // lets slow answers go
 	var err error
 	f.config, err = loadConfig([]string{"-database-url=" + devpgtest.Schema(t)}, "")
 	require.NoError(t, err)
@@ -288,3 +290,9 @@ func withTimeout(d time.Duration) func(*Config) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// atoi returns the number that a text is, or 0.
+func atoi(text string) int {
+	n, _ := strconv.Atoi(text)
+	return n
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"app/internal/devpg/devpgtest"
+	"app/internal/sandbox"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
@@ -48,42 +49,42 @@ func (f *fixture) deliver(app *App) {
 func TestCreateWhileRollbarFails(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		fault  sandboxFault
+		fault  sandbox.Fault
 		status int
 		state  string
 	}{
-		{faultNone, 201, "delivered"},
-		{faultDown, 202, "queued"},
-		{faultError, 202, "queued"},
-		{faultBadGateway, 202, "queued"},
-		{faultTruncated, 202, "queued"},
-		{faultSlow, 202, "queued"},
-		{faultDropped, 202, "queued"},
-		{faultLimitedFar, 202, "queued"},
-		{faultForbidden, 502, ""},
-		{faultDeactivated, 502, ""},
+		{sandbox.None, 201, "delivered"},
+		{sandbox.Down, 202, "queued"},
+		{sandbox.Error, 202, "queued"},
+		{sandbox.BadGateway, 202, "queued"},
+		{sandbox.Truncated, 202, "queued"},
+		{sandbox.Slow, 202, "queued"},
+		{sandbox.Dropped, 202, "queued"},
+		{sandbox.LimitedFar, 202, "queued"},
+		{sandbox.Forbidden, 502, ""},
+		{sandbox.Deactivated, 502, ""},
 	}
 	for _, test := range tests {
 		t.Run(string(test.fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0, withTimeout(200*time.Millisecond))
-			f.sandbox.setFault(test.fault)
+			f.sandbox.SetFault(test.fault)
 			const uuid = "0d6c5a39-8a6c-4f0e-9d9b-4cf8f26a2c11"
 			got := f.create(uuid)
 			require.Equal(t, test.status, got.status, got.body)
 			assert.Equal(t, test.state, f.state(uuid))
 			if test.state == "" {
 				got.requireProblem(502, "rollbar-auth")
-				assert.NotContains(t, got.body, sandboxPostToken)
+				assert.NotContains(t, got.body, sandbox.PostToken)
 				return
 			}
 			assert.Equal(t, fmt.Sprintf(`{"uuid":%q,"state":%q}`+"\n", uuid, test.state), got.body)
 			assert.Equal(t, got.body, f.create(uuid).body, "the same again")
 
-			f.sandbox.setFault(faultNone)
+			f.sandbox.SetFault(sandbox.None)
 			f.deliver(f.app)
 			f.eventually(uuid, "delivered")
-			assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+			assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 			assert.Equal(t, 201, f.create(uuid).status, "answered by what the report says now")
 		})
 	}
@@ -92,12 +93,12 @@ func TestCreateWhileRollbarFails(t *testing.T) {
 // What one failed attempt leaves open, a repetition settles at once.
 func TestCreateIsRepeated(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandboxFault{faultDown, faultError, faultBadGateway, faultTruncated, faultDropped} {
+	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Dropped} {
 		f := newFixture(t, 0)
-		f.sandbox.failNext(1, fault)
+		f.sandbox.FailNext(1, fault)
 		uuid := newUUID()
 		assert.Equal(t, 201, f.create(uuid).status, fault)
-		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid), fault)
+		assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid), fault)
 		assert.Equal(t, "delivered", f.state(uuid), fault)
 	}
 }
@@ -115,7 +116,7 @@ func TestDeliveredReadsAsDelivered(t *testing.T) {
 				assert.Contains(t, f.get("/reports?state=delivered&limit=1000").body, uuid)
 				again := f.create(uuid)
 				assert.Equal(t, 201, again.status, again.body)
-				assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+				assert.Equal(t, 1, f.sandbox.PostsOf(uuid))
 			}
 		})
 	}
@@ -134,27 +135,27 @@ func TestDeliveredByASubcommand(t *testing.T) {
 func TestDeliveryOfTheRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	first, second := newUUID(), newUUID()
 	require.Equal(t, 202, f.do("POST", "/items", fmt.Sprintf(`{"data":{"environment":"e","platform":"browser","uuid":%q,"body":{"message":{"body":"x"}}}}`, first)).status)
 	require.Equal(t, 202, f.create(second).status)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	f.deliver(f.app)
 	f.eventually(second, "delivered")
 	assert.Equal(t, "queued", f.state(first), "it waits for the right token, and holds up nothing else")
-	assert.Zero(t, f.sandbox.occurrencesOf(first))
+	assert.Zero(t, f.sandbox.OccurrencesOf(first))
 }
 
 // A round on the command line delivers what it can, and counts.
 func TestReportsDeliver(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	for range 5 {
 		require.Equal(t, 202, f.create(newUUID()).status)
 	}
 	assert.Equal(t, `{"delivered":0,"queued":5,"rejected":0}`+"\n", f.run("reports", "deliver").out)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, `{"delivered":5,"queued":0,"rejected":0}`+"\n", f.run("reports", "deliver").out)
 	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
 }
@@ -165,7 +166,7 @@ func TestCleanKeepsTheQueue(t *testing.T) {
 	f := newFixture(t, 3)
 	require.Equal(t, 200, f.get("/items").status)
 	require.Equal(t, 201, f.create(newUUID()).status)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 202, f.create(newUUID()).status)
 	assert.Equal(t, `{"deleted":1,"kept_queued":1}`+"\n", f.do("DELETE", "/reports?state=delivered", "").body)
 	assert.Equal(t, `{"deleted":3,"kept_queued":1}`+"\n", f.do("DELETE", "/reports", "").body)
@@ -177,14 +178,14 @@ func TestWorkersLeaveWhatIsBeingSent(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	uuid := newUUID()
-	f.sandbox.failOnly("POST /item", 1, faultSlow)
+	f.sandbox.FailOnly("POST /item", 1, sandbox.Slow)
 	answers := make(chan *answer)
 	go func() { answers <- f.create(uuid) }()
 	f.await("POST /item")
 	assert.Equal(t, `{"delivered":0,"queued":1,"rejected":0}`+"\n", f.run("reports", "deliver").out)
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, 201, (<-answers).status)
-	assert.Equal(t, 1, f.sandbox.postsOf(uuid))
+	assert.Equal(t, 1, f.sandbox.PostsOf(uuid))
 }
 
 // A claim that a dead process held is taken over when it runs out.
@@ -204,22 +205,22 @@ func TestLeaseOfTheDead(t *testing.T) {
 func TestReplicasShareTheQueue(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	var uuids []string
 	for range 30 {
 		uuids = append(uuids, newUUID())
 		require.Equal(t, 202, f.create(uuids[len(uuids)-1]).status)
 	}
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	before := map[string]int{}
 	for _, uuid := range uuids {
-		before[uuid] = f.sandbox.postsOf(uuid)
+		before[uuid] = f.sandbox.PostsOf(uuid)
 	}
 	f.deliver(f.app)
 	f.deliver(f.newApp())
 	for _, uuid := range uuids {
 		f.eventually(uuid, "delivered")
-		assert.Equal(t, before[uuid]+1, f.sandbox.postsOf(uuid))
+		assert.Equal(t, before[uuid]+1, f.sandbox.PostsOf(uuid))
 	}
 }
 
@@ -231,7 +232,7 @@ func TestQueueIsWoken(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return len(f.rows(`SELECT '' FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND application_name = 'app'`)) > 0
 	}, waitLimit, waitTick)
-	f.sandbox.failNext(maxAttempts, faultError)
+	f.sandbox.FailNext(maxAttempts, sandbox.Error)
 	uuid := newUUID()
 	require.Equal(t, 202, f.create(uuid).status)
 	f.eventually(uuid, "delivered")
@@ -248,17 +249,17 @@ func (f *fixture) findItem() {
 func TestItemsOfDelivered(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.manual = true
+	f.sandbox.Set(func(s *sandbox.Settings) { s.Manual = true })
 	uuid := newUUID()
 	require.Equal(t, 201, f.create(uuid).status)
 	soon := func() { f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`) }
 	soon()
 	f.findItem()
 	assert.Equal(t, []string{"1 true"}, f.rows(`SELECT lookups || ' ' || (item_id IS NULL) FROM reports`))
-	f.sandbox.process()
+	f.sandbox.Process()
 	soon()
 	f.findItem()
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	assert.Equal(t, []string{fmt.Sprintf("delivered %d true", id)}, f.rows(`SELECT state || ' ' || item_id || ' ' || (next_lookup IS NULL) FROM reports`))
 	require.Equal(t, 200, f.get("/items").status)
 	assert.Equal(t, []string{"delivered", "current"}, f.rows(fmt.Sprintf(`SELECT state FROM reports WHERE item_id = %d ORDER BY id`, id)))
@@ -267,7 +268,7 @@ func TestItemsOfDelivered(t *testing.T) {
 func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.manual = true
+	f.sandbox.Set(func(s *sandbox.Settings) { s.Manual = true })
 	require.Equal(t, 201, f.create(newUUID()).status)
 	wait := func() (seconds float64) {
 		_, err := fmt.Sscan(f.rows(`SELECT extract(epoch FROM next_lookup - now())::text FROM reports`)[0], &seconds)
@@ -282,7 +283,7 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL AND item_id IS NULL)::text FROM reports`))
 
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	_, err := f.app.findItem(t.Context())
 	assert.Error(t, err)
 	assert.Equal(t, []string{"false"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`), "but only where Rollbar answers")
@@ -304,12 +305,12 @@ func TestForgottenNotWhenAcknowledged(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	uuid := newUUID()
-	f.sandbox.failOnly("POST /item", 1, faultSlow)
+	f.sandbox.FailOnly("POST /item", 1, sandbox.Slow)
 	answers := make(chan *answer)
 	go func() { answers <- f.create(uuid) }()
 	f.await("POST /item")
 	require.Equal(t, 202, f.create(uuid).status)
-	f.sandbox.setFault(faultForbidden)
+	f.sandbox.SetFault(sandbox.Forbidden)
 	(<-answers).requireProblem(502, "rollbar-auth")
 	assert.Equal(t, "queued", f.state(uuid))
 }
@@ -324,19 +325,19 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 	got := f.create(uuid)
 	assert.Equal(t, 201, got.status, got.body)
 	assert.Equal(t, "false", got.header.Get("Report-Stored"))
-	assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+	assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 	onShell := f.run("items", "create", "-message", "x")
 	assert.Equal(t, 0, onShell.exit)
 	assert.Contains(t, onShell.err, "app: nothing is stored: ")
 
-	f.sandbox.setFault(faultLimitedFar)
+	f.sandbox.SetFault(sandbox.LimitedFar)
 	both := f.create(newUUID())
 	both.requireProblem(503, "unavailable")
 	assert.NotEmpty(t, both.header.Get("Retry-After"))
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	f.create(newUUID()).requireProblem(503, "unavailable")
 
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	postgres.Resume()
 	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
 }
@@ -391,7 +392,7 @@ func TestFinishing(t *testing.T) {
 func TestClaim(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	var uuids []string
 	for range 3 {
 		uuids = append(uuids, newUUID())
@@ -428,7 +429,7 @@ func TestQueueNotifies(t *testing.T) {
 	for range 3 {
 		require.Equal(t, 201, f.create(newUUID()).status)
 	}
-	f.sandbox.setFault(faultDown)
+	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 202, f.create(newUUID()).status)
 	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
 	defer cancel()
@@ -475,7 +476,7 @@ func TestBackendsThatDie(t *testing.T) {
 		assert.Equal(t, 200, f.get("/items").status)
 		uuid := newUUID()
 		assert.Equal(t, 201, f.create(uuid).status)
-		assert.Equal(t, 1, f.sandbox.occurrencesOf(uuid))
+		assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 	}
 	close(stop)
 	<-killed

@@ -131,5 +131,5 @@ func TestAsCurl(t *testing.T) {
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	uuid := rawjson.Unquote(rawjson.Get(bytes.TrimSpace(out), "uuid"))
-	assert.Equal(t, "it's $HOME \\ \"x\"", rawjson.Unquote(f.sandbox.dataOf(uuid, "body", "message", "body")), "%s", out)
+	assert.Equal(t, "it's $HOME \\ \"x\"", rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
 }

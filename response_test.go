@@ -104,7 +104,7 @@ func TestConditionalRequests(t *testing.T) {
 	assert.Equal(t, 304, f.do("HEAD", path, "", "If-None-Match", tag).status)
 	f.do("GET", "/reports/999", "", "If-None-Match", "*").requireProblem(404, "not-found")
 
-	f.sandbox.touch(f.sandbox.itemIDs()[0])
+	f.sandbox.Touch(f.sandbox.ItemIDs()[0])
 	f.get("/items")
 	changed := f.do("GET", path, "", "If-None-Match", tag)
 	assert.Equal(t, 200, changed.status)

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"app/internal/sandbox"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -43,27 +45,27 @@ func TestThrottle(t *testing.T) {
 func TestReadsShareCalls(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	f.sandbox.setFault(faultSlow)
+	f.sandbox.SetFault(sandbox.Slow)
 	var readers sync.WaitGroup
 	for range 6 {
 		readers.Go(func() { assert.Equal(t, 200, f.get("/items").status) })
 	}
 	f.await("GET /items/?page=1")
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	readers.Wait()
-	assert.Less(t, len(f.sandbox.requests()), 6)
+	assert.Less(t, len(f.sandbox.Requests()), 6)
 	assert.Len(t, f.rows(`SELECT id::text FROM reports`), 3)
 
-	id := f.sandbox.itemIDs()[0]
+	id := f.sandbox.ItemIDs()[0]
 	path := fmt.Sprintf("/items/%d", id)
 	require.Equal(t, 200, f.do("PATCH", path, `{"title":"first"}`).status)
-	f.sandbox.failOnly(fmt.Sprintf("GET /item/%d", id), 1, faultSlow)
+	f.sandbox.FailOnly(fmt.Sprintf("GET /item/%d", id), 1, sandbox.Slow)
 	readers.Go(func() { f.get(path) })
 	f.await(fmt.Sprintf("GET /item/%d", id))
 	changed := f.do("PATCH", path, `{"title":"second"}`)
 	assert.Equal(t, `"second"`, changed.at("title"))
 	assert.Equal(t, `"second"`, f.get(path).at("title"))
-	f.sandbox.setFault(faultNone)
+	f.sandbox.SetFault(sandbox.None)
 	readers.Wait()
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/devpg"
+	"app/internal/sandbox"
 )
 
 // shutdownLimit is how long running requests may take to end once the service is told to.
@@ -151,7 +152,7 @@ func startSandbox(config *Config) (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
-	server := &http.Server{Handler: newSandbox(sandboxItems)}
+	server := &http.Server{Handler: sandbox.New(sandboxItems)}
 	go func() { _ = server.Serve(listener) }() // until stop
 	config.useSandbox("http://" + listener.Addr().String() + "/api/1")
 	return func() { server.Close() }, nil

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"app/internal/devpg/devpgtest"
+	"app/internal/sandbox"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -130,7 +131,7 @@ func (f *fixture) at(p *process) *fixture {
 func (f *fixture) await(request string) {
 	f.t.Helper()
 	require.Eventually(f.t, func() bool {
-		for _, r := range f.sandbox.requests() {
+		for _, r := range f.sandbox.Requests() {
 			if strings.HasPrefix(r, request) {
 				return true
 			}
@@ -145,7 +146,7 @@ func TestServeEndsInGoodOrder(t *testing.T) {
 	f := newFixture(t, 3)
 	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 		p := startServe(t, f.env())
-		f.sandbox.setFault(faultSlow)
+		f.sandbox.SetFault(sandbox.Slow)
 		answers := make(chan int, 1)
 		go func() {
 			res, err := http.Get(p.url + "/items")
@@ -156,14 +157,14 @@ func TestServeEndsInGoodOrder(t *testing.T) {
 			res.Body.Close()
 			answers <- res.StatusCode
 		}()
-		seen := len(f.sandbox.requests())
-		require.Eventually(t, func() bool { return len(f.sandbox.requests()) > seen }, waitLimit, waitTick)
+		seen := len(f.sandbox.Requests())
+		require.Eventually(t, func() bool { return len(f.sandbox.Requests()) > seen }, waitLimit, waitTick)
 		require.NoError(t, p.cmd.Process.Signal(signal))
 		require.Eventually(t, func() bool {
 			_, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 			return err != nil
 		}, waitLimit, waitTick, "new requests are refused")
-		f.sandbox.setFault(faultNone)
+		f.sandbox.SetFault(sandbox.None)
 		assert.Equal(t, 200, <-answers)
 		assert.Equal(t, 0, p.wait())
 	}
@@ -173,7 +174,7 @@ func TestServeEndsAtOnceOnTheSecondSignal(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
 	p := startServe(t, f.env())
-	f.sandbox.setFault(faultSlow)
+	f.sandbox.SetFault(sandbox.Slow)
 	go http.Get(p.url + "/items")
 	f.await("GET /items")
 	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
@@ -262,7 +263,7 @@ func TestBinary(t *testing.T) {
 func TestInterruptedSubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	f.sandbox.setFault(faultSlow)
+	f.sandbox.SetFault(sandbox.Slow)
 	cmd := program(t, f.env(), "items", "list")
 	require.NoError(t, cmd.Start())
 	f.await("GET /items")

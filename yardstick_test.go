@@ -1,11 +1,12 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -24,6 +25,7 @@ import (
 
 	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // The comparison with a yardstick, a program that does the least work for the same answers:
@@ -32,7 +34,7 @@ import (
 //
 // The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and asks a Rollbar at
 // UPSTREAM. The service's own reports, in a database that is made beside, come by `items sync` from
-// a stand-in for Rollbar. Load is made by wrk.
+// the sandbox. Load is made by wrk.
 var (
 	yardstick         = flag.String("yardstick", "", "the program to compare with in TestYardstick")
 	yardstickDatabase = flag.String("yardstick.database", "", "the URL of its database")
@@ -44,7 +46,8 @@ var (
 // A comparison is the state of TestYardstick.
 type comparison struct {
 	*testing.T
-	rollbar   *standIn
+	rollbar   *sandbox.Control
+	items     int // that Rollbar has
 	upstream  string
 	database  string // the service's
 	conn      *pgx.Conn
@@ -78,8 +81,9 @@ func TestYardstick(t *testing.T) {
 }
 
 func newComparison(t *testing.T) *comparison {
-	c := &comparison{T: t, rollbar: &standIn{}}
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.rollbar.ServeHTTP(w, r) }))
+	c := &comparison{T: t, rollbar: sandbox.New(0).Control()}
+	c.rollbar.Set(func(s *sandbox.Settings) { s.RateLimit = math.MaxInt })
+	upstream := httptest.NewServer(c.rollbar)
 	t.Cleanup(upstream.Close)
 	c.upstream = upstream.URL + "/api/1"
 	server, err := pgx.Connect(t.Context(), *yardstickDatabase)
@@ -99,7 +103,7 @@ func newComparison(t *testing.T) *comparison {
 	address := listener.Addr().String()
 	listener.Close()
 	cmd := exec.CommandContext(t.Context(), *yardstick)
-	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream, "ROLLBAR_READ_TOKEN=x")
+	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream, "ROLLBAR_READ_TOKEN="+sandbox.ReadToken)
 	require.NoError(t, cmd.Start())
 	c.yardstick = "http://" + address
 	c.await(c.yardstick + "/which")
@@ -107,7 +111,7 @@ func newComparison(t *testing.T) *comparison {
 }
 
 func (c *comparison) env(more ...string) []string {
-	return append(more, "DATABASE_URL="+c.database, "ROLLBAR_URL="+c.upstream, "ROLLBAR_TOKEN=x")
+	return append(more, "DATABASE_URL="+c.database, "ROLLBAR_URL="+c.upstream, "ROLLBAR_TOKEN="+sandbox.Token)
 }
 
 // serve starts the service. Its log goes nowhere: reading it would be part of the measurement.
@@ -200,30 +204,32 @@ func (c *comparison) sync() (rate, mebibytes float64) {
 	took := time.Since(began).Seconds()
 	require.NoError(c, err)
 	items, _ := rawjson.Int(rawjson.Get(out[:len(out)-1], "items"))
-	require.EqualValues(c, c.rollbar.items, items)
+	require.EqualValues(c, c.items, items)
 	return float64(items) / took, float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1024
 }
 
-// copy copies the JSON of n items into a table and returns the items per second.
+// list makes Rollbar list n items.
+func (c *comparison) list(n int) {
+	c.items = n
+	c.rollbar.Bulk(n)
+}
+
+// copy copies the JSON of n items, a multiple of 100, into a table and returns the items per second.
 func (c *comparison) copy(n int) float64 {
 	c.exec("DROP TABLE IF EXISTS copied", "CREATE TABLE copied (data json NOT NULL)", "CHECKPOINT")
-	lines, out := io.Pipe()
-	go func() {
-		w := bufio.NewWriter(out)
-		for i := 1; i <= n; i++ {
-			_, _ = w.Write(append(appendStandInItem(nil, i), '\n'))
-		}
-		w.Flush()
-		out.Close()
-	}()
+	var lines []byte
+	for _, item := range bulkItems(c, 1, 100) {
+		lines = append(append(lines, bytes.ReplaceAll(item.JSON, []byte(`\`), []byte(`\\`))...), '\n')
+	}
+	all := bytes.NewReader(bytes.Repeat(lines, n/100))
 	began := time.Now()
-	_, err := c.conn.PgConn().CopyFrom(c.Context(), lines, `COPY copied FROM STDIN`)
+	_, err := c.conn.PgConn().CopyFrom(c.Context(), all, `COPY copied FROM STDIN`)
 	require.NoError(c, err)
 	return float64(n) / time.Since(began).Seconds()
 }
 
 func (c *comparison) compareSync(n int) {
-	c.rollbar.items = n
+	c.list(n)
 	var first, again, copied sample
 	for range *yardstickRounds {
 		copied = append(copied, c.copy(n))
@@ -237,17 +243,17 @@ func (c *comparison) compareSync(n int) {
 	c.row("… and again, unchanged", again.median()/copied.median(), "≥", .6, fmt.Sprintf("%v ÷ %v items/s", again, copied))
 	began, alone := time.Now(), 0
 	for page := 1; alone < n; page++ {
-		c.rollbar.page(page, 100)
+		pageOf(c.rollbar, page, 100)
 		alone += 100
 	}
-	fmt.Printf("| (the stand-in for Rollbar alone) | | | %.0f items/s |\n", float64(n)/time.Since(began).Seconds())
+	fmt.Printf("| (the sandbox alone) | | | %.0f items/s |\n", float64(n)/time.Since(began).Seconds())
 }
 
 // grow brings the reports to n and returns a line of the table of growth; the last one also those of
 // the table of ratios.
 func (c *comparison) grow(n int) string {
 	c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-	c.rollbar.items = n
+	c.list(n)
 	rate, memory := c.sync()
 	again, _ := c.sync()
 	c.exec("VACUUM ANALYZE")
@@ -261,7 +267,7 @@ func (c *comparison) grow(n int) string {
 	var filter string
 	for _, query := range filterPairs() {
 		query = strings.NewReplacer("EARLY", bounds[0].UTC().Format(time.RFC3339Nano), "LATE", bounds[1].UTC().Format(time.RFC3339Nano),
-			"q=alpha", "q=undefined", "q=w4711", "q=4711").Replace(query)
+			"q=alpha", "q=job", "q=w4711", "q=10004711").Replace(query)
 		if took := c.latency(p.url + "/reports?" + query); took > slowest {
 			slowest, filter = took, query
 		}

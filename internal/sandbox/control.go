@@ -1,0 +1,207 @@
+package sandbox
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Control is a Sandbox with what tests do and Rollbar does not offer: it switches faults on, changes
+// settings and items behind the API's back, and shows what the sandbox has received.
+type Control struct{ *Sandbox }
+
+// Control returns the control of the sandbox.
+func (s *Sandbox) Control() *Control { return &Control{s} }
+
+// Settings are the properties of Rollbar and its project that a test can change.
+type Settings struct {
+	Now          func() time.Time
+	LargeProject int  // a list of more items than this has no total_count
+	RateLimit    int  // calls of a token in a minute
+	TokenInLink  bool // the redirect of item_by_counter carries the token
+	Manual       bool // posts and deletions, once accepted, wait for Process
+}
+
+// Set changes the settings.
+func (c *Control) Set(change func(*Settings)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.settings)
+}
+
+// A Fault is a way in which Rollbar fails.
+type Fault string
+
+const (
+	None        Fault = ""
+	Down        Fault = "down"         // closes the connection without an answer
+	Error       Fault = "error"        // 500
+	BadGateway  Fault = "bad gateway"  // 502 with the gateway's HTML
+	Truncated   Fault = "truncated"    // cuts the answer off in its middle
+	Slow        Fault = "slow"         // gives no answer until the client gives up or the fault ends
+	Dropped     Fault = "dropped"      // does the work and loses the answer
+	LimitedNear Fault = "limited near" // 429 for another second
+	LimitedFar  Fault = "limited far"  // 429 for hours
+	Deactivated Fault = "deactivated"  // 429 for an account that is not paid for
+	Forbidden   Fault = "forbidden"    // 403 as for an unknown token
+)
+
+// A failure says which requests fail, and how.
+type failure struct {
+	fault Fault
+	only  string        // the beginning of "METHOD /path" of those that fail
+	left  int           // how many more fail; below 0 all
+	ended chan struct{} // closed when the fault ends
+}
+
+// SetFault makes all requests fail, until the next call. None ends a fault.
+func (c *Control) SetFault(f Fault) { c.FailOnly("", -1, f) }
+
+// FailNext makes the next n requests fail.
+func (c *Control) FailNext(n int, f Fault) { c.FailOnly("", n, f) }
+
+// FailOnly makes the next n requests fail that begin with only, such as "DELETE /instance/"; all of
+// them for n below 0.
+func (c *Control) FailOnly(only string, n int, f Fault) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.ended)
+	c.failure = failure{f, only, n, make(chan struct{})}
+}
+
+// begin logs a request and returns its fault, with the channel that is closed when the fault ends.
+func (s *Sandbox) begin(request string) (Fault, chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log[max(0, len(s.log)-9_999):], request)
+	if s.left == 0 || !strings.HasPrefix(request, s.only) {
+		return None, nil
+	}
+	s.left--
+	return s.fault, s.ended
+}
+
+// Requests returns "METHOD /path?query" of the last 10 000 requests, without the API's prefix.
+func (c *Control) Requests() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.log)
+}
+
+// Process carries out the posts and deletions that wait because of Settings.Manual.
+func (c *Control) Process() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, work := range c.pending {
+		work()
+	}
+	c.pending = nil
+}
+
+// OccurrencesOf returns how many occurrences have the uuid, which is never more than one.
+func (c *Control) OccurrencesOf(uuid string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.byUUID[uuid]; o != nil && c.occurrences[o.id] != nil {
+		return 1
+	}
+	return 0
+}
+
+// PostsOf returns how often the uuid was posted.
+func (c *Control) PostsOf(uuid string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.posts[uuid]
+}
+
+// DataOf returns the data that were posted first with the uuid, byte for byte.
+func (c *Control) DataOf(uuid string) json.RawMessage {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o := c.byUUID[uuid]; o != nil {
+		return o.data
+	}
+	return nil
+}
+
+// ItemIDs returns the ids of all items in the order of their counters.
+func (c *Control) ItemIDs() []int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.items))
+}
+
+// UUID returns the uuid of the nth occurrence of an invented item; both count from 0.
+func (c *Control) UUID(item, n int) string { return seedUUID(item, n) }
+
+// Touch gives an item one more occurrence.
+func (c *Control) Touch(id int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	it, uuid := c.items[id], newUUID()
+	o := &occurrence{at: c.settings.Now().Unix(), data: fmt.Appendf(nil,
+		`{"environment":%q,"fingerprint":%q,"level":"error","uuid":%q,"body":{"message":{"body":"again"}}}`, it["environment"], it["hash"], uuid)}
+	c.byUUID[uuid] = o
+	c.occur(o)
+}
+
+// SetItem changes a field of an item.
+func (c *Control) SetItem(id int64, field string, value any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.items[id][field] = value
+}
+
+// A bulk is a list of many items, which repeats samples with numbers of their own.
+type bulk struct {
+	length  int
+	samples [][][]byte // each cut where the item's number belongs
+}
+
+// bulkNumber is the number of an item while it becomes a sample.
+const bulkNumber = 12345678
+
+// Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered
+// beforehand, so a page costs next to nothing. No other request knows them, and no filter applies.
+// Posts are accepted unread.
+func (c *Control) Bulk(n int) {
+	b := bulk{length: n}
+	for _, it := range New(100).sorted(func(it item) bool { return it.int("group_status") == 1 && it["group_item_id"] == nil }) {
+		for name, base := range map[string]int64{
+			"counter": 0, "id": 17e8, "controlling_id": 17e8, "last_occurrence_timestamp": 17e8, "first_occurrence_id": 4028e8, "last_occurrence_id": 4029e8,
+		} {
+			it[name] = base + bulkNumber
+		}
+		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
+		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
+		b.samples = append(b.samples, bytes.Split(encode(it.without(fieldsOfSingles), "      "), []byte(strconv.Itoa(bulkNumber))))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bulk = b
+}
+
+// fill puts the items from one index to another into the empty list of a page.
+func (b bulk) fill(page []byte, from, to int) []byte {
+	before, after, _ := bytes.Cut(page, []byte("[]"))
+	text := append(append(make([]byte, 0, 1500*(to-from)), before...), '[')
+	for n := from; n < to; n++ {
+		if n > from {
+			text = append(text, ',')
+		}
+		text = append(text, "\n      "...)
+		for i, part := range b.samples[n%len(b.samples)] {
+			if i > 0 {
+				text = strconv.AppendInt(text, int64(10_000_001+n), 10)
+			}
+			text = append(text, part...)
+		}
+	}
+	return append(append(text, "\n    ]"...), after...)
+}

@@ -1,0 +1,202 @@
+package sandbox
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// An occurrence is an occurrence of an item.
+type occurrence struct {
+	id, item, at int64
+	data         json.RawMessage // as posted
+	deleting     bool
+}
+
+// clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
+var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}
+
+// postItem accepts an occurrence. The answer comes before it is processed.
+func (s *Sandbox) postItem(r *request) answer {
+	if s.bulk.length > 0 {
+		return result(map[string]any{"id": nil, "uuid": nil})
+	}
+	if len(r.body) > 1<<20 {
+		return errorf(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
+	}
+	if !json.Valid(r.body) {
+		return errorf(400, "Invalid JSON")
+	}
+	var payload map[string]json.RawMessage
+	_ = json.Unmarshal(r.body, &payload) // no object has no data
+	text := payload["data"]
+	data := decode(text)
+	needed, has := post, scopes[r.token]
+	if slices.Contains(clientPlatforms, textAt(data, "platform")) {
+		needed = postClient
+	}
+	if !slices.Contains(has, needed) {
+		return forbidden(needed, has)
+	}
+	if refused := refusals(data); len(refused) > 0 {
+		return errorf(422, "Invalid format. %s", strings.Join(refused, " "))
+	}
+	uuid := textAt(data, "uuid")
+	if uuid == "" {
+		uuid = newUUID()
+		text = fmt.Appendf(nil, `{"uuid":%q,%s`, uuid, text[1:])
+	}
+	s.posts[uuid]++
+	if s.byUUID[uuid] == nil { // a second one is discarded
+		o := &occurrence{at: s.settings.Now().Unix(), data: text}
+		s.byUUID[uuid] = o
+		s.later(func() { s.occur(o) })
+	}
+	return result(map[string]any{"id": nil, "uuid": uuid})
+}
+
+// newUUID returns a random UUID as Rollbar generates them, without dashes.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x", b)
+}
+
+// later does the work that Rollbar does some seconds after its answer.
+func (s *Sandbox) later(work func()) {
+	if s.settings.Manual {
+		s.pending = append(s.pending, work)
+		return
+	}
+	work()
+}
+
+// occur gives an occurrence to the item with its environment and fingerprint.
+func (s *Sandbox) occur(o *occurrence) {
+	data := decode(o.data)
+	title, environment, level, hash := titleOf(data), textAt(data, "environment"), textAt(data, "level"), textAt(data, "fingerprint")
+	switch {
+	case hash == "":
+		hash = fingerprint(digits.ReplaceAllString(title, ""))
+	case utf8.RuneCountInString(hash) > 40:
+		hash = fingerprint(hash)
+	}
+	s.lastOcc++
+	o.id = s.lastOcc
+	var it item
+	for _, other := range s.items {
+		if other["hash"] == hash && other["environment"] == environment {
+			it = other
+		}
+	}
+	if it == nil {
+		if _, isMessage := at(data, "body", "message"); isMessage {
+			level = cmp.Or(level, "info")
+		}
+		it = s.newItem(title, cmp.Or(level, "error"), environment, hash, o)
+	}
+	o.item = it.int("id")
+	s.occurrences[o.id] = o
+	it["last_occurrence_id"], it["last_occurrence_timestamp"] = o.id, o.at
+	if it["status"] == "resolved" && !isOlder(textAt(data, "code_version"), it.text("resolved_in_version")) {
+		it["status"], it["activating_occurrence_id"], it["last_activated_timestamp"] = "active", o.id, o.at
+		it["total_occurrences"] = int64(0)
+	}
+	it["total_occurrences"] = it.int("total_occurrences") + 1
+}
+
+// titleOf returns the title that an occurrence gives to its item.
+func titleOf(data any) string {
+	report, _, _ := strings.Cut(textAt(data, "body", "crash_report", "raw"), "\n")
+	if title := cmp.Or(textAt(data, "title"), textAt(data, "body", "message", "body"), report); title != "" {
+		return title
+	}
+	trace, _ := at(data, "body", "trace")
+	if chain, _ := at(data, "body", "trace_chain"); chain != nil {
+		trace = chain.([]any)[0]
+	}
+	return textAt(trace, "exception", "class") + ": " + textAt(trace, "exception", "message")
+}
+
+var digits = regexp.MustCompile(`\d+`)
+
+// isOlder reports whether a version precedes the one in which an item was resolved. It compares only
+// versions that are both numbers with dots.
+func isOlder(version, resolvedIn string) bool {
+	a, b := strings.Split(version, "."), strings.Split(resolvedIn, ".")
+	if version == "" || resolvedIn == "" || len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		m, errA := strconv.Atoi(a[i])
+		n, errB := strconv.Atoi(b[i])
+		if errA != nil || errB != nil || m > n {
+			return false
+		}
+		if m < n {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Sandbox) listOccurrences(r *request) answer {
+	query := r.URL.Query()
+	below, err := strconv.ParseInt(cmp.Or(query.Get("lastId"), query.Get("last_id")), 10, 64)
+	byCursor := err == nil // junk is tolerated
+	var found []*occurrence
+	for _, o := range s.occurrences {
+		if (r.id == 0 || o.item == r.id) && (!byCursor || o.id < below) {
+			found = append(found, o)
+		}
+	}
+	// By time; among equal times the order is arbitrary, here the wrong one.
+	slices.SortFunc(found, func(a, b *occurrence) int {
+		return cmp.Or(cmp.Compare(b.at, a.at), cmp.Compare(a.id, b.id))
+	})
+	number, from, to := r.page(20)
+	if byCursor {
+		from, to = 0, to-from
+	}
+	shown := []any{}
+	for _, o := range found[min(from, len(found)):min(to, len(found))] {
+		shown = append(shown, s.show(o))
+	}
+	return result(map[string]any{"page": number, "instances": shown})
+}
+
+// show returns an occurrence as Rollbar enriches it, which includes the project's post token.
+func (s *Sandbox) show(o *occurrence) map[string]any {
+	var data map[string]json.RawMessage
+	_ = json.Unmarshal(o.data, &data) // an object
+	data["metadata"] = fmt.Appendf(nil, `{"access_token":%q,"timestamp_ms":%d,"debug":{"routes":{"counters":{"post_item":1}}}}`, PostToken, o.at*1000)
+	data["retentionDays"] = json.RawMessage("180")
+	return map[string]any{
+		"id": o.id, "item_id": o.item, "project_id": projectID, "timestamp": o.at, "version": 2, "billable": 1, "data": data,
+	}
+}
+
+func (s *Sandbox) oneOccurrence(r *request) answer {
+	if o := s.occurrences[r.id]; o != nil {
+		return result(s.show(o))
+	}
+	return errorf(404, "Not found")
+}
+
+// deleteOccurrence deletes an occurrence some time after its answer. The counts of its item stay.
+func (s *Sandbox) deleteOccurrence(r *request) answer {
+	o := s.occurrences[r.id]
+	if o == nil || o.deleting {
+		return errorf(404, "Not found")
+	}
+	o.deleting = true
+	s.later(func() { delete(s.occurrences, r.id) })
+	return answer{status: 200, text: encode(map[string]any{"err": 0, "message": "The instance has been deleted"}, "")}
+}
