@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -504,6 +506,17 @@ func TestServeWithTelemetryOff(t *testing.T) {
 	p.wait()
 	assert.Contains(t, p.stderr(), "main.serveUntilDone")
 	assert.NotRegexp(t, `telemetry|traceSender|metricSender|pgxTracer|\(\*App\)\.watch`, p.stderr())
+}
+
+func TestLogOnATerminal(t *testing.T) {
+	t.Parallel()
+	config, err := loadConfig([]string{"-dd-service=shop"}, "")
+	require.NoError(t, err)
+	var out bytes.Buffer
+	log := slog.New(newLogHandler(&out, true, config))
+	log.Debug("hidden")
+	log.Info("done", "duration", 1500*time.Microsecond)
+	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())
 }
 
 // serve -trace shows where the time went, without any agent.

@@ -24,7 +24,7 @@ const shutdownLimit = 20 * time.Second
 func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
 	out := &datadog.LogBuffer{Out: std.out}
 	defer out.Flush()
-	log := slog.New(datadog.NewLogHandler(out, isTerminal(std.out), config.LogLevel, config.telemetry))
+	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
 	database := "# DATABASE_URL as here" // which may hold a password
 	if dev && config.DatabaseURL == "" {
 		stop, err := devDatabase(ctx, config, std)

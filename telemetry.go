@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -9,35 +11,61 @@ import (
 	"app/internal/datadog"
 )
 
-// The metrics of the service's own work:
+// The metrics of the service, with their tags. A latency is a distribution in milliseconds.
 //
-//	app.operations, app.operations.latency            operation, surface, outcome
-//	app.rollbar.calls, app.rollbar.latency            method, status_class
-//	app.rollbar.retries                               method
-//	app.rollbar.rate_limit_remaining                  scope
-//	app.queue.length, app.queue.oldest                (seconds)
-//	app.queue.delivered, .rejected, .released, .postponed, .held, .forgotten
-//	app.reports.stored, .updated, .unchanged          (stored: seen for the first time, changed, or created)
-//	app.pool.acquired, .idle, .total, .max, .waited   (waited: requests that had to wait, since the start)
+//	app.operations                       count  operation, surface (http, cli), outcome (ok or the kind of failure)
+//	app.operations.latency               ms     the same
+//	app.rollbar.calls                    count  method, status_class (2xx to 5xx; error without a response)
+//	app.rollbar.latency                  ms     the same
+//	app.rollbar.retries                  count  method
+//	app.rollbar.rate_limit_remaining     gauge  scope
+//	app.queue.length                     gauge  queued occurrences
+//	app.queue.oldest                     gauge  age of the oldest one in seconds
+//	app.queue.delivered                  count  occurrences that Rollbar accepted
+//	app.queue.rejected                   count  occurrences that Rollbar refused for good
+//	app.queue.released                   count  occurrences left to the queue after a failed delivery at once
+//	app.queue.forgotten                  count  occurrences removed because the token was refused at once
+//	app.queue.postponed, app.queue.held  count  occurrences kept in the queue after a failed delivery
+//	app.reports.stored                   count  reports that are new, or new states of a known item
+//	app.reports.updated                  count  reports whose counters changed
+//	app.reports.unchanged                count  reports seen again without a change
+//	app.pool.acquired, .idle, .total     gauge  connections to PostgreSQL: in use, idle, both
+//	app.pool.max                         gauge  limit of connections
+//	app.pool.waited                      gauge  waits for a connection since the start
+//	runtime.go.*                         gauge  the Go runtime, as on Datadog's dashboard for Go
 
-// countOperation counts one operation that ended. Its outcome is ok or the kind of its failure.
-func countOperation(t *datadog.Client, operation, surface string, outcome failureKind, took time.Duration) {
-	if !t.MetricsEnabled() {
+// newLogHandler returns the handler of the service's log, which writes short text on a terminal and JSON
+// for Datadog otherwise.
+func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
+	if !terminal {
+		return datadog.NewLogHandler(w, config.LogLevel, config.telemetry)
+	}
+	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: config.LogLevel, ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
+		if len(groups) == 0 && attr.Key == slog.TimeKey && attr.Value.Kind() == slog.KindTime {
+			attr.Value = slog.StringValue(attr.Value.Time().Format(time.TimeOnly))
+		}
+		return attr
+	}})
+}
+
+// countOperation counts an operation that ended. The outcome is ok or the kind of its failure.
+func countOperation(client *datadog.Client, operation, surface string, outcome failureKind, took time.Duration) {
+	if !client.MetricsEnabled() {
 		return
 	}
 	if operation == "" {
 		operation = "none"
 	}
 	tags := []string{"operation:" + operation, "surface:" + surface, "outcome:" + outcome.name}
-	t.Count("app.operations", 1, tags...)
-	t.Latency("app.operations.latency", took, tags...)
+	client.Count("app.operations", 1, tags...)
+	client.Latency("app.operations.latency", took, tags...)
 }
 
-// startCommand begins the span of a subcommand. The function that it returns ends it and counts
-// the operation.
-func startCommand(ctx context.Context, t *datadog.Client, c *Command) (context.Context, func(value any, err error)) {
+// startCommand starts the span of a subcommand. The returned function ends the span and counts the
+// operation.
+func startCommand(ctx context.Context, client *datadog.Client, c *Command) (context.Context, func(value any, err error)) {
 	began := time.Now()
-	ctx, span := t.StartSpan(ctx, "app.command", "custom", c.Route)
+	ctx, span := client.StartSpan(ctx, "app.command", "custom", c.Route)
 	span.SetTag("operation", c.Name)
 	return ctx, func(value any, err error) {
 		kind := failureKind{name: "ok"}
@@ -47,31 +75,32 @@ func startCommand(ctx context.Context, t *datadog.Client, c *Command) (context.C
 		case outcomeOf(value) == outage:
 			kind, err = unavailable, datadog.StatusError(outage.status)
 		}
-		countOperation(t, c.Name, "cli", kind, time.Since(began))
+		countOperation(client, c.Name, "cli", kind, time.Since(began))
 		span.SetError(err)
 		span.Finish()
 	}
 }
 
-// countReports counts what became of items that were seen.
-func countReports(t *datadog.Client, items int, stats historyStats) {
-	t.Count("app.reports.stored", float64(stats.reports))
-	t.Count("app.reports.updated", float64(stats.updated))
-	t.Count("app.reports.unchanged", float64(items-stats.reports-stats.updated))
+// countReports counts the reports that were stored, updated or left alone for so many items.
+func countReports(client *datadog.Client, items int, stats historyStats) {
+	client.Count("app.reports.stored", float64(stats.reports))
+	client.Count("app.reports.updated", float64(stats.updated))
+	client.Count("app.reports.unchanged", float64(items-stats.reports-stats.updated))
 }
 
-// observePool sets the gauges of the connections to PostgreSQL. Services on one agent are told apart by
-// their containers, not by a tag that is another one after each start.
-func observePool(t *datadog.Client, pool *pgxpool.Pool) {
+// observePool sets the gauges of the connections to PostgreSQL. Datadog distinguishes services on the same
+// agent by their containers; a tag per process would create new series with each start.
+func observePool(client *datadog.Client, pool *pgxpool.Pool) {
 	stat := pool.Stat()
-	t.Gauge("app.pool.acquired", float64(stat.AcquiredConns()))
-	t.Gauge("app.pool.idle", float64(stat.IdleConns()))
-	t.Gauge("app.pool.total", float64(stat.TotalConns()))
-	t.Gauge("app.pool.max", float64(stat.MaxConns()))
-	t.Gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
+	client.Gauge("app.pool.acquired", float64(stat.AcquiredConns()))
+	client.Gauge("app.pool.idle", float64(stat.IdleConns()))
+	client.Gauge("app.pool.total", float64(stat.TotalConns()))
+	client.Gauge("app.pool.max", float64(stat.MaxConns()))
+	client.Gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
 }
 
-// watch sets the gauges of a service, those of the queue every few seconds, until the context ends.
+// watch sets the gauges of a service until the context ends. It asks PostgreSQL for those of the queue only
+// every few seconds.
 func (app *App) watch(ctx context.Context) {
 	if !app.telemetry.MetricsEnabled() {
 		return
@@ -89,7 +118,7 @@ func (app *App) watch(ctx context.Context) {
 	}
 }
 
-// queueLength counts what is queued, and says for how many seconds the oldest is.
+// queueLength returns the number of queued occurrences and the age of the oldest one in seconds.
 func (s *Store) queueLength(ctx context.Context) (length, oldest float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

@@ -344,7 +344,7 @@ func TestLossesAreToldNowAndThen(t *testing.T) {
 }
 
 func logTo(lines *datadogtest.LogLines) *slog.Logger {
-	return slog.New(NewLogHandler(lines, false, slog.LevelInfo, Settings{Service: "app"}))
+	return slog.New(NewLogHandler(lines, slog.LevelInfo, Settings{Service: "app"}))
 }
 
 // dropped sums up what was logged as dropped.

@@ -2,198 +2,113 @@ package datadog
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
-
-	"app/internal/rawjson"
 )
 
-// newLogHandler returns a handler that writes lines as Datadog reads them: JSON with timestamp,
-// level and message, and, always at the root, who logs (dd.service, dd.env, dd.version) and in
-// which span (dd.trace_id, dd.span_id). For a terminal it writes plain text without those.
-func NewLogHandler(w io.Writer, terminal bool, level slog.Leveler, settings Settings) slog.Handler {
+// NewLogHandler returns a handler that writes records of at least the level to w, as lines of JSON.
+//
+// Datadog recognizes the keys timestamp, level, message and, for an attribute "error", error.message. Each
+// line also has dd.service, dd.env and dd.version from the settings and, if the context carries a span,
+// dd.trace_id and dd.span_id. These stay at the root even if the logger has open groups.
+func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Handler {
 	id := settings.identity()
-	if terminal {
-		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: shortTime})
-	}
-	h := &logHandler{out: w, mu: &sync.Mutex{}, level: level}
+	var attrs []slog.Attr
 	for _, tag := range []spanTag{{"dd.service", id.service}, {"dd.env", id.env}, {"dd.version", id.version}} {
 		if tag.value != "" {
-			h.root = appendAttr(h.root, slog.String(tag.key, tag.value))
+			attrs = append(attrs, slog.String(tag.key, tag.value))
 		}
 	}
-	return h
+	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
+	buffer, _ := w.(*LogBuffer)
+	return &logHandler{Handler: json.WithAttrs(attrs), buffer: buffer}
 }
 
-func shortTime(groups []string, attr slog.Attr) slog.Attr {
-	if len(groups) == 0 && attr.Key == slog.TimeKey && attr.Value.Kind() == slog.KindTime {
-		attr.Value = slog.StringValue(attr.Value.Time().Format(time.TimeOnly))
+func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
+	if len(groups) > 0 {
+		return attr
+	}
+	switch attr.Key {
+	case slog.TimeKey:
+		attr.Key = "timestamp"
+	case slog.MessageKey:
+		attr.Key = "message"
+	case slog.LevelKey:
+		if level, ok := attr.Value.Any().(slog.Level); ok {
+			attr.Value = slog.StringValue(level.String()) // spares the JSONHandler a call of encoding/json
+		}
+	case "error":
+		attr.Key = "error.message"
 	}
 	return attr
 }
 
-// A logHandler writes lines of JSON. That of package slog has other names for time and message, can
-// keep nothing at the root once a group is open, and with ReplaceAttr for the names it would take a
-// tenth of the time of a quick request.
+// A logHandler is a JSONHandler that does not know of groups, so that it can add the ids of the span at
+// the root. Instead, the logHandler nests the attributes of a record itself.
 type logHandler struct {
-	out    io.Writer
-	mu     *sync.Mutex // for out
-	level  slog.Leveler
-	root   []byte     // attributes behind the message, as JSON
-	groups []logGroup // those open, the outermost first
+	slog.Handler                               // the JSONHandler
+	nest         func([]slog.Attr) []slog.Attr // puts attributes into the open groups; nil without groups
+	buffer       *LogBuffer                    // the destination, if it is a LogBuffer
 }
 
-type logGroup struct {
-	name  string
-	attrs []slog.Attr
-}
-
-// Enabled reports whether a line of the level is written.
-func (h *logHandler) Enabled(_ context.Context, level slog.Level) bool {
-	return level >= h.level.Level()
-}
-
-var logLinesSpare = sync.Pool{New: func() any { return new([1 << 10]byte) }}
-
-// Handle writes a line.
+// Handle writes the record as one line.
 func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
-	spare := logLinesSpare.Get().(*[1 << 10]byte)
-	defer logLinesSpare.Put(spare)
-	line := append(spare[:0], '{')
-	if !record.Time.IsZero() {
-		line = record.Time.AppendFormat(append(line, `"timestamp":"`...), time.RFC3339Nano)
-		line = append(line, `",`...)
+	s := SpanFrom(ctx)
+	switch {
+	case h.nest != nil:
+		var attrs []slog.Attr
+		for attr := range record.Attrs {
+			attrs = append(attrs, attr)
+		}
+		record = slog.NewRecord(record.Time, record.Level, record.Message, record.PC)
+		record.AddAttrs(h.nest(attrs)...)
+	case s != nil:
+		record = record.Clone()
 	}
-	line = append(append(append(line, `"level":"`...), record.Level.String()...), `","message":`...)
-	line = append(rawjson.AppendQuoted(line, record.Message), h.root...)
-	if len(h.groups) == 0 {
-		record.Attrs(func(attr slog.Attr) bool {
-			line = appendAttr(line, attr)
-			return true
-		})
-	} else {
-		line = appendAttr(line, h.nested(record))
+	if s != nil {
+		record.AddAttrs(slog.String("dd.trace_id", s.traceID()), slog.String("dd.span_id", strconv.FormatUint(s.id, 10)))
 	}
-	if s := SpanFrom(ctx); s != nil {
-		line = append(append(append(line, `,"dd.trace_id":"`...), s.traceID()...), `","dd.span_id":"`...)
-		line = append(strconv.AppendUint(line, s.id, 10), '"')
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	_, err := h.out.Write(append(line, "}\n"...))
-	if buffer, ok := h.out.(*LogBuffer); ok && record.Level >= slog.LevelWarn {
-		buffer.Flush()
+	err := h.Handler.Handle(ctx, record)
+	if h.buffer != nil && record.Level >= slog.LevelWarn {
+		h.buffer.Flush()
 	}
 	return err
 }
 
-// nested returns the outermost group with the record's attributes in the innermost.
-func (h *logHandler) nested(record slog.Record) slog.Attr {
-	var attrs []slog.Attr
-	record.Attrs(func(attr slog.Attr) bool {
-		attrs = append(attrs, attr)
-		return true
-	})
-	for _, group := range slices.Backward(h.groups) {
-		attrs = []slog.Attr{{Key: group.name, Value: slog.GroupValue(slices.Concat(group.attrs, attrs)...)}}
-	}
-	return attrs[0]
-}
-
-// appendAttr appends an attribute of the root as a member of a JSON object that has others.
-func appendAttr(line []byte, attr slog.Attr) []byte {
-	if attr.Key == "error" {
-		attr.Key = "error.message"
-	}
-	return appendMember(line, attr)
-}
-
-// appendMember appends an attribute, with a comma where it is not the first.
-func appendMember(line []byte, attr slog.Attr) []byte {
-	attr.Value = attr.Value.Resolve()
-	if attr.Equal(slog.Attr{}) {
-		return line
-	}
-	isGroup := attr.Value.Kind() == slog.KindGroup
-	if isGroup && attr.Key == "" {
-		for _, inner := range attr.Value.Group() {
-			line = appendMember(line, inner)
-		}
-		return line
-	}
-	before := len(line)
-	if before == 0 || line[before-1] != '{' {
-		line = append(line, ',')
-	}
-	line = append(rawjson.AppendQuoted(line, attr.Key), ':')
-	switch v := attr.Value; v.Kind() {
-	case slog.KindGroup:
-		open := len(line)
-		line = append(line, '{')
-		for _, inner := range v.Group() {
-			line = appendMember(line, inner)
-		}
-		if len(line) == open+1 {
-			return line[:before] // an empty group is left out
-		}
-		return append(line, '}')
-	case slog.KindString:
-		return rawjson.AppendQuoted(line, v.String())
-	case slog.KindInt64:
-		return strconv.AppendInt(line, v.Int64(), 10)
-	case slog.KindDuration:
-		return strconv.AppendInt(line, v.Duration().Nanoseconds(), 10)
-	case slog.KindBool:
-		return strconv.AppendBool(line, v.Bool())
-	case slog.KindUint64:
-		return strconv.AppendUint(line, v.Uint64(), 10)
-	case slog.KindTime:
-		return append(v.Time().AppendFormat(append(line, '"'), time.RFC3339Nano), '"')
-	default:
-		if err, ok := v.Any().(error); ok {
-			return rawjson.AppendQuoted(line, err.Error())
-		}
-		text, err := json.Marshal(v.Any())
-		if err != nil {
-			return rawjson.AppendQuoted(line, "!ERROR:"+err.Error())
-		}
-		return append(line, text...)
-	}
-}
-
-// WithAttrs returns a handler whose lines have the attributes, too.
+// WithAttrs returns a handler that adds the attributes to each record.
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	with := *h
-	if len(h.groups) == 0 {
-		with.root = slices.Clip(h.root)
-		for _, attr := range attrs {
-			with.root = appendAttr(with.root, attr)
-		}
-		return &with
+	if h.nest == nil {
+		with.Handler = h.Handler.WithAttrs(attrs)
+	} else {
+		with.nest = func(more []slog.Attr) []slog.Attr { return h.nest(slices.Concat(attrs, more)) }
 	}
-	with.groups = slices.Clone(h.groups)
-	last := &with.groups[len(with.groups)-1]
-	last.attrs = slices.Concat(last.attrs, attrs)
 	return &with
 }
 
-// WithGroup returns a handler that puts the attributes to come into a group.
+// WithGroup returns a handler that puts all later attributes into the group.
 func (h *logHandler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
 	}
 	with := *h
-	with.groups = append(slices.Clip(h.groups), logGroup{name: name})
+	with.nest = func(attrs []slog.Attr) []slog.Attr {
+		attrs = []slog.Attr{slog.GroupAttrs(name, attrs...)}
+		if h.nest == nil {
+			return attrs
+		}
+		return h.nest(attrs)
+	}
 	return &with
 }
 
-// A logBuffer gathers lines for a moment, because a system call for each costs as much as a quick
-// request. What is worth a warning goes out at once, with what is before it.
+// A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system
+// call for each line costs as much as a fast request. A handler from NewLogHandler flushes the buffer
+// after each record of level WARN and above. The owner calls Flush before the program ends.
 type LogBuffer struct {
 	Out io.Writer
 
@@ -206,6 +121,7 @@ const (
 	logSize  = 32 << 10
 )
 
+// Write adds a line to the buffer.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,6 +135,7 @@ func (b *LogBuffer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// Flush writes the collected lines to Out.
 func (b *LogBuffer) Flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -227,7 +144,7 @@ func (b *LogBuffer) Flush() {
 
 func (b *LogBuffer) flushLocked() {
 	if len(b.lines) > 0 {
-		_, _ = b.Out.Write(b.lines) // there is no better place to complain
+		_, _ = b.Out.Write(b.lines) // an error of the log cannot be logged
 		b.lines = b.lines[:0]
 	}
 }

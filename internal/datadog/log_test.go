@@ -21,7 +21,7 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 	var out bytes.Buffer
 	handler := func(*testing.T) slog.Handler {
 		out.Reset()
-		return NewLogHandler(&out, false, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"})
+		return NewLogHandler(&out, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"})
 	}
 	slogtest.Run(t, handler, func(t *testing.T) map[string]any {
 		var line map[string]any
@@ -37,8 +37,8 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 
 func TestLogLine(t *testing.T) {
 	t.Parallel()
-	telemetry := &Client{printer: &tracePrinter{out: io.Discard}}
-	ctx, s := telemetry.StartSpan(t.Context(), "step", "custom", "thing")
+	client := &Client{printer: &tracePrinter{out: io.Discard}}
+	ctx, s := client.StartSpan(t.Context(), "step", "custom", "thing")
 	span := map[string]any{"dd.trace_id": s.traceID(), "dd.span_id": strconv.FormatUint(s.id, 10)}
 	for _, tt := range []struct {
 		name string
@@ -61,7 +61,7 @@ func TestLogLine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			tt.log(tt.ctx, slog.New(NewLogHandler(&out, false, slog.LevelInfo, Settings{Service: "app", Env: "prod", Version: "1.2.3"})))
+			tt.log(tt.ctx, slog.New(NewLogHandler(&out, slog.LevelInfo, Settings{Service: "app", Env: "prod", Version: "1.2.3"})))
 			var got map[string]any
 			require.NoError(t, json.Unmarshal(out.Bytes(), &got))
 			_, err := time.Parse(time.RFC3339Nano, got["timestamp"].(string))
@@ -81,11 +81,26 @@ func TestLogLine(t *testing.T) {
 	}
 }
 
-func TestLogOnATerminal(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	log := slog.New(NewLogHandler(&out, true, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"}))
-	log.Debug("hidden")
-	log.Info("done", "duration", 1500*time.Microsecond)
-	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())
+// BenchmarkLogHandler writes the line that the service logs for each request.
+func BenchmarkLogHandler(b *testing.B) {
+	client := &Client{printer: &tracePrinter{out: io.Discard}}
+	traced, _ := client.StartSpan(b.Context(), "http.request", "web", "GET /which")
+	handler := NewLogHandler(io.Discard, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"})
+	for name, ctx := range map[string]context.Context{"plain": b.Context(), "in a span": traced} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				line := slog.NewRecord(time.Now(), slog.LevelInfo, "request", 0)
+				line.AddAttrs(
+					slog.String("operation", "which"),
+					slog.String("http.method", "GET"),
+					slog.Int("http.status_code", 200),
+					slog.Duration("duration", 25*time.Microsecond),
+					slog.Duration("upstream_duration", 0),
+					slog.String("http.request_id", "0d9f8e5c-7c1c-4f2e-9f51-0b9d7e3f1a2b"),
+				)
+				_ = handler.Handle(ctx, line)
+			}
+		})
+	}
 }
