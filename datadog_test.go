@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,7 +28,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// newObserved starts a service that sends to an agent.
+// newObserved starts a service that sends to a fake agent.
 func newObserved(t *testing.T, change ...func(*Config)) (*fixture, *datadogtest.Agent) {
 	t.Helper()
 	agent := datadogtest.New(t)
@@ -78,7 +80,7 @@ func TestTraceOfARequest(t *testing.T) {
 		ids[s.SpanID] = true
 	}
 	for _, s := range trace[1:] {
-		assert.True(t, ids[s.ParentID], "%s hangs in the air", s.Resource)
+		assert.True(t, ids[s.ParentID], "%s has no parent in the trace", s.Resource)
 		if s.Type == "sql" {
 			assert.NotContains(t, s.Resource, item, "placeholders only")
 		}
@@ -101,7 +103,7 @@ func TestTraceOfARequest(t *testing.T) {
 	assert.InDelta(t, float64(root.Duration), all, float64(50*time.Millisecond))
 }
 
-// Only what is the service's own fault is an error.
+// A span has failed only if the service or Rollbar is at fault, not the caller.
 func TestTraceOfAFailure(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -130,7 +132,7 @@ func TestTraceOfAFailure(t *testing.T) {
 	assert.Equal(t, maxAttempts, attempts, "each attempt is a span")
 }
 
-// What a request is about is its route, whatever becomes of it.
+// The resource of a request is its route, also if the request is refused.
 func TestResourcesOfRequests(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -150,7 +152,7 @@ func TestResourcesOfRequests(t *testing.T) {
 	}
 }
 
-// A panic's trace says what it was, which the answer does not.
+// The trace of a panic has its message, which the response does not show.
 func TestTraceOfAPanic(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -163,7 +165,7 @@ func TestTraceOfAPanic(t *testing.T) {
 	assert.Contains(t, root.Meta["error.stack"], "TestTraceOfAPanic")
 }
 
-// A caller's trace goes on here and at Rollbar, with its priority and what others put there.
+// A caller's trace continues in the service and at Rollbar, with its priority and the state of other vendors.
 func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -185,8 +187,8 @@ func TestTraceGoesThrough(t *testing.T) {
 			call = s
 		}
 	}
-	assert.Equal(t, "00-"+id+"-"+datadog.Hex64(call.SpanID)+"-01", header.Get("Traceparent"))
-	assert.Equal(t, "dd=s:2;p:"+datadog.Hex64(call.SpanID)+";t.tid:"+id[:16]+",other=1", header.Get("Tracestate"))
+	assert.Equal(t, fmt.Sprintf("00-%s-%016x-01", id, call.SpanID), header.Get("Traceparent"))
+	assert.Equal(t, fmt.Sprintf("dd=s:2;p:%016x;t.tid:%s,other=1", call.SpanID, id[:16]), header.Get("Tracestate"))
 	assert.Equal(t, "2", header.Get("X-Datadog-Sampling-Priority"))
 }
 
@@ -194,7 +196,7 @@ func TestTraceOfADelivery(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
-	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "a header keeps nothing from being recorded")
+	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "an invalid header does not prevent recording")
 	agent.Trace("POST /items")
 	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7", "X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
@@ -208,7 +210,7 @@ func TestTraceOfADelivery(t *testing.T) {
 	agent.Metric("app.queue.delivered")
 }
 
-// A create is one trace in one piece: what is left to do after the answer is no part of it.
+// A create is one complete trace. Work that follows the response is not part of it.
 func TestTraceOfACreate(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -218,13 +220,15 @@ func TestTraceOfACreate(t *testing.T) {
 	assert.NotZero(t, kinds(trace)["sql"])
 	agent.Metric("app.queue.delivered")
 	f.call("GET", "/last", "")
-	for next := datadogtest.Receive(t, agent.Traces); next[0].Resource != "GET (no route)"; next = datadogtest.Receive(t, agent.Traces) {
+	for last := false; !last; {
+		next := datadogtest.Receive(t, agent.Traces)
 		assert.NotEqual(t, trace[0].ID128(), next[0].ID128())
+		last = next[0].Resource == "GET (no route)"
 	}
 }
 
-// Who shares another's call or statement sees in the own trace how long that took, and which it was.
-// It counts goroutines of the whole process, and therefore runs alone.
+// A request that shares the call of another one has a span for the wait, with the id of the other trace. The
+// test counts goroutines of the whole process and therefore runs alone.
 func TestTraceOfSharedWork(t *testing.T) {
 	f, agent := newObserved(t)
 	f.sandbox.FailOnly("GET /items", 1, sandbox.Slow)
@@ -261,7 +265,7 @@ func TestTraceOfSharedWork(t *testing.T) {
 	}
 }
 
-// stacks are the call stacks of all goroutines.
+// stacks returns the call stacks of all goroutines.
 func stacks() string {
 	text := make([]byte, 4<<20)
 	return string(text[:runtime.Stack(text, true)])
@@ -310,7 +314,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	assert.EqualValues(t, 2, queued)
 }
 
-// Each value of a tag is a series that costs: there are few.
+// Datadog charges for each combination of tags, so tags have values from short lists.
 func TestMetricsHaveFewTags(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -334,16 +338,18 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	for _, c := range commands {
 		valid["operation"] = append(valid["operation"], c.Name)
 	}
-	agent.Metric("app.operations", "operation:reports.clean")
-	for _, metric := range datadogtest.Drained(agent.Metrics) {
+	seen := map[string]bool{}
+	for _, metric := range agent.MetricsUntil("app.operations", "operation:reports.clean") {
+		seen[metric.Name] = true
 		for _, tag := range metric.Tags {
 			key, value, _ := strings.Cut(tag, ":")
-			assert.Contains(t, valid[key], value, metric.Name)
+			assert.Contains(t, valid[key], value, "%s of %s", tag, metric.Name)
 		}
 	}
+	assert.Subset(t, slices.Collect(maps.Keys(seen)), []string{"app.operations", "app.operations.latency", "app.rollbar.calls", "app.rollbar.rate_limit_remaining", "app.reports.stored", "app.queue.delivered"})
 }
 
-// What the agent gets and what is logged holds no token, no query and no literal.
+// Traces, metrics and logs contain no token, no query and no literal of a statement.
 func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -352,10 +358,10 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	f.call("GET", "/reports?q=hushhush", "")
 	f.sandbox.SetFault(sandbox.Down)
 	f.call("GET", "/items?query=hushhush", "")
-	f.call("GET", "/reports?level=hushhush", "", "Authorization", "Bearer wrong-secret")
-	agent.Metric("app.operations", "outcome:unavailable")
-	f.call("GET", "/last", "")
+	f.do("GET", "/reports?level=hushhush", "", "Authorization", "Bearer wrong-secret").requireProblem(401, "auth")
 	var text strings.Builder
+	require.NoError(t, json.NewEncoder(&text).Encode(agent.MetricsUntil("app.operations", "outcome:auth")))
+	f.call("GET", "/last", "")
 	for last := false; !last; {
 		trace := datadogtest.Receive(t, agent.Traces)
 		last = trace[0].Resource == "GET (no route)"
@@ -369,7 +375,7 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	}
 }
 
-// The real program as a subcommand: its trace and its metrics are out when it ends.
+// The real program as a subcommand has sent its trace and its metrics when it ends.
 func TestTelemetryOfASubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
@@ -385,7 +391,7 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	assert.Equal(t, "custom", trace[0].Type)
 	assert.Equal(t, "test", trace[0].Meta["env"])
 	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
-	agent.Metric("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
+	metrics := agent.MetricsUntil("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
 
 	for _, tt := range []struct {
 		args                         []string
@@ -402,14 +408,14 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 		root := agent.Trace(tt.resource)[0]
 		assert.EqualValues(t, 1, root.Error)
 		assert.Equal(t, "custom", root.Type)
-		agent.Metric("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)
+		metrics = append(metrics, agent.MetricsUntil("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)...)
 	}
-	for _, metric := range datadogtest.Drained(agent.Metrics) {
-		assert.NotRegexp(t, `^(runtime|app\.pool)\.`, metric.Name, "these are the service's")
+	for _, metric := range metrics {
+		assert.NotRegexp(t, `^(runtime|app\.pool)\.`, metric.Name, "only the service sends these")
 	}
 }
 
-// With APP_URL the subcommand and the server are in one trace.
+// With APP_URL, the spans of the subcommand and of the server belong to one trace.
 func TestTraceAcrossProcesses(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -419,7 +425,7 @@ func TestTraceAcrossProcesses(t *testing.T) {
 	assert.Equal(t, one[0].ID128(), two[0].ID128())
 }
 
-// An agent that takes connections and never answers holds up a subcommand for a second at most.
+// An agent that never answers delays the end of a subcommand by one second at most, and of the service by five.
 func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -431,7 +437,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	defer close(release)
 	began := time.Now()
 	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
-	assert.Less(t, time.Since(began), 4*time.Second) // one, and what a loaded machine adds
+	assert.Less(t, time.Since(began), 4*time.Second) // one, and some for a loaded machine
 
 	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true", "DATABASE_URL=" + devpgtest.Schema(t)})
 	res, err := http.Get(p.url + "/which")
@@ -440,10 +446,10 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	began = time.Now()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	assert.Zero(t, p.wait())
-	assert.Less(t, time.Since(began), 9*time.Second) // five, and so on
+	assert.Less(t, time.Since(began), 9*time.Second) // five, and some for a loaded machine
 }
 
-// With an agent that hangs, requests are answered as ever.
+// An agent that hangs does not delay requests.
 func TestRequestsWithAnAgentThatHangs(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -458,11 +464,10 @@ func TestRequestsWithAnAgentThatHangs(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	assert.Less(t, time.Since(began), waitLimit, "one who waits for the agent waits for 5 s")
+	assert.Less(t, time.Since(began), waitLimit, "a request that waits for the agent takes 5 s")
 }
 
-// The real service with the real delays: it says soon that its agent is absent, once, and goes on
-// when the agent comes.
+// The real service with the real delays logs once that its agent is missing, and sends when the agent is back.
 func TestServeWithoutItsAgent(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
@@ -480,9 +485,9 @@ func TestServeWithoutItsAgent(t *testing.T) {
 		res.Body.Close()
 	}
 	get()
-	const line = "the Datadog agent does not take everything"
+	const line = "Datadog agent did not accept all data"
 	require.Eventually(t, func() bool { return strings.Contains(p.stdout(), line) }, waitLimit, waitTick)
-	assert.Less(t, time.Since(began), 15*time.Second) // ten, and what a loaded machine adds
+	assert.Less(t, time.Since(began), 15*time.Second) // ten, and some for a loaded machine
 
 	agent.Listen(datadogtest.ListenTCP(t, agent.Address))
 	socket, err := net.ListenPacket(packets.Network(), packets.String())
@@ -495,17 +500,23 @@ func TestServeWithoutItsAgent(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(p.stdout(), line))
 }
 
-// Off means off: no part of all this runs.
-func TestServeWithTelemetryOff(t *testing.T) {
-	t.Parallel()
-	p := startServe(t, []string{"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true", "DD_ENV=prod", "DD_TAGS=a:b", "DD_AGENT_HOST="})
-	res, err := http.Get(p.url + "/check")
-	require.NoError(t, err)
-	res.Body.Close()
-	require.NoError(t, p.cmd.Process.Signal(syscall.SIGQUIT)) // prints all goroutines
-	p.wait()
-	assert.Contains(t, p.stderr(), "main.serveUntilDone")
-	assert.NotRegexp(t, `telemetry|traceSender|metricSender|pgxTracer|\(\*App\)\.watch`, p.stderr())
+// Without the address of an agent there is no client. Nothing is traced, and no metrics are gathered.
+func TestTelemetryOff(t *testing.T) {
+	t.Setenv("DD_ENV", "prod")
+	t.Setenv("DD_TAGS", "a:b")
+	t.Setenv("DD_AGENT_HOST", "")
+	f := newFixture(t, 1)
+	require.Equal(t, "prod", f.config.telemetry.Env)
+	require.Equal(t, 200, f.get("/items").status)
+	assert.Nil(t, f.app.telemetry)
+	assert.Nil(t, f.app.store.pool.Config().ConnConfig.Tracer)
+	assert.IsType(t, &maskingTransport{}, f.app.rollbar.client.Transport)
+	watched := make(chan struct{})
+	go func() { defer close(watched); f.app.watch(t.Context()) }()
+	datadogtest.Receive(t, watched) // it ended at once
+	for _, line := range f.log.Lines() {
+		assert.NotContains(t, line, "dd.trace_id")
+	}
 }
 
 func TestLogOnATerminal(t *testing.T) {
@@ -519,7 +530,7 @@ func TestLogOnATerminal(t *testing.T) {
 	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())
 }
 
-// serve -trace shows where the time went, without any agent.
+// serve -trace prints traces without an agent.
 func TestServeTrace(t *testing.T) {
 	t.Parallel()
 	p := startServe(t, []string{"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true"}, "-trace")
@@ -541,7 +552,7 @@ func TestBadDatadogSettings(t *testing.T) {
 	assert.Contains(t, stderr.String(), "DD_TRACE_AGENT_URL must be like http://host:8126")
 }
 
-// agentSettings are those of a service that sends to the agent, often.
+// agentSettings returns settings of a client that sends to the agent every millisecond.
 func agentSettings(a *datadogtest.Agent) datadog.Settings {
 	return datadog.Settings{
 		TraceAgentURL: "http://" + a.Address,

@@ -305,6 +305,6 @@ func (l *lossLog) tell() {
 	if dropped == nil {
 		return
 	}
-	l.log.Warn("the Datadog agent does not take everything", append(dropped, "reason", strings.Join(reasons, "; "))...)
+	l.log.Warn("Datadog agent did not accept all data", append(dropped, "reason", strings.Join(reasons, "; "))...)
 	l.told = time.Now()
 }

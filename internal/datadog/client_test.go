@@ -254,7 +254,7 @@ func TestAgentThatDiesAndReturns(t *testing.T) {
 	agent.Die()
 	send("meanwhile")
 	line := awaitDropped(t, &log, "spans")
-	assert.Equal(t, "the Datadog agent does not take everything", line["message"])
+	assert.Equal(t, "Datadog agent did not accept all data", line["message"])
 	assert.Equal(t, "WARN", line["level"])
 	assert.Positive(t, line["dropped_spans"]) // the answer to the one before may have been lost, too
 	assert.Contains(t, line["reason"], "connection refused")

@@ -1,3 +1,4 @@
+// Package datadogtest has a fake Datadog agent for tests.
 package datadogtest
 
 import (
@@ -20,22 +21,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An agentStandIn takes what a Datadog agent takes, on loopback, and refuses what that refuses or
-// would throw away in silence.
+// An Agent is a fake Datadog agent on the loopback interface. It fails the test if it receives data that the
+// real agent rejects or silently discards.
 type Agent struct {
-	T       testing.TB
-	Traces  chan []Span // the taken ones
-	Metrics chan Metric
-	Calls   chan struct{} // one for each request, as it comes
-	Address string        // for traces
-	Packets net.PacketConn
+	Traces  chan []Span    // the received traces
+	Metrics chan Metric    // the received metrics
+	Calls   chan struct{}  // one value for each request, sent when it arrives
+	Address string         // of the trace API
+	Packets net.PacketConn // the socket for metrics
 
+	t      testing.TB
 	mu     sync.Mutex
 	server *http.Server
-	answer func(w http.ResponseWriter, r *http.Request) bool // may answer instead; nil: never
+	answer func(w http.ResponseWriter, r *http.Request) bool // see AnswerWith; may be nil
 }
 
-// An agentSpan is a span as the agent decodes it: other types than these are refused.
+// A Span is a span as the agent decodes it. The types of the fields are part of the protocol.
 type Span struct {
 	TraceID  uint64             `json:"trace_id"`
 	SpanID   uint64             `json:"span_id"`
@@ -51,19 +52,19 @@ type Span struct {
 	Metrics  map[string]float64 `json:"metrics"`
 }
 
-// id is the trace's id with all its digits. Only the first span of a trace knows them.
+// ID128 returns the trace id as 32 hexadecimal digits. Only the first span of a trace has all of them.
 func (s Span) ID128() string { return s.Meta["_dd.p.tid"] + fmt.Sprintf("%016x", s.TraceID) }
 
-// An agentMetric is one DogStatsD message.
+// A Metric is a DogStatsD message.
 type Metric struct {
 	Name   string
-	Kind   string
+	Kind   string // c, g or d
 	Values []float64
 	Rate   float64
 	Tags   []string // sorted
 }
 
-// newAgent starts an agent on free ports.
+// New starts a fake agent on free ports. It ends with the test.
 func New(t testing.TB) *Agent {
 	t.Helper()
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -71,6 +72,7 @@ func New(t testing.TB) *Agent {
 	return Start(t, ListenTCP(t, "127.0.0.1:0"), packets)
 }
 
+// ListenTCP listens on the address, whose port may be 0.
 func ListenTCP(t testing.TB, address string) net.Listener {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
@@ -78,9 +80,11 @@ func ListenTCP(t testing.TB, address string) net.Listener {
 	return listener
 }
 
+// Start starts a fake agent that receives traces from the listener and metrics from the packets. It ends with
+// the test.
 func Start(t testing.TB, listener net.Listener, packets net.PacketConn) *Agent {
 	a := &Agent{
-		T:       t,
+		t:       t,
 		Traces:  make(chan []Span, 10_000),
 		Metrics: make(chan Metric, 100_000),
 		Calls:   make(chan struct{}, 10_000),
@@ -98,29 +102,30 @@ func Start(t testing.TB, listener net.Listener, packets net.PacketConn) *Agent {
 	return a
 }
 
-// listen begins to take traces, again after die.
+// Listen makes the agent receive traces from the listener. A test calls it after Die.
 func (a *Agent) Listen(listener net.Listener) {
 	server := &http.Server{Handler: a}
 	a.mu.Lock()
 	a.server = server
 	a.mu.Unlock()
-	go func() { _ = server.Serve(listener) }() // until die
+	go func() { _ = server.Serve(listener) }() // until Die
 }
 
-// die ends the listener and all connections.
+// Die closes the listener and all connections for traces.
 func (a *Agent) Die() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.server.Close()
 }
 
-// answerWith lets the function answer those requests for which it returns true.
+// AnswerWith makes the function answer the requests for traces. If it returns false, the agent answers as usual.
 func (a *Agent) AnswerWith(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.answer = answer
 }
 
+// ServeHTTP is the trace API.
 func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.Calls <- struct{}{}
 	a.mu.Lock()
@@ -131,7 +136,7 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	traces, err := decodeTraces(r)
 	if err != nil {
-		a.T.Error("the agent refuses: ", err)
+		a.t.Error("the agent would reject: ", err)
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -141,19 +146,19 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, `{"rate_by_service":{}}`)
 }
 
-// decodeTraces reads a request as the agent does, and reports what it would not take.
+// decodeTraces decodes a request as the agent does. The error says what the agent would reject.
 func decodeTraces(r *http.Request) ([][]Span, error) {
 	for _, name := range []string{"Content-Encoding", "Datadog-Client-Computed-Top-Level", "Datadog-Client-Computed-Stats"} {
 		if r.Header.Get(name) != "" {
-			return nil, fmt.Errorf("the header %s", name)
+			return nil, fmt.Errorf("header %s must not be set", name)
 		}
 	}
 	if r.URL.Path != "/v0.4/traces" || r.Header.Get("Content-Type") != "application/json" {
-		return nil, fmt.Errorf("%s as %s", r.URL.Path, r.Header.Get("Content-Type"))
+		return nil, fmt.Errorf("path %s with content type %q", r.URL.Path, r.Header.Get("Content-Type"))
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 25<<20+1))
 	if err != nil || len(body) > 25<<20 {
-		return nil, fmt.Errorf("a body of %d bytes: %w", len(body), err)
+		return nil, fmt.Errorf("body of %d bytes: %w", len(body), err)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
@@ -162,7 +167,7 @@ func decodeTraces(r *http.Request) ([][]Span, error) {
 		return nil, err
 	}
 	if r.Header.Get("X-Datadog-Trace-Count") != strconv.Itoa(len(traces)) {
-		return nil, errors.New("another number of traces than in the header")
+		return nil, errors.New("X-Datadog-Trace-Count is not the number of traces")
 	}
 	for _, trace := range traces {
 		if err := checkTrace(trace); err != nil {
@@ -174,7 +179,7 @@ func decodeTraces(r *http.Request) ([][]Span, error) {
 
 func checkTrace(trace []Span) error {
 	if len(trace) == 0 {
-		return errors.New("a trace without spans")
+		return errors.New("trace without spans")
 	}
 	first := trace[0]
 	present := map[uint64]bool{}
@@ -182,9 +187,9 @@ func checkTrace(trace []Span) error {
 	for _, s := range trace {
 		switch {
 		case present[s.SpanID]:
-			return fmt.Errorf("span id %d twice", s.SpanID)
+			return fmt.Errorf("duplicate span id %d", s.SpanID)
 		case s.TraceID != first.TraceID:
-			return errors.New("two trace ids in one trace")
+			return errors.New("different trace ids in one trace")
 		}
 		if err := checkSpan(s); err != nil {
 			return fmt.Errorf("%s %q: %w", s.Name, s.Resource, err)
@@ -201,11 +206,11 @@ func checkTrace(trace []Span) error {
 	case !hasPriority:
 		return errors.New("no sampling priority on the first span")
 	case present[first.ParentID]:
-		return errors.New("the first span is not a top-level span")
-	case topmost > 1 && len(trace) < 6000: // of a very long trace, parts leave before
-		return fmt.Errorf("%d spans have no parent among them", topmost)
+		return errors.New("first span has its parent in the trace")
+	case topmost > 1 && len(trace) < 6000: // a larger trace may be only a part
+		return fmt.Errorf("%d spans have no parent in the trace", topmost)
 	case has128bits && (len(tid) != 16 || tid == "0000000000000000"):
-		return errors.New("no upper half of the trace id on the first span")
+		return errors.New("bad _dd.p.tid on the first span")
 	}
 	return nil
 }
@@ -215,25 +220,25 @@ var spanName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.]{0,99}$`)
 func checkSpan(s Span) error {
 	switch age := time.Since(time.Unix(0, s.Start)); {
 	case s.TraceID == 0 || s.SpanID == 0 || s.ParentID == s.SpanID:
-		return errors.New("a bad id")
+		return errors.New("bad id")
 	case !spanName.MatchString(s.Name) || s.Service == "" || s.Type == "" || s.Resource == "" || len(s.Resource) > 5000:
-		return errors.New("a bad name, service, type or resource")
+		return errors.New("bad name, service, type or resource")
 	case age < 0 || age > time.Hour || s.Duration < 0:
-		return errors.New("a bad time")
+		return errors.New("bad start or duration")
 	case s.Error != 0 && s.Error != 1:
-		return errors.New("error is neither 0 nor 1")
+		return errors.New("bad error")
 	case strings.ContainsAny(s.Meta["http.url"], "?@"):
-		return errors.New("a URL with a query or a user")
+		return errors.New("http.url with a query or a user")
 	}
 	if status, has := s.Meta["http.status_code"]; has {
 		if n, err := strconv.Atoi(status); err != nil || n < 100 || n > 599 {
-			return errors.New("a bad http.status_code")
+			return errors.New("bad http.status_code")
 		}
 	}
 	return nil
 }
 
-// readPackets takes datagrams until the socket is closed.
+// readPackets receives metrics until the socket is closed.
 func (a *Agent) readPackets() {
 	limit := 1432
 	if a.Packets.LocalAddr().Network() == "unixgram" {
@@ -245,13 +250,13 @@ func (a *Agent) readPackets() {
 		if err != nil {
 			return
 		}
-		assert.LessOrEqual(a.T, n, limit, "size of a packet")
+		assert.LessOrEqual(a.t, n, limit, "size of a packet")
 		for line := range strings.SplitSeq(string(buf[:n]), "\n") {
 			metric, err := ParseMetric(line)
-			assert.NoError(a.T, err)
+			assert.NoError(a.t, err)
 			select {
 			case a.Metrics <- metric:
-			default: // nobody looks at them
+			default: // the test does not read metrics
 			}
 		}
 	}
@@ -259,6 +264,7 @@ func (a *Agent) readPackets() {
 
 var metricMessage = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9_.]{0,199}):([0-9.:-]+)\|([cgd])(?:\|@(0\.\d+))?\|#([^|]+)$`)
 
+// ParseMetric parses a DogStatsD message and rejects what the agent rejects.
 func ParseMetric(line string) (Metric, error) {
 	parts := metricMessage.FindStringSubmatch(line)
 	if parts == nil {
@@ -274,24 +280,24 @@ func ParseMetric(line string) (Metric, error) {
 		metric.Values = append(metric.Values, value)
 	}
 	if parts[4] != "" {
-		metric.Rate, _ = strconv.ParseFloat(parts[4], 64) // the pattern has seen to it
+		metric.Rate, _ = strconv.ParseFloat(parts[4], 64) // the pattern allows only numbers
 	}
 	return metric, nil
 }
 
-// receive returns the next value, or fails the test where none comes.
+// Receive returns the next value. It fails the test if there is none for 20 seconds.
 func Receive[T any](t testing.TB, from <-chan T) T {
 	t.Helper()
 	select {
 	case value := <-from:
 		return value
 	case <-time.After(20 * time.Second):
-		require.FailNow(t, "nothing came")
+		require.FailNow(t, "no value was received")
 		panic("unreachable")
 	}
 }
 
-// drained returns the values that are there already.
+// Drained returns the values that were received but not read yet.
 func Drained[T any](from <-chan T) (values []T) {
 	for {
 		select {
@@ -303,71 +309,75 @@ func Drained[T any](from <-chan T) (values []T) {
 	}
 }
 
-// hang lets the agent take no more answers until the test is over.
+// Hang makes the agent leave requests for traces unanswered until the end of the test.
 func (a *Agent) Hang() {
 	over := make(chan struct{})
-	a.T.Cleanup(func() { close(over) })
+	a.t.Cleanup(func() { close(over) })
 	a.AnswerWith(func(http.ResponseWriter, *http.Request) bool {
 		<-over
 		return true
 	})
 }
 
-// A logLines keeps log lines.
-type LogLines struct {
-	Mu   sync.Mutex
-	Text bytes.Buffer
-}
-
-func (b *LogLines) Write(line []byte) (int, error) {
-	b.Mu.Lock()
-	defer b.Mu.Unlock()
-	return b.Text.Write(line)
-}
-
-func (b *LogLines) Lines() (lines []map[string]any) {
-	b.Mu.Lock()
-	defer b.Mu.Unlock()
-	for line := range bytes.Lines(b.Text.Bytes()) {
-		var fields map[string]any
-		if err := json.Unmarshal(line, &fields); err != nil {
-			panic(err)
-		}
-		lines = append(lines, fields)
-	}
-	return lines
-}
-
 // Trace returns the next trace whose first span has the resource.
 func (a *Agent) Trace(resource string) []Span {
-	a.T.Helper()
+	a.t.Helper()
 	for {
-		if trace := Receive(a.T, a.Traces); trace[0].Resource == resource {
+		if trace := Receive(a.t, a.Traces); trace[0].Resource == resource {
 			return trace
 		}
 	}
 }
 
-// Metric returns the next message with the name and all the tags.
+// Metric returns the next metric with the name and all of the tags. It discards the metrics before that one.
 func (a *Agent) Metric(name string, tags ...string) Metric {
-	a.T.Helper()
+	a.t.Helper()
+	metrics := a.MetricsUntil(name, tags...)
+	return metrics[len(metrics)-1]
+}
+
+// MetricsUntil returns the metrics up to and including the next one with the name and all of the tags.
+func (a *Agent) MetricsUntil(name string, tags ...string) (metrics []Metric) {
+	a.t.Helper()
 	for began := time.Now(); time.Since(began) < 20*time.Second; {
-		metric := Receive(a.T, a.Metrics)
-		if metric.Name == name && len(intersection(metric.Tags, tags)) == len(tags) {
-			return metric
+		metric := Receive(a.t, a.Metrics)
+		metrics = append(metrics, metric)
+		missing := slices.ContainsFunc(tags, func(tag string) bool { return !slices.Contains(metric.Tags, tag) })
+		if metric.Name == name && !missing {
+			return metrics
 		}
 	}
-	require.FailNow(a.T, "there is no such metric", "%s %v", name, tags)
+	require.FailNow(a.t, "metric was not received", "%s %v", name, tags)
 	panic("unreachable")
 }
 
-func intersection(a, b []string) (both []string) {
-	for _, x := range a {
-		for _, y := range b {
-			if x == y {
-				both = append(both, x)
-			}
+// LogLines keeps lines of JSON. Its zero value is ready for use as the destination of a log.
+type LogLines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *LogLines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+// String returns the lines as they were written.
+func (l *LogLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Lines returns the lines as JSON objects.
+func (l *LogLines) Lines() (lines []map[string]any) {
+	for line := range strings.Lines(l.String()) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			panic(err)
 		}
+		lines = append(lines, fields)
 	}
-	return both
+	return lines
 }
