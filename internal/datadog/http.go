@@ -14,12 +14,13 @@ import (
 	"time"
 )
 
-// startRequest begins the span of a request that we answer, within the caller's trace if it has one.
-func (t *Client) StartRequest(r *http.Request) (context.Context, *Span) {
-	if !t.tracing() {
+// StartRequest starts the span of a request that the program serves. The span continues the trace that the
+// headers name, if any. The caller ends it with FinishRequest.
+func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
+	if !c.tracing() {
 		return r.Context(), nil
 	}
-	ctx, s := t.StartSpan(t.extract(r.Context(), r.Header), "http.request", "web", r.Method)
+	ctx, s := c.StartSpan(c.extract(r.Context(), r.Header), "http.request", "web", r.Method)
 	s.SetTag("span.kind", "server")
 	s.SetTag("component", "net/http")
 	s.SetTag("http.method", r.Method)
@@ -33,19 +34,19 @@ func (t *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 	return ctx, s
 }
 
-// finishRequest ends the span of a request. The pattern is that of the mux, METHOD /path/{id}, or
-// empty where there is none. A status from 500 makes it a failure; the error says why and may be
-// nil.
+// FinishRequest ends the span of a request. The pattern is the one of http.ServeMux, METHOD /path/{id}, or
+// empty if no route matched. The span has failed if the status is 500 or above; the error is the reason
+// and may be nil.
 func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err error) {
 	if s == nil {
 		return
 	}
 	_, route, found := strings.Cut(pattern, " ")
 	if found {
-		s.SetResource(r.Method + " " + route)
+		s.setResource(r.Method + " " + route)
 		s.SetTag("http.route", route)
 	} else {
-		s.SetResource(r.Method + " (no route)")
+		s.setResource(r.Method + " (no route)")
 	}
 	s.SetTag("http.status_code", strconv.Itoa(status))
 	if status >= 500 {
@@ -57,31 +58,36 @@ func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err er
 	s.Finish()
 }
 
-// A statusError is the failure of a request of which nothing but its status is known.
+// A StatusError is the error of a request that is known only by its status.
 type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// transport returns a transport that makes a span of each request of ours, tells the server of it,
-// and counts the responses: the metrics NAME.calls and NAME.latency. The resource must be one of few: no ids, no query.
-func (t *Client) Transport(next http.RoundTripper, name string, resource func(*http.Request) string) http.RoundTripper {
-	if t == nil {
+// Transport returns a transport that records the requests through next. Each request is a span, whose
+// context it sends to the server in the headers. The span ends when the response body is closed.
+//
+// The metrics PREFIX.calls, a counter, and PREFIX.latency, a distribution, have the tags method and
+// status_class ("2xx" … "5xx", or "error" if there is no response).
+//
+// The resource function names what a request is about, such as "GET /items/{id}". Few different values
+// are useful: they must not contain ids or the query.
+func (c *Client) Transport(next http.RoundTripper, prefix string, resource func(*http.Request) string) http.RoundTripper {
+	if c == nil {
 		return next
 	}
-	return &tracingTransport{t, next, name, resource}
+	return &tracingTransport{c, next, prefix, resource}
 }
 
 type tracingTransport struct {
-	telemetry *Client
-	next      http.RoundTripper
-	name      string // of metrics
-	resource  func(*http.Request) string
+	client   *Client
+	next     http.RoundTripper
+	prefix   string // of the metrics
+	resource func(*http.Request) string
 }
 
-// RoundTrip makes the request. Its span ends when the answer's body is closed.
 func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	began := time.Now()
-	ctx, s := t.telemetry.StartSpan(r.Context(), "http.request", "http", t.resource(r))
+	ctx, s := t.client.StartSpan(r.Context(), "http.request", "http", t.resource(r))
 	r = r.Clone(ctx)
 	s.Inject(r.Header)
 	s.SetTag("span.kind", "client")
@@ -93,27 +99,27 @@ func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
 		s.SetMetric("network.destination.port", float64(port))
 	}
-	answer, err := t.next.RoundTrip(r)
+	res, err := t.next.RoundTrip(r)
 	class := "error"
 	if err == nil {
-		class = strconv.Itoa(answer.StatusCode/100) + "xx"
+		class = strconv.Itoa(res.StatusCode/100) + "xx"
 	}
-	t.telemetry.Count(t.name+".calls", 1, "method:"+r.Method, "status_class:"+class)
-	t.telemetry.Latency(t.name+".latency", time.Since(began), "method:"+r.Method, "status_class:"+class)
+	t.client.Count(t.prefix+".calls", 1, "method:"+r.Method, "status_class:"+class)
+	t.client.Latency(t.prefix+".latency", time.Since(began), "method:"+r.Method, "status_class:"+class)
 	if err != nil {
 		s.SetError(err)
 		s.Finish()
 		return nil, err
 	}
-	s.SetTag("http.status_code", strconv.Itoa(answer.StatusCode))
-	if answer.StatusCode >= 400 && answer.StatusCode != http.StatusNotFound { // "not found" is an answer
-		s.SetError(StatusError(answer.StatusCode))
+	s.SetTag("http.status_code", strconv.Itoa(res.StatusCode))
+	if res.StatusCode >= 400 && res.StatusCode != http.StatusNotFound { // 404 is a result, not a failure
+		s.SetError(StatusError(res.StatusCode))
 	}
-	answer.Body = &tracedBody{answer.Body, s}
-	return answer, nil
+	res.Body = &tracedBody{res.Body, s}
+	return res, nil
 }
 
-// A tracedBody ends its span when it is closed.
+// A tracedBody finishes its span when it is closed.
 type tracedBody struct {
 	io.ReadCloser
 	span *Span

@@ -1,11 +1,8 @@
-// metrics.go sends metrics as DogStatsD datagrams. Between two sendings counts are summed up, of a
-// gauge the last value stays, and of a distribution the values, or where they are very many a
-// random sample of known rate.
 package datadog
 
 import (
 	"context"
-	"iter"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -19,83 +16,87 @@ import (
 )
 
 const (
-	maxSeries   = 2000 // names and tag sets between two sendings; further ones are dropped
-	maxValues   = 1000 // of one distribution between two sendings
+	maxSeries   = 2000 // between two flushes
+	maxValues   = 1000 // of one distribution between two flushes
 	redialAfter = 15 * time.Second
 )
 
-// count adds to a counter. Tags are key:value, with few different values.
-func (t *Client) Count(name string, value float64, tags ...string) {
-	if t != nil {
-		t.metrics.add('c', name, value, tags)
+var (
+	errTooManySeries  = errors.New("there are too many combinations of metrics and tags")
+	errMessageTooLong = errors.New("the tags of a metric do not fit into a packet")
+)
+
+// Count adds the value to a counter. A tag is "key:value". Each combination of a name and tags is a
+// series that Datadog charges for, so tags must have few different values.
+func (c *Client) Count(name string, value float64, tags ...string) {
+	c.addMetric('c', name, value, tags)
+}
+
+// Gauge sets the current value of a quantity. The last value before a flush is sent.
+func (c *Client) Gauge(name string, value float64, tags ...string) {
+	c.addMetric('g', name, value, tags)
+}
+
+// Latency adds a time to a distribution, for which Datadog computes percentiles. The unit is the
+// millisecond.
+func (c *Client) Latency(name string, took time.Duration, tags ...string) {
+	c.addMetric('d', name, milliseconds(took), tags)
+}
+
+func (c *Client) addMetric(kind byte, name string, value float64, tags []string) {
+	if c.MetricsEnabled() {
+		c.metrics.add(kind, name, value, tags)
 	}
 }
 
-// gauge sets what a quantity is now.
-func (t *Client) Gauge(name string, value float64, tags ...string) {
-	if t != nil {
-		t.metrics.add('g', name, value, tags)
-	}
-}
+// MetricsEnabled reports whether the client sends metrics.
+func (c *Client) MetricsEnabled() bool { return c != nil && c.metrics != nil }
 
-// distribution adds one of many values of which percentiles are of interest.
-func (t *Client) distribution(name string, value float64, tags ...string) {
-	if t != nil {
-		t.metrics.add('d', name, value, tags)
-	}
-}
-
-// latency adds a time, in milliseconds, to a distribution.
-func (t *Client) Latency(name string, took time.Duration, tags ...string) {
-	t.distribution(name, milliseconds(took), tags...)
-}
-
-// measuring reports whether metrics go anywhere.
-func (t *Client) MetricsEnabled() bool { return t != nil && t.metrics != nil }
-
-// observe has the function called before each sending of metrics, to set gauges. It must be quick.
-func (t *Client) OnFlush(gauges func()) {
-	if !t.MetricsEnabled() {
+// OnFlush registers a function that is called before metrics are sent, usually to set gauges. It should
+// return quickly.
+func (c *Client) OnFlush(f func()) {
+	if !c.MetricsEnabled() {
 		return
 	}
-	t.metrics.mu.Lock()
-	defer t.metrics.mu.Unlock()
-	t.metrics.observers = append(t.metrics.observers, gauges)
+	c.metrics.mu.Lock()
+	defer c.metrics.mu.Unlock()
+	c.metrics.onFlush = append(c.metrics.onFlush, f)
 }
 
-// A metricSender gathers and sends metrics. add may be called from anywhere, the rest is the
-// goroutine's.
+// A metricSender aggregates metrics and sends them as DogStatsD datagrams.
 type metricSender struct {
 	network, address string
-	size             int // of a packet at most
+	packetSize       int // at most
 	tags             []string
-	losses           *losses
-	runtimeTags      []string // of what Go's runtime says of itself, as in Datadog's own clients
+	drops            *drops
+	runtimeTags      []string // of the runtime's metrics, as in Datadog's own clients
 
-	mu        sync.Mutex
-	series    map[string]*series
-	observers []func()
+	mu      sync.Mutex
+	series  map[string]*series
+	onFlush []func()
 
+	// Only flush uses the rest.
 	conn     net.Conn // nil until needed
 	dialed   time.Time
-	refusals int // so far
+	failures int // of writes, so far
 }
 
-// A series is one metric with one set of tags.
+// A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts.
+// A distribution keeps its values or, if there are more than maxValues, a random sample of them.
 type series struct {
-	kind   byte
+	kind   byte // c, g or d, as in the protocol
 	name   string
 	tags   []string
-	value  float64   // of a count or gauge
+	value  float64   // of a counter or gauge
 	values []float64 // of a distribution
-	seen   int       // values; more than are kept where they are a sample
+	added  int       // number of values before sampling
 }
 
-func newMetricSender(network, address string, id identity, losses *losses) *metricSender {
-	m := &metricSender{network: network, address: address, losses: losses, series: map[string]*series{}}
-	m.size = 1432 // what one Ethernet frame holds
+func newMetricSender(network, address string, id identity, drops *drops) *metricSender {
+	m := &metricSender{network: network, address: address, drops: drops, series: map[string]*series{}}
+	m.packetSize = 1432 // fits into an Ethernet frame
 	if network == "unixgram" {
-		m.size = 8192 // what the agent reads at once
+		m.packetSize = 8192 // the agent's buffer
 	}
 	for _, tag := range append(id.unified(), spanTag{"service", id.service}) {
 		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
@@ -105,7 +106,7 @@ func newMetricSender(network, address string, id identity, losses *losses) *metr
 }
 
 func (m *metricSender) add(kind byte, name string, value float64, tags []string) {
-	if m == nil || math.IsNaN(value) || math.IsInf(value, 0) {
+	if math.IsNaN(value) || math.IsInf(value, 0) {
 		return
 	}
 	var space [200]byte
@@ -115,10 +116,10 @@ func (m *metricSender) add(kind byte, name string, value float64, tags []string)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.series[string(key)] // without an allocation
+	s := m.series[string(key)] // this conversion does not allocate
 	if s == nil {
 		if len(m.series) >= maxSeries {
-			m.losses.add(1)
+			m.drops.add(packetUnit, 1, errTooManySeries)
 			return
 		}
 		s = &series{kind: kind, name: name, tags: slices.Clone(tags)}
@@ -128,7 +129,7 @@ func (m *metricSender) add(kind byte, name string, value float64, tags []string)
 }
 
 func (s *series) add(value float64) {
-	s.seen++
+	s.added++
 	switch {
 	case s.kind == 'c':
 		s.value += value
@@ -136,64 +137,47 @@ func (s *series) add(value float64) {
 		s.value = value
 	case len(s.values) < maxValues:
 		s.values = append(s.values, value)
-	default: // each value seen is kept with the same probability
-		if i := rand.IntN(s.seen); i < maxValues {
+	default: // reservoir sampling: all values have the same chance
+		if i := rand.IntN(s.added); i < maxValues {
 			s.values[i] = value
 		}
 	}
 }
 
-// run sends at each interval until stopping ends, and then once more. It gives up waiting for the
-// agent when sending ends.
-func (m *metricSender) run(stopping, sending context.Context, interval time.Duration) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for stopping.Err() == nil {
-		select {
-		case <-ticker.C:
-			m.flush(sending)
-			m.losses.tell()
-		case <-stopping.Done():
-		}
-	}
-	m.flush(sending)
-	m.losses.tell()
-	m.hangUp()
-}
-
-// flush sends what was gathered.
-func (m *metricSender) flush(ctx context.Context) {
+// flush sends the metrics since the last flush.
+func (m *metricSender) flush(ctx context.Context, last bool) {
 	m.mu.Lock()
-	observers := m.observers
+	onFlush := m.onFlush
 	m.mu.Unlock()
-	for _, observe := range observers {
-		observe()
+	for _, f := range onFlush {
+		f()
 	}
 	m.mu.Lock()
 	all := m.series
 	m.series = make(map[string]*series, len(all))
 	m.mu.Unlock()
-	packets := m.pack(all)
+	packets := m.packets(all)
 	for i, packet := range packets {
 		if err := m.send(ctx, packet); err != nil {
-			m.losses.because(err)
-			m.losses.add(len(packets) - i)
-			return
+			m.drops.add(packetUnit, len(packets)-i, err)
+			break
 		}
+	}
+	if last {
+		m.hangUp()
 	}
 }
 
-// pack puts the series' messages into as few packets as they fit into.
-func (m *metricSender) pack(all map[string]*series) [][]byte {
-	var packets [][]byte
+// packets returns the messages of the series in as few packets as possible.
+func (m *metricSender) packets(all map[string]*series) (packets [][]byte) {
 	var packet []byte
 	for _, s := range all {
-		for message := range s.messages(m.tags, m.size) {
-			switch {
-			case len(message) > m.size:
-				m.losses.add(1)
+		for _, message := range s.messages(m.tags, m.packetSize) {
+			if len(message) > m.packetSize {
+				m.drops.add(packetUnit, 1, errMessageTooLong)
 				continue
-			case len(packet) > 0 && len(packet)+1+len(message) > m.size:
+			}
+			if len(packet) > 0 && len(packet)+1+len(message) > m.packetSize {
 				packets = append(packets, packet)
 				packet = nil
 			}
@@ -209,36 +193,31 @@ func (m *metricSender) pack(all map[string]*series) [][]byte {
 	return packets
 }
 
-// messages returns the series as DogStatsD messages, NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS, of up
-// to size bytes. Only a distribution makes more than one.
-func (s *series) messages(common []string, size int) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		name := metricName(s.name)
-		tail := "|" + string(s.kind)
-		values := s.values
-		if s.kind != 'd' {
-			values = []float64{s.value}
-		} else if s.seen > len(values) {
-			tail += "|@" + strconv.FormatFloat(float64(len(values))/float64(s.seen), 'g', 6, 64)
-		}
-		tail += "|#" + metricTags(common, s.tags)
-		for len(values) > 0 {
-			message := []byte(name)
-			for len(values) > 0 {
-				longer := strconv.AppendFloat(append(message, ':'), values[0], 'f', -1, 64)
-				if len(message) > len(name) && len(longer)+len(tail) > size {
-					break
-				}
-				message, values = longer, values[1:]
-			}
-			if !yield(append(message, tail...)) {
-				return
-			}
-		}
+// messages returns the series as DogStatsD messages, NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS. Values that
+// do not fit into size bytes continue in a further message.
+func (s *series) messages(common []string, size int) (messages [][]byte) {
+	name := metricName(s.name)
+	tail := "|" + string(s.kind)
+	values := s.values
+	if s.kind != 'd' {
+		values = []float64{s.value}
+	} else if s.added > len(values) {
+		tail += "|@" + strconv.FormatFloat(float64(len(values))/float64(s.added), 'g', 6, 64)
 	}
+	tail += "|#" + metricTags(common, s.tags)
+	message := []byte(name)
+	for _, value := range values {
+		text := strconv.FormatFloat(value, 'f', -1, 64)
+		if len(message) > len(name) && len(message)+1+len(text)+len(tail) > size {
+			messages = append(messages, append(message, tail...))
+			message = []byte(name)
+		}
+		message = append(append(message, ':'), text...)
+	}
+	return append(messages, append(message, tail...))
 }
 
-// metricName replaces what a metric's name must not contain.
+// metricName replaces the characters that the protocol does not allow in a name.
 func metricName(name string) string {
 	name = strings.Map(func(r rune) rune {
 		switch {
@@ -250,32 +229,30 @@ func metricName(name string) string {
 	return name[:min(len(name), 200)]
 }
 
-// metricTags joins tags. Nothing can be escaped, so what would end a tag becomes an underscore.
-func metricTags(lists ...[]string) string {
-	var tags []string
-	for _, tag := range slices.Concat(lists...) {
-		tag = strings.Map(func(r rune) rune {
+// metricTags joins the tags. The protocol has no escapes, so separators in a tag become underscores.
+func metricTags(common, own []string) string {
+	tags := slices.Concat(common, own)
+	for i, tag := range tags {
+		tags[i] = cut(strings.Map(func(r rune) rune {
 			if r == ',' || r == '|' || r < ' ' {
 				return '_'
 			}
 			return r
-		}, tag)
-		tags = append(tags, cut(tag, 200))
+		}, tag), 200)
 	}
 	return strings.Join(tags, ",")
 }
 
-// send sends one packet. A connection that refuses it tells that its predecessor was lost; the
-// packet goes again on a new one, for which the agent's name is looked up anew.
+// send sends a packet. An error of a connection that was used before belongs to an earlier packet, so
+// the packet is sent again through a new connection.
 func (m *metricSender) send(ctx context.Context, packet []byte) error {
-	if time.Since(m.dialed) > redialAfter {
+	if time.Since(m.dialed) > redialAfter { // the agent's name may have another address now
 		m.hangUp()
 	}
-	reused := m.conn != nil
+	used := m.conn != nil
 	err := m.write(ctx, packet)
-	if err != nil && reused {
-		m.losses.because(err)
-		m.losses.add(1)
+	if err != nil && used {
+		m.drops.add(packetUnit, 1, err)
 		err = m.write(ctx, packet)
 	}
 	return err
@@ -290,15 +267,15 @@ func (m *metricSender) write(ctx context.Context, packet []byte) (err error) {
 	}
 	_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err = m.conn.Write(packet); err != nil {
-		m.refusals++
+		m.failures++
 		m.hangUp()
 	}
 	return err
 }
 
-// dial looks the agent's name up and connects. A name may have several addresses, of which the agent
-// listens on one, and with datagrams only a refusal tells which it is not. Most likely, for localhost
-// above all, it is the IPv4 one.
+// dial connects to the agent. If its name has several addresses, each failure of a write selects the
+// next one, as connecting by UDP always succeeds. The first is an IPv4 address, on which agents listen
+// by default.
 func (m *metricSender) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -313,7 +290,7 @@ func (m *metricSender) dial(ctx context.Context) (net.Conn, error) {
 			return nil, err
 		}
 		slices.SortFunc(found, func(a, b netip.Addr) int { return a.Unmap().Compare(b.Unmap()) }) // IPv4 first
-		address = net.JoinHostPort(found[m.refusals%len(found)].Unmap().String(), port)
+		address = net.JoinHostPort(found[m.failures%len(found)].Unmap().String(), port)
 	}
 	return new(net.Dialer).DialContext(ctx, m.network, address)
 }

@@ -3,6 +3,7 @@ package datadog
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -10,56 +11,58 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A pgxTracer makes spans of what pgx does within a trace. What happens outside of any, such as
-// asking again and again for work, would make traces of no interest and gets none.
+// A pgxTracer records the operations of pgx as spans. It ignores operations outside of traces, such as
+// polling for work, whose traces would be of no interest.
 //
-// Statements are shown with their placeholders, never with arguments.
+// Spans contain statements with their placeholders, never with arguments.
 type pgxTracer struct {
-	telemetry *Client
-	tags      []spanTag // of every span
-	port      uint16
+	client *Client
+	tags   []spanTag // of every span
+	port   uint16
 
-	mu    sync.Mutex
-	shown map[string]string // statements as spans show them
+	mu       sync.Mutex
+	resource map[string]string // by statement
 }
 
-const maxShown = 500 // of which most are there for their limits' sake
+// maxResources limits the cache of resources. Statements differ by their literal limits and offsets.
+const maxResources = 500
 
 var _ interface {
 	pgx.QueryTracer
-	pgx.BatchTracer
 	pgx.CopyFromTracer
 	pgx.PrepareTracer
 	pgx.ConnectTracer
 	pgxpool.AcquireTracer
 } = (*pgxTracer)(nil)
 
-// pgxTracer returns the tracer for connections made with the settings, or nil where tracing is off.
-func (t *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
-	if !t.tracing() {
+// PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off. Within a
+// trace it records queries, COPY FROM, prepared statements, connecting, and waiting for a connection of
+// a pool.
+func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
+	if !c.tracing() {
 		return nil
 	}
-	return &pgxTracer{telemetry: t, tags: []spanTag{
+	return &pgxTracer{client: c, tags: []spanTag{
 		{"span.kind", "client"},
 		{"component", "jackc/pgx.v5"},
 		{"db.system", "postgresql"},
 		{"db.name", config.Database},
 		{"db.user", config.User},
 		{"network.destination.name", config.Host},
-	}, port: config.Port, shown: map[string]string{}}
+	}, port: config.Port, resource: map[string]string{}}
 }
 
-// start begins a span for an operation, of the statement if it has one.
+// start starts the span of an operation. The statement may be empty.
 func (p *pgxTracer) start(ctx context.Context, name, operation, statement string) context.Context {
 	if SpanFrom(ctx) == nil {
 		return ctx
 	}
-	statement = p.show(statement)
+	statement = p.resourceOf(statement)
 	kind, resource := "sql", statement
 	if statement == "" {
-		kind, resource = "db", operation // with the type sql, the agent would read it as SQL
+		kind, resource = "db", operation // the agent parses the resource of a span of type sql
 	}
-	ctx, s := p.telemetry.StartSpan(ctx, name, kind, resource)
+	ctx, s := p.client.StartSpan(ctx, name, kind, resource)
 	s.tags = append(make([]spanTag, 0, len(p.tags)+2), p.tags...)
 	s.SetTag("db.operation", operation)
 	s.SetMetric("network.destination.port", float64(p.port))
@@ -69,45 +72,33 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	return ctx
 }
 
-// show returns a statement as spans show it.
-func (p *pgxTracer) show(statement string) string {
+// resourceOf returns the statement on one line and without literal limits and offsets.
+func (p *pgxTracer) resourceOf(statement string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	shown, known := p.shown[statement]
+	resource, known := p.resource[statement]
 	if !known {
-		shown = withoutLimits(statement)
-		if !strings.Contains(shown, "--") { // behind which a line end means something
-			shown = strings.Join(strings.Fields(shown), " ")
+		resource = withoutLimits(statement)
+		if !strings.Contains(resource, "--") { // the end of a line ends a comment
+			resource = strings.Join(strings.Fields(resource), " ")
 		}
-		if len(p.shown) < maxShown {
-			p.shown[statement] = shown
+		if len(p.resource) < maxResources {
+			p.resource[statement] = resource
 		}
 	}
-	return shown
+	return resource
 }
 
-// withoutLimits puts placeholders where a statement has its limits and offsets, which are written into
-// it for PostgreSQL to plan with.
+// withoutLimits replaces the numbers after LIMIT and OFFSET with question marks. Statements may contain
+// them as literals, which PostgreSQL needs for a good plan; with them, each page of a list would be a
+// resource of its own.
 func withoutLimits(statement string) string {
-	for _, word := range []string{"LIMIT ", "OFFSET "} {
-		before, after, found := strings.Cut(statement, word)
-		if !found {
-			continue
-		}
-		bare := make([]byte, 0, len(statement))
-		for found {
-			bare = append(append(bare, before...), word...)
-			if rest := strings.TrimLeft(after, "0123456789"); len(rest) < len(after) {
-				bare, after = append(bare, '?'), rest
-			}
-			before, after, found = strings.Cut(after, word)
-		}
-		statement = string(append(bare, before...))
-	}
-	return statement
+	return literalLimit.ReplaceAllString(statement, "${1}?")
 }
 
-// end ends the span that start began. No rows are an answer, not a failure.
+var literalLimit = regexp.MustCompile(`\b(LIMIT |OFFSET )[0-9]+`)
+
+// end finishes the span that start started. A query without rows has not failed.
 func (p *pgxTracer) end(ctx context.Context, err error) {
 	s := SpanFrom(ctx)
 	if !errors.Is(err, pgx.ErrNoRows) {
@@ -127,24 +118,6 @@ func (p *pgxTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.T
 
 func (p *pgxTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
 	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
-}
-
-func (p *pgxTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
-	ctx = p.start(ctx, "pgx.batch", "Batch", "")
-	SpanFrom(ctx).SetMetric("db.batch.num_queries", float64(data.Batch.Len()))
-	return ctx
-}
-
-func (p *pgxTracer) TraceBatchQuery(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchQueryData) {
-	ctx = p.start(ctx, "pgx.batch.query", "Query", data.SQL)
-	if s := SpanFrom(ctx); s != nil && !data.ReadStartTime.IsZero() {
-		s.start = data.ReadStartTime
-	}
-	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
-}
-
-func (p *pgxTracer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchEndData) {
-	p.end(ctx, data.Err)
 }
 
 func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {

@@ -1,4 +1,3 @@
-// trace_headers.go carries traces from process to process, in Datadog's headers and the W3C's.
 package datadog
 
 import (
@@ -9,34 +8,42 @@ import (
 	"strings"
 )
 
-// extract returns a context in which the next span continues the trace that the headers name.
-// Headers that make no sense are as good as none.
-func (t *Client) extract(ctx context.Context, header http.Header) context.Context {
-	if !t.tracing() {
+// Tags with this prefix are passed on to other processes. In the tracestate header statePrefix replaces it.
+const (
+	propagatedPrefix = "_dd.p."
+	statePrefix      = "t."
+)
+
+// extract returns a context in which the next span continues the trace of the headers, which are
+// Datadog's or those of the W3C. Malformed headers are ignored.
+func (c *Client) extract(ctx context.Context, header http.Header) context.Context {
+	if !c.tracing() {
 		return ctx
 	}
 	datadog, fromDatadog := parseDatadogHeaders(header)
 	w3c, fromW3C := parseTraceparent(header.Get("Traceparent"), strings.Join(header.Values("Tracestate"), ","))
+	sameTrace := w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0)
 	origin := datadog
 	switch {
 	case !fromDatadog && !fromW3C:
 		return ctx
 	case !fromDatadog:
 		origin = w3c
-	case fromW3C && w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // one trace: the W3C's parent is the nearer one
+	case fromW3C && sameTrace: // the W3C's parent is the nearer one
 		origin.high, origin.parent, origin.state = w3c.high, w3c.parent, w3c.state
 	}
 	return context.WithValue(ctx, spanKey{}, origin)
 }
 
-// continueTrace returns a context in which the next span continues the trace of a span whose place
-// was kept.
-func (t *Client) ContinueTrace(ctx context.Context, place string) context.Context {
-	parent, state, _ := strings.Cut(place, " ")
-	return t.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
+// ContinueTrace returns a context in which the next span continues the trace of another span, perhaps of
+// another process. The traceContext comes from the TraceContext of that span.
+func (c *Client) ContinueTrace(ctx context.Context, traceContext string) context.Context {
+	parent, state, _ := strings.Cut(traceContext, " ")
+	return c.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
-// place names the span in one line, for continueTrace: its traceparent and tracestate.
+// TraceContext returns the identity of the span as one line of text, which can be stored for ContinueTrace.
+// The text of a nil span is empty.
 func (s *Span) TraceContext() string {
 	if s == nil {
 		return ""
@@ -44,19 +51,7 @@ func (s *Span) TraceContext() string {
 	return s.traceparent() + " " + s.tracestate()
 }
 
-// traceparent is the W3C's header of that name.
-func (s *Span) traceparent() string {
-	if s == nil {
-		return ""
-	}
-	flags := "00"
-	if s.trace.priority > 0 {
-		flags = "01"
-	}
-	return "00-" + s.traceID() + "-" + Hex64(s.id) + "-" + flags
-}
-
-// inject tells the receiver of a request which span the request comes from.
+// Inject sets the headers by which the receiver of a request continues the trace.
 func (s *Span) Inject(header http.Header) {
 	if s == nil {
 		return
@@ -76,30 +71,23 @@ func (s *Span) Inject(header http.Header) {
 	header.Set("Tracestate", s.tracestate())
 }
 
-// Datadog's tags that go from process to process, and what the name of one begins with in its
-// member of the tracestate.
-const (
-	propagatedPrefix = "_dd.p."
-	statePrefix      = "t."
-)
-
-// propagated are the tags that go on to other processes, and to the agent with the first span. One
-// is the higher half of the trace's id, where that has 128 bits.
-func (o traceOrigin) propagated() []spanTag {
-	if o.high == 0 {
-		return o.tags
+// traceparent returns the W3C header of that name.
+func (s *Span) traceparent() string {
+	flags := "00"
+	if s.trace.priority > 0 {
+		flags = "01"
 	}
-	return append([]spanTag{{propagatedPrefix + "tid", Hex64(o.high)}}, o.tags...)
+	return "00-" + s.traceID() + "-" + hex64(s.id) + "-" + flags
 }
 
-// tracestate is the W3C's header of that name: our member, of up to 256 characters, and those of up
-// to 31 others.
+// tracestate returns the W3C header of that name: Datadog's member of up to 256 characters, followed by the
+// members of other vendors.
 func (s *Span) tracestate() string {
-	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, Hex64(s.id))
+	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, hex64(s.id))
 	for _, tag := range s.trace.propagated() {
-		member := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + strings.ReplaceAll(tag.value, "=", "~")
-		if len(state)+len(member) <= len("dd=")+256 {
-			state += member
+		field := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + strings.ReplaceAll(tag.value, "=", "~")
+		if len(state)+len(field) <= len("dd=")+256 {
+			state += field
 		}
 	}
 	if s.trace.state != "" {
@@ -108,27 +96,36 @@ func (s *Span) tracestate() string {
 	return state
 }
 
-func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
+// propagated returns the tags for other processes and for the first span of a trace, including the
+// higher half of a trace id of 128 bits.
+func (o traceOrigin) propagated() []spanTag {
+	if o.high == 0 {
+		return o.tags
+	}
+	return append([]spanTag{{propagatedPrefix + "tid", hex64(o.high)}}, o.tags...)
+}
+
+func parseDatadogHeaders(header http.Header) (origin traceOrigin, ok bool) {
 	low, lowErr := strconv.ParseUint(header.Get("X-Datadog-Trace-Id"), 10, 64)
 	parent, parentErr := strconv.ParseUint(header.Get("X-Datadog-Parent-Id"), 10, 64)
 	if lowErr != nil || parentErr != nil || low == 0 || parent == 0 {
 		return traceOrigin{}, false
 	}
-	origin := traceOrigin{low: low, parent: parent, priority: 1}
-	if priority, err := strconv.Atoi(header.Get("X-Datadog-Sampling-Priority")); err == nil && isPriority(priority) {
+	origin = traceOrigin{low: low, parent: parent, priority: 1}
+	if priority, ok := parsePriority(header.Get("X-Datadog-Sampling-Priority")); ok {
 		origin.priority = priority
 	}
 	tags := header.Get("X-Datadog-Tags")
-	if len(tags) > 512 { // as in Datadog's own clients
+	if len(tags) > 512 { // the limit of Datadog's own clients
 		return origin, true
 	}
 	for tag := range strings.SplitSeq(tags, ",") {
 		key, value, _ := strings.Cut(tag, "=")
 		name, found := strings.CutPrefix(key, propagatedPrefix)
 		switch {
-		case !found || !isPlain(key) || !isPlain(value):
+		case !found || !isPrintable(key) || !isPrintable(value):
 		case name == "tid":
-			origin.high, _ = parseHex64(value) // else the id has 64 bits
+			origin.high, _ = parseHex(value, 16) // 0 is the higher half of an id of 64 bits
 		default:
 			origin.tags = append(origin.tags, spanTag{key, value})
 		}
@@ -136,28 +133,27 @@ func parseDatadogHeaders(header http.Header) (traceOrigin, bool) {
 	return origin, true
 }
 
-// parseTraceparent reads the W3C's header, 00-TRACE-PARENT-FLAGS, and the one that goes with it.
-func parseTraceparent(parent, state string) (traceOrigin, bool) {
+// parseTraceparent parses the W3C headers traceparent, 00-TRACE-PARENT-FLAGS, and tracestate.
+func parseTraceparent(parent, state string) (origin traceOrigin, ok bool) {
 	fields := strings.Split(parent, "-")
 	if len(fields) < 4 || fields[0] == "00" && len(fields) > 4 || fields[0] == "ff" || len(fields[1]) != 32 {
 		return traceOrigin{}, false
 	}
 	_, versionOK := parseHex(fields[0], 2)
-	high, highOK := parseHex64(fields[1][:16])
-	low, lowOK := parseHex64(fields[1][16:])
-	span, spanOK := parseHex64(fields[2])
+	high, highOK := parseHex(fields[1][:16], 16)
+	low, lowOK := parseHex(fields[1][16:], 16)
+	span, spanOK := parseHex(fields[2], 16)
 	flags, flagsOK := parseHex(fields[3], 2)
 	if !versionOK || !highOK || !lowOK || !spanOK || !flagsOK || low == 0 || span == 0 {
 		return traceOrigin{}, false
 	}
-	origin := traceOrigin{high: high, low: low, parent: span, priority: int(flags & 1)}
+	origin = traceOrigin{high: high, low: low, parent: span, priority: int(flags & 1)}
 	var foreign []string
 	for member := range strings.SplitSeq(state, ",") {
 		member = strings.TrimSpace(member)
-		if ours, found := strings.CutPrefix(member, "dd="); found {
-			origin.priority = statePriority(ours, origin.priority)
-			origin.tags = stateTags(ours)
-		} else if isPlain(member) && len(foreign) < 31 { // 32 is the most that there may be
+		if fields, found := strings.CutPrefix(member, "dd="); found {
+			origin.parseState(fields)
+		} else if isPrintable(member) && len(foreign) < 31 { // the header has up to 32 members
 			foreign = append(foreign, member)
 		}
 	}
@@ -165,41 +161,34 @@ func parseTraceparent(parent, state string) (traceOrigin, bool) {
 	return origin, true
 }
 
-// statePriority returns the priority in our part of the tracestate if it agrees with the flag,
-// which says just keep (1) or drop (0).
-func statePriority(ours string, flag int) int {
-	for field := range strings.SplitSeq(ours, ";") {
-		text, found := strings.CutPrefix(field, "s:")
-		priority, err := strconv.Atoi(text)
-		if found && err == nil && isPriority(priority) && (priority > 0) == (flag > 0) {
-			return priority
+// parseState parses Datadog's member of the tracestate. Its priority is ignored if it contradicts the flag
+// of the traceparent, which is already in the origin and only tells keep (1) from drop (0).
+func (o *traceOrigin) parseState(fields string) {
+	for field := range strings.SplitSeq(fields, ";") {
+		key, value, _ := strings.Cut(field, ":")
+		name, isTag := strings.CutPrefix(key, statePrefix)
+		if priority, ok := parsePriority(value); key == "s" && ok && (priority > 0) == (o.priority > 0) {
+			o.priority = priority
+		}
+		if isTag && name != "tid" && isPrintable(name) && isPrintable(value) {
+			o.tags = append(o.tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
-	return flag
 }
 
-// isPlain reports whether a part of a header is there and consists of nothing but printable ASCII, which
-// is all that may be passed on.
-func isPlain(text string) bool {
+// isPrintable reports whether the text is not empty and consists of printable ASCII. Other characters must
+// not be passed on in a header.
+func isPrintable(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// stateTags are the tags in our part of the tracestate, without that of the trace's id.
-func stateTags(ours string) (tags []spanTag) {
-	for field := range strings.SplitSeq(ours, ";") {
-		key, value, _ := strings.Cut(field, ":")
-		if name, found := strings.CutPrefix(key, statePrefix); found && name != "tid" && isPlain(name) && isPlain(value) {
-			tags = append(tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
-		}
-	}
-	return tags
+// parsePriority parses a sampling priority, which is -1, 0, 1 or 2.
+func parsePriority(text string) (int, bool) {
+	n, err := strconv.Atoi(text)
+	return n, err == nil && -1 <= n && n <= 2
 }
 
-func isPriority(n int) bool { return -1 <= n && n <= 2 }
-
-func parseHex64(text string) (uint64, bool) { return parseHex(text, 16) }
-
-// parseHex reads exactly as many hexadecimal digits, which must be in lower case.
+// parseHex parses a number of exactly so many hexadecimal digits in lower case.
 func parseHex(text string, digits int) (uint64, bool) {
 	n, err := strconv.ParseUint(text, 16, 64)
 	return n, err == nil && len(text) == digits && text == strings.ToLower(text)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// runtimeGauges are the gauges of Datadog's dashboard for Go, each the sum of what the runtime
-// tells by these names. Reading them does not stop the world, as runtime.ReadMemStats does.
+// runtimeGauges are the gauges of Datadog's dashboard for Go. The value of each is the sum of the
+// metrics of package runtime/metrics. Unlike runtime.ReadMemStats, reading them does not stop the world.
 var runtimeGauges = []struct {
 	name    string
 	sources []string
@@ -30,10 +30,14 @@ var runtimeGauges = []struct {
 	{"runtime.go.mem_stats.num_gc", []string{"/gc/cycles/total:gc-cycles"}},
 }
 
-// observeRuntime sets the gauges of the Go runtime.
-func (t *Client) ObserveRuntime() {
-	tags := t.metrics.runtimeTags
-	t.Gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
+// ObserveRuntime sets the gauges of the Go runtime: goroutines, memory and garbage collection. It is meant
+// for OnFlush.
+func (c *Client) ObserveRuntime() {
+	if !c.MetricsEnabled() {
+		return
+	}
+	tags := c.metrics.runtimeTags
+	c.Gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
 	for _, g := range runtimeGauges {
 		samples := make([]metrics.Sample, len(g.sources))
 		for i, source := range g.sources {
@@ -42,15 +46,15 @@ func (t *Client) ObserveRuntime() {
 		metrics.Read(samples)
 		var sum uint64
 		for _, sample := range samples {
-			if sample.Value.Kind() == metrics.KindUint64 { // other releases of Go may lack it
+			if sample.Value.Kind() == metrics.KindUint64 { // other releases of Go may lack the metric
 				sum += sample.Value.Uint64()
 			}
 		}
-		t.Gauge(g.name, float64(sum), tags...)
+		c.Gauge(g.name, float64(sum), tags...)
 	}
 	pauses := debug.GCStats{PauseQuantiles: make([]time.Duration, 5)}
 	debug.ReadGCStats(&pauses)
 	for i, quantile := range []string{"min", "25p", "50p", "75p", "max"} {
-		t.Gauge("runtime.go.gc_stats.pause_quantiles."+quantile, float64(pauses.PauseQuantiles[i]), tags...)
+		c.Gauge("runtime.go.gc_stats.pause_quantiles."+quantile, float64(pauses.PauseQuantiles[i]), tags...)
 	}
 }

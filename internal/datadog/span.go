@@ -1,5 +1,3 @@
-// trace.go makes spans, the timed steps of a trace. A span belongs to the span in its context, or
-// begins a trace where there is none.
 package datadog
 
 import (
@@ -7,10 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/url"
-	"reflect"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -22,40 +20,40 @@ import (
 )
 
 const (
-	maxChunkSpans = 6000 // that wait for their trace's root before they leave without it: a few MB
-	maxTagLength  = 5000 // Datadog cuts resources here, too
+	maxChunk     = 6000 // finished spans of one trace that wait for its root: a few MB
+	maxTagLength = 5000 // Datadog's limit for resources
 )
 
-// A traceOrigin names a trace, and the span of another process in which our part of it begins.
+// A traceOrigin is the id of a trace and what this process knows of its beginning in another process.
 type traceOrigin struct {
-	high, low uint64    // the trace's id
-	parent    uint64    // 0 where the trace begins here
-	priority  int       // of sampling: 1 and 2 keep the trace, 0 and -1 do not
-	state     string    // other vendors' members of the tracestate header
-	tags      []spanTag // Datadog's that go from process to process: _dd.p.dm
+	high, low uint64    // the trace id
+	parent    uint64    // the span in the other process; 0 if the trace starts here
+	priority  int       // of sampling: 1 and 2 keep the trace, 0 and -1 drop it
+	state     string    // the members of other vendors in the tracestate header
+	tags      []spanTag // Datadog's tags for all processes, such as _dd.p.dm
 }
 
-// newOrigin names a new trace. As in Datadog's own clients its id begins with the time.
+// newOrigin returns the origin of a new trace. Its id starts with the time, as in Datadog's own clients.
 func newOrigin() traceOrigin {
 	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1}
 }
 
-// newSpanID returns a random number that is not 0, which stands for "none".
+// newSpanID returns a random number other than 0, which means "no span".
 func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
 
-// A trace is this process's part of one trace.
+// A trace is the part of a trace that this process records.
 type trace struct {
 	traceOrigin
-	telemetry *Client
-	root      *Span
+	client *Client
+	root   *Span
 
-	mu        sync.Mutex // guards the rest and the trace's running spans
+	mu        sync.Mutex // guards the rest and the unfinished spans
 	finished  []*Span
 	rootEnded bool
 }
 
-// A span is one step of a trace. The methods of a nil span do nothing, and so do those that change
-// a finished one.
+// A Span is one step of a trace. Its methods may be called concurrently. They do nothing if the span is nil
+// or finished.
 type Span struct {
 	trace                *trace
 	id, parent           uint64
@@ -74,90 +72,88 @@ type spanNumber struct {
 	value float64
 }
 
-type spanKey struct{} // of the current *span, or else a traceOrigin, in a context
+// spanKey is the key of a context's span or, for a trace from another process, of its traceOrigin.
+type spanKey struct{}
 
-// spanOf returns the span that the context is within, or nil.
+// SpanFrom returns the span of the context, or nil.
 func SpanFrom(ctx context.Context) *Span {
 	s, _ := ctx.Value(spanKey{}).(*Span)
 	return s
 }
 
-// tracing reports whether spans go anywhere.
-func (t *Client) tracing() bool { return t != nil && (t.traces != nil || t.printer != nil) }
+// WithoutSpan returns a context without a span, in which the next span starts a new trace.
+func WithoutSpan(ctx context.Context) context.Context {
+	return context.WithValue(ctx, spanKey{}, nil)
+}
 
-// startSpan begins a span and returns a context for what happens within it. The name says what kind
-// of step it is (http.request), kind is Datadog's type (web, http, sql, custom), and the resource
-// is the one thing of few that it is about (GET /items/{id}). The caller calls finish.
-func (t *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
-	if !t.tracing() {
+// tracing reports whether spans are sent or printed.
+func (c *Client) tracing() bool { return c != nil && (c.traces != nil || c.printer != nil) }
+
+// StartSpan starts a span and returns a context that carries it. The span is a child of the span in ctx, or
+// starts a trace if there is none. The caller must call Finish.
+//
+// The name is the operation, such as "http.request"; the kind is Datadog's span type, such as "web", "http",
+// "sql" or "custom"; the resource is what the operation is about, such as "GET /items/{id}". Resources must
+// have few different values, without ids.
+func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
+	if !c.tracing() {
 		return ctx, nil
 	}
 	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now()}
-	switch above := ctx.Value(spanKey{}).(type) {
+	switch parent := ctx.Value(spanKey{}).(type) {
 	case *Span:
-		s.trace, s.parent = above.trace.part(s), above.id
+		s.trace, s.parent = parent.trace.forChild(s), parent.id
 	case traceOrigin:
-		s.trace, s.parent = &trace{traceOrigin: above, telemetry: t, root: s}, above.parent
+		s.trace, s.parent = &trace{traceOrigin: parent, client: c, root: s}, parent.parent
 	default:
-		s.trace = &trace{traceOrigin: newOrigin(), telemetry: t, root: s}
+		s.trace = &trace{traceOrigin: newOrigin(), client: c, root: s}
 	}
 	return context.WithValue(ctx, spanKey{}, s), s
 }
 
-// part is the part of the trace that a new span belongs to: a further one, of which it is the root,
-// where the first has left already.
-func (t *trace) part(s *Span) *trace {
+// forChild returns the trace for a new child of one of its spans. If the root has ended and the trace was
+// sent, that is another part of the same trace with the child as its root.
+func (t *trace) forChild(s *Span) *trace {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.rootEnded {
 		return t
 	}
-	return &trace{traceOrigin: t.traceOrigin, telemetry: t.telemetry, root: s}
+	return &trace{traceOrigin: t.traceOrigin, client: t.client, root: s}
 }
 
-// outsideTraces returns a context that belongs to no trace.
-func WithoutSpan(ctx context.Context) context.Context {
-	return context.WithValue(ctx, spanKey{}, nil)
-}
-
-// noteShared puts a span into the trace of who has waited since then for work that is part of
-// another's trace, and names that.
-func AddSharedSpan(ctx context.Context, name string, since time.Time, by *Span) {
-	mine := SpanFrom(ctx)
-	if mine == nil || by == nil || mine.traceID() == by.traceID() {
+// AddSharedSpan records that the trace of ctx has waited since then for work that belongs to the trace of
+// another span. The new span has the id of that trace in the tag shared.trace_id. Nothing is recorded if
+// both traces are the same, or if either does not exist.
+func AddSharedSpan(ctx context.Context, name string, since time.Time, worker *Span) {
+	waiter := SpanFrom(ctx)
+	if waiter == nil || worker == nil || waiter.traceID() == worker.traceID() {
 		return
 	}
-	_, s := mine.trace.telemetry.StartSpan(ctx, name, "custom", name)
+	_, s := waiter.trace.client.StartSpan(ctx, name, "custom", name)
 	s.start = since
-	s.SetTag("shared.trace_id", by.traceID())
+	s.SetTag("shared.trace_id", worker.traceID())
 	s.Finish()
 }
 
-// set gives the span a tag.
-func (s *Span) SetTag(key, value string) {
+// change calls f, which may change the span, unless the span is nil or finished.
+func (s *Span) change(f func()) {
 	if s == nil {
 		return
 	}
 	s.trace.mu.Lock()
 	defer s.trace.mu.Unlock()
-	s.setLocked(key, value)
+	if !s.ended {
+		f()
+	}
 }
 
-// cut shortens a text to so many bytes, and does not cut a character.
-func cut(text string, most int) string {
-	if len(text) <= most {
-		return text
-	}
-	for !utf8.RuneStart(text[most]) {
-		most--
-	}
-	return text[:most]
+// SetTag sets a tag, of which up to 5000 bytes are kept.
+func (s *Span) SetTag(key, value string) {
+	s.change(func() { s.setTag(key, value) })
 }
 
-func (s *Span) setLocked(key, value string) {
-	if s.ended {
-		return
-	}
+func (s *Span) setTag(key, value string) {
 	value = cut(value, maxTagLength)
 	for i := range s.tags {
 		if s.tags[i].key == key {
@@ -171,110 +167,99 @@ func (s *Span) setLocked(key, value string) {
 	s.tags = append(s.tags, spanTag{key, value})
 }
 
-// setNumber gives the span a tag that is a number.
+// cut returns the first bytes of the text, at most so many, without cutting through a character.
+func cut(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	for !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
+}
+
+// SetMetric sets a tag whose value is a number. NaN and infinite values are ignored.
 func (s *Span) SetMetric(key string, value float64) {
-	if s == nil || math.IsNaN(value) || math.IsInf(value, 0) {
+	if math.IsNaN(value) || math.IsInf(value, 0) {
 		return
 	}
-	s.trace.mu.Lock()
-	defer s.trace.mu.Unlock()
-	if !s.ended {
+	s.change(func() {
 		s.numbers = slices.DeleteFunc(s.numbers, func(n spanNumber) bool { return n.key == key })
 		s.numbers = append(s.numbers, spanNumber{key, value})
-	}
+	})
 }
 
-// setResource renames what the span is about, once that is known better.
-func (s *Span) SetResource(resource string) {
-	if s == nil {
-		return
-	}
-	s.trace.mu.Lock()
-	defer s.trace.mu.Unlock()
-	if !s.ended {
-		s.resource = cut(resource, maxTagLength)
-	}
+func (s *Span) setResource(resource string) {
+	s.change(func() { s.resource = cut(resource, maxTagLength) })
 }
 
-// fail marks the span as failed by the error, which may be nil, and notes where that happened.
+// SetError marks the span as failed and records the error and the caller's stack. A nil error changes
+// nothing. Only the first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
 	if s == nil || err == nil {
 		return
 	}
 	stack := string(debug.Stack())
-	s.trace.mu.Lock()
-	defer s.trace.mu.Unlock()
-	if s.ended || s.failed { // the first failure is the reason for the others
-		return
-	}
-	s.failed = true
-	s.setLocked("error.message", errorText(err))
-	s.setLocked("error.type", errorType(err))
-	s.setLocked("error.stack", stack)
+	s.change(func() {
+		if s.failed {
+			return
+		}
+		s.failed = true
+		s.setTag("error.message", errorMessage(err))
+		s.setTag("error.type", errorType(err))
+		s.setTag("error.stack", stack)
+	})
 }
 
-// errorText is the error's text without what must not leave the process: query strings, and the
-// values that PostgreSQL quotes when data do not fit (class 22).
-func errorText(err error) string {
+// errorMessage returns the message of the error without confidential parts: the query of a URL, and the
+// values that PostgreSQL quotes in errors about invalid data (class 22).
+func errorMessage(err error) string {
 	text := err.Error()
-	if refused, ok := errors.AsType[*url.Error](err); ok {
-		bare, _, _ := strings.Cut(refused.URL, "?")
-		text = strings.ReplaceAll(text, refused.URL, bare)
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		bare, _, _ := strings.Cut(failed.URL, "?")
+		text = strings.ReplaceAll(text, failed.URL, bare)
 	}
-	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && strings.HasPrefix(refused.Code, "22") {
-		text = strings.ReplaceAll(text, refused.Message, "unfit data")
+	if failed, ok := errors.AsType[*pgconn.PgError](err); ok && strings.HasPrefix(failed.Code, "22") {
+		text = strings.ReplaceAll(text, failed.Message, "invalid data")
 	}
 	return text
 }
 
-// errorType is the type of the error at the root of the chain; those above it add words.
+// errorType returns the type of the innermost error, as the errors around it only add words.
 func errorType(err error) string {
 	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
 		err = cause
 	}
-	return reflect.TypeOf(err).String()
+	return fmt.Sprintf("%T", err)
 }
 
-// finish ends the span. With the root, the trace leaves; what ends later leaves by itself. Of a very
-// long trace parts leave before.
+// Finish ends the span. The spans of a trace are sent when its root ends. Spans that end later are sent by
+// themselves, and a trace of very many spans is sent in parts.
 func (s *Span) Finish() {
 	if s == nil {
 		return
 	}
-	t := s.trace
-	t.mu.Lock()
-	if s.ended {
-		t.mu.Unlock()
-		return
-	}
-	s.ended, s.duration = true, time.Since(s.start)
-	t.finished = append(t.finished, s)
-	t.rootEnded = t.rootEnded || s == t.root
 	var chunk []*Span
-	if t.rootEnded || len(t.finished) >= maxChunkSpans {
-		chunk, t.finished = t.finished, nil
-	}
-	t.mu.Unlock()
+	t := s.trace
+	s.change(func() {
+		s.ended, s.duration = true, time.Since(s.start)
+		t.finished = append(t.finished, s)
+		t.rootEnded = t.rootEnded || s == t.root
+		if t.rootEnded || len(t.finished) >= maxChunk {
+			chunk, t.finished = t.finished, nil
+		}
+	})
 	if chunk == nil {
 		return
 	}
-	// A parent begins before its children and ends after them, so this puts the topmost span first.
+	// Children end before their parents but start after them, so this order has the topmost span first.
 	slices.Reverse(chunk)
 	slices.SortStableFunc(chunk, func(a, b *Span) int { return a.start.Compare(b.start) })
-	t.telemetry.printer.print(chunk)
-	t.telemetry.traces.add(chunk)
+	t.client.printer.print(chunk)
+	t.client.traces.add(chunk)
 }
 
 // traceID returns the id of the span's trace as 32 hexadecimal digits.
-func (s *Span) traceID() string {
-	if s == nil {
-		return ""
-	}
-	return Hex64(s.trace.high) + Hex64(s.trace.low)
-}
+func (s *Span) traceID() string { return hex64(s.trace.high) + hex64(s.trace.low) }
 
-func Hex64(id uint64) string {
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], id)
-	return hex.EncodeToString(b[:])
-}
+func hex64(id uint64) string { return hex.EncodeToString(binary.BigEndian.AppendUint64(nil, id)) }

@@ -1,0 +1,164 @@
+package datadog
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Settings are the values of Datadog's environment variables, and what else a Client needs. The caller
+// reads the environment.
+type Settings struct {
+	AgentHost      string // DD_AGENT_HOST
+	TraceAgentURL  string // DD_TRACE_AGENT_URL
+	TraceAgentPort string // DD_TRACE_AGENT_PORT
+	DogStatsDURL   string // DD_DOGSTATSD_URL
+	DogStatsDPort  string // DD_DOGSTATSD_PORT
+	Service        string // DD_SERVICE
+	Env            string // DD_ENV
+	Version        string // DD_VERSION
+	Tags           string // DD_TAGS
+	TraceEnabled   bool   // DD_TRACE_ENABLED
+
+	DefaultService, DefaultVersion string // used if neither their variable nor DD_TAGS has a value
+
+	Print    io.Writer     // receives finished traces as trees; nil means nobody
+	Log      *slog.Logger  // receives warnings about dropped data; nil means nobody
+	Interval time.Duration // between two flushes to the agent; 0 means 2 s
+
+	timeout time.Duration // of one request to the agent; 0 means 5 s
+}
+
+// An identity is what distinguishes services and their processes at Datadog.
+type identity struct {
+	service, env, version string
+	runtimeID             string // of this process
+	tags                  []spanTag
+}
+
+// identity evaluates DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The tags may contain the other three,
+// whose own variables take precedence. The last of several tags with the same key wins.
+func (s Settings) identity() identity {
+	id := identity{service: s.Service, env: s.Env, version: s.Version, runtimeID: newRuntimeID()}
+	separators := ","
+	if !strings.Contains(s.Tags, ",") {
+		separators = " "
+	}
+	for tag := range strings.SplitSeq(s.Tags, separators) {
+		if tag = strings.TrimSpace(tag); tag == "" {
+			continue
+		}
+		key, value, _ := strings.Cut(tag, ":")
+		switch key {
+		case "", "language", "runtime-id": // set by the client
+		case "service":
+			id.service = cmp.Or(id.service, value)
+		case "env":
+			id.env = cmp.Or(id.env, value)
+		case "version":
+			id.version = cmp.Or(id.version, value)
+		default:
+			id.tags = slices.DeleteFunc(id.tags, func(t spanTag) bool { return t.key == key })
+			id.tags = append(id.tags, spanTag{key, value})
+		}
+	}
+	id.service = cmp.Or(id.service, s.DefaultService)
+	id.version = cmp.Or(id.version, s.DefaultVersion)
+	return id
+}
+
+// newRuntimeID returns a random UUID (version 4), which identifies a process in Datadog's own clients, too.
+func newRuntimeID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// unified returns the tags of every span and metric. They lack the service, because spans have a field
+// for it.
+func (id identity) unified() []spanTag {
+	tags := slices.Clip(id.tags)
+	if id.env != "" {
+		tags = append(tags, spanTag{"env", id.env})
+	}
+	if id.version != "" {
+		tags = append(tags, spanTag{"version", id.version})
+	}
+	return tags
+}
+
+// traceAddress returns the URL for posting traces, or an empty one if traces are off. The socket is the
+// path of the agent's unix socket, or empty.
+func (s Settings) traceAddress() (target, socket string, err error) {
+	const path = "/v0.4/traces"
+	if !s.TraceEnabled {
+		return "", "", nil
+	}
+	u, err := s.agentURL(variable{"DD_TRACE_AGENT_URL", s.TraceAgentURL}, variable{"DD_TRACE_AGENT_PORT", s.TraceAgentPort}, "8126", "http", "https")
+	switch {
+	case u == nil:
+		return "", "", err
+	case u.Scheme == "unix":
+		return "http://localhost" + path, u.Path, nil
+	}
+	return u.JoinPath(path).String(), "", nil
+}
+
+// metricAddress returns the arguments of net.Dial for sending metrics. The address is empty if metrics
+// are off.
+func (s Settings) metricAddress() (network, address string, err error) {
+	u, err := s.agentURL(variable{"DD_DOGSTATSD_URL", s.DogStatsDURL}, variable{"DD_DOGSTATSD_PORT", s.DogStatsDPort}, "8125", "udp")
+	switch {
+	case u == nil:
+		return "", "", err
+	case u.Scheme == "unix":
+		return "unixgram", u.Path, nil
+	}
+	return "udp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "8125")), nil
+}
+
+// A variable is an environment variable.
+type variable struct{ name, value string }
+
+// agentURL returns the URL in the variable target, which must have one of the schemes or be that of a unix
+// socket, or else a URL of the agent's host and port. It returns nil if nothing is set.
+func (s Settings) agentURL(target, port variable, defaultPort string, schemes ...string) (*url.URL, error) {
+	if target.value != "" {
+		u, err := url.Parse(target.value)
+		if err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "" {
+			return u, nil
+		}
+		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)) {
+			return u, nil
+		}
+		return nil, fmt.Errorf("%s must be like %s://host:%s or unix:///path", target.name, schemes[0], defaultPort)
+	}
+	if s.AgentHost == "" && port.value == "" {
+		return nil, nil
+	}
+	host := cmp.Or(strings.Trim(s.AgentHost, "[]"), "localhost")
+	if _, err := netip.ParseAddr(host); err != nil && strings.ContainsAny(host, ":/@?# ") {
+		return nil, errors.New("DD_AGENT_HOST must be a host name or an IP address, without scheme and port")
+	}
+	number := cmp.Or(port.value, defaultPort)
+	if !isPort(number) {
+		return nil, fmt.Errorf("%s must be a port from 1 to 65535", port.name)
+	}
+	return &url.URL{Scheme: schemes[0], Host: net.JoinHostPort(host, number)}, nil
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
+}

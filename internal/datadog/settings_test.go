@@ -1,0 +1,106 @@
+package datadog
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name             string
+		settings         Settings
+		traces, socket   string
+		network, metrics string
+	}{
+		{name: "nothing set"},
+		{name: "the host switches on both", settings: Settings{AgentHost: "agent"},
+			traces: "http://agent:8126/v0.4/traces", network: "udp", metrics: "agent:8125"},
+		{name: "an IPv6 host", settings: Settings{AgentHost: "fd00::7"},
+			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:8125"},
+		{name: "an IPv6 host in brackets", settings: Settings{AgentHost: "[fd00::7]", DogStatsDPort: "9125"},
+			traces: "http://[fd00::7]:8126/v0.4/traces", network: "udp", metrics: "[fd00::7]:9125"},
+		{name: "a port of traces only", settings: Settings{TraceAgentPort: "9126"},
+			traces: "http://localhost:9126/v0.4/traces"},
+		{name: "a port of metrics only", settings: Settings{DogStatsDPort: "9125"},
+			network: "udp", metrics: "localhost:9125"},
+		{name: "a URL of traces only", settings: Settings{TraceAgentURL: "https://agent:443"},
+			traces: "https://agent:443/v0.4/traces"},
+		{name: "a URL of metrics only", settings: Settings{DogStatsDURL: "udp://agent"},
+			network: "udp", metrics: "agent:8125"},
+		{name: "URLs before host and port",
+			settings: Settings{AgentHost: "other", TraceAgentPort: "1", DogStatsDPort: "1",
+				TraceAgentURL: "http://[fd00::7]:81/", DogStatsDURL: "udp://[fd00::7]:82"},
+			traces: "http://[fd00::7]:81/v0.4/traces", network: "udp", metrics: "[fd00::7]:82"},
+		{name: "unix sockets",
+			settings: Settings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
+			traces:   "http://localhost/v0.4/traces", socket: "/run/apm.socket", network: "unixgram", metrics: "/run/dsd.socket"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.settings.TraceEnabled = true
+			target, socket, err := tt.settings.traceAddress()
+			require.NoError(t, err)
+			assert.Equal(t, []string{tt.traces, tt.socket}, []string{target, socket})
+			network, address, err := tt.settings.metricAddress()
+			require.NoError(t, err)
+			assert.Equal(t, []string{tt.network, tt.metrics}, []string{network, address})
+
+			tt.settings.TraceEnabled = false
+			target, _, err = tt.settings.traceAddress()
+			require.NoError(t, err)
+			assert.Empty(t, target, "with DD_TRACE_ENABLED=false")
+		})
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		settings Settings
+		want     string
+	}{
+		{"a URL as host", Settings{AgentHost: "http://agent"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port at the host", Settings{AgentHost: "agent:8126"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port of traces that is a word", Settings{TraceAgentPort: "apm"}, "DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
+		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
+		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"a URL with port 0", Settings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.settings.TraceEnabled = true
+			_, err := Start(tt.settings)
+			assert.EqualError(t, err, tt.want)
+		})
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		settings Settings
+		want     identity
+	}{
+		{"nothing set", Settings{}, identity{service: "app", version: "1.2"}},
+		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
+		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
+		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}}}},
+		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.settings.DefaultService, tt.settings.DefaultVersion = "app", "1.2"
+			got := tt.settings.identity()
+			assert.Len(t, got.runtimeID, 36)
+			got.runtimeID = ""
+			assert.Equal(t, tt.want, got)
+		})
+	}
+}
