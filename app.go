@@ -40,9 +40,12 @@ type App struct {
 	taken    atomic.Int64 // when it last did, as Unix nanoseconds
 }
 
-// newApp makes an App of the settings. It connects to nothing yet. The telemetry, which may be nil,
-// stays the caller's.
+// newApp returns an App with the settings. It starts the sandbox if they ask for one, but opens no
+// connections. The caller closes the telemetry, which may be nil.
 func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, error) {
+	if err := config.startSandbox(); err != nil {
+		return nil, err
+	}
 	app := &App{
 		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
 		log:       log,
@@ -73,7 +76,7 @@ func (app *App) Close() {
 // database returns the store, or what to set so that there is one.
 func (app *App) database() (*Store, error) {
 	if app.store == nil {
-		return nil, missingSetting(unavailable, "DATABASE_URL", "reports are kept in PostgreSQL, postgres://user:password@host:5432/database")
+		return nil, missingSetting(unavailable, "DATABASE_URL", "reports are stored in PostgreSQL, such as postgres://user:password@host:5432/database")
 	}
 	return app.store, nil
 }
@@ -81,7 +84,7 @@ func (app *App) database() (*Store, error) {
 var whichCmd = &Command{
 	Name:  "which",
 	Route: "GET /which",
-	Short: "Name the service and its version",
+	Short: "Print the name and version of the service",
 	Open:  true,
 	Run:   typed(which),
 }
@@ -93,8 +96,8 @@ func which(context.Context, *App, struct{}) (Text, error) {
 var checkCmd = &Command{
 	Name:  "check",
 	Route: "GET /check",
-	Short: "Say whether PostgreSQL answers",
-	Long:  "Asks the server at APP_URL where that is set, and else the database at DATABASE_URL.",
+	Short: "Check whether PostgreSQL answers",
+	Long:  "On the command line it asks the server at APP_URL if that is set, or else the database at DATABASE_URL.",
 	Open:  true,
 	Run:   typed(check),
 }

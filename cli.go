@@ -1,6 +1,6 @@
-// cli.go is the command line's door: it makes a subcommand of every command, takes arguments out
-// of flags, and prints results and failures. It is built anew for each run, because a tree of
-// ffcli commands holds what it parsed.
+// cli.go is the command line: it makes a subcommand of every command, takes arguments out of flags,
+// runs operations and reports failures. The tree of subcommands is built for each run, because it holds
+// what was parsed.
 package main
 
 import (
@@ -21,7 +21,6 @@ import (
 
 	"github.com/peterbourgon/ff/v3/ffcli"
 
-	"app/internal/datadog"
 	"app/internal/rawjson"
 )
 
@@ -29,204 +28,225 @@ import (
 type cli struct {
 	std      console
 	commands []*Command
-	settings []string // the settings given as flags
-	refused  error    // by a flag
-	output   string   // the format asked for, or ""
-	exit     int      // of a run without an error
+	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
-	operations map[*ffcli.Command]*Command // by their places in the tree
+	output   string   // the format asked for, or ""
+	settings []string // the settings given as flags: -name=value
+	refused  error    // the first thing wrong with the flags, or nil
+	exit     int      // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
-func run(ctx context.Context, args []string, std console) int {
-	c := &cli{std: std, commands: allowed(commands, isReadOnly(args, std.envFile)), output: outputOf(args), operations: map[*ffcli.Command]*Command{}}
+func (c *cli) run(ctx context.Context, args []string) int {
+	readOnly, output := lookAhead(args, c.std.envFile)
+	c.commands, c.output = allowed(c.commands, readOnly), output
 	root := c.tree()
 	arranged, selected, err := arrange(root, args)
-	if err == nil {
-		err = c.parse(root, arranged)
-	}
-	ran := err == nil
-	if ran {
-		err = root.Run(ctx)
-	}
-	switch {
-	case err == nil:
-		return c.exit
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(std.out, selected.UsageFunc(selected))
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(c.std.out, selected.LongHelp)
 		return 0
-	case errors.Is(err, errUsage):
-		fmt.Fprint(std.err, selected.UsageFunc(selected))
-		return invalid.exit
 	}
-	code := c.fail(err)
-	if !ran {
-		c.noteRefused(ctx, c.operations[selected], err)
+	c.refuse(err)
+	if err := root.ParseAndRun(ctx, arranged); err != nil {
+		return c.fail(err)
 	}
-	return code
+	return c.exit
 }
 
-// noteRefused tells Datadog, where it is set up, of an operation whose flags were refused.
-func (c *cli) noteRefused(ctx context.Context, operation *Command, err error) {
-	config, configErr := loadConfig(nil, c.std.envFile)
-	if operation == nil || configErr != nil {
-		return
-	}
-	config.telemetry.Log = c.log(config)
-	telemetry, telemetryErr := config.startTelemetry()
-	if telemetryErr != nil {
-		return
-	}
-	_, finish := startCommand(ctx, telemetry, operation)
-	finish(nil, err)
-	telemetry.Close(time.Second)
-}
-
-// isReadOnly looks ahead for READ_ONLY, on which depends which subcommands there are. What is wrong
-// with any setting is reported later, by those who need them.
-func isReadOnly(args []string, envFile string) bool {
-	given := slices.DeleteFunc(slices.Clone(args), func(arg string) bool {
-		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		return !strings.HasPrefix(arg, "-") || name != "read-only"
-	})
-	config, _ := loadSettings(given, envFile, "read-only")
-	return config.ReadOnly
-}
-
-// outputOf looks ahead for the format of results, in which also flags that are wrong are reported.
-func outputOf(args []string) string {
+// lookAhead finds two flags before all are parsed, and whatever is wrong with others: READ_ONLY decides
+// which subcommands exist, and the output format how errors are printed.
+func lookAhead(args []string, envFile string) (readOnly bool, output string) {
+	var given []string
 	for i, arg := range args {
-		name, format, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if !strings.HasPrefix(arg, "-") || name != "o" && name != "output" {
-			continue
+		name, value, hasValue := cutFlag(arg)
+		switch {
+		case name == "read-only":
+			given = append(given, arg)
+		case name != "output" && name != "o":
+		case !hasValue && i+1 < len(args):
+			output = args[i+1]
+		default:
+			output = value
 		}
-		if !hasValue && i+1 < len(args) {
-			format = args[i+1]
-		}
-		return format
 	}
-	return ""
+	config, _ := loadConfig(given, envFile, "read-only") // errors are reported when all settings are loaded
+	return config.ReadOnly, output
 }
 
-// parse reads the flags. Package flag quotes the values that a flag refuses, which may be secrets, so
-// the flags here refuse nothing themselves but note it.
-func (c *cli) parse(root *ffcli.Command, args []string) error {
-	err := root.Parse(args)
-	if c.refused != nil {
-		err = c.refused
-	}
-	if err != nil {
-		return fail(invalid, "%w", err)
-	}
-	return nil
-}
-
-// refuse notes the first flag whose value is bad.
+// refuse notes an error of the flags. They return none themselves, because package flag quotes the
+// values in its messages, and a value may be a secret.
 func (c *cli) refuse(err error) { c.refused = cmp.Or(c.refused, err) }
 
-// errUsage is the error of a command that only has subcommands.
-var errUsage = errors.New("a subcommand is missing")
-
-// fail prints the error, as one line or, where JSON was asked for, as a problem, and returns the
+// fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the
 // exit code.
 func (c *cli) fail(err error) int {
 	f := failureOf(err).onCommandLine()
-	if f.err != nil && !strings.Contains(f.detail, f.err.Error()) { // here, and not on a server
-		f.detail += ": " + f.err.Error() // the command line runs on behalf of its user
+	if f.err != nil && !strings.Contains(f.detail, f.err.Error()) {
+		f.detail += ": " + f.err.Error() // unlike a server's caller, the user may see the cause
 	}
-	if unwritten := (*fs.PathError)(nil); f.kind == internal && errors.As(err, &unwritten) && unwritten.Op == "write" {
-		f.detail = "the result cannot be written: " + unwritten.Err.Error()
+	var unwritten *fs.PathError
+	if f.kind == internal && errors.As(err, &unwritten) && unwritten.Op == "write" {
+		f.detail = "cannot write the result: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
 		_ = writeResult(c.std.err, f.problem(rand.Text()))
 	} else {
-		fmt.Fprintln(c.std.err, "app:", strings.Join(strings.Fields(f.detail), " ")) // one line
+		fmt.Fprintln(c.std.err, "app:", strings.Join(strings.Fields(f.detail), " "))
 	}
 	return f.kind.exit
 }
 
-// tree makes the subcommands of the registry and those that exist only here.
+// tree makes the subcommands of the registry and those that exist only on the command line.
 func (c *cli) tree() *ffcli.Command {
-	root := c.group("app", "app COMMAND [flags] [arguments]", c.rootHelp)
-	nouns := map[string]*ffcli.Command{}
+	root := c.group("app", c.rootHelp())
 	for _, command := range c.commands {
-		words := command.words()
-		parent := root
-		if len(words) == 2 {
-			if nouns[words[0]] == nil {
-				nouns[words[0]] = c.group(words[0], "app "+words[0]+" COMMAND [flags] [arguments]", func() string { return c.nounHelp(words[0]) })
-				root.Subcommands = append(root.Subcommands, nouns[words[0]])
+		parent, name := root, command.Name
+		if noun, verb, ok := strings.Cut(command.Name, "."); ok {
+			parent, name = child(root, noun), verb
+			if parent == nil {
+				parent = c.group(noun, c.nounHelp(noun))
+				root.Subcommands = append(root.Subcommands, parent)
 			}
-			parent = nouns[words[0]]
 		}
-		parent.Subcommands = append(parent.Subcommands, c.subcommand(command))
+		parent.Subcommands = append(parent.Subcommands, c.operation(name, command))
 	}
 	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.versionCommand(), c.completionCommand(root))
 	return root
 }
 
-// flagSet returns flags for one subcommand. They print nothing themselves: run does, once.
+// group makes a subcommand that only has subcommands. Without one it prints its help.
+func (c *cli) group(name, help string) *ffcli.Command {
+	return &ffcli.Command{
+		Name:     name,
+		LongHelp: help,
+		FlagSet:  c.flagSet(name),
+		Exec: func(context.Context, []string) error {
+			if c.refused == nil {
+				fmt.Fprint(c.std.err, help)
+				c.exit = invalid.exit
+			}
+			return c.refused
+		},
+	}
+}
+
+// simple makes a subcommand that is no operation and takes no arguments.
+func (c *cli) simple(name, help string, flags *flag.FlagSet, run func(context.Context) error) *ffcli.Command {
+	return &ffcli.Command{
+		Name:     name,
+		LongHelp: help,
+		FlagSet:  flags,
+		Exec: func(ctx context.Context, args []string) error {
+			if len(args) > 0 {
+				c.refuse(fail(invalid, "unexpected argument %q", args[0]))
+			}
+			if c.refused != nil {
+				return c.refused
+			}
+			return run(ctx)
+		},
+	}
+}
+
+func (c *cli) serveCommand() *ffcli.Command {
+	flags := c.flagSet("serve")
+	dev := c.boolFlag(flags, "dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar")
+	trace := c.boolFlag(flags, "trace", "print the timing of each request to standard error")
+	return c.simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
+		config, err := loadConfig(c.settings, c.std.envFile)
+		if err != nil {
+			return err
+		}
+		if *trace {
+			config.telemetry.Print = c.std.err
+		}
+		return c.serve(ctx, config, c.commands, *dev, c.std)
+	})
+}
+
+func (c *cli) versionCommand() *ffcli.Command {
+	return c.simple("version", versionHelp, c.flagSet("version"), func(context.Context) error {
+		_, err := fmt.Fprintln(c.std.out, buildVersion())
+		return err
+	})
+}
+
+// flagSet returns a set of flags that holds the settings.
 func (c *cli) flagSet(name string) *flag.FlagSet {
-	fs := flag.NewFlagSet(name, flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	for _, s := range new(Config).settings() {
-		fs.Var(&settingFlag{s, func(value string) error {
+		flags.Var(&settingFlag{s, func(value string) error {
 			if err := s.set(value); err != nil {
-				c.refuse(fmt.Errorf("-%s %w", s.name, err))
+				c.refuse(fail(invalid, "-%s %w", s.name, err))
+				return nil
 			}
 			c.settings = append(c.settings, "-"+s.name+"="+value)
 			return nil
 		}}, s.name, s.help)
 	}
-	return fs
+	return flags
 }
 
-// group is a command that only has subcommands.
-func (c *cli) group(name, usage string, help func() string) *ffcli.Command {
-	return &ffcli.Command{
-		Name:      name,
-		FlagSet:   c.flagSet(name),
-		UsageFunc: func(*ffcli.Command) string { return "Usage: " + usage + "\n\n" + help() },
-		Exec:      func(context.Context, []string) error { return errUsage },
+func (c *cli) boolFlag(flags *flag.FlagSet, name, help string) *bool {
+	value := new(bool)
+	flags.BoolFunc(name, help, func(text string) error {
+		if err := parsed(value, parseBool)(text); err != nil {
+			c.refuse(fail(invalid, "-%s %w", name, err))
+		}
+		return nil
+	})
+	return value
+}
+
+var outputFormats = []string{"table", "json", "ndjson"}
+
+func (c *cli) setOutput(format string) error {
+	if !slices.Contains(outputFormats, format) {
+		c.refuse(fail(invalid, "-output must be one of %s", strings.Join(outputFormats, ", ")))
 	}
+	c.output = format
+	return nil
 }
 
-// subcommand makes a subcommand of a command.
-func (c *cli) subcommand(command *Command) *ffcli.Command {
-	words := command.words()
-	given := &givenFlags{values: map[string][]literal{}}
-	fs := c.flagSet(command.Name)
+// An invocation is an operation with the flags and arguments given to it.
+type invocation struct {
+	command *Command
+	args    arguments
+	files   []string // named by flags; each holds a JSON body
+	asCurl  *bool
+	yes     *bool
+}
+
+// operation makes the subcommand of a command.
+func (c *cli) operation(name string, command *Command) *ffcli.Command {
+	in := &invocation{command: command, args: arguments{map[string][]literal{}, label}, yes: new(bool)}
+	flags := c.flagSet(command.Name)
 	for _, p := range command.Run.params {
 		if p.in != inPath {
-			fs.Var(&paramFlag{p, given}, flagName(p), p.help)
+			flags.Var(&paramFlag{p, in}, flagName(p), p.help)
 		}
 	}
-	fs.Func("output", "table, json or ndjson", c.setOutput)
-	fs.Func("o", "short for -output", c.setOutput)
-	asCurl := fs.Bool("as-curl", false, "print the request instead of making it")
-	yes := new(bool)
+	flags.Func("output", outputHelp, c.setOutput)
+	flags.Func("o", "short for -output", c.setOutput)
+	in.asCurl = c.boolFlag(flags, "as-curl", asCurlHelp)
 	if command.Confirm != "" {
-		fs.BoolVar(yes, "yes", false, "do not ask")
+		in.yes = c.boolFlag(flags, "yes", yesHelp)
 	}
-	sub := &ffcli.Command{
-		Name:      words[len(words)-1],
-		FlagSet:   fs,
-		UsageFunc: func(*ffcli.Command) string { return commandHelp(command) },
+	return &ffcli.Command{
+		Name:     name,
+		LongHelp: commandHelp(command),
+		FlagSet:  flags,
 		Exec: func(ctx context.Context, positional []string) error {
-			if *asCurl {
-				return c.printCurl(ctx, command, given, positional)
-			}
-			return c.execute(ctx, command, given, positional, *yes)
+			return c.execute(ctx, in, positional)
 		},
 	}
-	c.operations[sub] = command
-	return sub
 }
 
 // flagName is the name of a parameter's flag: code-version.
 func flagName(p *param) string { return strings.ReplaceAll(p.name, "_", "-") }
 
-// label is how the command line's user knows a parameter: ID, -code-version.
+// label names a parameter in messages: ID, -code-version.
 func label(p *param) string {
 	if p.in == inPath {
 		return strings.ToUpper(p.name)
@@ -234,112 +254,36 @@ func label(p *param) string {
 	return "-" + flagName(p)
 }
 
-// givenFlags are the values of a subcommand's flags.
-type givenFlags struct {
-	values map[string][]literal
-	files  []string // of flags that name a file with the JSON body
-}
-
-// A paramFlag is a parameter as a flag. It takes any text: the registry checks it.
+// A paramFlag is a parameter as a flag. It takes any text: the registry checks it later.
 type paramFlag struct {
-	p     *param
-	given *givenFlags
+	*param
+	in *invocation
 }
 
 func (f *paramFlag) String() string   { return "" }
-func (f *paramFlag) IsBoolFlag() bool { return f.p.kind == kindBool }
+func (f *paramFlag) IsBoolFlag() bool { return f.kind == kindBool }
 
 func (f *paramFlag) Set(text string) error {
-	if f.p.file {
-		f.given.files = append(f.given.files, text)
-		return nil
+	if f.file {
+		f.in.files = append(f.in.files, text)
+	} else {
+		f.in.args.values[f.name] = append(f.in.args.values[f.name], literal{text: text})
 	}
-	f.given.values[f.p.name] = append(f.given.values[f.p.name], literal{text: text})
 	return nil
 }
 
-var outputFormats = []string{"table", "json", "ndjson"}
-
-// setOutput sets the format of results.
-func (c *cli) setOutput(format string) error {
-	if !slices.Contains(outputFormats, format) {
-		c.refuse(fmt.Errorf("-output must be one of %s", strings.Join(outputFormats, ", ")))
-	}
-	c.output = format
-	return nil
-}
-
-// arguments are the values of the flags and the positional arguments.
-func (c *cli) arguments(ctx context.Context, command *Command, given *givenFlags, positional []string) (arguments, error) {
-	args := arguments{given.values, label}
-	path := command.names(inPath)
-	if len(positional) > len(path) {
-		return args, fail(invalid, "unexpected argument %q", positional[len(path)])
-	}
-	for i, text := range positional {
-		args.values[path[i]] = []literal{{text: text}}
-	}
-	valid := command.names(inBody)
-	for _, name := range given.files {
-		body, err := c.readBody(ctx, name)
-		if err != nil {
-			return args, err
-		}
-		for member, value := range body {
-			if !slices.Contains(valid, member) {
-				return args, fail(invalid, "%s: %s", name, unknown("field", member, valid))
-			}
-			args.values[member] = append(args.values[member], literal{text: string(value), json: true})
-		}
-	}
-	return args, nil
-}
-
-// readBody reads a JSON body from a file, or from standard input where the name is -.
-func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMessage, error) {
-	source := c.std.in
-	if name != "-" {
-		file, err := os.Open(name)
-		if err != nil {
-			return nil, fail(invalid, "the file cannot be read: %w", err)
-		}
-		defer file.Close()
-		source = file
-	}
-	text, err := interruptible(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(source, maxBody+1)) })
-	if errors.Is(err, context.Canceled) {
-		return nil, err
-	}
-	if err != nil {
-		return nil, fail(invalid, "%s cannot be read: %w", name, err)
-	}
-	if len(text) > maxBody {
-		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
-	}
-	body, err := rawjson.Object(text)
-	if err != nil {
-		return nil, fail(invalid, "%s cannot be used: %w", name, err)
-	}
-	return body, nil
-}
-
-// execute runs one operation and prints its result. What is wrong with the arguments is said before
-// what is wrong with the settings.
-func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, positional []string, yes bool) error {
-	args, err := c.arguments(ctx, command, given, positional)
-	var operation prepared
-	if err == nil {
-		operation, err = command.Run.prepare(args)
-	}
+// execute runs an operation and prints its result. An error in the arguments is reported before one in
+// the settings, and is counted as the operation's.
+func (c *cli) execute(ctx context.Context, in *invocation, positional []string) error {
+	operation, err := c.prepare(ctx, in, positional)
 	config, configErr := loadConfig(c.settings, c.std.envFile)
-	if configErr != nil {
+	switch {
+	case configErr != nil:
 		return cmp.Or(err, configErr)
-	}
-	if config.ReadOnly && command.Changes { // whatever isReadOnly has seen
-		return cmp.Or(err, error(fail(misconfigured, "READ_ONLY is true, and %s changes something", strings.Join(command.words(), " "))))
-	}
-	if err == nil && command.Confirm != "" && !yes {
-		err = c.confirm(ctx, command.Confirm)
+	case err == nil && *in.asCurl:
+		return c.printCurl(ctx, config, in)
+	case err == nil && in.command.Confirm != "" && !*in.yes:
+		err = c.confirm(ctx, in.command.Confirm)
 	}
 	config.telemetry.Log = c.log(config)
 	telemetry, telemetryErr := config.startTelemetry()
@@ -347,35 +291,25 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 		return cmp.Or(err, telemetryErr)
 	}
 	defer telemetry.Close(time.Second)
-	if c.output == "" && isTerminal(c.std.out) {
-		c.output = "table"
-	}
-	progress := &progressLine{out: c.std.err}
-	call := &Call{stream: c.output == "ndjson"}
-	if isTerminal(c.std.err) {
-		call.progress = progress.show
-		if isTerminal(c.std.out) {
-			c.std.out = resultWriter{c.std.out, progress}
-		}
-	}
-	ctx, finish := startCommand(withCall(ctx, call), telemetry, command)
+	call, endProgress := c.newCall()
+	ctx, finish := startCommand(withCall(ctx, call), telemetry, in.command)
 	var value any
 	switch {
 	case err != nil:
 	case config.AppURL != "":
-		value, err = c.ask(ctx, config, command, args)
+		value, err = runRemotely(ctx, config, in.command, in.args)
 	default:
 		var app *App
-		if app, err = c.newApp(config, telemetry); err == nil {
+		if app, err = newApp(config, config.telemetry.Log, telemetry); err == nil {
 			defer app.Close()
 			value, err = operation(ctx, app)
 		}
 	}
 	if err == nil {
-		err = c.print(command, value)
+		err = c.print(in.command, value)
 	}
 	finish(value, err)
-	progress.end()
+	endProgress()
 	if err != nil {
 		return err
 	}
@@ -386,44 +320,83 @@ func (c *cli) execute(ctx context.Context, command *Command, given *givenFlags, 
 	return nil
 }
 
-// printCurl prints the request that would be made, as a line for a shell.
-func (c *cli) printCurl(ctx context.Context, command *Command, given *givenFlags, positional []string) error {
-	args, err := c.arguments(ctx, command, given, positional)
-	if err == nil {
-		_, err = command.Run.prepare(args)
+// prepare adds the positional arguments and the files to the flags, and checks them all.
+func (c *cli) prepare(ctx context.Context, in *invocation, positional []string) (prepared, error) {
+	if c.refused != nil {
+		return nil, c.refused
 	}
-	config, configErr := loadConfig(c.settings, c.std.envFile)
-	if err = cmp.Or(err, configErr); err != nil {
-		return err
+	path := in.command.names(inPath)
+	if len(positional) > len(path) {
+		return nil, fail(invalid, "unexpected argument %q", positional[len(path)])
 	}
-	line, err := asCurl(ctx, config, command, args, c.output == "ndjson")
-	if err == nil {
-		_, err = fmt.Fprintln(c.std.out, line)
+	for i, text := range positional {
+		in.args.values[path[i]] = []literal{{text: text}}
 	}
-	return err
-}
-
-// newApp makes what an operation works with, when it runs here.
-func (c *cli) newApp(config *Config, telemetry *datadog.Client) (*App, error) {
-	if config.Sandbox {
-		if _, err := startSandbox(config); err != nil { // it ends with the program
+	valid := in.command.names(inBody)
+	for _, name := range in.files {
+		body, err := c.readBody(ctx, name)
+		if err != nil {
 			return nil, err
 		}
-	}
-	return newApp(config, c.log(config), telemetry)
-}
-
-// ask runs an operation on the server at APP_URL.
-func (c *cli) ask(ctx context.Context, config *Config, command *Command, args arguments) (any, error) {
-	for _, name := range command.names(inFlag) { // -all
-		if values := args.values[name]; len(values) > 0 && values[0].text == "true" {
-			return askServerForAll(ctx, config, command, args)
+		for member, value := range body {
+			if !slices.Contains(valid, member) {
+				return nil, fail(invalid, "%s: %s", name, unknown("field", member, valid))
+			}
+			in.args.values[member] = append(in.args.values[member], literal{text: string(value), json: true})
 		}
 	}
-	return askServer(ctx, config, command, args)
+	return in.command.Run.prepare(in.args)
 }
 
-// log is where operations log to: errors go to the user anyhow.
+// readBody reads a JSON body from a file, or from standard input if the name is "-".
+func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMessage, error) {
+	text, err := interruptible(ctx, func() ([]byte, error) {
+		source := c.std.in
+		if name != "-" {
+			file, err := os.Open(name)
+			if err != nil {
+				return nil, err
+			}
+			defer file.Close()
+			source = file
+		}
+		return io.ReadAll(io.LimitReader(source, maxBody+1))
+	})
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fail(invalid, "cannot read the JSON body: %w", err)
+	}
+	if len(text) > maxBody {
+		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
+	}
+	body, err := rawjson.Object(text)
+	if err != nil {
+		return nil, fail(invalid, "%s is not valid: %w", name, err)
+	}
+	return body, nil
+}
+
+// newCall returns the call of an operation, which shows its progress on a terminal until end is called
+// or the result is printed.
+func (c *cli) newCall() (call *Call, end func()) {
+	isTable := isTerminal(c.std.out)
+	if c.output == "" && isTable {
+		c.output = "table"
+	}
+	progress := &progressLine{out: c.std.err}
+	call = &Call{stream: c.output == "ndjson"}
+	if isTerminal(c.std.err) {
+		call.progress = progress.show
+		if isTable {
+			c.std.out = resultWriter{c.std.out, progress}
+		}
+	}
+	return call, progress.end
+}
+
+// log returns the log of operations, which is silent above the level debug: errors are printed anyway.
 func (c *cli) log(config *Config) *slog.Logger {
 	if config.LogLevel > slog.LevelDebug {
 		return slog.New(slog.DiscardHandler)
@@ -431,124 +404,77 @@ func (c *cli) log(config *Config) *slog.Logger {
 	return slog.New(slog.NewTextHandler(c.std.err, &slog.HandlerOptions{Level: config.LogLevel}))
 }
 
-// serveCommand is the subcommand that runs the service.
-func (c *cli) serveCommand() *ffcli.Command {
-	fs := c.flagSet("serve")
-	dev := fs.Bool("dev", false, "try it: a private PostgreSQL and a sandbox instead of Rollbar")
-	trace := fs.Bool("trace", false, "print where each request's time went")
-	return &ffcli.Command{
-		Name:      "serve",
-		FlagSet:   fs,
-		UsageFunc: func(*ffcli.Command) string { return serveHelp() },
-		Exec: func(ctx context.Context, positional []string) error {
-			if len(positional) > 0 {
-				return fail(invalid, "unexpected argument %q", positional[0])
-			}
-			config, err := loadConfig(c.settings, c.std.envFile)
-			if err != nil {
-				return err
-			}
-			return serve(ctx, config, *dev, *trace, c.std)
-		},
-	}
-}
-
-// versionCommand is the subcommand that prints the version alone.
-func (c *cli) versionCommand() *ffcli.Command {
-	return &ffcli.Command{
-		Name:      "version",
-		FlagSet:   c.flagSet("version"),
-		UsageFunc: func(*ffcli.Command) string { return "Usage: app version\n\nPrint the version.\n" },
-		Exec: func(_ context.Context, positional []string) error {
-			if len(positional) > 0 {
-				return fail(invalid, "unexpected argument %q", positional[0])
-			}
-			_, err := fmt.Fprintln(c.std.out, buildVersion())
-			return err
-		},
-	}
-}
-
-// completionCommand is the subcommand that prints a script for a shell.
-func (c *cli) completionCommand(root *ffcli.Command) *ffcli.Command {
-	usage := "completion " + strings.Join(shells(), "|")
-	return &ffcli.Command{
-		Name:      "completion",
-		FlagSet:   c.flagSet("completion"),
-		UsageFunc: func(*ffcli.Command) string { return "Usage: app " + usage + "\n\n" + completionHelp },
-		Exec: func(_ context.Context, positional []string) error {
-			if len(positional) != 1 {
-				return fail(invalid, "name one shell: app %s", usage)
-			}
-			script := completionScripts[positional[0]]
-			if script == nil {
-				return fail(invalid, "%s", unknown("shell", positional[0], shells()))
-			}
-			_, err := io.WriteString(c.std.out, script(completions(root, "")))
-			return err
-		},
-	}
-}
-
-// arrange puts the flags of each level before its arguments, because package flag stops at the
-// first argument, and returns the command that the words lead to. It refuses unknown flags and
-// subcommands with the names of the valid ones. What comes behind -- is an argument.
+// arrange puts the flags of each level before its arguments, because package flag stops at the first
+// argument, and returns the subcommand that the words lead to. It refuses unknown flags and subcommands,
+// naming the valid ones, and then returns what came before. All that follows -- is an argument.
 func arrange(c *ffcli.Command, args []string) (arranged []string, selected *ffcli.Command, err error) {
 	var words []string
 	for len(args) > 0 {
 		arg := args[0]
 		args = args[1:]
-		if arg == "--" {
-			words = append(words, args...)
-			break
-		}
-		if arg == "-" || !strings.HasPrefix(arg, "-") {
-			if len(c.Subcommands) == 0 {
-				words = append(words, arg)
-				continue
-			}
+		name, _, hasValue := cutFlag(arg)
+		switch {
+		case arg == "--":
+			words, args = append(words, args...), nil
+		case name == "" && len(c.Subcommands) == 0:
+			words = append(words, arg)
+		case name == "":
 			sub := child(c, arg)
 			if sub == nil {
-				return nil, c, fail(invalid, "%s", unknown("command", arg, childNames(c)))
+				return arranged, c, fail(invalid, "%s", unknown("command", arg, childNames(c)))
 			}
 			rest, selected, err := arrange(sub, args)
-			return append(append(arranged, arg), rest...), selected, err
+			return slices.Concat(arranged, []string{arg}, rest), selected, err
+		default:
+			needsValue, err := checkFlag(c.FlagSet, name, hasValue || len(args) > 0)
+			if err != nil {
+				return arranged, c, err
+			}
+			arranged = append(arranged, arg)
+			if needsValue && !hasValue {
+				arranged, args = append(arranged, args[0]), args[1:]
+			}
 		}
-		flags, rest, err := takeFlag(c.FlagSet, arg, args)
-		if err != nil {
-			return nil, c, err
-		}
-		arranged, args = append(arranged, flags...), rest
 	}
 	return append(append(arranged, "--"), words...), c, nil
 }
 
-// takeFlag returns a flag with its value, and the arguments behind them.
-func takeFlag(fs *flag.FlagSet, arg string, args []string) (taken, rest []string, err error) {
-	name, _, hasValue := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"), "=")
-	if name == "h" || name == "help" {
-		return nil, nil, flag.ErrHelp
+// cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals
+// sign. The name is empty if the argument is not a flag.
+func cutFlag(arg string) (name, value string, hasValue bool) {
+	dashed, isFlag := strings.CutPrefix(arg, "-")
+	if !isFlag {
+		return "", "", false
 	}
-	f := fs.Lookup(name)
+	return strings.Cut(strings.TrimPrefix(dashed, "-"), "=")
+}
+
+// checkFlag reports whether a flag needs a value. It refuses an unknown flag, and one that needs a value
+// where none can follow.
+func checkFlag(flags *flag.FlagSet, name string, valueFollows bool) (needsValue bool, err error) {
+	if name == "h" || name == "help" {
+		return false, flag.ErrHelp
+	}
+	f := flags.Lookup(name)
 	if f == nil {
 		var valid []string
-		fs.VisitAll(func(f *flag.Flag) {
+		flags.VisitAll(func(f *flag.Flag) {
 			if _, isSetting := f.Value.(*settingFlag); !isSetting || nearest(name, []string{f.Name}) != "" {
 				valid = append(valid, "-"+f.Name)
 			}
 		})
-		return nil, nil, fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "the settings that app -h names")))
+		return false, fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "and the settings that app -h lists")))
 	}
-	isBool, ok := f.Value.(interface{ IsBoolFlag() bool })
-	switch {
-	case hasValue || ok && isBool.IsBoolFlag():
-		return []string{arg}, args, nil
-	case len(args) == 0:
-		return nil, nil, fail(invalid, "the flag -%s needs a value: %s", name, f.Usage)
+	if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+		return false, nil
 	}
-	return []string{arg, args[0]}, args[1:], nil
+	if !valueFollows {
+		return true, fail(invalid, "the flag -%s needs a value: %s", name, f.Usage)
+	}
+	return true, nil
 }
 
+// child returns the subcommand with the name, or nil.
 func child(c *ffcli.Command, name string) *ffcli.Command {
 	for _, sub := range c.Subcommands {
 		if strings.EqualFold(sub.Name, name) {

@@ -103,20 +103,20 @@ func TestHelp(t *testing.T) {
 		got := runShell(t, "", append(strings.Fields(args), "-h")...)
 		assert.Equal(t, 0, got.exit)
 		assert.Empty(t, got.err)
-		requireGolden(t, "help "+strings.TrimSpace("app "+args)+".txt", got.out)
+		requireGolden(t, strings.TrimSuffix("help_app_"+args, "_")+".txt", got.out)
 	}
 	for _, c := range commands {
 		got := runShell(t, "", append(c.words(), "--help")...)
 		assert.Equal(t, 0, got.exit)
 		lines := strings.Split(strings.TrimSpace(got.out), "\n")
 		assert.Contains(t, lines[len(lines)-1], strings.SplitN(c.Route, " ", 2)[1])
-		requireGolden(t, "help app "+strings.Join(c.words(), " ")+".txt", got.out)
+		requireGolden(t, "help_app_"+strings.Join(c.words(), "_")+".txt", got.out)
 	}
 }
 
 func TestHelpOfGroupsAlone(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{nil, {"items"}, {"reports"}} {
+	for _, args := range [][]string{nil, {"items"}, {"reports"}, {"completion"}} {
 		alone, help := runShell(t, "", args...), runShell(t, "", append(args, "-h")...)
 		assert.Equal(t, shell{2, "", help.out}, alone)
 	}
@@ -130,17 +130,19 @@ func TestCommandLineRefused(t *testing.T) {
 		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
 		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},
 		{"typo in a setting", "items list -databse-url x", `unknown flag "-databse-url", did you mean "-database-url"?`},
-		{"flag without its value", "items list -level", "the flag -level needs a value: only this level (repeatable)"},
+		{"flag without its value", "items list -level", "the flag -level needs a value: only items with this level (repeatable)"},
 		{"bad value", "items list -level fatal", "-level must be one of debug, info, warning, error, critical"},
-		{"argument missing", "items get", "ID is required: what by says"},
+		{"argument missing", "items get", "ID is required: the item's id, counter or uuid (see by)"},
 		{"argument too many", "items get 5 6", `unexpected argument "6"`},
 		{"argument that looks like a flag", "items get -- -5", "id must be a whole number at least 1"},
 		{"bad setting", "which -rollbar-timeout soon", "-rollbar-timeout must be a duration such as 10s or 1m30s"},
 		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url must be a PostgreSQL URL"},
+		{"bad value of a flag that is no parameter", "items list -as-curl=maybe", "-as-curl must be true or false"},
+		{"two mistakes", "items list -output xml -stauts active", `unknown flag "-stauts"`},
 		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson"},
-		{"deletion without a terminal", "items delete 5", "There is no terminal to ask at: say -yes"},
-		{"cleaning without a terminal", "reports clean", "There is no terminal to ask at: say -yes"},
-		{"file that is not there", "items create -data nowhere.json", "the file cannot be read: open nowhere.json"},
+		{"deletion without a terminal", "items delete 5", "standard input is not a terminal: add -yes"},
+		{"cleaning without a terminal", "reports clean", "standard input is not a terminal: add -yes"},
+		{"file that is not there", "items create -data nowhere.json", "cannot read the JSON body: open nowhere.json"},
 		{"argument for serve", "serve now", `unexpected argument "now"`},
 		{"argument for version", "version now", `unexpected argument "now"`},
 		{"URL that is more than a place", "which -app-url http://x/?key=hunter2", "-app-url must be a URL such as https://host/path, without ? and #"},
@@ -216,30 +218,6 @@ func TestItemsWithoutDatabase(t *testing.T) {
 	}
 }
 
-func TestOutputFormats(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, 12)
-	f.sandbox.SetItem(f.sandbox.ItemIDs()[0], "title", "two\nlines \x1b[31m and "+strings.Repeat("more ", 40))
-	ids := f.sandbox.ItemIDs()
-
-	lines := strings.Split(strings.TrimSpace(f.run("items", "list", "-output", "ndjson", "-limit", "3").out), "\n")
-	require.Len(t, lines, 3)
-	assert.Equal(t, fmt.Sprint(ids[0]), string(rawjson.Get([]byte(lines[0]), "id")))
-
-	table := f.run("items", "list", "-o", "table", "-limit", "3")
-	rows := strings.Split(strings.TrimSpace(table.out), "\n")
-	require.Len(t, rows, 4)
-	assert.Equal(t, []string{"ID", "COUNTER", "LEVEL", "STATUS", "ENVIRONMENT", "TOTAL_OCCURRENCES", "TITLE"}, strings.Fields(rows[0]))
-	assert.Contains(t, rows[1], "two lines  [31m and more")
-	assert.Contains(t, rows[1], "…")
-	assert.Equal(t, "the next page: -page 2\n", table.err)
-
-	one := f.run("items", "get", fmt.Sprint(ids[1]), "-o", "table").out
-	assert.Contains(t, one, "assigned_team_id")
-	assert.Contains(t, one, "first_occurrence_id")
-	assert.Regexp(t, `(?m)^status +active$`, one)
-}
-
 func TestListAll(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
@@ -273,34 +251,7 @@ func TestPayloadFromFile(t *testing.T) {
 	assert.Contains(t, typo.err, `unknown field "date", did you mean "data"?`)
 	both := f.runWith(payload, "items", "create", "-data", "-", "-level", "info")
 	assert.Equal(t, 2, both.exit)
-	assert.Contains(t, both.err, "nothing else can be given beside it")
-}
-
-// The command line asks the server at APP_URL.
-func TestAskServer(t *testing.T) {
-	t.Parallel()
-	f := newFixture(t, 250, func(c *Config) { c.apiTokens = []string{"one", "two"} })
-	ask := func(args ...string) shell {
-		return runShell(t, "", append(args, "-app-url", f.url, "-api-token", "one")...)
-	}
-	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, ask("check"))
-	assert.Equal(t, shell{0, "app " + buildVersion() + "\n", ""}, ask("which"))
-
-	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
-	for _, args := range []string{"items list -limit 3", "items get " + id, "items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
-		here, there := f.run(strings.Fields(args)...), ask(strings.Fields(args)...)
-		assert.Equal(t, here, there, args)
-	}
-	assert.Equal(t, f.run("items", "list", "-all").out, ask("items", "list", "-all").out)
-	assert.Contains(t, ask("items", "create", "-message", "x", "-custom", `{"n":1}`).out, `"delivered"`)
-	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
-	refused := runShell(t, "", "items", "list", "-app-url", f.url)
-	assert.Equal(t, shell{5, "", "app: send one of the service's tokens: Authorization: Bearer …\n"}, refused)
-	f.sandbox.SetFault(sandbox.LimitedFar)
-	assert.Equal(t, 6, ask("items", "list").exit)
-	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
-	assert.Equal(t, 7, nobody.exit)
-	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
+	assert.Contains(t, both.err, "nothing else can be given with it")
 }
 
 // Here the one who runs the command hears why PostgreSQL does not answer.
@@ -310,19 +261,4 @@ func TestReasonOnTheCommandLine(t *testing.T) {
 	assert.Equal(t, 7, got.exit)
 	assert.Regexp(t, `^app: list reports: PostgreSQL does not answer or cannot work now: .*connection refused\n$`, got.err)
 	assert.NotContains(t, got.err, "hunter2")
-}
-
-// On a terminal that shows both, the result takes the place of the progress.
-func TestProgressLine(t *testing.T) {
-	t.Parallel()
-	var screen strings.Builder
-	line := &progressLine{out: &screen}
-	result := resultWriter{&screen, line}
-	line.show("%d items", 1)
-	line.show("%d items", 2)
-	fmt.Fprint(result, "ID\n")
-	line.show("%d items", 3)
-	fmt.Fprint(result, "17\n")
-	line.end()
-	assert.Equal(t, "\r\x1b[K1 items\r\x1b[K2 items\r\x1b[KID\n17\n", screen.String())
 }

@@ -1,6 +1,6 @@
-// config.go holds the settings. Each is one thing with three spellings: the flag -database-url,
-// the environment variable DATABASE_URL and a line of .env; flag beats environment beats .env, and
-// an empty value counts as not set. Nothing else reads the environment.
+// config.go holds the settings. Each can be given as a flag (-database-url), as an environment variable
+// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set.
+// Nothing else reads the environment.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -26,7 +27,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// Config is the settings in force.
+// Config holds the settings.
 type Config struct {
 	Addr            string
 	DatabaseURL     string
@@ -40,129 +41,72 @@ type Config struct {
 
 	token, readToken, writeToken, postToken string
 
-	apiTokens []string // what callers may send; none means that anyone on this machine may call
+	apiTokens []string // any of which callers must send; without one, every caller on this machine may call
 
 	telemetry datadog.Settings
 }
 
-// placeholderToken is the API_TOKEN of .env.example. Everybody knows it, so it is valid for the
-// sandbox only.
+// placeholderToken is the API_TOKEN in .env.example. Everybody knows it, so only the sandbox accepts it.
 const placeholderToken = "change-me"
 
 // A setting is one line of the table of settings.
 type setting struct {
-	name    string // of the flag: "database-url"
-	help    string
-	preset  string // the default, as it is shown
-	boolean bool
-	set     func(value string) error // errors go on after the name: "must be …"
+	name   string // of the flag: "database-url"
+	help   string
+	preset string                   // the default as text, or ""
+	set    func(value string) error // the texts of its errors continue the name: "must be …"
 }
 
 // env is the setting's name in the environment and in .env.
 func (s setting) env() string { return strings.ToUpper(strings.ReplaceAll(s.name, "-", "_")) }
 
-// settings are all there are. Setting one changes the Config.
+// settings returns all settings. Each one sets its field of the Config.
 func (c *Config) settings() []setting {
 	return []setting{
-		{"addr", "where serve listens", "127.0.0.1:8080", false, checkedText(&c.Addr, isAddress)},
-		{"database-url", "PostgreSQL, which keeps the reports", "", false, checkedText(&c.DatabaseURL, isDatabase)},
-		{"database-read-url", "where reports are read: a standby; default DATABASE_URL", "", false, checkedText(&c.DatabaseReadURL, isDatabase)},
-		{"rollbar-url", "Rollbar's API", "https://api.rollbar.com/api/1", false, checkedText(&c.RollbarURL, isURL)},
-		{"rollbar-token", "a Rollbar token with all scopes, for projects that still have one", "", false, secret(&c.token)},
-		{"rollbar-read-token", "the token with the scope read; default ROLLBAR_TOKEN", "", false, secret(&c.readToken)},
-		{"rollbar-write-token", "the token with the scope write; default ROLLBAR_TOKEN", "", false, secret(&c.writeToken)},
-		{"rollbar-post-token", "the token with the scope post_server_item; default ROLLBAR_TOKEN", "", false, secret(&c.postToken)},
-		{"rollbar-timeout", "how long one call of Rollbar may take", "10s", false, duration(&c.RollbarTimeout)},
-		{"api-token", "what callers of serve must send; several are separated by commas", "", false, secrets(&c.apiTokens)},
-		{"read-only", "leave out the operations that change Rollbar or delete reports", "false", true, boolean(&c.ReadOnly)},
-		{"app-url", "the server that the command line asks, instead of doing the work itself", "", false, checkedText(&c.AppURL, isURL)},
-		{"log-level", "debug, info, warn or error", "info", false, level(&c.LogLevel)},
-		{"sandbox", "talk to a built-in Rollbar look-alike", "false", true, boolean(&c.Sandbox)},
-		{"dd-agent-host", "the host of a Datadog agent, for traces and metrics", "", false, text(&c.telemetry.AgentHost)},
-		{"dd-trace-agent-url", "where the agent takes traces, http://host:port or unix:///path", "", false, text(&c.telemetry.TraceAgentURL)},
-		{"dd-trace-agent-port", "the agent's port for traces, 8126 if none is given", "", false, text(&c.telemetry.TraceAgentPort)},
-		{"dd-dogstatsd-url", "where the agent takes metrics, udp://host:port or unix:///path", "", false, text(&c.telemetry.DogStatsDURL)},
-		{"dd-dogstatsd-port", "the agent's port for metrics, 8125 if none is given", "", false, text(&c.telemetry.DogStatsDPort)},
-		{"dd-service", "the service's name at Datadog, app if none is given", "", false, text(&c.telemetry.Service)},
-		{"dd-env", "the environment at Datadog", "", false, text(&c.telemetry.Env)},
-		{"dd-version", "the version at Datadog; by default the program's", "", false, text(&c.telemetry.Version)},
-		{"dd-tags", "further tags of metrics and spans, such as team:core,tier:backend", "", false, text(&c.telemetry.Tags)},
-		{"dd-trace-enabled", "false switches traces off", "true", true, boolean(&c.telemetry.TraceEnabled)},
+		{"addr", "address on which serve listens", "127.0.0.1:8080", checked(&c.Addr, isAddress)},
+		{"database-url", "PostgreSQL database in which reports are stored", "", checked(&c.DatabaseURL, isDatabase)},
+		{"database-read-url", "PostgreSQL standby from which reports are read (default DATABASE_URL)", "", checked(&c.DatabaseReadURL, isDatabase)},
+		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", checked(&c.RollbarURL, isURL)},
+		{"rollbar-token", "Rollbar access token with all scopes, for projects that still have one", "", parsed(&c.token, parseToken)},
+		{"rollbar-read-token", "Rollbar access token with the scope read (default ROLLBAR_TOKEN)", "", parsed(&c.readToken, parseToken)},
+		{"rollbar-write-token", "Rollbar access token with the scope write (default ROLLBAR_TOKEN)", "", parsed(&c.writeToken, parseToken)},
+		{"rollbar-post-token", "Rollbar access token with the scope post_server_item (default ROLLBAR_TOKEN)", "", parsed(&c.postToken, parseToken)},
+		{"rollbar-timeout", "time limit for one call to Rollbar", "10s", parsed(&c.RollbarTimeout, parseTimeout)},
+		{"api-token", "token that callers of the service must send; several are separated by commas", "", parsed(&c.apiTokens, parseTokens)},
+		{"read-only", "disable the operations that change Rollbar or delete reports", "false", parsed(&c.ReadOnly, parseBool)},
+		{"app-url", "URL of a server that runs the command line's operations instead of this program", "", checked(&c.AppURL, isURL)},
+		{"log-level", "lowest level to log: debug, info, warn or error", "info", parsed(&c.LogLevel, parseLevel)},
+		{"sandbox", "use a built-in fake Rollbar", "false", parsed(&c.Sandbox, parseBool)},
+		{"dd-agent-host", "host of the Datadog Agent, to send traces and metrics", "", checked(&c.telemetry.AgentHost, isText)},
+		{"dd-trace-agent-url", "URL of the Agent for traces, http://host:port or unix:///path", "", checked(&c.telemetry.TraceAgentURL, isText)},
+		{"dd-trace-agent-port", "port of the Agent for traces (default 8126)", "", checked(&c.telemetry.TraceAgentPort, isText)},
+		{"dd-dogstatsd-url", "URL of the Agent for metrics, udp://host:port or unix:///path", "", checked(&c.telemetry.DogStatsDURL, isText)},
+		{"dd-dogstatsd-port", "port of the Agent for metrics (default 8125)", "", checked(&c.telemetry.DogStatsDPort, isText)},
+		{"dd-service", "name of the service in Datadog (default app)", "", checked(&c.telemetry.Service, isText)},
+		{"dd-env", "name of the environment in Datadog", "", checked(&c.telemetry.Env, isText)},
+		{"dd-version", "version in Datadog (default the program's version)", "", checked(&c.telemetry.Version, isText)},
+		{"dd-tags", "more tags for traces and metrics, such as team:core,tier:backend", "", checked(&c.telemetry.Tags, isText)},
+		{"dd-trace-enabled", "send traces", "true", parsed(&c.telemetry.TraceEnabled, parseBool)},
 	}
 }
 
-func text(target *string) func(string) error {
-	return func(value string) error { *target = value; return nil }
+// parsed returns a function that sets the target to the parsed value.
+func parsed[T any](target *T, parse func(string) (T, error)) func(string) error {
+	return func(value string) (err error) {
+		*target, err = parse(value)
+		return err
+	}
 }
 
-func checkedText(target *string, check func(string) error) func(string) error {
+// checked returns a function that sets the target to a value that passes the check.
+func checked(target *string, check func(string) error) func(string) error {
 	return func(value string) error {
 		*target = value
 		return check(value)
 	}
 }
 
-// secret is the setting of a token, which goes into a header.
-func secret(target *string) func(string) error {
-	return func(value string) error {
-		*target = strings.TrimSpace(value)
-		return isToken(*target)
-	}
-}
-
-// secrets is the setting of tokens that are separated by commas.
-func secrets(target *[]string) func(string) error {
-	return func(value string) error {
-		*target = nil
-		for one := range strings.SplitSeq(value, ",") {
-			if one = strings.TrimSpace(one); one == "" {
-				continue
-			}
-			if err := isToken(one); err != nil {
-				return err
-			}
-			*target = append(*target, one)
-		}
-		if len(*target) == 0 {
-			return errors.New("must hold a token")
-		}
-		return nil
-	}
-}
-
-func isToken(value string) error {
-	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errors.New("must be a token: letters, digits and signs, without spaces")
-	}
-	return nil
-}
-
-func duration(target *time.Duration) func(string) error {
-	return func(value string) (err error) {
-		if *target, err = time.ParseDuration(value); err != nil || *target <= 0 {
-			return errors.New("must be a duration such as 10s or 1m30s")
-		}
-		return nil
-	}
-}
-
-func boolean(target *bool) func(string) error {
-	return func(value string) (err error) {
-		if *target, err = strconv.ParseBool(value); err != nil {
-			return errors.New("must be true or false")
-		}
-		return nil
-	}
-}
-
-func level(target *slog.Level) func(string) error {
-	return func(value string) error {
-		if target.UnmarshalText([]byte(value)) != nil {
-			return errors.New("must be debug, info, warn or error")
-		}
-		return nil
-	}
-}
+func isText(string) error { return nil }
 
 func isAddress(value string) error {
 	if _, _, err := net.SplitHostPort(value); err != nil {
@@ -172,7 +116,7 @@ func isAddress(value string) error {
 }
 
 func isDatabase(value string) error {
-	if _, err := pgxpool.ParseConfig(value); err != nil { // its text can hold the password
+	if _, err := pgxpool.ParseConfig(value); err != nil { // whose text may hold the password
 		return errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database")
 	}
 	return nil
@@ -189,6 +133,56 @@ func isURL(value string) error {
 	return nil
 }
 
+// parseToken parses a token, which becomes part of a header.
+func parseToken(value string) (string, error) {
+	value = strings.TrimSpace(value)
+	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errors.New("must be a token: printable ASCII characters without spaces")
+	}
+	return value, nil
+}
+
+func parseTokens(value string) ([]string, error) {
+	var tokens []string
+	for part := range strings.SplitSeq(value, ",") {
+		if strings.TrimSpace(part) == "" {
+			continue
+		}
+		token, err := parseToken(part)
+		if err != nil {
+			return nil, err
+		}
+		tokens = append(tokens, token)
+	}
+	if len(tokens) == 0 {
+		return nil, errors.New("must contain at least one token")
+	}
+	return tokens, nil
+}
+
+func parseTimeout(value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil || d <= 0 {
+		return 0, errors.New("must be a duration such as 10s or 1m30s")
+	}
+	return d, nil
+}
+
+func parseBool(value string) (bool, error) {
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, errors.New("must be true or false")
+	}
+	return b, nil
+}
+
+func parseLevel(value string) (level slog.Level, err error) {
+	if level.UnmarshalText([]byte(value)) != nil {
+		return level, errors.New("must be debug, info, warn or error")
+	}
+	return level, nil
+}
+
 // A settingFlag is a setting as a flag. An empty value counts as not given.
 type settingFlag struct {
 	setting
@@ -196,7 +190,7 @@ type settingFlag struct {
 }
 
 func (f *settingFlag) String() string   { return "" }
-func (f *settingFlag) IsBoolFlag() bool { return f.boolean }
+func (f *settingFlag) IsBoolFlag() bool { return f.preset == "true" || f.preset == "false" }
 
 func (f *settingFlag) Set(value string) error {
 	if value == "" {
@@ -205,58 +199,37 @@ func (f *settingFlag) Set(value string) error {
 	return f.take(value)
 }
 
-// A settingError is a bad setting. It quotes nothing of the value, which may be a secret.
-type settingError struct {
-	setting string
-	err     error
-}
-
-func (e *settingError) Error() string { return e.setting + " " + e.err.Error() }
-
-// loadConfig gathers the settings from the flags that were given (-name=value), the environment and the .env
-// file, which may be missing.
-func loadConfig(args []string, envFile string) (*Config, error) {
-	config, err := loadSettings(args, envFile, "")
-	if err != nil {
-		return nil, err
-	}
-	return config, nil
-}
-
-// loadSettings is loadConfig for one setting only, or for all. With an error, too, it returns what it
-// has gathered.
-func loadSettings(args []string, envFile, only string) (*Config, error) {
+// loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment
+// and the .env file, which may be missing. The Config with an error holds what was read until then.
+func loadConfig(flags []string, envFile string, only ...string) (*Config, error) {
 	config := &Config{telemetry: datadog.Settings{DefaultService: "app", DefaultVersion: buildVersion()}}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	for _, s := range config.settings() {
-		if only != "" && s.name != only {
+		if len(only) > 0 && !slices.Contains(only, s.name) {
 			continue
 		}
-		if s.preset != "" {
-			if err := s.set(s.preset); err != nil {
-				return config, fmt.Errorf("the default of %s: %w", s.name, err)
-			}
-		}
+		_ = s.set(s.preset) // defaults are valid
 		fs.Var(&settingFlag{s, func(value string) error {
 			if err := s.set(value); err != nil {
-				return &settingError{s.env(), err}
+				return fail(misconfigured, "%s %w", s.env(), err)
 			}
 			return nil
 		}}, s.name, s.help)
 	}
-	irregular := false
-	if info, err := os.Stat(envFile); err == nil && !info.Mode().IsRegular() { // reading a pipe could block
-		envFile, irregular = "", true
+	info, statErr := os.Stat(envFile)
+	irregular := statErr == nil && !info.Mode().IsRegular() // reading a pipe could block
+	if irregular {
+		envFile = ""
 	}
-	err := ff.Parse(fs, args,
+	err := ff.Parse(fs, flags,
 		ff.WithEnvVars(),
 		ff.WithConfigFile(envFile),
 		ff.WithConfigFileParser(dotenv.Parse),
 		ff.WithAllowMissingConfigFile(true),
 		ff.WithIgnoreUndefined(true),
 	)
-	var bad *settingError
+	var bad *Failure // within the parser's error, which quotes the value
 	var line *dotenv.Error
 	var file *os.PathError
 	switch {
@@ -265,27 +238,27 @@ func loadSettings(args []string, envFile, only string) (*Config, error) {
 	case errors.As(err, &line):
 		return config, fail(misconfigured, "line %d of .env: %w", line.Line, line.Err)
 	case errors.As(err, &bad):
-		return config, fail(misconfigured, "%w", bad)
+		return config, bad
 	case irregular:
 		return config, fail(misconfigured, ".env must be a regular file")
 	case errors.As(err, &file):
-		return config, fail(misconfigured, ".env cannot be read: %w", file.Err)
+		return config, fail(misconfigured, "cannot read .env: %w", file.Err)
 	case err != nil:
 		return config, fail(misconfigured, ".env: %w", err)
 	}
 	return config, nil
 }
 
-// startTelemetry starts what the settings ask for: nil if that is nothing.
+// startTelemetry returns a client of the Datadog Agent, or nil if none is set.
 func (c *Config) startTelemetry() (*datadog.Client, error) {
-	t, err := datadog.Start(c.telemetry)
+	client, err := datadog.Start(c.telemetry)
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)
 	}
-	return t, nil
+	return client, nil
 }
 
-// tokens are Rollbar's tokens by what they allow.
+// tokens returns Rollbar's access tokens by scope.
 func (c *Config) tokens() map[scope]accessToken {
 	either := func(value, setting string) accessToken {
 		if value == "" && c.token != "" {
@@ -300,36 +273,49 @@ func (c *Config) tokens() map[scope]accessToken {
 	}
 }
 
-// useSandbox points the settings at a sandbox that listens at the URL.
+// startSandbox starts a fake Rollbar for the rest of the program, if the settings ask for one.
+func (c *Config) startSandbox() error {
+	if !c.Sandbox {
+		return nil
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	go http.Serve(listener, sandbox.New(sandboxItems))
+	c.useSandbox("http://" + listener.Addr().String() + "/api/1")
+	return nil
+}
+
+// sandboxItems is the number of items in a new sandbox.
+const sandboxItems = 250
+
+// useSandbox sets the URL and the tokens of a sandbox.
 func (c *Config) useSandbox(base string) {
 	c.RollbarURL = base
 	c.token = ""
 	c.readToken, c.writeToken, c.postToken = sandbox.ReadToken, sandbox.WriteToken, sandbox.PostToken
 }
 
-// forServe reports the first setting that serve cannot do without or that would be unsafe.
-func (c *Config) forServe() error {
+// checkServe returns an error if serve lacks a setting or would be unsafe.
+func (c *Config) checkServe() error {
 	host, _, _ := net.SplitHostPort(c.Addr)
 	hasToken := cmp.Or(c.token, c.readToken, c.writeToken, c.postToken) != ""
 	switch {
 	case c.DatabaseURL == "":
-		return missingSetting(misconfigured, "DATABASE_URL", "serve keeps its reports in PostgreSQL, postgres://user:password@host:5432/database; or try `app serve -dev`, which brings its own")
+		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
 	case !hasToken && !c.Sandbox:
-		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve wants one Rollbar token at least: ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN or ROLLBAR_TOKEN; or SANDBOX=true for a look-alike")
+		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
 	case len(c.apiTokens) == 0 && !isLoopback(host):
-		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on a loopback address only, and ADDR is %s", c.Addr))
+		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on loopback addresses only, and ADDR is %s", c.Addr))
 	case slices.Contains(c.apiTokens, placeholderToken) && !c.Sandbox:
-		return fail(misconfigured, "API_TOKEN is still the placeholder of .env.example, which everybody knows: set one of your own, such as the output of `openssl rand -hex 32`")
+		return fail(misconfigured, "API_TOKEN is still the placeholder of .env.example, which everybody knows: set your own, such as the output of `openssl rand -hex 32`")
 	}
 	return nil
 }
 
-// isLoopback reports whether a host name or address is this machine's own. An empty one is not: it
-// stands for all addresses.
+// isLoopback reports whether a host name or address is this machine's own. An empty host is not, since a
+// listener then takes all addresses.
 func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
+	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }

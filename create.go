@@ -16,30 +16,30 @@ import (
 var itemsCreateCmd = &Command{
 	Name:    "items.create",
 	Route:   "POST /items",
-	Short:   "Create an occurrence; Rollbar finds or makes its item",
-	Long:    "Either data, Rollbar's own payload, or message and what goes with it.",
+	Short:   "Create an occurrence, which Rollbar groups into an item",
+	Long:    "Give either message, with any of the other parameters, or data, which is Rollbar's own payload.",
 	Changes: true,
 	Run:     typed(itemsCreate),
 }
 
 type itemsCreateInput struct {
-	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"the data of Rollbar's own payload, {\"data\":{…}}; then nothing else is given"`
-	Message     Opt[string]          `json:"message" min:"1" help:"what happened; required without data"`
-	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"the level; error if none is given"`
-	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"where it happened; production if none is given"`
-	Title       Opt[string]          `json:"title" min:"1" max:"255" help:"the title, instead of the message"`
-	Fingerprint Opt[string]          `json:"fingerprint" min:"1" help:"occurrences with the same one make one item"`
-	UUID        Opt[string]          `json:"uuid" min:"1" max:"36" help:"a UUID of your own: a second one is not created"`
-	CodeVersion Opt[string]          `json:"code_version" min:"1" max:"40" help:"the version of the code that it happened in"`
-	Custom      Opt[json.RawMessage] `json:"custom" help:"anything else, a JSON object"`
+	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"Rollbar's own payload, {\"data\":{…}}, instead of all other parameters"`
+	Message     Opt[string]          `json:"message" min:"1" help:"what happened (required without data)"`
+	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"level (default error)"`
+	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"environment in which it happened (default production)"`
+	Title       Opt[string]          `json:"title" min:"1" max:"255" help:"title of the item (default the message)"`
+	Fingerprint Opt[string]          `json:"fingerprint" min:"1" help:"occurrences with the same fingerprint are grouped into one item"`
+	UUID        Opt[string]          `json:"uuid" min:"1" max:"36" help:"your own UUID; a second occurrence with the same one is not created"`
+	CodeVersion Opt[string]          `json:"code_version" min:"1" max:"40" help:"version of the code in which it happened"`
+	Custom      Opt[json.RawMessage] `json:"custom" help:"any other data, as a JSON object"`
 }
 
 func (in *itemsCreateInput) check() error {
 	switch {
 	case in.Data.Set && (in.Message.Set || len(in.flat()) > len(`{}`)):
-		return invalidField("data", "is Rollbar's own payload: nothing else can be given beside it")
+		return invalidField("data", "is Rollbar's own payload: nothing else can be given with it")
 	case !in.Data.Set && !in.Message.Set:
-		return invalidField("message", "is required, or else data with Rollbar's own payload")
+		return invalidField("message", "is required, unless data holds Rollbar's own payload")
 	}
 	within := ""
 	if in.Data.Set {
@@ -173,7 +173,7 @@ func (app *App) createUnrecorded(ctx context.Context, uuid string, data json.Raw
 	case isFinal(err), isKind(err, rollbarAuth), errors.Is(ctx.Err(), context.Canceled):
 		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
 	}
-	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar takes it: %w", uuid, err)
+	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar accepts it: %w", uuid, err)
 	f.upstream, f.wait = failureOf(err).upstream, failureOf(err).wait
 	return Created{}, f
 }

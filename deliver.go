@@ -23,7 +23,7 @@ const (
 var reportsDeliverCmd = &Command{
 	Name:    "reports.deliver",
 	Route:   "POST /reports/deliver",
-	Short:   "Try to deliver what is queued now; serve does so by itself",
+	Short:   "Deliver queued occurrences now, as serve does by itself",
 	Changes: true,
 	Run:     typed(reportsDeliver),
 }

@@ -111,7 +111,7 @@ func TestRequestsRefused(t *testing.T) {
 		{"limit above the maximum", "GET", "/reports?limit=1001", "", "", 400, "limit must be a whole number from 1 to 1000"},
 		{"cursor that is none", "GET", "/reports?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
 		{"cursor that is none, of occurrences", "GET", item + "/occurrences?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
-		{"search without a word", "GET", "/reports?q=-", "", "", 400, "q must hold a word: letters or digits"},
+		{"search without a word", "GET", "/reports?q=-", "", "", 400, "q must contain a word of letters or digits"},
 		{"query that is none", "GET", "/items?query=%zz", "", "", 400, "the query cannot be read"},
 		{"queued reports to be cleaned", "DELETE", "/reports?state=queued", "", "", 400, "state must be one of current, superseded, delivered, rejected"},
 		{"body that is no JSON", "POST", "/items", form, `message=x`, 400, "the body cannot be used: it is not JSON"},
@@ -120,12 +120,12 @@ func TestRequestsRefused(t *testing.T) {
 		{"field given twice", "POST", "/items", form, `{"message":"x","message":"y"}`, 400, `the body cannot be used: "message" is given twice`},
 		{"body declared as text", "POST", "/items", text, `{"message":"x"}`, 415, "curl --json"},
 		{"body over the bound", "POST", "/items", form, `{"message":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "the body is larger than 1048576 bytes"},
-		{"nothing to change", "PATCH", item, form, `{}`, 400, "there is nothing to change: give at least one of status, level, title"},
+		{"nothing to change", "PATCH", item, form, `{}`, 400, "nothing to change: give at least one of status, level, title"},
 		{"version without the status", "PATCH", item, form, `{"resolved_in_version":"1.2"}`, 400, "resolved_in_version is valid only together with status resolved"},
 		{"null where it means nothing", "PATCH", item, form, `{"title":null}`, 400, "title must be a string"},
-		{"message missing", "POST", "/items", form, `{}`, 400, "message is required, or else data with Rollbar's own payload"},
+		{"message missing", "POST", "/items", form, `{}`, 400, "message is required, unless data holds Rollbar's own payload"},
 		{"message empty", "POST", "/items", form, `{"message":""}`, 400, "message must not be empty"},
-		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400, "data is Rollbar's own payload: nothing else can be given beside it"},
+		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400, "data is Rollbar's own payload: nothing else can be given with it"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -19,12 +19,12 @@ import (
 
 // An itemFilter chooses items.
 type itemFilter struct {
-	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items in this status (repeatable)"`
-	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only this level (repeatable)"`
-	Environment  []string `query:"environment" default:"" min:"1" help:"only this environment (repeatable)"`
-	Framework    []string `query:"framework" default:"" min:"1" help:"only this framework (repeatable)"`
-	Query        string   `query:"query" default:"" min:"1" help:"a search as in Rollbar's search box"`
-	AssignedUser string   `query:"assigned_user" default:"" min:"1" help:"a Rollbar username, assigned or unassigned"`
+	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items with this status (repeatable)"`
+	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only items with this level (repeatable)"`
+	Environment  []string `query:"environment" default:"" min:"1" help:"only items in this environment (repeatable)"`
+	Framework    []string `query:"framework" default:"" min:"1" help:"only items of this framework (repeatable)"`
+	Query        string   `query:"query" default:"" min:"1" help:"search text, as in Rollbar's search box"`
+	AssignedUser string   `query:"assigned_user" default:"" min:"1" help:"only items of this assignee: a Rollbar username, assigned or unassigned"`
 }
 
 // values returns the filter as Rollbar's query parameters.
@@ -44,16 +44,16 @@ func (f itemFilter) values() url.Values {
 var itemsListCmd = &Command{
 	Name:    "items.list",
 	Route:   "GET /items",
-	Short:   "List the project's items as Rollbar has them",
+	Short:   "List the project's items in Rollbar",
 	Columns: "id counter level status environment total_occurrences title",
 	Run:     typed(itemsList),
 }
 
 type itemsListInput struct {
 	itemFilter
-	Page  int64      `query:"page" default:"1" min:"1" help:"page to read, from 1"`
-	Limit Opt[int64] `query:"limit" min:"1" max:"5000" help:"items a page; Rollbar may give fewer"`
-	All   bool       `flag:"all" default:"false" help:"follow the pages to the end"`
+	Page  int64      `query:"page" default:"1" min:"1" help:"number of the page"`
+	Limit Opt[int64] `query:"limit" min:"1" max:"5000" help:"items per page; Rollbar may return fewer"`
+	All   bool       `flag:"all" default:"false" help:"read this page and all after it"`
 }
 
 func (in *itemsListInput) filter() url.Values {
@@ -69,13 +69,15 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 	if err != nil {
 		return nil, err
 	}
-	list := &List{
-		Name: "items",
-		Rows: sliceRows(page.Items, func(item Item) json.RawMessage { return item.JSON }),
-		Rest: fmt.Appendf(nil, `{"page":%d,"total_count":%s}`, in.Page, page.Total),
-	}
+	list := page.list(in.Page)
 	if in.All {
-		list.Rows = app.allItems(ctx, page, in.filter(), in.Page)
+		list.Rows = followPages(ctx, list.Rows, in.Page, func(number int64) (*List, error) {
+			page, err := app.itemPage(ctx, in.filter(), number)
+			if err != nil {
+				return nil, err
+			}
+			return page.list(number), nil
+		})
 		return list, nil
 	}
 	if in.Page > 1 {
@@ -85,6 +87,15 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 		list.Next = url.Values{"page": {strconv.FormatInt(in.Page+1, 10)}}
 	}
 	return list, nil
+}
+
+// list returns the page with the number as a result.
+func (p *ItemPage) list(number int64) *List {
+	return &List{
+		Name: "items",
+		Rows: sliceRows(p.Items, func(item Item) json.RawMessage { return item.JSON }),
+		Rest: fmt.Appendf(nil, `{"page":%d,"total_count":%s}`, number, p.Total),
+	}
 }
 
 // isLast reports whether no page can follow: this one is empty, or the total shows it to be the last.
@@ -112,28 +123,32 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 	return page, nil
 }
 
-// allItems yields the items of the page and of all pages behind it. Pages of a changing list overlap,
-// so an item that was yielded is left out.
-func (app *App) allItems(ctx context.Context, page *ItemPage, filter url.Values, number int64) iter.Seq2[json.RawMessage, error] {
+// followPages yields the items in the rows of a page and of all pages behind it, up to an empty one.
+// Pages of a changing list overlap, so an item that was yielded is left out.
+func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], number int64, read func(number int64) (*List, error)) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
-		seen := map[int64]struct{}{}
-		for len(page.Items) > 0 {
-			for _, item := range page.Items {
-				if _, twice := seen[item.ID]; twice {
-					continue
-				}
-				seen[item.ID] = struct{}{}
-				if !yield(item.JSON, nil) {
+		seen := map[string]bool{}
+		for {
+			isEmpty := true
+			for item := range rows {
+				isEmpty = false
+				id := string(rawjson.Get(item, "id"))
+				if !seen[id] && !yield(item, nil) {
 					return
 				}
+				seen[id] = true
+			}
+			if isEmpty {
+				return
 			}
 			callOf(ctx).report("%d items, %d pages", len(seen), number)
 			number++
-			var err error
-			if page, err = app.itemPage(ctx, filter, number); err != nil {
+			page, err := read(number)
+			if err != nil {
 				yield(nil, err)
 				return
 			}
+			rows = page.Rows
 		}
 	}
 }
@@ -141,13 +156,13 @@ func (app *App) allItems(ctx context.Context, page *ItemPage, filter url.Values,
 var itemsGetCmd = &Command{
 	Name:  "items.get",
 	Route: "GET /items/{id}",
-	Short: "Show one item as Rollbar has it",
+	Short: "Show one item",
 	Run:   typed(itemsGet),
 }
 
 type itemsGetInput struct {
-	ID string `path:"id" help:"what by says: an id, a counter or a uuid"`
-	By string `query:"by" default:"id" enum:"id,counter,uuid" help:"what ID is: the item's id, its counter in the project, or the uuid of one of its occurrences"`
+	ID string `path:"id" help:"the item's id, counter or uuid (see by)"`
+	By string `query:"by" default:"id" enum:"id,counter,uuid" help:"how to find the item: by its id, its counter in the project, or the uuid of one of its occurrences"`
 }
 
 var uuidForm = regexp.MustCompile(`(?i)^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$`)
@@ -182,7 +197,7 @@ var itemsUpdateCmd = &Command{
 	Name:    "items.update",
 	Route:   "PATCH /items/{id}",
 	Also:    "PUT /items/{id}",
-	Short:   "Change an item and show it as it is then",
+	Short:   "Change an item and show the result",
 	Changes: true,
 	Run:     typed(itemsUpdate),
 }
@@ -192,16 +207,16 @@ type itemsUpdateInput struct {
 	Status            Opt[string] `json:"status,omitzero" enum:"active,resolved,muted" help:"new status"`
 	Level             Opt[string] `json:"level,omitzero" enum:"debug,info,warning,error,critical" help:"new level"`
 	Title             Opt[string] `json:"title,omitzero" min:"1" max:"255" help:"new title"`
-	ResolvedInVersion Opt[string] `json:"resolved_in_version,omitzero" max:"40" help:"version that resolves it; only with status resolved"`
-	AssignedUserID    Opt[int64]  `json:"assigned_user_id,omitzero" null:"true" help:"user to assign it to, or null"`
-	AssignedTeamID    Opt[int64]  `json:"assigned_team_id,omitzero" null:"true" help:"team to assign it to, or null"`
-	SnoozeEnabled     Opt[bool]   `json:"snooze_enabled,omitzero" help:"whether it is snoozed"`
-	SnoozeExpiration  Opt[int64]  `json:"snooze_expiration_in_seconds,omitzero" min:"1" help:"how long it is snoozed"`
+	ResolvedInVersion Opt[string] `json:"resolved_in_version,omitzero" max:"40" help:"version in which the item is resolved (only with status resolved)"`
+	AssignedUserID    Opt[int64]  `json:"assigned_user_id,omitzero" null:"true" help:"id of the user to assign the item to; null for none"`
+	AssignedTeamID    Opt[int64]  `json:"assigned_team_id,omitzero" null:"true" help:"id of the team to assign the item to; null for none"`
+	SnoozeEnabled     Opt[bool]   `json:"snooze_enabled,omitzero" help:"whether to snooze the item"`
+	SnoozeExpiration  Opt[int64]  `json:"snooze_expiration_in_seconds,omitzero" min:"1" help:"how many seconds to snooze the item"`
 }
 
 func (in *itemsUpdateInput) check() error {
 	if *in == (itemsUpdateInput{ID: in.ID}) {
-		return fail(invalid, "there is nothing to change: give at least one of %s", strings.Join(itemsUpdateCmd.names(inBody), ", "))
+		return fail(invalid, "nothing to change: give at least one of %s", strings.Join(itemsUpdateCmd.names(inBody), ", "))
 	}
 	if in.ResolvedInVersion.Set && in.Status.Value != "resolved" {
 		return invalidField("resolved_in_version", "is valid only together with status resolved")
@@ -252,8 +267,8 @@ var itemsOccurrencesCmd = &Command{
 
 type itemsOccurrencesInput struct {
 	ID     int64            `path:"id" min:"1" help:"the item's id"`
-	Limit  int64            `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences a page"`
-	Cursor occurrenceCursor `query:"cursor" default:"" help:"the page that next or a Link led to"`
+	Limit  int64            `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
+	Cursor occurrenceCursor `query:"cursor" default:"" help:"cursor of the page, from next or a Link header"`
 }
 
 // An occurrenceCursor is an occurrencePlace as callers see it: opaque.

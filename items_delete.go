@@ -16,16 +16,16 @@ import (
 var itemsDeleteCmd = &Command{
 	Name:    "items.delete",
 	Route:   "DELETE /items/{id}",
-	Short:   "Delete an item's occurrences and resolve it",
-	Long:    "Rollbar cannot delete an item itself. The item is stored as a report before.",
-	Confirm: "Delete all occurrences of the item at Rollbar for good?",
+	Short:   "Delete an item's occurrences and resolve the item",
+	Long:    "Rollbar cannot delete the item itself. The item is stored as a report first.",
+	Confirm: "Permanently delete all occurrences of the item from Rollbar?",
 	Changes: true,
 	Run:     typed(itemsDelete),
 }
 
 type itemsDeleteInput struct {
 	ID  int64 `path:"id" min:"1" help:"the item's id"`
-	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse an item with more occurrences than this"`
+	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse to delete an item with more occurrences than this"`
 }
 
 // Deleted is the result of a deletion.
@@ -78,7 +78,7 @@ func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	}
 	if _, err := app.store.observe(ctx, observationsOf([]Item{item})); err != nil {
 		callOf(ctx).notStored(err.Error())
-		return fmt.Errorf("nothing is deleted, because item %d must be stored before: %w", item.ID, err)
+		return fmt.Errorf("nothing is deleted, because item %d must be stored first: %w", item.ID, err)
 	}
 	return nil
 }

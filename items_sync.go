@@ -16,15 +16,15 @@ import (
 var itemsSyncCmd = &Command{
 	Name:  "items.sync",
 	Route: "POST /items/sync",
-	Short: "Store all items that the filter chooses as reports",
-	Long: "Reads page after page to the end. With recent, for polling every few minutes, it stops after the\n" +
-		"first page on which nothing is new and nothing has changed.",
+	Short: "Store all matching items as reports",
+	Long: "Reads all pages. With recent, which is meant for polling every few minutes, it stops after the first\n" +
+		"page on which nothing is new or changed.",
 	Run: typed(itemsSync),
 }
 
 type itemsSyncInput struct {
 	itemFilter
-	Recent bool `query:"recent" default:"false" help:"stop after a page on which nothing is new or changed"`
+	Recent bool `query:"recent" default:"false" help:"stop after the first page on which nothing is new or changed"`
 }
 
 // Synced counts what a sync read: the items, the new reports that they made, and the pages that held

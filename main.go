@@ -44,3 +44,9 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], console{os.Stdin, os.Stdout, os.Stderr, ".env"}))
 }
+
+// run runs the command line and returns the exit code.
+func run(ctx context.Context, args []string, std console) int {
+	c := &cli{std: std, commands: commands, serve: serve}
+	return c.run(ctx, args)
+}

@@ -27,28 +27,28 @@ import (
 var reportsListCmd = &Command{
 	Name:    "reports.list",
 	Route:   "GET /reports",
-	Short:   "List the stored reports, newest first",
+	Short:   "List stored reports, newest first",
 	Columns: "id item_id state last_seen data.level data.environment data.status data.title",
 	Run:     typed(reportsList),
 }
 
 type reportsListInput struct {
 	ItemID      Opt[int64]   `query:"item_id" min:"1" help:"only reports of the item with this id"`
-	Status      Opt[string]  `query:"status" enum:"active,resolved,muted,archived" help:"only items in this status"`
-	Level       Opt[string]  `query:"level" enum:"debug,info,warning,error,critical" help:"only this level"`
-	Environment Opt[string]  `query:"environment" min:"1" help:"only this environment"`
+	Status      Opt[string]  `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status"`
+	Level       Opt[string]  `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level"`
+	Environment Opt[string]  `query:"environment" min:"1" help:"only items in this environment"`
 	State       Opt[string]  `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
-	Q           string       `query:"q" default:"" min:"1" help:"only titles with all of these words"`
-	Since       Moment       `query:"since" default:"" help:"only what was seen at or after this time (RFC 3339) or within this age (36h, 7d)"`
-	Until       Moment       `query:"until" default:"" help:"only what was seen at or before this time or age"`
-	Latest      bool         `query:"latest" default:"false" help:"only the newest state of each item"`
-	Limit       Opt[int64]   `query:"limit" min:"1" max:"1000" help:"reports a page; 20 if none is given, and as ndjson all"`
-	Cursor      reportCursor `query:"cursor" default:"" help:"the page that next or a Link led to"`
+	Q           string       `query:"q" default:"" min:"1" help:"only titles that contain all of these words"`
+	Since       Moment       `query:"since" default:"" help:"only reports seen since this time (RFC 3339) or within this age (36h, 7d)"`
+	Until       Moment       `query:"until" default:"" help:"only reports seen until this time, or longer ago than this age"`
+	Latest      bool         `query:"latest" default:"false" help:"only the latest state of each item"`
+	Limit       Opt[int64]   `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
+	Cursor      reportCursor `query:"cursor" default:"" help:"cursor of the page, from next or a Link header"`
 }
 
 func (in *reportsListInput) check() error {
 	if in.Q != "" && len(titleWords(in.Q)) == 0 {
-		return invalidField("q", "must hold a word: letters or digits")
+		return invalidField("q", "must contain a word of letters or digits")
 	}
 	return nil
 }
@@ -379,7 +379,7 @@ func (r *reportRow) appendJSON(buf []byte) []byte {
 var reportsGetCmd = &Command{
 	Name:  "reports.get",
 	Route: "GET /reports/{id}",
-	Short: "Show one stored report",
+	Short: "Show one report",
 	Run:   typed(reportsGet),
 }
 
@@ -458,14 +458,14 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 var reportsCleanCmd = &Command{
 	Name:    "reports.clean",
 	Route:   "DELETE /reports",
-	Short:   "Delete stored reports, but none that is still queued",
-	Confirm: "Delete the reports for good?",
+	Short:   "Delete reports, except queued ones",
+	Confirm: "Permanently delete these reports?",
 	Changes: true,
 	Run:     typed(reportsClean),
 }
 
 type reportsCleanInput struct {
-	Before Moment      `query:"before" default:"" help:"only reports last seen before this time (RFC 3339) or age (36h, 7d)"`
+	Before Moment      `query:"before" default:"" help:"only reports last seen before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
 	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only reports of the item with this id"`
 	State  Opt[string] `query:"state" enum:"current,superseded,delivered,rejected" help:"only reports in this state"`
 }

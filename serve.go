@@ -1,4 +1,4 @@
-// serve.go runs the service: what it stands on, its listener, and its orderly end.
+// serve.go runs the service: it starts what the service needs, listens, and ends in good order.
 package main
 
 import (
@@ -9,50 +9,38 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"syscall"
 	"time"
 
 	"app/internal/datadog"
 	"app/internal/devpg"
-	"app/internal/sandbox"
 )
 
-// shutdownLimit is how long running requests may take to end once the service is told to.
-const shutdownLimit = 20 * time.Second
-
-// serve runs the service until the context ends.
-func serve(ctx context.Context, config *Config, dev, trace bool, std console) error {
+// serve runs the service until the context ends. With dev it needs no settings: it uses a private
+// PostgreSQL and the sandbox.
+func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
 	out := &datadog.LogBuffer{Out: std.out}
 	defer out.Flush()
 	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
-	database := "# DATABASE_URL as here" // which may hold a password
+	database := "# DATABASE_URL as here" // not printed, since it may hold a password
 	if dev && config.DatabaseURL == "" {
-		stop, err := devDatabase(ctx, config, std)
+		fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
+		server, err := devpg.Start(ctx, ".dev")
 		if err != nil {
-			return err
+			return fail(misconfigured, "%w", err)
 		}
-		defer stop()
+		defer server.Stop()
+		config.DatabaseURL = server.URL()
 		database = "export DATABASE_URL='" + config.DatabaseURL + "'"
 	}
 	config.Sandbox = config.Sandbox || dev
-	if err := config.forServe(); err != nil {
+	if err := config.checkServe(); err != nil {
 		return err
 	}
-	listener, err := listen(config.Addr)
+	listener, err := net.Listen("tcp", config.Addr)
 	if err != nil {
-		return err
+		return fail(misconfigured, "cannot serve on ADDR: %w; free that address, or set ADDR to another one such as 127.0.0.1:8081", err)
 	}
 	defer listener.Close()
-	if config.Sandbox {
-		stop, err := startSandbox(config)
-		if err != nil {
-			return err
-		}
-		defer stop()
-	}
-	if trace {
-		config.telemetry.Print = std.err
-	}
 	config.telemetry.Log = log
 	telemetry, err := config.startTelemetry()
 	if err != nil {
@@ -67,66 +55,26 @@ func serve(ctx context.Context, config *Config, dev, trace bool, std console) er
 	if dev {
 		printExports(std, config, database, listener.Addr())
 	}
+	defer app.startBackground(ctx, config.ReadOnly)()
+	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens), log)
+}
+
+// startBackground starts what the service does without a request, and returns a function that stops it
+// and waits for its end.
+func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var background sync.WaitGroup
-	defer background.Wait()
-	defer cancel()
 	background.Go(func() { app.watch(ctx) })
 	background.Go(func() {
 		app.awaitDatabase(ctx)
-		if !config.ReadOnly {
+		if !readOnly {
 			app.deliverQueue(ctx)
 		}
 	})
-	handler := newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens)
-	return serveUntilDone(ctx, listener, handler, log)
-}
-
-// listen opens the service's address.
-func listen(addr string) (net.Listener, error) {
-	listener, err := net.Listen("tcp", addr)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fail(misconfigured, "ADDR: %s is taken by another program: stop that one, or set ADDR to another port such as 127.0.0.1:8081", addr)
-	case err != nil:
-		return nil, fail(misconfigured, "ADDR: the service cannot listen on %s: %w", addr, err)
+	return func() {
+		cancel()
+		background.Wait()
 	}
-	return listener, nil
-}
-
-// newHTTPServer returns a server with bounds for clients. There is none for a whole answer: the handler
-// moves the deadline on while the client takes it.
-func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-
-		DisableGeneralOptionsHandler: true, // which answers without our headers
-	}
-}
-
-// serveUntilDone answers requests until the context ends and the running ones are finished.
-func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	server := newHTTPServer(handler, log)
-	log.Info("listening", "address", listener.Addr().String(), "version", buildVersion())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	log.Info("stopping: running requests are finished first")
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
-	defer cancel()
-	if err := server.Shutdown(limit); err != nil {
-		log.Warn("requests were still running at the end", "error", err)
-		return server.Close()
-	}
-	return nil
 }
 
 // awaitDatabase brings the schema up to date as soon as PostgreSQL answers.
@@ -138,44 +86,54 @@ func (app *App) awaitDatabase(ctx context.Context) {
 			return
 		}
 		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", errors.Unwrap(err))
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if !sleep(ctx, wait) {
 			return
 		}
 	}
 }
 
-// startSandbox starts a Rollbar look-alike on a loopback port and points the settings at it.
-func startSandbox(config *Config) (stop func(), err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("sandbox: %w", err)
+// newHTTPServer returns a server with limits for clients. It has no limit for writing a response: the
+// handler extends that deadline as long as the client reads.
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+
+		DisableGeneralOptionsHandler: true, // whose responses lack our headers
 	}
-	server := &http.Server{Handler: sandbox.New(sandboxItems)}
-	go func() { _ = server.Serve(listener) }() // until stop
-	config.useSandbox("http://" + listener.Addr().String() + "/api/1")
-	return func() { server.Close() }, nil
 }
 
-// sandboxItems is how many items the sandbox begins with.
-const sandboxItems = 250
+// shutdownLimit is the time that running requests have to finish once the context has ended.
+const shutdownLimit = 20 * time.Second
 
-// devDatabase gives the settings a private PostgreSQL.
-func devDatabase(ctx context.Context, config *Config, std console) (stop func(), err error) {
-	fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
-	server, err := devpg.Start(ctx, ".dev")
-	if err != nil {
-		return nil, fail(misconfigured, "%w", err)
+// serveUntilDone serves requests until the context ends, and then finishes the running ones.
+func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	server := newHTTPServer(handler, log)
+	log.Info("listening", "address", listener.Addr().String(), "version", buildVersion())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
 	}
-	config.DatabaseURL = server.URL()
-	return func() { server.Stop() }, nil
+	log.Info("stopping, once running requests have finished")
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+	defer cancel()
+	if err := server.Shutdown(limit); err != nil {
+		log.Warn("requests that were still running are cut off", "error", err)
+		return server.Close()
+	}
+	return nil
 }
 
-// printExports prints what another shell needs to work on the same sandbox and database.
+// printExports prints the settings with which another shell works on the same sandbox and database.
 func printExports(std console, config *Config, database string, addr net.Addr) {
 	fmt.Fprintf(std.err, `
-The service: http://%s. For ./app in another shell:
+The service listens on http://%s. To use ./app in another shell, run there first:
 
 %s
 export SANDBOX=false ROLLBAR_URL='%s'

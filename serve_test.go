@@ -193,7 +193,7 @@ func TestServeOnATakenPort(t *testing.T) {
 	t.Cleanup(taken.Close)
 	address := strings.TrimPrefix(taken.URL, "http://")
 	got := runShell(t, "", "serve", "-sandbox", "-database-url", "postgres:///x", "-addr", address)
-	assert.Equal(t, shell{3, "", fmt.Sprintf("app: ADDR: %s is taken by another program: stop that one, or set ADDR to another port such as 127.0.0.1:8081\n", address)}, got)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: cannot serve on ADDR: listen tcp %s: bind: address already in use; free that address, or set ADDR to another one such as 127.0.0.1:8081\n", address)}, got)
 }
 
 // The service starts without PostgreSQL, as KO, and makes its tables when PostgreSQL comes.

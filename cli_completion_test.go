@@ -73,7 +73,6 @@ func TestCompletion(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		assert.Equal(t, "active resolved muted archived\n", string(out))
 	}
-	assert.Equal(t, shell{2, "", "app: name one shell: app completion bash|fish|zsh\n"}, runShell(t, "", "completion"))
-	assert.Equal(t, shell{2, "", `app: unknown shell "bsh", did you mean "bash"? (valid: bash, fish, zsh)` + "\n"}, runShell(t, "", "completion", "bsh"))
+	assert.Equal(t, shell{2, "", `app: unknown command "bsh", did you mean "bash"? (valid: bash, fish, zsh)` + "\n"}, runShell(t, "", "completion", "bsh"))
 	assert.NotContains(t, runShell(t, "", "completion", "bash", "-read-only").out, "delete")
 }

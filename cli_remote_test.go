@@ -15,7 +15,35 @@ import (
 
 	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
+
+// The command line asks the server at APP_URL.
+func TestAskServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250, func(c *Config) { c.apiTokens = []string{"one", "two"} })
+	ask := func(args ...string) shell {
+		return runShell(t, "", append(args, "-app-url", f.url, "-api-token", "one")...)
+	}
+	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, ask("check"))
+	assert.Equal(t, shell{0, "app " + buildVersion() + "\n", ""}, ask("which"))
+
+	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
+	for _, args := range []string{"items list -limit 3", "items get " + id, "items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
+		here, there := f.run(strings.Fields(args)...), ask(strings.Fields(args)...)
+		assert.Equal(t, here, there, args)
+	}
+	assert.Equal(t, f.run("items", "list", "-all").out, ask("items", "list", "-all").out)
+	assert.Contains(t, ask("items", "create", "-message", "x", "-custom", `{"n":1}`).out, `"delivered"`)
+	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
+	refused := runShell(t, "", "items", "list", "-app-url", f.url)
+	assert.Equal(t, shell{5, "", "app: send one of the service's tokens: Authorization: Bearer …\n"}, refused)
+	f.sandbox.SetFault(sandbox.LimitedFar)
+	assert.Equal(t, 6, ask("items", "list").exit)
+	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
+	assert.Equal(t, 7, nobody.exit)
+	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
+}
 
 // What a server at APP_URL answers that is not this service, or what something before it answers,
 // never looks like success.
@@ -76,7 +104,7 @@ func TestAskServerThatRedirects(t *testing.T) {
 	}))
 	defer server.Close()
 	got := runShell(t, "", "items", "create", "-message", "x", "-app-url", server.URL)
-	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, leads elsewhere: set APP_URL to where the service is, https://errors.example.com/items\n", server.URL)}, got)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, redirects to https://errors.example.com/items: set APP_URL to the address of the service itself\n", server.URL)}, got)
 	assert.Equal(t, []string{"POST /items"}, datadogtest.Drained(asked))
 }
 
@@ -87,7 +115,7 @@ func TestNextPageOfAServer(t *testing.T) {
 	for _, args := range []string{"items list -limit 3 -o table", "items list -limit 3 -page 2 -o table", "reports list -limit 3 -o table"} {
 		here, there := f.run(strings.Fields(args)...), runShell(t, "", append(strings.Fields(args), "-app-url", f.url)...)
 		assert.Equal(t, here, there)
-		assert.Contains(t, there.err, "the next page: -")
+		assert.Contains(t, there.err, "next page: -")
 	}
 }
 

@@ -1,0 +1,139 @@
+// cli_completion.go writes the scripts with which shells complete commands, flags and their values.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/peterbourgon/ff/v3/ffcli"
+)
+
+// completionCommand makes the subcommand that prints a script for a shell.
+func (c *cli) completionCommand(root *ffcli.Command) *ffcli.Command {
+	group := c.group("completion", completionHelp)
+	for _, shell := range []struct {
+		name, header string
+		script       func([]completion) string
+	}{{"bash", bashHeader, bashScript}, {"fish", fishHeader, fishScript}, {"zsh", zshHeader, bashScript}} {
+		run := func(context.Context) error {
+			_, err := io.WriteString(c.std.out, shell.header+shell.script(completions(root, "")))
+			return err
+		}
+		group.Subcommands = append(group.Subcommands, c.simple(shell.name, completionHelp, c.flagSet(shell.name), run))
+	}
+	return group
+}
+
+// A completion is the words that may follow a command, or those that may follow a flag of it.
+type completion struct {
+	command string // "items list"
+	flag    string // "-status", or ""
+	words   []string
+}
+
+// completions returns the completions of the command and of all below it.
+func completions(c *ffcli.Command, name string) []completion {
+	here := completion{command: name, words: childNames(c)}
+	var below []completion
+	for _, sub := range c.Subcommands {
+		below = append(below, completions(sub, strings.TrimSpace(name+" "+sub.Name))...)
+	}
+	c.FlagSet.VisitAll(func(f *flag.Flag) {
+		if _, isSetting := f.Value.(*settingFlag); isSetting && len(c.Subcommands) > 0 {
+			return // there are many, and they may also follow the subcommand
+		}
+		here.words = append(here.words, "-"+f.Name)
+		if values := flagValues(f); len(values) > 0 {
+			below = append(below, completion{name, "-" + f.Name, values})
+		}
+	})
+	return append([]completion{here}, below...)
+}
+
+// flagValues returns the values of a flag that has only a few, and nil for others.
+func flagValues(f *flag.Flag) []string {
+	if p, ok := f.Value.(*paramFlag); ok {
+		return p.enum
+	}
+	switch f.Name {
+	case "log-level":
+		return []string{"debug", "info", "warn", "error"}
+	case "output", "o":
+		return outputFormats
+	}
+	return nil
+}
+
+const (
+	bashHeader = "# app: completion for bash. Load it with: source <(app completion bash)\n"
+	fishHeader = "# app: completion for fish. Load it with: app completion fish | source\n"
+	zshHeader  = `#compdef app
+# app: completion for zsh. Load it with: source <(app completion zsh)
+autoload -U +X compinit bashcompinit
+(( $+functions[compdef] )) || compinit
+bashcompinit
+`
+)
+
+// bashScript returns functions that find the words of the command in the line, and look up what may
+// follow them. zsh can run them, too.
+func bashScript(all []completion) string {
+	var cases strings.Builder
+	for _, c := range all {
+		fmt.Fprintf(&cases, "\t\t%q) choices=%q ;;\n", strings.TrimSpace(c.command+" "+c.flag), strings.Join(c.words, " "))
+	}
+	return `_app_choices() {
+	local choices=
+	case "$1" in
+` + cases.String() + `	esac
+	echo "$choices"
+}
+_app() {
+	local current="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" line= word choices=
+	for word in "${COMP_WORDS[@]:1:$((COMP_CWORD-1))}"; do
+		if [[ "$word" != -* && " $(_app_choices "$line") " == *" $word "* ]]; then
+			line="${line:+$line }$word"
+		fi
+	done
+	[[ "$current" == = ]] && current=
+	[[ "$before" == = ]] && before="${COMP_WORDS[COMP_CWORD-2]}"
+	before="${before/#--/-}"
+	[[ "$before" == -* ]] && choices="$(_app_choices "${line:+$line }$before")"
+	[[ -n "$choices" ]] || choices="$(_app_choices "$line")"
+	COMPREPLY=($(compgen -W "$choices" -- "$current"))
+}
+complete -o default -F _app app
+`
+}
+
+// fishScript returns a rule for each word that may follow a command.
+func fishScript(all []completion) string {
+	var names, rules strings.Builder
+	for _, c := range all {
+		rule := fmt.Sprintf("complete -c app -n '__app_at %q'", c.command)
+		if c.flag != "" {
+			fmt.Fprintf(&rules, "%s -o %s -xa '%s'\n", rule, c.flag[1:], strings.Join(c.words, " "))
+			continue
+		}
+		fmt.Fprintf(&names, " %q", c.command)
+		for _, word := range c.words {
+			if flag, isFlag := strings.CutPrefix(word, "-"); isFlag {
+				fmt.Fprintf(&rules, "%s -o %s\n", rule, flag)
+			} else {
+				fmt.Fprintf(&rules, "%s -fa %s\n", rule, word)
+			}
+		}
+	}
+	return `function __app_at
+	set -l words
+	for word in (commandline -opc)[2..]
+		string match -q -- '-*' $word; and continue
+		contains -- (string trim -- "$words $word")` + names.String() + `; and set -a words $word
+	end
+	test "$words" = "$argv[1]"
+end
+` + rules.String()
+}

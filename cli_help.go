@@ -1,0 +1,144 @@
+// cli_help.go writes the help texts of the command line, from the registry and the settings.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+)
+
+const (
+	outputHelp = "output format (default: table on a terminal, json elsewhere)"
+	asCurlHelp = "print the request as a curl command instead of sending it"
+	yesHelp    = "do not ask for confirmation"
+)
+
+// alignColumns returns the rows, whose cells are separated by tabs, as an indented table.
+func alignColumns(rows ...string) string {
+	var b strings.Builder
+	w := newTable(&b)
+	for _, row := range rows {
+		fmt.Fprintln(w, "  "+row)
+	}
+	w.Flush() // a Builder returns no errors
+	return b.String()
+}
+
+// commandRows returns a row for each operation whose name has the prefix, which is left out.
+func (c *cli) commandRows(prefix string) []string {
+	var rows []string
+	for _, command := range c.commands {
+		if name, ok := strings.CutPrefix(command.Name, prefix); ok {
+			rows = append(rows, strings.Replace(name, ".", " ", 1)+"\t"+command.Route+"\t"+command.Short)
+		}
+	}
+	return rows
+}
+
+func (c *cli) rootHelp() string {
+	rows := append(c.commandRows(""),
+		"serve\t\tRun the HTTP service",
+		"version\t\tPrint the version",
+		"completion\t\tPrint a shell completion script",
+	)
+	return "Usage: app COMMAND [flags] [arguments]\n\nUse Rollbar over HTTP and from the shell. Everything that passes through is kept in your own PostgreSQL.\n\n" +
+		"Commands and their HTTP routes:\n" + alignColumns(rows...) +
+		"\n" + settingsHelp() +
+		"\nEvery command has its own help, for example: app items list -h\n"
+}
+
+func (c *cli) nounHelp(noun string) string {
+	return "Usage: app " + noun + " COMMAND [flags] [arguments]\n\nCommands and their HTTP routes:\n" + alignColumns(c.commandRows(noun+".")...) +
+		"\nEvery command has its own help, for example: app " + noun + " list -h\n"
+}
+
+func settingsHelp() string {
+	var rows []string
+	for _, s := range new(Config).settings() {
+		rows = append(rows, "-"+s.name+"\t"+s.env()+"\t"+withDefault(s.help, s.preset))
+	}
+	return "Settings, each of which is a flag, an environment variable or a line of .env:\n" + alignColumns(rows...)
+}
+
+func withDefault(help, value string) string {
+	if value == "" {
+		return help
+	}
+	return help + " (default " + value + ")"
+}
+
+func serveHelp(flags *flag.FlagSet) string {
+	var rows []string
+	flags.VisitAll(func(f *flag.Flag) {
+		if _, isSetting := f.Value.(*settingFlag); !isSetting {
+			rows = append(rows, "-"+f.Name+"\t"+f.Usage)
+		}
+	})
+	return "Usage: app serve [flags]\n\nRun the HTTP service.\n\n" + alignColumns(rows...) + "\n" + settingsHelp()
+}
+
+// commandHelp returns the help of an operation. Its last line is the route.
+func commandHelp(c *Command) string {
+	usage := "Usage: app " + strings.Join(c.words(), " ") + " [flags]"
+	var rows []string
+	for _, p := range c.Run.params {
+		if p.in == inPath {
+			usage += " " + label(p)
+		}
+		rows = append(rows, label(p)+"\t"+p.placeholder()+"\t"+p.describe())
+	}
+	if c.Confirm != "" {
+		rows = append(rows, "-yes\t\t"+yesHelp)
+	}
+	rows = append(rows,
+		"-output, -o\t"+strings.Join(outputFormats, "|")+"\t"+outputHelp,
+		"-as-curl\t\t"+asCurlHelp,
+	)
+	help := usage + "\n\n" + c.Short + ".\n"
+	if c.Long != "" {
+		help += c.Long + "\n"
+	}
+	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
+}
+
+// placeholder stands for the value of a flag.
+func (p *param) placeholder() string {
+	switch {
+	case p.in == inPath, p.kind == kindBool:
+		return ""
+	case p.file:
+		return "FILE"
+	case len(p.enum) > 0:
+		return strings.Join(p.enum, "|")
+	case p.kind == kindNumber:
+		return "N"
+	case p.kind == kindObject:
+		return "JSON"
+	}
+	return "TEXT"
+}
+
+// describe returns the help of a parameter with its default.
+func (p *param) describe() string {
+	switch {
+	case p.file:
+		return p.help + "; use - for standard input"
+	case p.kind == kindBool:
+		return p.help
+	}
+	return withDefault(p.help, p.value)
+}
+
+const versionHelp = `Usage: app version
+
+Print the version.
+`
+
+const completionHelp = `Usage: app completion bash|fish|zsh
+
+Print a script that completes commands, flags and values. To load it:
+
+  source <(app completion bash)     for bash, in ~/.bashrc
+  source <(app completion zsh)      for zsh, in ~/.zshrc
+  app completion fish | source      for fish, in ~/.config/fish/config.fish
+`

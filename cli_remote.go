@@ -1,0 +1,319 @@
+// cli_remote.go sends the command line's operations to the server at APP_URL, or prints the request
+// (-as-curl). It is the client's side of handlers.go and response.go.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"app/internal/datadog"
+	"app/internal/rawjson"
+)
+
+// newRequest returns the request that runs the command on the server at the base URL.
+func newRequest(ctx context.Context, base string, c *Command, args arguments) (*http.Request, error) {
+	method, path, _ := strings.Cut(c.Route, " ")
+	query := url.Values{}
+	body := json.RawMessage(`{}`)
+	for _, p := range c.Run.params {
+		for _, value := range args.values[p.name] {
+			switch p.in {
+			case inPath:
+				path = strings.Replace(path, "{"+p.name+"}", url.PathEscape(value.text), 1)
+			case inQuery:
+				query.Add(p.name, value.text)
+			case inBody:
+				body = rawjson.Set(body, p.name, p.json(value))
+			}
+		}
+	}
+	target := strings.TrimRight(base, "/") + path
+	if len(query) > 0 {
+		target += "?" + query.Encode()
+	}
+	if len(c.names(inBody)) == 0 {
+		return http.NewRequestWithContext(ctx, method, target, nil)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err == nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, err
+}
+
+// json returns a checked literal as JSON.
+func (p *param) json(value literal) json.RawMessage {
+	if value.json || p.kind != kindText || p.nullable && value.text == "null" {
+		return json.RawMessage(value.text)
+	}
+	return rawjson.AppendQuoted(nil, value.text)
+}
+
+// runRemotely runs the command on the server at APP_URL. With -all it requests page after page.
+func runRemotely(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
+	all := args.values["all"]
+	if len(all) == 0 || all[0].text != "true" {
+		return askServer(ctx, config, c, args)
+	}
+	callOf(ctx).stream = false // a page is read as one document, which holds more than the items
+	first, err := askServer(ctx, config, c, args)
+	if err != nil {
+		return nil, err
+	}
+	list := first.(*List)
+	number, _ := rawjson.Int(rawjson.Get(list.Rest, "page"))
+	list.Next = nil
+	list.Rows = followPages(ctx, list.Rows, number, func(number int64) (*List, error) {
+		args.values["page"] = []literal{{text: strconv.FormatInt(number, 10)}}
+		value, err := askServer(ctx, config, c, args)
+		page, _ := value.(*List)
+		return page, err
+	})
+	return list, nil
+}
+
+// remoteClient follows no redirects, since that would turn a change into a read.
+var remoteClient = &http.Client{
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// askServer sends one request to the server at APP_URL and returns the result in its response.
+func askServer(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {
+	req, err := newRequest(ctx, config.AppURL, c, args)
+	if err != nil {
+		return nil, err
+	}
+	if len(config.apiTokens) > 0 {
+		req.Header.Set("Authorization", "Bearer "+config.apiTokens[0])
+	}
+	if callOf(ctx).stream {
+		req.Header.Set("Accept", ndjson)
+	}
+	datadog.SpanFrom(ctx).Inject(req.Header)
+	res, err := remoteClient.Do(req)
+	if err != nil {
+		return nil, noResponse(config, err)
+	}
+	if res.Header.Get("Report-Stored") == "false" {
+		callOf(ctx).notStored("the server's PostgreSQL does not answer")
+	}
+	if res.StatusCode == http.StatusOK && mediaType(res) == ndjson {
+		return remoteLines(config, res), nil
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return nil, noResponse(config, err)
+	}
+	return remoteResult(config, c, res, text)
+}
+
+// mediaType returns the response's Content-Type without parameters.
+func mediaType(res *http.Response) string {
+	kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";")
+	return kind
+}
+
+// remoteResult returns the result or the failure in a response.
+func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (any, error) {
+	document, err := rawjson.Compact(text)
+	isKO := c == checkCmd && res.StatusCode == outage.status && string(document) == `{"status":"KO"}`
+	switch {
+	case mediaType(res) == "application/problem+json":
+		return nil, remoteFailure(config, res, text)
+	case res.StatusCode/100 == 3:
+		return nil, fail(misconfigured, "the server at APP_URL, %s, redirects to %s: set APP_URL to the address of the service itself", appURL(config), res.Header.Get("Location"))
+	case res.StatusCode/100 != 2 && !isKO:
+		return nil, strangeResponse(config, res)
+	case c == whichCmd && mediaType(res) == "text/plain":
+		return Text(strings.TrimSuffix(string(text), "\n")), nil
+	case c == whichCmd, err != nil, document[0] != '{':
+		return nil, strangeResponse(config, res)
+	case c.Columns == "":
+		return remoteObject{document, res.StatusCode}, nil
+	}
+	if list := remoteList(res, document); list != nil {
+		return list, nil
+	}
+	return nil, strangeResponse(config, res)
+}
+
+// A remoteObject is a result that a server sent.
+type remoteObject struct {
+	json.RawMessage
+	status int
+}
+
+func (o remoteObject) outcome() outcome {
+	if o.status == outage.status {
+		return outage
+	}
+	return outcome{o.status, 0}
+}
+
+// remoteList returns the list in a JSON document, whose elements are the first array, or nil if there is
+// none.
+func remoteList(res *http.Response, document json.RawMessage) *List {
+	for name, value := range rawjson.Members(document) {
+		if value[0] != '[' {
+			continue
+		}
+		rows := func(yield func(json.RawMessage, error) bool) {
+			for row := range rawjson.Elements(value) {
+				if !yield(row, nil) {
+					return
+				}
+			}
+		}
+		return &List{Name: name, Rows: rows, Rest: rawjson.Set(document, name, nil), Next: nextPage(res)}
+	}
+	return nil
+}
+
+// nextPage returns the parameter that leads to the next page, from the Link header.
+func nextPage(res *http.Response) url.Values {
+	for _, link := range res.Header.Values("Link") {
+		target, isNext := strings.CutSuffix(link, `>; rel="next"`)
+		next, err := url.Parse(strings.TrimPrefix(target, "<"))
+		if !isNext || err != nil {
+			continue
+		}
+		for _, name := range []string{"page", "cursor"} {
+			if next.Query().Has(name) {
+				return url.Values{name: {next.Query().Get(name)}}
+			}
+		}
+	}
+	return nil
+}
+
+// remoteLines returns the list that a server sends one element a line, read as it arrives.
+func remoteLines(config *Config, res *http.Response) *List {
+	return &List{
+		Rows: func(yield func(json.RawMessage, error) bool) {
+			defer res.Body.Close()
+			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
+				line, err := lines.ReadBytes('\n')
+				switch {
+				case err == io.EOF && len(line) == 0:
+					return
+				case err != nil:
+					yield(nil, noResponse(config, err))
+					return
+				case bytes.HasPrefix(line, []byte(`{"error":`)):
+					yield(nil, remoteFailure(config, res, rawjson.Get(line, "error")))
+					return
+				}
+				if !yield(line[:len(line)-1], nil) {
+					return
+				}
+			}
+		},
+	}
+}
+
+// remoteFailure turns problem details back into the failure that they were made of.
+func remoteFailure(config *Config, res *http.Response, text []byte) error {
+	var p problem
+	err := json.Unmarshal(text, &p)
+	kind, known := kindOf(p.Type, p.Status)
+	if err != nil || !known {
+		return strangeResponse(config, res)
+	}
+	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
+	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
+		f.wait = time.Duration(seconds) * time.Second
+	}
+	return f
+}
+
+// noResponse returns the failure of a request that got no complete response.
+func noResponse(config *Config, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	var inside *url.Error // repeats the URL
+	if errors.As(err, &inside) {
+		err = inside.Err
+	}
+	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", appURL(config), err)
+}
+
+// strangeResponse returns the failure of a response that this service does not give.
+func strangeResponse(config *Config, res *http.Response) error {
+	return fail(badGateway, "the server at APP_URL, %s, answered %d, but not as this service would: check APP_URL and any proxy in front of it", appURL(config), res.StatusCode)
+}
+
+// appURL returns APP_URL without the password.
+func appURL(config *Config) string {
+	u, _ := url.Parse(config.AppURL) // valid, as its setting checked
+	return u.Redacted()
+}
+
+// printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a
+// line for a shell. The token stays in the environment.
+func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) error {
+	for _, name := range in.command.names(inFlag) {
+		if len(in.args.values[name]) > 0 {
+			return fail(invalid, "-%s works only on the command line: no single request does the same", name)
+		}
+	}
+	base := "http://" + localAddress(config.Addr)
+	if config.AppURL != "" {
+		base = appURL(config)
+	}
+	req, err := newRequest(ctx, base, in.command, in.args)
+	if err != nil {
+		return err
+	}
+	words := []string{"curl"}
+	impliesPost := req.Method == http.MethodPost && req.Body != nil
+	if req.Method != http.MethodGet && !impliesPost {
+		words = append(words, "-X", req.Method)
+	}
+	switch {
+	case in.command.Open || len(config.apiTokens) == 0:
+	case len(config.apiTokens) == 1:
+		words = append(words, "-H", `"Authorization: Bearer $API_TOKEN"`)
+	default:
+		words = append(words, "-H", `"Authorization: Bearer ${API_TOKEN%%,*}"`)
+	}
+	if c.output == "ndjson" {
+		words = append(words, "-H", shellQuote("Accept: "+ndjson))
+	}
+	if req.Body != nil {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return err
+		}
+		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
+	}
+	_, err = fmt.Fprintln(c.std.out, strings.Join(words, " "), shellQuote(req.URL.String()))
+	return err
+}
+
+// localAddress returns the address at which a client on this machine reaches a listener.
+func localAddress(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	if err == nil && (host == "" || ip.IsUnspecified()) {
+		return net.JoinHostPort("localhost", port)
+	}
+	return address
+}
+
+// shellQuote quotes a word for a shell.
+func shellQuote(word string) string {
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
