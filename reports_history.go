@@ -47,13 +47,7 @@ func observationOf(item Item) observation {
 	return observation{item.ID, hex.EncodeToString(sum[:8]), data}
 }
 
-func observationsOf(items []Item) []observation {
-	seen := make([]observation, len(items))
-	for i, item := range items {
-		seen[i] = observationOf(item)
-	}
-	return seen
-}
+func observationsOf(items []Item) []observation { return column(items, observationOf) }
 
 // historyStats count what became of observations.
 type historyStats struct {
@@ -166,10 +160,6 @@ type difference struct {
 // compare returns the differences between the observations and the current reports. The LIMIT keeps
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
-	ids, digests := make([]int64, len(seen)), make([]string, len(seen))
-	for i, o := range seen {
-		ids[i], digests[i] = o.itemID, o.digest
-	}
 	rows, err := conn.Query(ctx, `
 		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
 		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
@@ -183,7 +173,10 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 		WHERE r.id IS NULL
 		OR strpos(r.digests, s.digest) = 0
 		OR r.last_seen < now() - interval '1 minute'`,
-		pgx.NamedArgs{"ids": ids, "digests": digests})
+		pgx.NamedArgs{
+			"ids":     column(seen, func(o observation) int64 { return o.itemID }),
+			"digests": column(seen, func(o observation) string { return o.digest }),
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +319,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 // writeOthers writes what changes about items that have reports. Rows are locked in the order of the
 // items, so that writers of the same page wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
-	columns := columnsOf(differences)
+	buckets := column(differences, func(d difference) facets { return facetsOf(d.data) })
 	rows, err := conn.Query(ctx, `
 		WITH input AS (
 			SELECT *
@@ -352,7 +345,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			SET last_seen = now(), digests = i.after, data = coalesce(i.data, r.data),
 				status = coalesce(i.status, r.status), level = coalesce(i.level, r.level),
 				environment = coalesce(i.environment, r.environment),
-				words = CASE WHEN i.title IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
+				words = CASE WHEN i.data IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = l.id AND NOT i.fresh
@@ -366,7 +359,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			RETURNING r.item_id
 		), inserted AS (
 			INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
-			SELECT item_id, 'current', status, level, environment, coalesce(string_to_array(title, ' '), '{}'), after, data
+			SELECT item_id, 'current', status, level, environment, string_to_array(title, ' '), after, data
 			FROM input
 			WHERE item_id IN (SELECT item_id FROM superseded)
 			ORDER BY item_id
@@ -379,14 +372,31 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		UNION ALL
 		SELECT item_id FROM inserted`,
 		pgx.NamedArgs{
-			"items": columns.itemIDs, "reports": columns.reportIDs, "before": columns.before, "after": columns.after,
-			"fresh": columns.fresh, "data": columns.data, "status": columns.status, "level": columns.level,
-			"environment": columns.environment, "title": columns.title,
+			"items":   column(differences, func(d difference) int64 { return d.itemID }),
+			"reports": column(differences, func(d difference) *int64 { return d.reportID }),
+			"before":  column(differences, func(d difference) string { return d.before }),
+			"after":   column(differences, func(d difference) string { return d.after }),
+			"fresh":   column(differences, func(d difference) bool { return d.change == changed }),
+			"data":    column(differences, func(d difference) json.RawMessage { return d.data }),
+
+			"status":      column(buckets, func(f facets) *string { return f.status }),
+			"level":       column(buckets, func(f facets) *string { return f.level }),
+			"environment": column(buckets, func(f facets) *string { return f.environment }),
+			"title":       column(buckets, func(f facets) string { return strings.Join(f.words, " ") }),
 		})
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// column returns one value of each row, as an array parameter.
+func column[Row, T any](rows []Row, value func(Row) T) []T {
+	values := make([]T, len(rows))
+	for i, row := range rows {
+		values[i] = value(row)
+	}
+	return values
 }
 
 // facets are what reports are filtered by; nil where the data do not say.
@@ -443,35 +453,4 @@ func titleWords(title string) []string {
 	})
 	slices.Sort(words)
 	return slices.Compact(words)
-}
-
-// differenceColumns are differences as arrays, for one statement.
-type differenceColumns struct {
-	itemIDs                           []int64
-	reportIDs                         []*int64
-	before, after                     []string
-	fresh                             []bool
-	status, level, environment, title []*string
-	data                              []json.RawMessage // NULL for nil
-}
-
-func columnsOf(differences []difference) *differenceColumns {
-	n := len(differences)
-	texts := make([]*string, 4*n)
-	c := &differenceColumns{
-		make([]int64, n), make([]*int64, n), make([]string, n), make([]string, n), make([]bool, n),
-		texts[:n], texts[n : 2*n], texts[2*n : 3*n], texts[3*n:], make([]json.RawMessage, n),
-	}
-	for i, d := range differences {
-		c.itemIDs[i], c.reportIDs[i], c.before[i], c.after[i], c.fresh[i] = d.itemID, d.reportID, d.before, d.after, d.change == changed
-		if c.data[i] = d.data; d.data != nil {
-			f := facetsOf(d.data)
-			c.status[i], c.level[i], c.environment[i] = f.status, f.level, f.environment
-			if f.words != nil {
-				title := strings.Join(f.words, " ")
-				c.title[i] = &title
-			}
-		}
-	}
-	return c
 }
