@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"app/internal/datadog"
 )
@@ -27,17 +27,16 @@ var buildVersion = sync.OnceValue(func() string {
 	return version
 })
 
+// shutdownLimit is how long running work may take to end once the service is told to.
+const shutdownLimit = 20 * time.Second
+
 // App is what operations work with.
 type App struct {
 	rollbar   *Rollbar
-	store     *Store // nil where no database is set
+	store     *Store  // nil where no database is set
+	outbox    *outbox // and so is this
 	log       *slog.Logger
 	telemetry *datadog.Client
-
-	pace     *pacer       // of deliveries
-	work     wake         // something was left to the queue
-	recovery wake         // Rollbar took something
-	taken    atomic.Int64 // when it last did, as Unix nanoseconds
 }
 
 // newApp returns an App with the settings. It starts the sandbox if they ask for one, but opens no
@@ -50,9 +49,6 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
 		log:       log,
 		telemetry: telemetry,
-		pace:      newPacer(),
-		work:      make(wake, 1),
-		recovery:  make(wake, 1),
 	}
 	if config.DatabaseURL == "" {
 		return app, nil
@@ -61,7 +57,7 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 	if app.store, err = openStore(config.DatabaseURL, config.DatabaseReadURL, telemetry); err != nil {
 		return nil, err
 	}
-	app.store.deliveries.run = app.markDelivered
+	app.outbox = newOutbox(app)
 	return app, nil
 }
 

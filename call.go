@@ -19,6 +19,9 @@ type Call struct {
 
 type callKey struct{}
 
+// callWithoutRetries returns a Call whose budget is spent.
+func callWithoutRetries() *Call { return &Call{retries: retryBudget{stopwatch{took: retryLimit}}} }
+
 // withCall returns a context within which operations find the call.
 func withCall(ctx context.Context, call *Call) context.Context {
 	return context.WithValue(ctx, callKey{}, call)

@@ -306,7 +306,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	f.call("GET", "/items", "")
 	agent.Metric("app.rollbar.retries", "method:GET")
 	f.call("POST", "/items", `{"message":"x"}`)
-	agent.Metric("app.queue.released")
+	agent.Metric("app.queue.queued")
 	f.call("POST", "/items", `{"message":"x"}`)
 	assert.Equal(t, []float64{1}, agent.Metric("app.reports.stored").Values)
 	queued, _, err := f.app.store.queueLength(t.Context())

@@ -82,6 +82,11 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 		c(f.config)
 	}
 	f.app = f.newApp()
+	if f.app.store != nil { // making the tables may take longer than a request waits
+		if conn, err := f.app.store.writer(t.Context()); err == nil {
+			conn.Release()
+		}
+	}
 	f.serve(newHandler(f.app, commands, f.config.apiTokens))
 	return f
 }
@@ -97,6 +102,9 @@ func (f *fixture) newApp() *App {
 	app, err := newApp(f.config, log, telemetry)
 	require.NoError(f.t, err)
 	app.rollbar.backoff = time.Millisecond
+	if app.outbox != nil {
+		app.outbox.pace, app.outbox.backoff = time.Millisecond, 20*time.Millisecond
+	}
 	f.t.Cleanup(app.Close)
 	return app
 }

@@ -35,6 +35,16 @@ func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
 	return sleep(ctx, wait)
 }
 
+// sleep waits and reports whether it was not interrupted.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	select {
+	case <-time.After(wait):
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // retryWait returns how long to wait before the call is retried after the error, and false where a
 // retry cannot help. Waits double, with jitter, so that clients that failed together do not return
 // together.

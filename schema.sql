@@ -200,8 +200,8 @@ ALTER TABLE reports ADD COLUMN IF NOT EXISTS acknowledged boolean     NOT NULL D
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS refusal      smallint;
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS reason       text;
 
-COMMENT ON COLUMN reports.leased_until IS 'Until when somebody is at work on the delivery of a queued one.';
-COMMENT ON COLUMN reports.next_attempt IS 'When a queued one is to be tried again.';
+COMMENT ON COLUMN reports.leased_until IS 'Until when a process is at work on the delivery of a queued one.';
+COMMENT ON COLUMN reports.next_attempt IS 'When a queued one is to be tried again; -infinity if it has not been tried. The earliest comes first.';
 COMMENT ON COLUMN reports.attempts     IS 'How often the queue has tried to deliver it.';
 COMMENT ON COLUMN reports.acknowledged IS 'A further request for the same uuid was answered by this row, which therefore must stay.';
 COMMENT ON COLUMN reports.refusal      IS 'The HTTP status with which Rollbar refused a rejected one for good: 400, 413 or 422.';
@@ -219,13 +219,11 @@ ALTER TABLE reports ADD COLUMN IF NOT EXISTS traceparent text;
 
 COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as the W3C''s headers traceparent and tracestate have it, with a space between.';
 
--- What waits for the right token, or fails while others do not, comes behind all others.
-ALTER TABLE reports ADD COLUMN IF NOT EXISTS held boolean NOT NULL DEFAULT FALSE;
+-- The column went with an index that had the name of the next one.
+ALTER TABLE reports DROP COLUMN IF EXISTS held;
 
-COMMENT ON COLUMN reports.held IS 'Rollbar has refused our token for a queued one, which waits for the right one, or has failed on it while it took others.';
-
-CREATE INDEX IF NOT EXISTS reports_waiting ON reports (held, id)   WHERE state = 'queued';
-CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup) WHERE next_lookup IS NOT NULL;
+CREATE INDEX IF NOT EXISTS reports_waiting ON reports (next_attempt, id) WHERE state = 'queued';
+CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup)      WHERE next_lookup IS NOT NULL;
 
 DROP INDEX IF EXISTS reports_queue;
 

@@ -106,9 +106,6 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// shutdownLimit is the time that running requests have to finish once the context has ended.
-const shutdownLimit = 20 * time.Second
-
 // serveUntilDone serves requests until the context ends, and then finishes the running ones.
 func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
 	server := newHTTPServer(handler, log)

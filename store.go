@@ -37,8 +37,7 @@ type Store struct {
 	pool    *pgxpool.Pool // of the primary
 	standby *pgxpool.Pool // where reports are read; nil without one
 
-	recordings batcher[recording, record] // to be recorded
-	deliveries batcher[int64, struct{}]   // reports that Rollbar took, to be marked; run is the App's
+	deliveries batcher[int64, struct{}] // reports that Rollbar took, to be marked; run is the App's
 
 	readTimeout time.Duration
 
@@ -64,8 +63,6 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 			return nil, err
 		}
 	}
-	s.recordings.run, s.recordings.key = s.recordAll, func(r recording) string { return r.uuid }
-	s.recordings.pause = 200 * time.Microsecond
 	s.deliveries.key = func(id int64) string { return strconv.FormatInt(id, 10) }
 	s.deliveries.pause = 2 * time.Millisecond // nobody waits for them
 	return s, nil
@@ -146,6 +143,16 @@ func (s *Store) write(ctx context.Context, do func(context.Context, *pgx.Conn) e
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	return s.writeSlowly(ctx, do)
+}
+
+// exec is write for one statement. It returns how many rows that changed.
+func (s *Store) exec(ctx context.Context, sql string, args pgx.NamedArgs) (rows int64, err error) {
+	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		tag, err := conn.Exec(ctx, sql, args)
+		rows = tag.RowsAffected()
+		return err
+	})
+	return rows, err
 }
 
 // writeSlowly is write without a time limit of its own, for work that takes as long as there are

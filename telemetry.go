@@ -23,9 +23,9 @@ import (
 //	app.queue.oldest                     gauge  age of the oldest one in seconds
 //	app.queue.delivered                  count  occurrences that Rollbar accepted
 //	app.queue.rejected                   count  occurrences that Rollbar refused for good
-//	app.queue.released                   count  occurrences left to the queue after a failed delivery at once
-//	app.queue.forgotten                  count  occurrences removed because the token was refused at once
-//	app.queue.postponed, app.queue.held  count  occurrences kept in the queue after a failed delivery
+//	app.queue.queued                     count  new occurrences left to the queue, since Rollbar did not accept them at once
+//	app.queue.rescheduled                count  occurrences kept in the queue after a failed delivery
+//	app.queue.discarded                  count  new occurrences removed because Rollbar refused the token
 //	app.reports.stored                   count  reports that are new, or new states of a known item
 //	app.reports.updated                  count  reports whose counters changed
 //	app.reports.unchanged                count  reports seen again without a change

@@ -1,18 +1,188 @@
-// payload.go checks and makes the data of an occurrence. What Rollbar is known to refuse is
-// refused here, before anything is recorded, so that nothing is acknowledged that cannot arrive.
+// items_create.go creates occurrences. An answer with success promises that the occurrence has reached
+// Rollbar or is stored in PostgreSQL, from where the outbox delivers it. Each occurrence has a uuid before
+// it is first sent, and Rollbar drops a second delivery of the same one. A payload that Rollbar is known to
+// refuse is refused here, before it is stored, so that everything that is acknowledged can arrive.
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"app/internal/rawjson"
 )
+
+var itemsCreateCmd = &Command{
+	Name:    "items.create",
+	Route:   "POST /items",
+	Short:   "Create an occurrence, which Rollbar groups into an item",
+	Long:    "Give either message, with any of the other parameters, or data, which is Rollbar's own payload.",
+	Changes: true,
+	Run:     typed(itemsCreate),
+}
+
+type itemsCreateInput struct {
+	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"Rollbar's own payload, {\"data\":{…}}, instead of all other parameters"`
+	Message     Opt[string]          `json:"message" min:"1" help:"what happened (required without data)"`
+	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"level (default error)"`
+	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"environment in which it happened (default production)"`
+	Title       Opt[string]          `json:"title" min:"1" max:"255" help:"title of the item (default the message)"`
+	Fingerprint Opt[string]          `json:"fingerprint" min:"1" help:"occurrences with the same fingerprint are grouped into one item"`
+	UUID        Opt[string]          `json:"uuid" min:"1" max:"36" help:"your own UUID; a second occurrence with the same one is not created"`
+	CodeVersion Opt[string]          `json:"code_version" min:"1" max:"40" help:"version of the code in which it happened"`
+	Custom      Opt[json.RawMessage] `json:"custom" help:"any other data, as a JSON object"`
+}
+
+func (in *itemsCreateInput) check() error {
+	switch {
+	case in.Data.Set && (in.Message.Set || len(in.flat()) > len(`{}`)):
+		return invalidField("data", "is Rollbar's own payload: nothing else can be given with it")
+	case !in.Data.Set && !in.Message.Set:
+		return invalidField("message", "is required, unless data holds Rollbar's own payload")
+	}
+	within := ""
+	if in.Data.Set {
+		within = "data."
+	}
+	return checkPayload(in.payload(), within)
+}
+
+// flat are the parameters as members of a payload, without the message.
+func (in *itemsCreateInput) flat() json.RawMessage {
+	flat := json.RawMessage(`{}`)
+	for _, p := range []struct {
+		name  string
+		value Opt[string]
+	}{
+		{"level", in.Level}, {"environment", in.Environment}, {"title", in.Title},
+		{"fingerprint", in.Fingerprint}, {"uuid", in.UUID}, {"code_version", in.CodeVersion},
+	} {
+		if p.value.Set {
+			flat = rawjson.Set(flat, p.name, rawjson.AppendQuoted(nil, p.value.Value))
+		}
+	}
+	if in.Custom.Set {
+		flat = rawjson.Set(flat, "custom", in.Custom.Value)
+	}
+	return flat
+}
+
+// payload returns the data for Rollbar, with a uuid only if the caller chose one.
+func (in *itemsCreateInput) payload() json.RawMessage {
+	if in.Data.Set {
+		return in.Data.Value
+	}
+	data := in.flat()
+	if !in.Level.Set {
+		data = rawjson.Set(data, "level", json.RawMessage(`"error"`))
+	}
+	if !in.Environment.Set {
+		data = rawjson.Set(data, "environment", json.RawMessage(`"production"`))
+	}
+	body := fmt.Appendf(nil, `{"message":{"body":%s}}`, rawjson.AppendQuoted(nil, in.Message.Value))
+	return rawjson.Set(data, "body", body)
+}
+
+// Created is what became of a new occurrence.
+type Created struct {
+	UUID  string `json:"uuid"`
+	State string `json:"state"` // delivered or queued
+}
+
+func (c Created) outcome() outcome {
+	if c.State == "queued" {
+		return accepted
+	}
+	return created
+}
+
+func (Created) outcomes() []outcome { return []outcome{created, accepted} }
+
+func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, error) {
+	if err := app.rollbar.require(scopePost); err != nil {
+		return Created{}, err
+	}
+	data := in.payload()
+	if isNull(rawjson.Get(data, "timestamp")) { // it may arrive hours later
+		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
+	}
+	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
+	if uuid == "" {
+		uuid = newUUID()
+		data = rawjson.Set(data, "uuid", rawjson.AppendQuoted(nil, uuid))
+	}
+	if err := checkSize(data); err != nil {
+		return Created{}, err
+	}
+	if app.store == nil {
+		callOf(ctx).notStored("DATABASE_URL is not set")
+		if err := app.rollbar.Post(ctx, data); err != nil {
+			return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+		}
+		return Created{uuid, "delivered"}, nil
+	}
+	return app.create(ctx, uuid, data)
+}
+
+// create stores the occurrence, sends it and records what became of it.
+func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (Created, error) {
+	sending, cancel := context.WithTimeout(ctx, app.outbox.lease()) // until then nobody else sends it
+	defer cancel()
+	e, err := app.outbox.enqueue(ctx, uuid, data)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return Created{}, fmt.Errorf("create %s: %w", uuid, ctx.Err())
+	case err != nil:
+		return app.createUnstored(sending, uuid, data, err)
+	case !e.isNew:
+		return e.created()
+	}
+	app.telemetry.Count("app.reports.stored", 1)
+	err = app.rollbar.Post(sending, data)
+	switch {
+	case err == nil:
+		app.store.deliveries.put(ctx, e.id)
+		app.outbox.succeeded()
+		return Created{uuid, "delivered"}, nil
+	case isFinal(err):
+		app.outbox.reject(ctx, e, err)
+	case isKind(err, rollbarAuth):
+		app.outbox.discard(ctx, e)
+	default:
+		app.outbox.makeAvailable(ctx, e)
+		if ctx.Err() == nil {
+			return Created{uuid, "queued"}, nil
+		}
+	}
+	return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+}
+
+// createUnstored sends an occurrence that PostgreSQL does not take, for whatever reason. It is acknowledged
+// only if Rollbar takes it.
+func (app *App) createUnstored(ctx context.Context, uuid string, data json.RawMessage, why error) (Created, error) {
+	app.log.WarnContext(ctx, "occurrence is not stored", "uuid", uuid, "error", why)
+	callOf(ctx).notStored(why.Error())
+	err := app.rollbar.Post(ctx, data)
+	switch {
+	case err == nil:
+		return Created{uuid, "delivered"}, nil
+	case isFinal(err), isKind(err, rollbarAuth), errors.Is(ctx.Err(), context.Canceled):
+		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+	}
+	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar takes it: %w", uuid, err)
+	f.upstream, f.wait = failureOf(err).upstream, failureOf(err).wait
+	return Created{}, f
+}
+
+// isFinal reports whether Rollbar refused an occurrence for good.
+func isFinal(err error) bool { return isKind(err, invalid, tooLarge, unprocessable) }
 
 // newUUID returns a random UUID, version 4.
 func newUUID() string {

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -99,16 +98,18 @@ func TestCreateWithManyWords(t *testing.T) {
 	assert.Len(t, f.get("/reports?q=word7").list("reports"), 1)
 }
 
-// However PostgreSQL fails to record, Rollbar may take it.
+// However PostgreSQL fails to store, Rollbar may take it.
 func TestCreateWithoutTables(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	require.Equal(t, 201, f.create(newUUID()).status)
+	uuid := newUUID()
+	require.Equal(t, 201, f.create(uuid).status)
+	f.eventually(uuid, "delivered")
 	f.exec(`DROP TABLE reports, schema_version CASCADE`)
 	created := f.create(newUUID())
 	assert.Equal(t, 201, created.status, created.body)
 	assert.Equal(t, "false", created.header.Get("Report-Stored"))
-	uuid := newUUID()
+	uuid = newUUID()
 	assert.Empty(t, f.create(uuid).header.Get("Report-Stored"), "the tables are made anew")
 	f.eventually(uuid, "delivered")
 }
@@ -141,43 +142,26 @@ func TestCreateForABrowser(t *testing.T) {
 	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
 }
 
-// What the queue is left with by a refused token waits behind all others, and is tried again when the
-// service starts, which it does for a new token.
-func TestHeldOccurrences(t *testing.T) {
+// Entries whose token Rollbar refuses wait, hold up no other, and are tried again when the service starts,
+// which it does for a new token.
+func TestCreatedForARefusedToken(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.Forbidden, sandbox.Deactivated} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
-			f.sandbox.SetFault(sandbox.Down)
-			first, second := newUUID(), newUUID()
-			require.Equal(t, 202, f.create(first).status)
-			require.Equal(t, 202, f.create(second).status)
+			refused := f.enqueue(2)
 			f.sandbox.SetFault(fault)
 			assert.Equal(t, `{"delivered":0,"queued":2,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body, "each is tried")
-			assert.Equal(t, []string{first, second}, f.rows(`SELECT uuid FROM reports WHERE held ORDER BY id`))
-
-			f.sandbox.SetFault(sandbox.Down)
-			third := newUUID()
-			require.Equal(t, 202, f.create(third).status)
-			round := deliveryRound{app: f.app}
-			for _, want := range []string{third, first, second} {
-				q := round.claim(t.Context())
-				require.NotNil(t, q)
-				assert.Equal(t, want, q.UUID)
-				assert.Equal(t, []string{"true"}, f.rows(fmt.Sprintf(`SELECT (leased_until >= '%s')::text FROM reports WHERE uuid = '%s'`, q.until.Format(time.RFC3339Nano), q.UUID)),
-					"nobody else takes it before we have given up")
-			}
-			assert.Nil(t, round.claim(t.Context()))
-			f.rows(fmt.Sprintf(`UPDATE reports SET attempts = 0, leased_until = now(), next_attempt = now() WHERE uuid = '%s' RETURNING ''`, third))
-			assert.Equal(t, third, round.claim(t.Context()).UUID, "what comes meanwhile does not wait for the next round")
+			assert.Len(t, f.rows(`SELECT uuid FROM reports WHERE attempts = 1 AND next_attempt > '-infinity'`), 2)
+			third := f.enqueue(1)[0]
+			assert.Equal(t, third, f.claim().uuid)
 
 			f.sandbox.SetFault(sandbox.None)
-			f.rows(`UPDATE reports SET leased_until = now(), next_attempt = now() + interval '1 hour' RETURNING ''`)
+			f.exec(`UPDATE reports SET next_attempt = now() + interval '4 minutes' WHERE attempts > 0`)
 			f.deliver(f.newApp())
-			f.eventually(first, "delivered")
-			f.eventually(second, "delivered")
-			assert.Equal(t, "queued", f.state(third), "whose time has not come")
+			f.eventually(refused[0], "delivered")
+			f.eventually(refused[1], "delivered")
 		})
 	}
 }

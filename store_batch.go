@@ -1,3 +1,4 @@
+// store_batch.go shares one statement, and one commit, among several writers.
 package main
 
 import (
@@ -11,18 +12,18 @@ import (
 	"app/internal/datadog"
 )
 
-// A batcher does together what several goroutines want done at the same time: while one batch is
-// under way, the next one gathers. Who is alone does not wait.
+// A batcher processes the items of several goroutines together: while one batch runs, the next one gathers.
+// A lone item does not wait.
 type batcher[T, R any] struct {
 	run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
-	key   func(T) string                                    // items of the same key are not done together
-	pause time.Duration                                     // behind each batch of several: a crowd is quicker together
+	key   func(T) string                                    // items with the same key are never in one batch
+	pause time.Duration                                     // after a batch of several, so that the next one is larger
 
 	mu      sync.Mutex
 	waiting []*batched[T, R]
-	last    *batched[T, R] // the newest of all
+	last    *batched[T, R] // the newest
 	working bool
-	took    time.Duration // by the batch before
+	took    time.Duration // by the last batch
 }
 
 const batchSize = 100
@@ -31,13 +32,13 @@ type batched[T, R any] struct {
 	ctx    context.Context
 	item   T
 	done   chan struct{}
-	by     *datadog.Span // in whose trace it was done, once it is
+	by     *datadog.Span // in whose trace it was processed
 	result R
 	err    error
 }
 
-// do has the item done. When its deadline comes before that, it is not done, unless PostgreSQL has just
-// come to its end with it; when its caller leaves, it is done if it was begun.
+// do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
+// its batch has begun.
 func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	began := time.Now()
 	mine := b.add(ctx, item)
@@ -51,7 +52,7 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	}
 }
 
-// put leaves the item to be done soon, also if the context ends. The trace may be over by then.
+// put has the item processed soon, even if the context ends. The trace may be over by then.
 func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
 	return b.add(context.WithoutCancel(datadog.WithoutSpan(ctx)), item)
 }
@@ -69,7 +70,7 @@ func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 	return mine
 }
 
-// flush waits until all is done that was put, or the context ends.
+// flush waits until all earlier items are processed, or the context ends.
 func (b *batcher[T, R]) flush(ctx context.Context) {
 	b.mu.Lock()
 	last := b.last
@@ -83,17 +84,17 @@ func (b *batcher[T, R]) flush(ctx context.Context) {
 	}
 }
 
-// work does batches until nobody waits.
+// work runs batches until no item waits.
 func (b *batcher[T, R]) work() {
 	for batch := b.take(); len(batch) > 0; batch = b.take() {
-		b.doBatch(batch)
+		b.runBatch(batch)
 		if len(batch) > 1 {
 			time.Sleep(b.pause)
 		}
 	}
 }
 
-// take takes the next batch; without one, the work ends.
+// take returns the next batch. If there is none, the work ends.
 func (b *batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -117,18 +118,17 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 	return batch
 }
 
-// isLate reports whether too little of an item's time is left: a batch lasts until the first deadline
-// in it, and must not end before it is done for the sake of one. What has just come is tried in any
-// case, however long the batch before has taken.
+// isLate reports whether an item has too little time left. A batch ends at the first deadline in it, and one
+// item must not cut it short. An item that has just come is never late, however long the last batch took.
 func (b *batcher[T, R]) isLate(one *batched[T, R]) bool {
 	deadline, ok := one.ctx.Deadline()
 	return ok && time.Until(deadline) < min(b.took+b.took/4, storeTimeout*3/4)
 }
 
-// doBatch does a batch, and should it fail for what one of the items is, each for itself.
-func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
+// runBatch runs a batch. If that fails because of one of the items, it runs each of them alone.
+func (b *batcher[T, R]) runBatch(batch []*batched[T, R]) {
 	items := make([]T, len(batch))
-	first := batch[0] // that has a trace, if one has
+	first := batch[0] // with a trace, if one has
 	deadline := time.Now().Add(storeTimeout)
 	for i, one := range batch {
 		items[i] = one.item
@@ -136,7 +136,7 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 			first = one
 		}
 		if until, ok := one.ctx.Deadline(); ok && until.Before(deadline) {
-			deadline = until // so that nothing is done behind the back of who has given up
+			deadline = until // nothing is done for a caller that has given up
 		}
 	}
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(first.ctx), deadline)
@@ -147,10 +147,10 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 		results, err = b.run(ctx, items)
 		return err
 	})
-	b.took = time.Since(began) // read by the same goroutine
+	b.took = time.Since(began) // only this goroutine uses it
 	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
 		for _, one := range batch {
-			b.doBatch([]*batched[T, R]{one})
+			b.runBatch([]*batched[T, R]{one})
 		}
 		return
 	}
@@ -163,8 +163,8 @@ func (b *batcher[T, R]) doBatch(batch []*batched[T, R]) {
 	}
 }
 
-// protect runs the function on a goroutine that is not a request's own, and makes an error of its
-// panic, with the call stack: the service goes on.
+// protect runs the function on a goroutine outside of a request, and turns a panic into an error with the call
+// stack, so that the service goes on.
 func protect(run func() error) (err error) {
 	defer func() {
 		if caught := recover(); caught != nil {
