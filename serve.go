@@ -117,7 +117,7 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 		return err
 	case <-ctx.Done():
 	}
-	log.Info("stopping, once running requests have finished")
+	log.Info("stopping: waiting for running requests to finish")
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
 	if err := server.Shutdown(limit); err != nil {
@@ -130,7 +130,7 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 // printExports prints the settings with which another shell works on the same sandbox and database.
 func printExports(std console, config *Config, database string, addr net.Addr) {
 	fmt.Fprintf(std.err, `
-The service listens on http://%s. To use ./app in another shell, run there first:
+The service listens on http://%s. To use ./app in another shell, run this there first:
 
 %s
 export SANDBOX=false ROLLBAR_URL='%s'
