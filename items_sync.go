@@ -105,7 +105,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	size := 0
 	flush := func(ctx context.Context) error {
 		stats, err := s.store.observe(ctx, batch)
-		countReports(s.app.telemetry, len(batch), stats)
+		countReports(s.app.telemetry, len(batch), stats.reports, stats.updated)
 		done.items += int64(len(batch))
 		done.stats.add(stats)
 		batch, size = batch[:0], 0

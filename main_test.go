@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"app/internal/datadog"
@@ -303,4 +304,12 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 func atoi(text string) int {
 	n, _ := strconv.Atoi(text)
 	return n
+}
+
+// writer returns a connection to the primary, whose schema is up to date. Release it.
+func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
+	if err := s.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
+		return nil, err
+	}
+	return s.pool.Acquire(ctx)
 }

@@ -86,7 +86,7 @@ func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string
 		app.log.WarnContext(ctx, "items not stored", "items", len(items), "error", err)
 		return err.Error()
 	}
-	countReports(app.telemetry, len(items), stats)
+	countReports(app.telemetry, len(items), stats.reports, stats.updated)
 	return ""
 }
 

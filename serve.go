@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"app/internal/datadog"
 	"app/internal/devpg"
 )
@@ -80,9 +82,8 @@ func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()
 // awaitDatabase brings the schema up to date as soon as PostgreSQL answers.
 func (app *App) awaitDatabase(ctx context.Context) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		conn, err := app.store.writer(ctx)
+		err := app.store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })
 		if err == nil {
-			conn.Release()
 			return
 		}
 		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", errors.Unwrap(err))

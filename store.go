@@ -124,19 +124,6 @@ func (s *Store) ping(ctx context.Context) error {
 	}
 }
 
-// writer returns a connection to the primary, whose schema is up to date. Release it.
-func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
-	conn, err := acquire(ctx, s.pool)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.updateSchema(ctx, conn.Conn()); err != nil {
-		conn.Release()
-		return nil, err
-	}
-	return conn, nil
-}
-
 // write runs do on a connection to the primary whose schema is up to date. What is not done within
 // storeTimeout has failed. do runs again where PostgreSQL asks for that.
 func (s *Store) write(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {

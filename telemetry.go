@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"app/internal/datadog"
@@ -82,10 +83,10 @@ func startCommand(ctx context.Context, client *datadog.Client, c *Command) (cont
 }
 
 // countReports counts the reports that were stored, updated or left alone for so many items.
-func countReports(client *datadog.Client, items int, stats historyStats) {
-	client.Count("app.reports.stored", float64(stats.reports))
-	client.Count("app.reports.updated", float64(stats.updated))
-	client.Count("app.reports.unchanged", float64(items-stats.reports-stats.updated))
+func countReports(client *datadog.Client, items, stored, updated int) {
+	client.Count("app.reports.stored", float64(stored))
+	client.Count("app.reports.updated", float64(updated))
+	client.Count("app.reports.unchanged", float64(items-stored-updated))
 }
 
 // observePool sets the gauges of the connections to PostgreSQL. Datadog distinguishes services on the same
@@ -120,11 +121,11 @@ func (app *App) watch(ctx context.Context) {
 
 // queueLength returns the number of queued occurrences and the age of the oldest one in seconds.
 func (s *Store) queueLength(ctx context.Context) (length, oldest float64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	err = s.pool.QueryRow(ctx, `
-		SELECT count(*), coalesce(extract(epoch FROM now() - min(first_seen)), 0)
-		FROM reports
-		WHERE state = 'queued'`).Scan(&length, &oldest)
+	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `
+			SELECT count(*), coalesce(extract(epoch FROM now() - min(first_seen)), 0)
+			FROM reports
+			WHERE state = 'queued'`).Scan(&length, &oldest)
+	})
 	return length, oldest, err
 }
