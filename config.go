@@ -251,6 +251,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 
 // startTelemetry returns a client of the Datadog Agent, or nil if none is set.
 func (c *Config) startTelemetry() (*datadog.Client, error) {
+	c.telemetry.Mask = maskOf(c.tokens()).Replace
 	client, err := datadog.Start(c.telemetry)
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)

@@ -510,7 +510,7 @@ func TestTelemetryOff(t *testing.T) {
 	require.Equal(t, 200, f.get("/items").status)
 	assert.Nil(t, f.app.telemetry)
 	assert.Nil(t, f.app.store.pool.Config().ConnConfig.Tracer)
-	assert.IsType(t, &maskingTransport{}, f.app.rollbar.client.Transport)
+	assert.IsType(t, &http.Transport{}, f.app.rollbar.client.Transport)
 	watched := make(chan struct{})
 	go func() { defer close(watched); f.app.watch(t.Context()) }()
 	datadogtest.Receive(t, watched) // it ended at once

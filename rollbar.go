@@ -74,7 +74,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport: telemetry.Transport(&maskingTransport{transport, mask}, "app.rollbar", callResource),
+			Transport: telemetry.Transport(transport, "app.rollbar", callResource),
 			// A Location of Rollbar's can hold the token.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -107,44 +107,6 @@ type maskedError struct {
 func (e *maskedError) Error() string { return e.text }
 func (e *maskedError) Unwrap() error { return e.err }
 
-func masked(mask *strings.Replacer, err error) error {
-	return &maskedError{mask.Replace(err.Error()), err}
-}
-
-// A maskingTransport masks the errors of requests and of reading responses.
-type maskingTransport struct {
-	next http.RoundTripper
-	mask *strings.Replacer
-}
-
-func (t *maskingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	res, err := t.next.RoundTrip(r)
-	if err != nil {
-		return nil, masked(t.mask, err)
-	}
-	res.Body = &maskedBody{res.Body, t.mask}
-	return res, nil
-}
-
-type maskedBody struct {
-	io.ReadCloser
-	mask *strings.Replacer
-}
-
-func (b *maskedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = masked(b.mask, err)
-	}
-	return n, err
-}
-
-// CloseIdleConnections makes http.Client's method of that name work.
-func (t *maskingTransport) CloseIdleConnections() {
-	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
-	}
-}
 
 // callResource is the resource of a request's span: its method and path, with {id} for each id.
 func callResource(r *http.Request) string {
@@ -292,7 +254,7 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	if errors.As(err, &inside) {
 		err = inside.Err
 	}
-	err = masked(r.mask, err)
+	err = &maskedError{r.mask.Replace(err.Error()), err}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
 	}

@@ -31,6 +31,7 @@ import (
 type Client struct {
 	traces  *traceSender  // nil if traces are not sent
 	printer *tracePrinter // nil if traces are not printed
+	mask    func(string) string
 	metrics *metricSender // nil if metrics are not sent
 
 	senders sync.WaitGroup
@@ -54,7 +55,7 @@ func Start(settings Settings) (*Client, error) {
 	}
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
-	c := &Client{stop: stop, abort: abort}
+	c := &Client{mask: settings.Mask, stop: stop, abort: abort}
 	drops := newDrops(settings.Log)
 	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
 		c.senders.Go(func() {
@@ -85,6 +86,14 @@ func Start(settings Settings) (*Client, error) {
 		run(nil, c.metrics.flush)
 	}
 	return c, nil
+}
+
+// masked returns the text without secrets.
+func (c *Client) masked(text string) string {
+	if c.mask == nil {
+		return text
+	}
+	return c.mask(text)
 }
 
 // Close sends the spans and metrics that the client still has. After the limit it drops them.

@@ -32,6 +32,8 @@ type Settings struct {
 
 	DefaultService, DefaultVersion string // used if neither their variable nor DD_TAGS has a value
 
+	Mask func(string) string // hides secrets in the texts of errors; nil means none are known
+
 	Print    io.Writer     // receives finished traces as trees; nil means nobody
 	Log      *slog.Logger  // receives warnings about dropped data; nil means nobody
 	Interval time.Duration // between two flushes to the agent; 0 means 2 s

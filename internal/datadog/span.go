@@ -205,7 +205,7 @@ func (s *Span) SetError(err error) {
 			return
 		}
 		s.failed = true
-		s.setTag("error.message", errorMessage(err))
+		s.setTag("error.message", s.trace.client.masked(errorMessage(err)))
 		s.setTag("error.type", errorType(err))
 		s.setTag("error.stack", stack)
 	})
