@@ -148,7 +148,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	err = app.rollbar.Post(sending, data)
 	switch {
 	case err == nil:
-		app.store.deliveries.put(ctx, e.id)
+		app.store.deliveries.Put(ctx, e.id)
 		app.outbox.succeeded()
 		return Created{uuid, "delivered"}, nil
 	case isFinal(err):

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"app/internal/async"
 	"app/internal/rawjson"
 )
 
@@ -144,7 +145,7 @@ func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
 		workers.Go(func() {
 			for id := range next {
 				var was bool
-				err := protect(func() (err error) {
+				err := async.Protect(func() (err error) {
 					was, err = app.rollbar.DeleteOccurrence(ctx, id)
 					return err
 				})

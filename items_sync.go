@@ -9,8 +9,9 @@ import (
 	"maps"
 	"net/url"
 	"strconv"
-	"sync"
 	"sync/atomic"
+
+	"app/internal/async"
 )
 
 var itemsSyncCmd = &Command{
@@ -94,7 +95,7 @@ func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, er
 		if !yield(first, err) {
 			return
 		}
-		readAhead(ctx, 1, ahead, s.readChunk)(yield)
+		async.ReadAhead(ctx, 1, ahead, s.readChunk)(yield)
 	}
 }
 
@@ -151,39 +152,4 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 		callOf(ctx).report("%d pages read", s.read.Add(1))
 	}
 	return page.Items, nil
-}
-
-// readAhead yields what fetch returns for first, first+1, and so on, in this order, while up to ahead
-// of them are fetched at the same time. The fetching ends with the loop.
-func readAhead[T any](ctx context.Context, first int64, ahead int, fetch func(ctx context.Context, n int64) (T, error)) iter.Seq2[T, error] {
-	type result struct {
-		value T
-		err   error
-	}
-	return func(yield func(T, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		var fetching sync.WaitGroup
-		defer fetching.Wait()
-		defer cancel()
-		var results []chan result
-		for n := first; ; n++ {
-			for len(results) < ahead {
-				next, number := make(chan result, 1), n+int64(len(results))
-				results = append(results, next)
-				fetching.Go(func() {
-					var r result
-					r.err = protect(func() (err error) {
-						r.value, err = fetch(ctx, number)
-						return err
-					})
-					next <- r
-				})
-			}
-			r := <-results[0]
-			results = results[1:]
-			if !yield(r.value, r.err) || r.err != nil {
-				return
-			}
-		}
-	}
 }

@@ -250,7 +250,7 @@ func runShell(t testing.TB, stdin string, args ...string) shell {
 // rows runs a query on the fixture's database.
 func (f *fixture) rows(sql string) []string {
 	f.t.Helper()
-	f.app.store.deliveries.flush(f.t.Context())
+	f.app.store.deliveries.Flush(f.t.Context())
 	conn, err := pgx.Connect(f.t.Context(), f.config.DatabaseURL)
 	require.NoError(f.t, err)
 	defer conn.Close(f.t.Context())

@@ -482,7 +482,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	if err != nil {
 		return Cleaned{}, err
 	}
-	store.deliveries.flush(ctx)
+	store.deliveries.Flush(ctx)
 	chosen := "TRUE"
 	if !in.Before.IsZero() {
 		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"

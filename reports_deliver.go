@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"app/internal/async"
 )
 
 const (
@@ -64,7 +66,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	if err != nil {
 		return Delivery{}, fmt.Errorf("deliver: %w", err)
 	}
-	store.deliveries.flush(ctx)
+	store.deliveries.Flush(ctx)
 	ids, err = app.outbox.queued(ctx)
 	return Delivery{d.delivered.Load(), int64(len(ids)), d.rejected.Load()}, err
 }
@@ -131,7 +133,7 @@ func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, e
 	}
 	d.workers.Go(func() {
 		defer func() { <-d.slots }()
-		if err := protect(func() error { d.deliver(ctx, e); return nil }); err != nil {
+		if err := async.Protect(func() error { d.deliver(ctx, e); return nil }); err != nil {
 			d.outbox.app.log.ErrorContext(ctx, "panic", "uuid", e.uuid, "error", err)
 		}
 	})
@@ -150,7 +152,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	span.SetError(err)
 	switch {
 	case err == nil:
-		app.store.deliveries.put(ctx, e.id)
+		app.store.deliveries.Put(ctx, e.id)
 		d.delivered.Add(1)
 		o.succeeded()
 	case isFinal(err):
@@ -179,9 +181,9 @@ func finishing(ctx context.Context, until time.Time) (context.Context, context.C
 // ends with the first success, including that of a request.
 type outbox struct {
 	app       *App
-	entries   batcher[*entry, *entry] // to be enqueued
-	pace      time.Duration           // between two deliveries
-	backoff   time.Duration           // before the second attempt; it doubles
+	entries   async.Batcher[*entry, *entry] // to be enqueued
+	pace      time.Duration                 // between two deliveries
+	backoff   time.Duration                 // before the second attempt; it doubles
 	notified  chan struct{}
 	recovered atomic.Bool // all waiting entries are to be made available
 
@@ -195,9 +197,10 @@ type outbox struct {
 // newOutbox returns an outbox that tries all entries soon: the service may have been started for a new token.
 func newOutbox(app *App) *outbox {
 	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff, notified: make(chan struct{}, 1), fresh: true}
-	o.entries.run, o.entries.key = o.enqueueAll, func(e *entry) string { return e.uuid }
-	o.entries.pause = 200 * time.Microsecond
-	app.store.deliveries.run = o.complete
+	o.entries.Run, o.entries.Key = o.enqueueAll, func(e *entry) string { return e.uuid }
+	o.entries.Pause = 200 * time.Microsecond
+	o.entries.Limit, o.entries.Alone, o.entries.Span = storeTimeout, itemAtFault, "store.shared"
+	app.store.deliveries.Run = o.complete
 	o.recovered.Store(true)
 	return o
 }

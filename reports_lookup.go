@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"app/internal/async"
 )
 
 // lookupWaits are the waits before each lookup. Rollbar usually knows the item within 5 s.
@@ -20,7 +22,7 @@ func (app *App) findItems(ctx context.Context) {
 	}
 	for sleep(ctx, app.outbox.pace) {
 		var found bool
-		err := protect(func() (err error) {
+		err := async.Protect(func() (err error) {
 			found, err = app.findItem(ctx)
 			return err
 		})

@@ -48,7 +48,7 @@ func (o *outbox) lease() time.Duration {
 func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage) (*entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	e, err := o.entries.do(ctx, &entry{uuid: uuid, data: rawjson.Storable(data), traceContext: datadog.SpanFrom(ctx).TraceContext()})
+	e, err := o.entries.Do(ctx, &entry{uuid: uuid, data: rawjson.Storable(data), traceContext: datadog.SpanFrom(ctx).TraceContext()})
 	if err != nil {
 		return nil, fmt.Errorf("enqueue: %w", databaseError(err))
 	}
@@ -73,7 +73,7 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 			if err := collect(o.insert(ctx, conn, missing)); err != nil || len(missing) == 0 {
 				return err
 			}
-			o.app.store.deliveries.flush(ctx)
+			o.app.store.deliveries.Flush(ctx)
 			if err := collect(acknowledge(ctx, conn, missing)); err != nil {
 				return err
 			}

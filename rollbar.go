@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"app/internal/async"
 	"app/internal/datadog"
 	"app/internal/rawjson"
 )
@@ -53,8 +54,8 @@ type Rollbar struct {
 	backoff   time.Duration // before the first retry; it doubles
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
-	reads     singleflight[json.RawMessage]
-	pages     singleflight[*ItemPage]
+	reads     async.Singleflight[json.RawMessage]
+	pages     async.Singleflight[*ItemPage]
 	limits    rateLimits
 	mask      *strings.Replacer // hides the tokens, which some of Rollbar's messages quote
 	telemetry *datadog.Client
@@ -70,6 +71,8 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		tokens:    tokens,
 		timeout:   timeout,
 		slots:     make(chan struct{}, maxCalls),
+		reads:     async.Singleflight[json.RawMessage]{Span: "rollbar.shared"},
+		pages:     async.Singleflight[*ItemPage]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
 		mask:      mask,
 		telemetry: telemetry,
@@ -106,7 +109,6 @@ type maskedError struct {
 
 func (e *maskedError) Error() string { return e.text }
 func (e *maskedError) Unwrap() error { return e.err }
-
 
 // callResource is the resource of a request's span: its method and path, with {id} for each id.
 func callResource(r *http.Request) string {
@@ -146,16 +148,18 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 		return nil, err
 	}
 	if call.method != http.MethodGet {
-		defer r.pages.forget() // what was read before the change is not for later callers
-		defer r.reads.forget()
+		defer r.pages.Forget() // what was read before the change is not for later callers
+		defer r.reads.Forget()
 		return r.retry(ctx, call)
 	}
-	return r.reads.do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.retry(ctx, call) })
+	defer callOf(ctx).upstream.start()()
+	return r.reads.Do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.retry(ctx, call) })
 }
 
 // retry makes the call until it succeeds or another attempt cannot help.
 func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
-	answer, err := r.timed(ctx, call, r.timeout)
+	defer callOf(ctx).upstream.start()()
+	answer, err := r.attempt(ctx, call, r.timeout)
 	budget := &callOf(ctx).retries
 	for attempt := 0; err != nil; attempt++ {
 		wait, again := r.retryWait(err, attempt)
@@ -166,7 +170,7 @@ func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (json.RawMessage
 		timeout := min(r.timeout, budget.left())
 		stop := budget.start()
 		var next error
-		answer, next = r.timed(ctx, call, timeout)
+		answer, next = r.attempt(ctx, call, timeout)
 		stop()
 		if isKind(next, upstreamTimeout) && timeout < r.timeout {
 			return nil, err // the attempt was cut short by the budget: the failure before it says more
@@ -174,12 +178,6 @@ func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (json.RawMessage
 		err = next
 	}
 	return rawjson.Get(answer, "result"), nil
-}
-
-// timed is attempt, measured by the request's stopwatch.
-func (r *Rollbar) timed(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
-	defer callOf(ctx).upstream.start()()
-	return r.attempt(ctx, call, timeout)
 }
 
 // attempt makes the call once and returns the whole response as compact JSON.
@@ -346,7 +344,8 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 	if err := r.require(scopeRead); err != nil {
 		return nil, err
 	}
-	return r.pages.do(ctx, filter.Encode(), func() (*ItemPage, error) {
+	defer callOf(ctx).upstream.start()()
+	return r.pages.Do(ctx, filter.Encode(), func() (*ItemPage, error) {
 		raw, err := r.retry(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
 		if err != nil {
 			return nil, err

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"app/internal/datadog"
 )
 
 const (
@@ -92,80 +90,6 @@ func (w *stopwatch) total() time.Duration {
 		return w.took + time.Since(w.since)
 	}
 	return w.took
-}
-
-// A singleflight makes reads that are the same once for all callers that want them at the same time.
-type singleflight[T any] struct {
-	mu      sync.Mutex
-	running map[string]*flight[T]
-}
-
-// A flight is one read in progress.
-type flight[T any] struct {
-	done   chan struct{}
-	span   *datadog.Span // of the caller that reads, the leader
-	result T
-	err    error
-}
-
-// do returns the result of the read with the key that is in progress, and reads itself where there is
-// none. A waiter whose leader was cancelled retries the read itself.
-func (f *singleflight[T]) do(ctx context.Context, key string, read func() (T, error)) (T, error) {
-	for {
-		f.mu.Lock()
-		running := f.running[key]
-		if running == nil {
-			running = &flight[T]{done: make(chan struct{}), span: datadog.SpanFrom(ctx)}
-			if f.running == nil {
-				f.running = map[string]*flight[T]{}
-			}
-			f.running[key] = running
-			f.mu.Unlock()
-			return f.lead(key, running, read)
-		}
-		f.mu.Unlock()
-		running.wait(ctx)
-		if err := ctx.Err(); err != nil {
-			var none T
-			return none, err
-		}
-		if !errors.Is(running.err, context.Canceled) {
-			return running.result, running.err
-		}
-	}
-}
-
-// wait waits until the read is done or the context ends, and counts the time as Rollbar's.
-func (f *flight[T]) wait(ctx context.Context) {
-	began := time.Now()
-	defer callOf(ctx).upstream.start()()
-	select {
-	case <-f.done:
-		datadog.AddSharedSpan(ctx, "rollbar.shared", began, f.span)
-	case <-ctx.Done():
-	}
-}
-
-// lead reads on behalf of all waiters.
-func (f *singleflight[T]) lead(key string, mine *flight[T], read func() (T, error)) (T, error) {
-	mine.err = context.Canceled // should read panic
-	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.running[key] == mine {
-			delete(f.running, key)
-		}
-		close(mine.done)
-	}()
-	mine.result, mine.err = read()
-	return mine.result, mine.err
-}
-
-// forget keeps later callers from sharing the reads that are in progress now.
-func (f *singleflight[T]) forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.running = nil
 }
 
 // rateLimits are Rollbar's rate limits as its last responses gave them, by the token's scope.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
@@ -67,28 +66,4 @@ func TestReadsShareCalls(t *testing.T) {
 	assert.Equal(t, `"second"`, f.get(path).at("title"))
 	f.sandbox.SetFault(sandbox.None)
 	readers.Wait()
-}
-
-// A leader that goes away does not take the waiters' result along.
-func TestSingleflightOutlivesItsLeader(t *testing.T) {
-	t.Parallel()
-	var f singleflight[json.RawMessage]
-	leader, leave := newContext(t)
-	reading := make(chan struct{})
-	go func() {
-		_, _ = f.do(leader, "key", func() (json.RawMessage, error) {
-			close(reading)
-			<-leader.Done()
-			return nil, leader.Err()
-		})
-	}()
-	<-reading
-	answer := make(chan json.RawMessage)
-	go func() {
-		got, err := f.do(t.Context(), "key", func() (json.RawMessage, error) { return json.RawMessage(`1`), nil })
-		assert.NoError(t, err)
-		answer <- got
-	}()
-	leave()
-	assert.Equal(t, json.RawMessage(`1`), <-answer)
 }

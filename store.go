@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 
+	"app/internal/async"
 	"app/internal/datadog"
 
 	_ "embed"
@@ -37,7 +38,7 @@ type Store struct {
 	pool    *pgxpool.Pool // of the primary
 	standby *pgxpool.Pool // where reports are read; nil without one
 
-	deliveries batcher[int64, struct{}] // reports that Rollbar took, to be marked; run is the App's
+	deliveries async.Batcher[int64, struct{}] // reports that Rollbar took, to be marked; run is the App's
 
 	readTimeout time.Duration
 
@@ -63,8 +64,9 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 			return nil, err
 		}
 	}
-	s.deliveries.key = func(id int64) string { return strconv.FormatInt(id, 10) }
-	s.deliveries.pause = 2 * time.Millisecond // nobody waits for them
+	s.deliveries.Key = func(id int64) string { return strconv.FormatInt(id, 10) }
+	s.deliveries.Pause = 2 * time.Millisecond // nobody waits for them
+	s.deliveries.Limit, s.deliveries.Alone, s.deliveries.Span = storeTimeout, itemAtFault, "store.shared"
 	return s, nil
 }
 
@@ -103,7 +105,7 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 func (s *Store) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	s.deliveries.flush(ctx)
+	s.deliveries.Flush(ctx)
 	s.pool.Close()
 	if s.standby != nil {
 		s.standby.Close()
@@ -167,7 +169,7 @@ func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) er
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	s.deliveries.flush(ctx)
+	s.deliveries.Flush(ctx)
 	if s.standby != nil {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
@@ -318,6 +320,9 @@ const (
 	uniqueViolation      = "23505"
 	undefinedTable       = "42P01"
 )
+
+// itemAtFault reports whether a batch may have failed because of one of its items.
+func itemAtFault(err error) bool { return !isKind(databaseError(err), unavailable) }
 
 // hasCode reports whether PostgreSQL answered with one of the SQLSTATEs.
 func hasCode(err error, codes ...string) bool {

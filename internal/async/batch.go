@@ -1,23 +1,25 @@
-// store_batch.go shares one statement, and one commit, among several writers.
-package main
+// Package async has what goroutines share: one batch for the items of several, one read for all that
+// want it, results that are computed ahead, and panics that become errors.
+package async
 
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"app/internal/datadog"
 )
 
-// A batcher processes the items of several goroutines together: while one batch runs, the next one gathers.
+// A Batcher processes the items of several goroutines together: while one batch runs, the next one gathers.
 // A lone item does not wait.
-type batcher[T, R any] struct {
-	run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
-	key   func(T) string                                    // items with the same key are never in one batch
-	pause time.Duration                                     // after a batch of several, so that the next one is larger
+type Batcher[T, R any] struct {
+	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
+	Key   func(T) string                                    // items with the same key are never in one batch
+	Pause time.Duration                                     // after a batch of several, so that the next one is larger
+	Limit time.Duration                                     // of the time for one batch
+	Alone func(error) bool                                  // an item may be to blame for the error, so that each runs alone
+	Span  string                                            // the name of the spans of those that share a batch
 
 	mu      sync.Mutex
 	waiting []*batched[T, R]
@@ -37,14 +39,14 @@ type batched[T, R any] struct {
 	err    error
 }
 
-// do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
+// Do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
 // its batch has begun.
-func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
+func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
 	began := time.Now()
 	mine := b.add(ctx, item)
 	select {
 	case <-mine.done:
-		datadog.AddSharedSpan(ctx, "store.shared", began, mine.by)
+		datadog.AddSharedSpan(ctx, b.Span, began, mine.by)
 		return mine.result, mine.err
 	case <-ctx.Done():
 		var none R
@@ -52,12 +54,12 @@ func (b *batcher[T, R]) do(ctx context.Context, item T) (R, error) {
 	}
 }
 
-// put has the item processed soon, even if the context ends. The trace may be over by then.
-func (b *batcher[T, R]) put(ctx context.Context, item T) *batched[T, R] {
+// Put has the item processed soon, even if the context ends. The trace may be over by then.
+func (b *Batcher[T, R]) Put(ctx context.Context, item T) *batched[T, R] {
 	return b.add(context.WithoutCancel(datadog.WithoutSpan(ctx)), item)
 }
 
-func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
+func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -70,8 +72,8 @@ func (b *batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 	return mine
 }
 
-// flush waits until all earlier items are processed, or the context ends.
-func (b *batcher[T, R]) flush(ctx context.Context) {
+// Flush waits until all earlier items are processed, or the context ends.
+func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	b.mu.Lock()
 	last := b.last
 	b.mu.Unlock()
@@ -85,23 +87,23 @@ func (b *batcher[T, R]) flush(ctx context.Context) {
 }
 
 // work runs batches until no item waits.
-func (b *batcher[T, R]) work() {
+func (b *Batcher[T, R]) work() {
 	for batch := b.take(); len(batch) > 0; batch = b.take() {
 		b.runBatch(batch)
 		if len(batch) > 1 {
-			time.Sleep(b.pause)
+			time.Sleep(b.Pause)
 		}
 	}
 }
 
 // take returns the next batch. If there is none, the work ends.
-func (b *batcher[T, R]) take() []*batched[T, R] {
+func (b *Batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var batch, rest []*batched[T, R]
 	keys := map[string]bool{}
 	for _, one := range b.waiting {
-		key := b.key(one.item)
+		key := b.Key(one.item)
 		switch {
 		case one.ctx.Err() != nil, b.isLate(one):
 			one.err = cmp.Or(one.ctx.Err(), context.DeadlineExceeded)
@@ -120,16 +122,16 @@ func (b *batcher[T, R]) take() []*batched[T, R] {
 
 // isLate reports whether an item has too little time left. A batch ends at the first deadline in it, and one
 // item must not cut it short. An item that has just come is never late, however long the last batch took.
-func (b *batcher[T, R]) isLate(one *batched[T, R]) bool {
+func (b *Batcher[T, R]) isLate(one *batched[T, R]) bool {
 	deadline, ok := one.ctx.Deadline()
-	return ok && time.Until(deadline) < min(b.took+b.took/4, storeTimeout*3/4)
+	return ok && time.Until(deadline) < min(b.took+b.took/4, b.Limit*3/4)
 }
 
 // runBatch runs a batch. If that fails because of one of the items, it runs each of them alone.
-func (b *batcher[T, R]) runBatch(batch []*batched[T, R]) {
+func (b *Batcher[T, R]) runBatch(batch []*batched[T, R]) {
 	items := make([]T, len(batch))
 	first := batch[0] // with a trace, if one has
-	deadline := time.Now().Add(storeTimeout)
+	deadline := time.Now().Add(b.Limit)
 	for i, one := range batch {
 		items[i] = one.item
 		if datadog.SpanFrom(first.ctx) == nil {
@@ -143,12 +145,12 @@ func (b *batcher[T, R]) runBatch(batch []*batched[T, R]) {
 	defer cancel()
 	var results []R
 	began := time.Now()
-	err := protect(func() (err error) {
-		results, err = b.run(ctx, items)
+	err := Protect(func() (err error) {
+		results, err = b.Run(ctx, items)
 		return err
 	})
 	b.took = time.Since(began) // only this goroutine uses it
-	if err != nil && len(batch) > 1 && !isKind(databaseError(err), unavailable) {
+	if err != nil && len(batch) > 1 && b.Alone(err) {
 		for _, one := range batch {
 			b.runBatch([]*batched[T, R]{one})
 		}
@@ -161,15 +163,4 @@ func (b *batcher[T, R]) runBatch(batch []*batched[T, R]) {
 		one.by = datadog.SpanFrom(first.ctx)
 		close(one.done)
 	}
-}
-
-// protect runs the function on a goroutine outside of a request, and turns a panic into an error with the call
-// stack, so that the service goes on.
-func protect(run func() error) (err error) {
-	defer func() {
-		if caught := recover(); caught != nil {
-			err = fmt.Errorf("panic: %v\n%s", caught, debug.Stack())
-		}
-	}()
-	return run()
 }

@@ -1,0 +1,267 @@
+package async
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var errDown = errors.New("down")
+
+// A gate is what a batcher runs: each batch waits until it is let through.
+type gate struct {
+	begun   chan []int
+	through chan error
+}
+
+func newGate() (*gate, *Batcher[int, string]) {
+	g := &gate{make(chan []int), make(chan error)}
+	return g, &Batcher[int, string]{
+		Limit: 2 * time.Second, Span: "shared",
+		Alone: func(err error) bool { return !errors.Is(err, errDown) },
+		Key:   func(n int) string { return strconv.Itoa(n % 100) },
+		Run: func(_ context.Context, items []int) (results []string, err error) {
+			g.begun <- items
+			for _, n := range items {
+				results = append(results, strconv.Itoa(n))
+			}
+			return results, <-g.through
+		},
+	}
+}
+
+// What comes while a batch is under way is the next one; items of the same key are never in one.
+func TestBatcher(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	first := b.Put(t.Context(), 1)
+	assert.Equal(t, []int{1}, <-g.begun)
+	second, third, same := b.Put(t.Context(), 2), b.Put(t.Context(), 3), b.Put(t.Context(), 102)
+	g.through <- nil
+	assert.Equal(t, []int{2, 3}, <-g.begun)
+	<-first.done
+	assert.Equal(t, "1", first.result)
+	g.through <- nil
+	assert.Equal(t, []int{102}, <-g.begun)
+	<-third.done
+	assert.Equal(t, []string{"2", "3"}, []string{second.result, third.result})
+	g.through <- nil
+	<-same.done
+	assert.Equal(t, "102", same.result)
+}
+
+// Flush waits for all that was put before it, and not longer than its context lasts.
+func TestBatcherFlush(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	b.Flush(t.Context()) // nothing to wait for
+	one := b.Put(t.Context(), 1)
+	<-g.begun
+	two := b.Put(t.Context(), 2)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	b.Flush(ended)
+	flushed := make(chan struct{})
+	go func() { b.Flush(t.Context()); close(flushed) }()
+	g.through <- nil
+	<-g.begun
+	select {
+	case <-flushed:
+		t.Fatal("the second one is not done")
+	default:
+	}
+	g.through <- nil
+	<-flushed
+	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
+}
+
+// When a batch fails for what one of its items is, the others are done all the same; when
+// PostgreSQL is down, nothing is tried again.
+func TestBatcherFailures(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		err   error
+		alone bool
+	}{
+		"one item":  {errors.New("unfit"), true},
+		"all of it": {errDown, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g, b := newGate()
+			b.Put(t.Context(), 0)
+			<-g.begun
+			bad, good := b.Put(t.Context(), 1), b.Put(t.Context(), 2)
+			g.through <- nil
+			assert.Equal(t, []int{1, 2}, <-g.begun)
+			g.through <- test.err
+			if test.alone {
+				assert.Equal(t, []int{1}, <-g.begun)
+				g.through <- test.err
+				assert.Equal(t, []int{2}, <-g.begun)
+				g.through <- nil
+			}
+			<-good.done
+			require.ErrorIs(t, bad.err, test.err)
+			assert.Equal(t, test.alone, good.err == nil)
+		})
+	}
+}
+
+// What nobody waits for any more is not done, and who has little time left does not get more.
+func TestBatcherAbandoned(t *testing.T) {
+	t.Parallel()
+	g, b := newGate()
+	b.Put(t.Context(), 1)
+	<-g.begun
+	left, leave := context.WithCancel(t.Context())
+	gone := make(chan error)
+	go func() {
+		_, err := b.Do(left, 2)
+		gone <- err
+	}()
+	require.Eventually(t, func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting) == 1 }, 20*time.Second, time.Millisecond)
+	leave()
+	assert.ErrorIs(t, <-gone, context.Canceled)
+	other := b.Put(t.Context(), 3)
+	g.through <- nil
+	assert.Equal(t, []int{3}, <-g.begun)
+	g.through <- nil
+	<-other.done
+
+	soon := time.Now().Add(20 * time.Second)
+	var until time.Time
+	b.Run = func(ctx context.Context, items []int) ([]string, error) {
+		until, _ = ctx.Deadline()
+		return make([]string, len(items)), nil
+	}
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(b.Limit/2))
+	defer cancel()
+	_, err := b.Do(ctx, 4)
+	require.NoError(t, err)
+	assert.True(t, until.Before(soon))
+	want, _ := ctx.Deadline()
+	assert.Equal(t, want, until)
+}
+
+// A batch that panics is one that failed.
+func TestBatcherPanics(t *testing.T) {
+	t.Parallel()
+	b := Batcher[int, string]{Limit: time.Second, Key: strconv.Itoa, Run: func(context.Context, []int) ([]string, error) { panic("oh no") }}
+	_, err := b.Do(t.Context(), 1)
+	require.ErrorContains(t, err, "panic: oh no")
+	assert.ErrorContains(t, err, "async_test.go", "with the call stack")
+}
+
+// While batches take longer than they should, most are done in time all the same: those who have waited
+// long do not shorten the time of those who have just come.
+func TestBatcherThatIsSlow(t *testing.T) {
+	const limit = 2 * time.Second
+	for took, most := range map[time.Duration]int{limit / 4: 100, limit / 2: 70, limit * 11 / 20: 50, limit * 7 / 10: 30} {
+		synctest.Test(t, func(t *testing.T) {
+			b := Batcher[int, string]{Limit: limit, Key: strconv.Itoa, Run: func(ctx context.Context, items []int) ([]string, error) {
+				select {
+				case <-time.After(took):
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+				return make([]string, len(items)), nil
+			}}
+			const all = 1000
+			var done atomic.Int64
+			var clients sync.WaitGroup
+			for n := range all {
+				clients.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), limit)
+					defer cancel()
+					if _, err := b.Do(ctx, n); err == nil {
+						done.Add(1)
+					}
+				})
+				time.Sleep(20 * time.Millisecond)
+			}
+			clients.Wait()
+			assert.GreaterOrEqual(t, int(100*done.Load()/all), most, took)
+		})
+	}
+}
+
+// A leader that goes away does not take the waiters' result along.
+func TestSingleflightOutlivesItsLeader(t *testing.T) {
+	t.Parallel()
+	var f Singleflight[json.RawMessage]
+	leader, leave := context.WithCancel(t.Context())
+	reading := make(chan struct{})
+	go func() {
+		_, _ = f.Do(leader, "key", func() (json.RawMessage, error) {
+			close(reading)
+			<-leader.Done()
+			return nil, leader.Err()
+		})
+	}()
+	<-reading
+	answer := make(chan json.RawMessage)
+	go func() {
+		got, err := f.Do(t.Context(), "key", func() (json.RawMessage, error) { return json.RawMessage(`1`), nil })
+		assert.NoError(t, err)
+		answer <- got
+	}()
+	leave()
+	assert.Equal(t, json.RawMessage(`1`), <-answer)
+}
+
+// Results come in order, a bounded number of them is fetched at the same time, and the fetching ends
+// with the loop.
+func TestReadAhead(t *testing.T) {
+	t.Parallel()
+	var running, most, started atomic.Int64
+	fetch := func(ctx context.Context, n int64) (int64, error) {
+		started.Add(1)
+		for now := running.Add(1); ; {
+			if was := most.Load(); now <= was || most.CompareAndSwap(was, now) {
+				break
+			}
+		}
+		defer running.Add(-1)
+		time.Sleep(time.Duration(n%3) * time.Millisecond)
+		return n, nil
+	}
+	var got []int64
+	for n, err := range ReadAhead(t.Context(), 5, 3, fetch) {
+		require.NoError(t, err)
+		if got = append(got, n); len(got) == 20 {
+			break
+		}
+	}
+	for i, n := range got {
+		assert.EqualValues(t, 5+i, n)
+	}
+	assert.LessOrEqual(t, most.Load(), int64(3))
+	assert.LessOrEqual(t, started.Load(), int64(20+3))
+	assert.Zero(t, running.Load())
+
+	failed := errors.New("no luck")
+	for n, err := range ReadAhead(t.Context(), 1, 2, func(_ context.Context, n int64) (int64, error) {
+		if n == 3 {
+			return 0, failed
+		}
+		return n, nil
+	}) {
+		if err != nil {
+			assert.ErrorIs(t, err, failed)
+			continue
+		}
+		assert.Less(t, n, int64(3))
+	}
+}
+
+// With little of the rate limit left, many calls spread over what is left of its window.
