@@ -22,6 +22,7 @@ import (
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"app/internal/rawjson"
+	"app/internal/spelling"
 )
 
 // A cli is one run of the command line.
@@ -459,7 +460,7 @@ func checkFlag(flags *flag.FlagSet, name string, valueFollows bool) (needsValue 
 	if f == nil {
 		var valid []string
 		flags.VisitAll(func(f *flag.Flag) {
-			if _, isSetting := f.Value.(*settingFlag); !isSetting || nearest(name, []string{f.Name}) != "" {
+			if _, isSetting := f.Value.(*settingFlag); !isSetting || spelling.Nearest(name, []string{f.Name}) != "" {
 				valid = append(valid, "-"+f.Name)
 			}
 		})

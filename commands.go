@@ -5,7 +5,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"strings"
 
 	"app/internal/rawjson"
+	"app/internal/spelling"
 )
 
 // A Command is one operation of the service: a route and a subcommand.
@@ -313,7 +313,7 @@ func (c *Command) refuseNames(what string, names []string, in, other place) *Fai
 		if c.has(other, name) {
 			misplaced++
 			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
-		} else if near := nearest(cut(name), c.names(in)); near != "" {
+		} else if near := spelling.Nearest(cut(name), c.names(in)); near != "" {
 			message += fmt.Sprintf(", did you mean %q?", near)
 		}
 		f.fields = append(f.fields, fieldError{cut(name), message})
@@ -350,48 +350,8 @@ func cut(text string) string {
 // kind of name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
 	message := fmt.Sprintf("unknown %s %q", what, cut(name))
-	if near := nearest(cut(name), valid); near != "" {
+	if near := spelling.Nearest(cut(name), valid); near != "" {
 		message += fmt.Sprintf(", did you mean %q?", near)
 	}
 	return message + validNames(valid)
-}
-
-// nearest returns the valid name that differs least from the given one, or "" if all differ a lot.
-func nearest(name string, names []string) string {
-	if len(names) == 0 {
-		return ""
-	}
-	distance := func(n string) int { return editDistance(strings.ToLower(name), n) }
-	near := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(a), distance(b)) })
-	if distance(near) > max(1, len(name)/2) {
-		return ""
-	}
-	return near
-}
-
-// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that
-// turn a into b. Of a very long name only the beginning counts.
-func editDistance(a, b string) int {
-	a = a[:min(len(a), 64)]
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			replaced := rows[i-1][j-1]
-			if a[i-1] != b[j-1] {
-				replaced++
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replaced)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }

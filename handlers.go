@@ -28,6 +28,7 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/rawjson"
+	"app/internal/spelling"
 )
 
 // maxBody bounds the body of a request.
@@ -262,7 +263,7 @@ func (s *server) nearestPath(path string) string {
 		}
 		near = append(near, strings.Join(filled, "/"))
 	}
-	return nearest(cut(path), near)
+	return spelling.Nearest(cut(path), near)
 }
 
 // serveCommand answers a request that the command's route matches.
