@@ -496,7 +496,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	}
 	var cleaned Cleaned
 	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		err := conn.QueryRow(ctx, `
+		return conn.QueryRow(ctx, `
 			WITH deleted AS (
 				DELETE FROM reports
 				WHERE `+chosen+` AND `+state+`
@@ -508,12 +508,6 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
 			pgx.NamedArgs{"before": in.Before.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
 			Scan(&cleaned.Deleted, &cleaned.KeptQueued)
-		if err == nil && cleaned.Deleted > 0 {
-			if err := prune(ctx, conn); err != nil { // lists cost more until the next time, and that is all
-				app.log.WarnContext(ctx, "what lists skip by was not pruned", "error", err)
-			}
-		}
-		return err
 	})
 	if err != nil {
 		return Cleaned{}, fmt.Errorf("clean reports: %w", err)

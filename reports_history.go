@@ -157,6 +157,10 @@ type difference struct {
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
 
+// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps
+// from when they were small would read all of them.
+const replan = pgx.QueryExecModeCacheDescribe
+
 // compare returns the differences between the observations and the current reports. The LIMIT keeps
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
@@ -173,7 +177,7 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 		WHERE r.id IS NULL
 		OR strpos(r.digests, s.digest) = 0
 		OR r.last_seen < now() - interval '1 minute'`,
-		pgx.NamedArgs{
+		replan, pgx.NamedArgs{
 			"ids":     column(seen, func(o observation) int64 { return o.itemID }),
 			"digests": column(seen, func(o observation) string { return o.digest }),
 		})
@@ -352,11 +356,17 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			RETURNING r.item_id
 		), superseded AS (
 			UPDATE reports r
-			SET state = 'superseded', last_seen = greatest(r.last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))
+			SET state = 'superseded'
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = l.id AND i.fresh
-			RETURNING r.item_id
+			RETURNING r.item_id, r.id, r.last_seen
+		), noted AS ( -- waits for whoever is just noting in seen that the report was still current
+			INSERT INTO seen (report_id, last_seen)
+			SELECT id, last_seen
+			FROM superseded
+			ORDER BY id
+			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
 		), inserted AS (
 			INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
 			SELECT item_id, 'current', status, level, environment, string_to_array(title, ' '), after, data
@@ -371,7 +381,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		SELECT item_id FROM updated
 		UNION ALL
 		SELECT item_id FROM inserted`,
-		pgx.NamedArgs{
+		replan, pgx.NamedArgs{
 			"items":   column(differences, func(d difference) int64 { return d.itemID }),
 			"reports": column(differences, func(d difference) *int64 { return d.reportID }),
 			"before":  column(differences, func(d difference) string { return d.before }),

@@ -32,17 +32,10 @@ COMMENT ON COLUMN reports.words       IS 'The words of the title in lower case, 
 COMMENT ON COLUMN reports.digests     IS 'Digests of the answers of Rollbar that data already holds, so that the same answer need not be compared again.';
 COMMENT ON COLUMN reports.data        IS 'What Rollbar sent, or what was created, digit for digit. It is json and not jsonb, which would rewrite numbers.';
 
--- A row is about one of few combinations of what lists are filtered by: its facet.
-ALTER TABLE reports ADD COLUMN IF NOT EXISTS facet bigint GENERATED ALWAYS AS (hashtextextended(
-	state || chr(1) || coalesce(status, '') || chr(1) || coalesce(level, '') || chr(1) || coalesce(environment, ''), 0)) STORED;
-
-COMMENT ON COLUMN reports.facet IS 'A number for the combination of state, status, level and environment.';
-
 -- Each item has one current report; each created occurrence is there once.
 CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id)     WHERE state = 'current';
 CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current' AND item_id IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)        WHERE uuid IS NOT NULL;
-CREATE        INDEX IF NOT EXISTS reports_place   ON reports (facet, (id / 1024), id);
 
 DROP INDEX IF EXISTS reports_item, reports_facet, reports_state, reports_status, reports_level, reports_environment, reports_last_seen, reports_words;
 
@@ -57,140 +50,105 @@ COMMENT ON TABLE  seen           IS 'When reports were seen again. The later of 
 COMMENT ON COLUMN seen.report_id IS 'The report. There is no foreign key, which would cost more than the row; nobody asks for the rows of deleted reports.';
 COMMENT ON COLUMN seen.last_seen IS 'When it was last seen, exact to a minute.';
 
--- What lists skip by. Reports whose ids agree in id / 1024 are a block. Triggers keep these tables
--- up to date; what was true of a block once stays in them, which costs a list a look at a block in
--- vain and nothing else.
-CREATE TABLE IF NOT EXISTS facets (
-	facet       bigint PRIMARY KEY,
-	state       text   NOT NULL,
+-- Lists look for reports in one block after the other: 4096 ids are a block. A term is a word of a
+-- title, a value of a column, or a bucket: a combination of state, status, level and environment.
+-- The index holds terms as numbers, with the block in the upper half. New rows wait in a list, to be
+-- indexed some hundreds at a time; each look into a block reads that list, so it is a short one.
+CREATE OR REPLACE FUNCTION report_terms(block bigint, words text[], state text DEFAULT NULL, status text DEFAULT NULL,
+	level text DEFAULT NULL, environment text DEFAULT NULL) RETURNS bigint[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1 AS $$
+BEGIN
+	RETURN ARRAY(
+		SELECT (block << 32) + hashtext(term)
+		FROM unnest(ARRAY[
+			state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, ''),
+			'latest=' || (state <> 'superseded')::text,
+			'state=' || state, 'status=' || status, 'level=' || level, 'environment=' || environment] || words) AS t (term)
+		WHERE term IS NOT NULL
+	);
+END $$;
+
+CREATE INDEX IF NOT EXISTS reports_terms ON reports
+USING gin (report_terms(id / 4096, words, state, status, level, environment)) WITH (gin_pending_list_limit = 64);
+
+-- When the reports of each bucket were seen, so that lists pass over blocks that are too old or too
+-- new. Triggers widen the times and never narrow them: a look at a block in vain is the only cost.
+CREATE TABLE IF NOT EXISTS blocks (
+	block       bigint,
+	state       text,
 	status      text,
 	level       text,
-	environment text
-);
-
-COMMENT ON TABLE  facets             IS 'The facets that there are.';
-COMMENT ON COLUMN facets.facet       IS 'As in reports.';
-COMMENT ON COLUMN facets.state       IS 'As in reports.';
-COMMENT ON COLUMN facets.status      IS 'As in reports.';
-COMMENT ON COLUMN facets.level       IS 'As in reports.';
-COMMENT ON COLUMN facets.environment IS 'As in reports.';
-
-CREATE TABLE IF NOT EXISTS segments (
-	facet      bigint,
-	block      bigint,
-	first_seen timestamptz NOT NULL,
-	last_seen  timestamptz NOT NULL,
-	PRIMARY KEY (facet, block)
+	environment text,
+	term        bigint      NOT NULL,
+	first_seen  timestamptz NOT NULL,
+	last_seen   timestamptz NOT NULL,
+	PRIMARY KEY (block, state, status, level, environment)
 ) WITH (fillfactor = 80);
 
-COMMENT ON TABLE  segments            IS 'When the reports of a block were seen: of one facet, and of all together.';
-COMMENT ON COLUMN segments.facet      IS 'As in reports; 0 for all facets.';
-COMMENT ON COLUMN segments.block      IS 'The block: id / 1024.';
-COMMENT ON COLUMN segments.first_seen IS 'No report was first seen before this.';
-COMMENT ON COLUMN segments.last_seen  IS 'No report was last seen after this.';
+COMMENT ON TABLE  blocks             IS 'The buckets of each block of reports.';
+COMMENT ON COLUMN blocks.block       IS 'The ids of its reports, divided by 4096.';
+COMMENT ON COLUMN blocks.state       IS 'As in reports.';
+COMMENT ON COLUMN blocks.status      IS 'As in reports; empty for null.';
+COMMENT ON COLUMN blocks.level       IS 'As in reports; empty for null.';
+COMMENT ON COLUMN blocks.environment IS 'As in reports; empty for null.';
+COMMENT ON COLUMN blocks.term        IS 'The bucket''s term in the index reports_terms.';
+COMMENT ON COLUMN blocks.first_seen  IS 'No report of the bucket was first seen before this.';
+COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen after this.';
 
-CREATE TABLE IF NOT EXISTS spots (
-	word  bigint NOT NULL,
-	facet bigint NOT NULL,
-	block bigint NOT NULL
-);
-
-CREATE INDEX IF NOT EXISTS spots_word ON spots (word, facet, block);
-
-COMMENT ON TABLE  spots       IS 'In which blocks and facets there are titles with a word; now and then one is there twice.';
-COMMENT ON COLUMN spots.word  IS 'The word, as hashtextextended(word, 0).';
-COMMENT ON COLUMN spots.facet IS 'As in reports.';
-COMMENT ON COLUMN spots.block IS 'The block: id / 1024.';
-
--- A segment is widened by a second more than need be, and only where need be: who creates one report
--- after the other must not wait for the commit of the one before. A new facet has a new segment. Where
--- many rows come, their words are not looked up first.
--- The plans are made when the tables may be empty and kept while they grow, hence the settings.
-CREATE OR REPLACE FUNCTION index_reports() RETURNS trigger LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-DECLARE
-	rows bigint := (SELECT count(*) FROM written);
+-- widen_blocks makes the times wide enough for some reports. They are a minute wider than need be, and
+-- written only when they are too narrow: creating one report after another must not wait for the
+-- previous commit. Its plan is kept from when the tables may have been empty, hence the settings.
+CREATE OR REPLACE FUNCTION widen_blocks(ids bigint[]) RETURNS void LANGUAGE plpgsql
+SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
-	IF rows = 0 THEN
-		RETURN NULL;
-	END IF;
-
-	INSERT INTO spots
-	SELECT n.word, n.facet, n.block
+	INSERT INTO blocks AS b
+	SELECT block, state, status, level, environment, (report_terms(block, '{}', state, status, level, environment))[1],
+		first_seen, last_seen + interval '1 minute'
 	FROM (
-		SELECT hashtextextended(w.word, 0) AS word, facet, id / 1024 AS block
-		FROM written, unnest(words) AS w (word)
-		GROUP BY 1, 2, 3
+		SELECT id / 4096 AS block, state, coalesce(status, '') AS status, coalesce(level, '') AS level,
+			coalesce(environment, '') AS environment,
+			min(first_seen) AS first_seen,
+			max(greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))) AS last_seen
+		FROM reports r
+		WHERE id = ANY(ids)
+		GROUP BY 1, 2, 3, 4, 5
+		ORDER BY 1, 2, 3, 4, 5
 	) AS n
-	WHERE rows > 512
-	OR (SELECT TRUE FROM spots s WHERE s.word = n.word AND s.facet = n.facet AND s.block = n.block LIMIT 1) IS NULL
-	ORDER BY 1, 2, 3;
+	WHERE (
+		SELECT o.first_seen <= n.first_seen AND o.last_seen >= n.last_seen
+		FROM blocks o
+		WHERE (o.block, o.state, o.status, o.level, o.environment) = (n.block, n.state, n.status, n.level, n.environment)
+	) IS NOT TRUE
+	ON CONFLICT (block, state, status, level, environment) DO UPDATE
+	SET first_seen = least(b.first_seen, excluded.first_seen), last_seen = greatest(b.last_seen, excluded.last_seen);
+END $$;
 
-	INSERT INTO segments AS s
-	SELECT n.facet, n.block, n.first_seen, n.last_seen + interval '1 second'
-	FROM (
-		SELECT coalesce(facet, 0) AS facet, id / 1024 AS block, min(first_seen) AS first_seen, max(last_seen) AS last_seen
-		FROM written
-		GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))
-	) AS n
-	LEFT JOIN segments o ON o.facet = n.facet AND o.block = n.block
-	WHERE o.facet IS NULL OR o.first_seen > n.first_seen OR o.last_seen < n.last_seen
-	ORDER BY n.facet, n.block
-	ON CONFLICT (facet, block) DO UPDATE
-	SET first_seen = least(s.first_seen, excluded.first_seen), last_seen = greatest(s.last_seen, excluded.last_seen);
-
-	IF FOUND THEN
-		INSERT INTO facets
-		SELECT facet, state, status, level, environment
-		FROM (
-			SELECT DISTINCT facet, state, status, level, environment
-			FROM written
-		) AS n
-		WHERE NOT EXISTS (SELECT FROM facets f WHERE f.facet = n.facet)
-		ORDER BY facet
-		ON CONFLICT DO NOTHING;
-	END IF;
+CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM widen_blocks(ARRAY(SELECT id FROM written));
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION index_seen() RETURNS trigger LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	INSERT INTO segments AS s
-	SELECT n.facet, n.block, o.first_seen, n.last_seen + interval '1 second'
-	FROM (
-		SELECT coalesce(r.facet, 0) AS facet, r.id / 1024 AS block, max(t.last_seen) AS last_seen
-		FROM written t
-		JOIN reports r ON r.id = t.report_id
-		GROUP BY GROUPING SETS ((r.facet, r.id / 1024), (r.id / 1024))
-	) AS n
-	JOIN segments o ON o.facet = n.facet AND o.block = n.block
-	WHERE o.last_seen < n.last_seen
-	ORDER BY n.facet, n.block
-	ON CONFLICT (facet, block) DO UPDATE
-	SET last_seen = greatest(s.last_seen, excluded.last_seen);
+	PERFORM widen_blocks(ARRAY(SELECT report_id FROM written));
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE TRIGGER reports_inserted AFTER INSERT ON reports REFERENCING NEW TABLE AS written
-FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
-CREATE OR REPLACE TRIGGER reports_updated AFTER UPDATE ON reports REFERENCING NEW TABLE AS written
-FOR EACH STATEMENT EXECUTE FUNCTION index_reports();
-CREATE OR REPLACE TRIGGER seen_inserted AFTER INSERT ON seen REFERENCING NEW TABLE AS written
-FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
-CREATE OR REPLACE TRIGGER seen_updated AFTER UPDATE ON seen REFERENCING NEW TABLE AS written
-FOR EACH STATEMENT EXECUTE FUNCTION index_seen();
+CREATE OR REPLACE TRIGGER blocks_on_insert AFTER INSERT ON reports REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION reports_written();
+CREATE OR REPLACE TRIGGER blocks_on_update AFTER UPDATE ON reports REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION reports_written();
+CREATE OR REPLACE TRIGGER blocks_on_insert AFTER INSERT ON seen REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION seen_written();
+CREATE OR REPLACE TRIGGER blocks_on_update AFTER UPDATE ON seen REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION seen_written();
 
--- Of a database from before these tables.
-INSERT INTO facets
-SELECT DISTINCT facet, state, status, level, environment FROM reports WHERE NOT EXISTS (SELECT FROM facets)
-ON CONFLICT DO NOTHING;
-INSERT INTO spots
-SELECT DISTINCT hashtextextended(w.word, 0), facet, id / 1024 FROM reports, unnest(words) AS w (word) WHERE NOT EXISTS (SELECT FROM segments);
-INSERT INTO segments
-SELECT coalesce(facet, 0), id / 1024, min(first_seen), max(last_seen) FROM reports WHERE NOT EXISTS (SELECT FROM segments)
-GROUP BY GROUPING SETS ((facet, id / 1024), (id / 1024))
-ON CONFLICT DO NOTHING;
+SELECT widen_blocks(array_agg(id)) FROM reports WHERE NOT EXISTS (SELECT FROM blocks) GROUP BY id / 4096;
+
+-- What earlier versions used instead.
+DROP FUNCTION IF EXISTS index_reports, index_seen CASCADE;
+DROP TABLE IF EXISTS facets, segments, spots;
+ALTER TABLE reports DROP COLUMN IF EXISTS facet;
 
 -- What the delivery of a created occurrence needs.
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS leased_until timestamptz NOT NULL DEFAULT '-infinity';

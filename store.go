@@ -85,18 +85,6 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Plans are made once, for any parameters, and kept while the tables grow. So to read a whole
-		// table, which seems cheap while it is small, is out, and so is a bitmap, which collects all
-		// rows where the nearest few are wanted. Compiling takes longer than running. Poolers refuse
-		// these as parameters of the connection.
-		_, err := conn.Exec(ctx, `
-			SET plan_cache_mode = force_generic_plan;
-			SET enable_seqscan = off;
-			SET enable_bitmapscan = off;
-			SET jit = off`)
-		return err
-	}
 	config.ConnConfig.Tracer = telemetry.PgxTracer(config.ConnConfig)
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
