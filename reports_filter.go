@@ -1,6 +1,7 @@
-// reports_filter.go finds the reports that a list's filters choose, however many there are and
-// however many match: it looks into one block of ids after another until the page is full. A block
-// without a match costs some microseconds. schema.sql says what is known of a block.
+// reports_filter.go finds the reports that a list's filters choose, however many there are and however
+// many match. It looks at the nearest reports first, which usually fill the page, and then into one block
+// of ids after another until the page is full. A block without a match costs some microseconds.
+// schema.sql says what is known of a block.
 package main
 
 import (
@@ -16,77 +17,119 @@ func (in *reportsListInput) isFiltered() bool {
 		in.Q != "" || !in.Since.IsZero() || !in.Until.IsZero() || in.Latest
 }
 
-// find returns the ids of the page, and one more on the way up, to see whether there is a page
-// before that.
+// A reportSearch is a list's filters and its place in the ids, as parts of SQL.
+type reportSearch struct {
+	args   pgx.NamedArgs
+	terms  []string // that the index has for each matching report
+	bucket string   // the condition on state, status, level and environment
+	times  string   // the condition on the times of a bucket, or ""
+	row    string   // the condition on a report, but for since
+	since  string   // comes last, because it looks into another table, or ""
+
+	beyond string // the condition on ids that the cursor makes
+	order  string // of the ids
+	limit  int64  // of the page, and one more on the way up, to see whether there is a page before that
+}
+
+// find returns the ids of the page in any order, and one more on the way up.
 func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
-	terms, bucket := titleWords(in.Q), "TRUE"
-	args := pgx.NamedArgs{
-		"item_id": in.ItemID.Value, "words": titleWords(in.Q), "since": in.Since.Time, "until": in.Until.Time,
-		"before": in.Cursor.newest(), "after": in.Cursor.after,
+	s := in.search()
+	if in.ItemID.Set {
+		return s.among(ctx, conn, "item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current'", "")
+	}
+	near, err := s.among(ctx, conn, "TRUE", "LIMIT 1000")
+	if err != nil || int64(len(near)) == s.limit {
+		return near, err
+	}
+	return s.byBlock(ctx, conn)
+}
+
+// search puts the filters into SQL.
+func (in *reportsListInput) search() *reportSearch {
+	s := &reportSearch{
+		args: pgx.NamedArgs{
+			"item_id": in.ItemID.Value, "words": titleWords(in.Q), "since": in.Since.Time, "until": in.Until.Time,
+			"before": in.Cursor.newest(), "after": in.Cursor.after,
+		},
+		terms: titleWords(in.Q), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: in.Limit.Value,
+	}
+	if in.Cursor.after > 0 {
+		s.beyond, s.order, s.limit = "id > @after", "ASC", in.Limit.Value+1
 	}
 	for _, filter := range []struct {
 		column string
 		value  Opt[string]
 	}{{"state", in.State}, {"status", in.Status}, {"level", in.Level}, {"environment", in.Environment}} {
 		if filter.value.Set {
-			args[filter.column] = filter.value.Value
-			terms = append(terms, filter.column+"="+filter.value.Value)
-			bucket += " AND " + filter.column + " = @" + filter.column
+			s.args[filter.column] = filter.value.Value
+			s.terms = append(s.terms, filter.column+"="+filter.value.Value)
+			s.bucket += " AND " + filter.column + " = @" + filter.column
 		}
 	}
 	if in.Latest {
-		terms, bucket = append(terms, "latest=true"), bucket+" AND state <> 'superseded'"
+		s.terms = append(s.terms, "latest=true")
+		s.bucket += " AND state <> 'superseded'"
 	}
-	args["terms"] = terms
-
-	times, row := bucket, bucket
+	s.args["terms"] = s.terms
+	s.row = s.bucket
 	if in.Q != "" {
-		row += " AND words @> @words"
+		s.row += " AND words @> @words"
 	}
 	if !in.Until.IsZero() {
-		times, row = times+" AND first_seen <= @until", row+" AND first_seen <= @until"
+		s.times += " AND first_seen <= @until"
+		s.row += " AND first_seen <= @until"
 	}
-	late := "" // comes last because it takes another look at seen for each row
 	if !in.Since.IsZero() {
-		times += " AND last_seen >= @since"
-		late = " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since"
+		s.times += " AND last_seen >= @since"
+		s.since = " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since"
 	}
+	return s
+}
 
-	const rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
+// among finds the reports of the page among those that a condition chooses, or the nearest of them.
+func (s *reportSearch) among(ctx context.Context, conn *pgx.Conn, chosen, nearest string) ([]int64, error) {
+	return s.query(ctx, conn, `
+		SELECT id
+		FROM (
+			SELECT id, state, status, level, environment, words, first_seen, last_seen
+			FROM reports
+			WHERE (`+chosen+`) AND `+s.beyond+`
+			ORDER BY id `+s.order+`
+			`+nearest+`
+		) AS r
+		WHERE coalesce(`+s.row+`, FALSE)`+s.since+`
+		ORDER BY id `+s.order)
+}
+
+// byBlock finds the reports of the page in one block after another. MATERIALIZED keeps PostgreSQL from
+// walking along the primary key in the hope of an early match.
+func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
+	const (
+		rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
+		oldest   = "(SELECT min(id) / 4096 FROM reports)"
+		newest   = "(SELECT max(id) / 4096 FROM reports)"
+	)
+	blocks := "generate_series(least(@before::bigint / 4096, " + newest + "), " + oldest + ", -1)"
+	if s.order == "ASC" {
+		blocks = "generate_series(greatest(@after::bigint / 4096, " + oldest + "), " + newest + ")"
+	}
 	buckets, within := "", rowTerms+" @> report_terms(e.block, @terms)"
-	if times != bucket {
+	if s.times != "" {
 		chosen := "array_agg(term)"
-		if len(terms) > 0 { // many buckets take longer to look up than they save
+		if len(s.terms) > 0 { // many buckets take longer to look up than they save
 			chosen = "CASE WHEN count(*) <= 16 THEN array_agg(term) ELSE (report_terms(e.block, @terms))[:1] END"
-			within += " AND "
 		} else {
-			within = ""
+			within = "TRUE"
 		}
-		within += rowTerms + " && b.terms"
+		within += " AND " + rowTerms + " && b.terms"
 		buckets = `CROSS JOIN LATERAL (
 			SELECT ` + chosen + ` AS terms
 			FROM blocks
-			WHERE block = e.block AND ` + times + `
+			WHERE block = e.block AND ` + s.bucket + s.times + `
 			HAVING count(*) > 0
 		) AS b`
 	}
-	const oldest, newest = "(SELECT min(id) / 4096 FROM reports)", "(SELECT max(id) / 4096 FROM reports)"
-	blocks, beyond, order, limit := "generate_series(least(@before::bigint / 4096, "+newest+"), "+oldest+", -1)", "id < @before", "DESC", in.Limit.Value
-	if in.Cursor.after > 0 {
-		blocks, beyond, order, limit = "generate_series(greatest(@after::bigint / 4096, "+oldest+"), "+newest+")", "id > @after", "ASC", in.Limit.Value+1
-	}
-	switch {
-	case in.ItemID.Set:
-		blocks, buckets = "generate_series(0, 0)", ""
-		within = "(item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current')"
-	case !in.isFiltered():
-		within = "id BETWEEN e.block * 4096 AND e.block * 4096 + 4095"
-	}
-	limited := "LIMIT " + strconv.FormatInt(limit, 10)
-	// The statement is planned anew for each page, with the limit, because a plan from when the table was
-	// small would read all of it. MATERIALIZED keeps PostgreSQL from walking along the primary key in the
-	// hope of an early match.
-	rows, err := conn.Query(ctx, `
+	return s.query(ctx, conn, `
 		SELECT found.id
 		FROM `+blocks+` AS e (block)
 		`+buckets+`
@@ -94,15 +137,21 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, 
 			WITH matching AS MATERIALIZED (
 				SELECT id, last_seen
 				FROM reports
-				WHERE `+within+` AND coalesce(`+row+`, FALSE)
-				ORDER BY id `+order+`
+				WHERE `+within+` AND coalesce(`+s.row+`, FALSE)
+				ORDER BY id `+s.order+`
 			)
 			SELECT id
 			FROM matching
-			WHERE `+beyond+late+`
-			`+limited+`
-		) AS found
-		`+limited, replan, args)
+			WHERE `+s.beyond+s.since+`
+			LIMIT `+strconv.FormatInt(s.limit, 10)+`
+		) AS found`)
+}
+
+// query returns the ids that the statement yields, up to the limit, which stands in the statement for the
+// sake of its plan.
+func (s *reportSearch) query(ctx context.Context, conn *pgx.Conn, statement string) ([]int64, error) {
+	rows, err := conn.Query(ctx, statement+`
+		LIMIT `+strconv.FormatInt(s.limit, 10), replan, s.args)
 	if err != nil {
 		return nil, err
 	}
