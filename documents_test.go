@@ -1,0 +1,48 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestReadmeIsShort(t *testing.T) {
+	t.Parallel()
+	assert.LessOrEqual(t, strings.Count(readDocument(t, "README.md"), "\n"), 130, "lines of README.md; move details to docs/")
+}
+
+var (
+	markdownLink = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	goFile       = regexp.MustCompile("`([\\w./]+\\.go)`")
+)
+
+// A relative link leads to a file, and a Go file that is named exists.
+func TestDocumentsNameExistingFiles(t *testing.T) {
+	t.Parallel()
+	documents, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	for _, document := range append(documents, "README.md", "CHANGELOG.md", "CONTRIBUTING.md") {
+		text := readDocument(t, document)
+		for _, match := range markdownLink.FindAllStringSubmatch(text, -1) {
+			target, _, _ := strings.Cut(match[1], "#")
+			if target != "" && !strings.Contains(target, "://") {
+				assert.FileExists(t, filepath.Join(filepath.Dir(document), target), "%s links to it", document)
+			}
+		}
+		for _, match := range goFile.FindAllStringSubmatch(text, -1) {
+			assert.FileExists(t, match[1], "%s names it", document)
+		}
+	}
+}
+
+func readDocument(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	return string(text)
+}
