@@ -1,9 +1,12 @@
-// App is Rollbar over HTTP and the shell, with everything it saw kept in your own PostgreSQL.
+// App is Rollbar over HTTP and the shell, with every state of every item kept in your own PostgreSQL.
 //
-// A request comes in by one of two doors, handlers.go (HTTP) or cli.go (the command line). Both
-// look up a Command in the list below and give it arguments, which commands.go and params.go check
-// and convert. The command's function asks rollbar.go and store.go, and what it returns goes out
-// by the door that it came in.
+// Run it beside your services. Colleagues and scripts read, create, update and delete Rollbar's items
+// through one REST API and one command line, without holding Rollbar's tokens. Each state of an item
+// that passes through becomes a report in PostgreSQL, and what is created while Rollbar is down is
+// delivered when it is back.
+//
+// Each operation is a Command in the list below, which every surface reads: a route, a subcommand, its
+// help and its description in OpenAPI follow from it.
 package main
 
 import (
@@ -35,10 +38,10 @@ func init() { validate(commands) }
 
 func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(44 << 20) // rather collect more often: it runs beside other services
+		debug.SetMemoryLimit(44 << 20) // it runs beside other services
 	}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200) // but not so often while there is little: a tenth more requests a second
+		debug.SetGCPercent(200) // a tenth more requests a second while there is little garbage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
