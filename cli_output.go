@@ -76,7 +76,8 @@ func (c *cli) printRows(columns []string, list *List) error {
 			cells[i] = cell(rawjson.Get(row, strings.Split(column, ".")...))
 		}
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
-		if count++; count%alignedRows == 0 {
+		count++
+		if count%alignedRows == 0 {
 			w.Flush()
 		}
 	}

@@ -19,12 +19,12 @@ import (
 
 // An itemFilter chooses items.
 type itemFilter struct {
-	Status       []string `query:"status" default:"" enum:"active,resolved,muted,archived" help:"only items with this status (repeatable)"`
-	Level        []string `query:"level" default:"" enum:"debug,info,warning,error,critical" help:"only items with this level (repeatable)"`
-	Environment  []string `query:"environment" default:"" min:"1" help:"only items in this environment (repeatable)"`
-	Framework    []string `query:"framework" default:"" min:"1" help:"only items of this framework (repeatable)"`
-	Query        string   `query:"query" default:"" min:"1" help:"search text, as in Rollbar's search box"`
-	AssignedUser string   `query:"assigned_user" default:"" min:"1" help:"only items of this assignee: a Rollbar username, assigned or unassigned"`
+	Status       []string    `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status (repeatable)"`
+	Level        []string    `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level (repeatable)"`
+	Environment  []string    `query:"environment" min:"1" help:"only items in this environment (repeatable)"`
+	Framework    []string    `query:"framework" min:"1" help:"only items of this framework (repeatable)"`
+	Query        Opt[string] `query:"query" min:"1" help:"search text, as in Rollbar's search box"`
+	AssignedUser Opt[string] `query:"assigned_user" min:"1" help:"only items of this assignee: a Rollbar username, assigned or unassigned"`
 }
 
 // values returns the filter as Rollbar's query parameters.
@@ -32,7 +32,7 @@ func (f itemFilter) values() url.Values {
 	values := url.Values{}
 	for name, given := range map[string][]string{
 		"status": f.Status, "level": f.Level, "environment": f.Environment, "framework": f.Framework,
-		"query": {f.Query}, "assigned_user": {f.AssignedUser},
+		"query": {f.Query.Value}, "assigned_user": {f.AssignedUser.Value},
 	} {
 		if len(given) > 0 && given[0] != "" {
 			values[name] = given
@@ -266,9 +266,9 @@ var itemsOccurrencesCmd = &Command{
 }
 
 type itemsOccurrencesInput struct {
-	ID     int64            `path:"id" min:"1" help:"the item's id"`
-	Limit  int64            `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
-	Cursor occurrenceCursor `query:"cursor" default:"" help:"cursor of the page, from next or a Link header"`
+	ID     int64                 `path:"id" min:"1" help:"the item's id"`
+	Limit  int64                 `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
+	Cursor Opt[occurrenceCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
 // An occurrenceCursor is an occurrencePlace as callers see it: opaque.
@@ -285,7 +285,7 @@ func (c *occurrenceCursor) UnmarshalText(text []byte) (err error) {
 }
 
 func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (*List, error) {
-	place := in.Cursor.occurrencePlace
+	place := in.Cursor.Value.occurrencePlace
 	place.page = max(1, place.page)
 	occurrences, more, err := app.rollbar.Occurrences(ctx, in.ID, place, in.Limit)
 	if err != nil {

@@ -119,7 +119,8 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 			_ = flush(context.WithoutCancel(ctx)) // the error to report is Rollbar's
 			return done, err
 		}
-		if done.isLast = len(items) == 0; done.isLast {
+		if len(items) == 0 {
+			done.isLast = true
 			break
 		}
 		done.pages++

@@ -127,8 +127,8 @@ func paramOf(field reflect.StructField) *param {
 	if p.name == "" || p.help == "" {
 		broken("it needs help and one of path, query, json and flag")
 	}
-	value, hasDefault := field.Tag.Lookup("default")
-	p.value, p.required = value, !hasDefault
+	p.value = field.Tag.Get("default")
+	p.required = p.value == "" && field.Type != reflect.TypeFor[[]string]()
 	if enum := field.Tag.Get("enum"); enum != "" {
 		p.enum = strings.Split(enum, ",")
 	}
@@ -314,8 +314,7 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, or an age such as 36h, counted back from now. The zero
-// Moment is none.
+// A Moment is a point in time: RFC 3339, or an age such as 36h, counted back from now.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
@@ -342,8 +341,6 @@ func (m *Moment) UnmarshalText(text []byte) error {
 	if err != nil {
 		return wrong
 	}
-	if m.Time = at; at.IsZero() {
-		m.Time = at.Add(time.Second) // for it is given
-	}
+	m.Time = at
 	return nil
 }

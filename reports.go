@@ -33,21 +33,21 @@ var reportsListCmd = &Command{
 }
 
 type reportsListInput struct {
-	ItemID      Opt[int64]   `query:"item_id" min:"1" help:"only reports of the item with this id"`
-	Status      Opt[string]  `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status"`
-	Level       Opt[string]  `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level"`
-	Environment Opt[string]  `query:"environment" min:"1" help:"only items in this environment"`
-	State       Opt[string]  `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
-	Q           string       `query:"q" default:"" min:"1" help:"only titles that contain all of these words"`
-	Since       Moment       `query:"since" default:"" help:"only reports seen since this time (RFC 3339) or within this age (36h, 7d)"`
-	Until       Moment       `query:"until" default:"" help:"only reports seen until this time, or longer ago than this age"`
-	Latest      bool         `query:"latest" default:"false" help:"only the latest state of each item"`
-	Limit       Opt[int64]   `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
-	Cursor      reportCursor `query:"cursor" default:"" help:"cursor of the page, from next or a Link header"`
+	ItemID      Opt[int64]        `query:"item_id" min:"1" help:"only reports of the item with this id"`
+	Status      Opt[string]       `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status"`
+	Level       Opt[string]       `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level"`
+	Environment Opt[string]       `query:"environment" min:"1" help:"only items in this environment"`
+	State       Opt[string]       `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
+	Q           Opt[string]       `query:"q" min:"1" help:"only titles that contain all of these words"`
+	Since       Opt[Moment]       `query:"since" help:"only reports seen since this time (RFC 3339) or within this age (36h, 7d)"`
+	Until       Opt[Moment]       `query:"until" help:"only reports seen until this time, or longer ago than this age"`
+	Latest      bool              `query:"latest" default:"false" help:"only the latest state of each item"`
+	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
+	Cursor      Opt[reportCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
 func (in *reportsListInput) check() error {
-	if in.Q != "" && len(titleWords(in.Q)) == 0 {
+	if in.Q.Set && len(titleWords(in.Q.Value)) == 0 {
 		return invalidField("q", "must contain a word of letters or digits")
 	}
 	return nil
@@ -59,8 +59,8 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 		return nil, err
 	}
 	page := &reportPage{in: in, store: store, limit: cmp.Or(in.Limit.Value, 20), reportPart: spareParts.Get().(*reportPart)}
-	if page.endless = callOf(ctx).stream && !in.Limit.Set; page.endless {
-		page.limit = endlessPage
+	if callOf(ctx).stream && !in.Limit.Set {
+		page.endless, page.limit = true, endlessPage
 	}
 	page.in.Limit.Value = page.limit
 	if err := page.read(ctx, (*reportPage).begin); err != nil {
@@ -117,7 +117,7 @@ func (p *reportPage) read(ctx context.Context, step func(*reportPage, context.Co
 
 // begin finds the page, reads its first part and works out the neighbouring pages.
 func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
-	cursor := p.in.Cursor
+	cursor := p.in.Cursor.Value
 	p.left, p.newest, p.oldest = p.limit, 0, cursor.newest()
 	hasPrev := cursor.before > 0
 	if cursor.after > 0 || p.in.isFiltered() {
@@ -173,7 +173,7 @@ func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err 
 			err = nil
 		}
 		return id, err
-	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.after > 0):
+	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.Value.after > 0):
 		if p.left > 0 {
 			return p.ids[p.left-1], nil
 		}
@@ -275,7 +275,7 @@ func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error]
 				if !p.endless || !p.isFull {
 					return
 				}
-				p.in.Cursor, step = reportCursor{before: p.oldest}, (*reportPage).begin
+				p.in.Cursor.Value, step = reportCursor{before: p.oldest}, (*reportPage).begin
 			}
 			if err := p.read(ctx, step); err != nil {
 				yield(nil, fmt.Errorf("list reports: %w", err))
@@ -329,7 +329,8 @@ func (r *reportRow) scan(rows pgx.Rows) error {
 	if rows.FieldDescriptions()[0].Format == pgx.TextFormatCode {
 		var itemID *int64
 		err := rows.Scan(&r.id, &itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data)
-		if r.itemID = 0; itemID != nil {
+		r.itemID = 0
+		if itemID != nil {
 			r.itemID = *itemID
 		}
 		return err
@@ -465,7 +466,7 @@ var reportsCleanCmd = &Command{
 }
 
 type reportsCleanInput struct {
-	Before Moment      `query:"before" default:"" help:"only reports last seen before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
+	Before Opt[Moment] `query:"before" help:"only reports last seen before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
 	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only reports of the item with this id"`
 	State  Opt[string] `query:"state" enum:"current,superseded,delivered,rejected" help:"only reports in this state"`
 }
@@ -484,7 +485,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	}
 	store.deliveries.Flush(ctx)
 	chosen := "TRUE"
-	if !in.Before.IsZero() {
+	if in.Before.Set {
 		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
 	}
 	if in.ItemID.Set {
@@ -506,7 +507,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 				WHERE report_id IN (SELECT id FROM deleted)
 			)
 			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
-			pgx.NamedArgs{"before": in.Before.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
+			pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
 			Scan(&cleaned.Deleted, &cleaned.KeptQueued)
 	})
 	if err != nil {

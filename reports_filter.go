@@ -14,7 +14,7 @@ import (
 // isFiltered reports whether the list is of some reports only.
 func (in *reportsListInput) isFiltered() bool {
 	return in.ItemID.Set || in.Status.Set || in.Level.Set || in.Environment.Set || in.State.Set ||
-		in.Q != "" || !in.Since.IsZero() || !in.Until.IsZero() || in.Latest
+		in.Q.Set || in.Since.Set || in.Until.Set || in.Latest
 }
 
 // A reportSearch is a list's filters and its place in the ids, as parts of SQL.
@@ -48,12 +48,12 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, 
 func (in *reportsListInput) search() *reportSearch {
 	s := &reportSearch{
 		args: pgx.NamedArgs{
-			"item_id": in.ItemID.Value, "words": titleWords(in.Q), "since": in.Since.Time, "until": in.Until.Time,
-			"before": in.Cursor.newest(), "after": in.Cursor.after,
+			"item_id": in.ItemID.Value, "words": titleWords(in.Q.Value), "since": in.Since.Value.Time, "until": in.Until.Value.Time,
+			"before": in.Cursor.Value.newest(), "after": in.Cursor.Value.after,
 		},
-		terms: titleWords(in.Q), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: in.Limit.Value,
+		terms: titleWords(in.Q.Value), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: in.Limit.Value,
 	}
-	if in.Cursor.after > 0 {
+	if in.Cursor.Value.after > 0 {
 		s.beyond, s.order, s.limit = "id > @after", "ASC", in.Limit.Value+1
 	}
 	for _, filter := range []struct {
@@ -72,14 +72,14 @@ func (in *reportsListInput) search() *reportSearch {
 	}
 	s.args["terms"] = s.terms
 	s.row = s.bucket
-	if in.Q != "" {
+	if in.Q.Set {
 		s.row += " AND words @> @words"
 	}
-	if !in.Until.IsZero() {
+	if in.Until.Set {
 		s.times += " AND first_seen <= @until"
 		s.row += " AND first_seen <= @until"
 	}
-	if !in.Since.IsZero() {
+	if in.Since.Set {
 		s.times += " AND last_seen >= @since"
 		s.since = " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since"
 	}

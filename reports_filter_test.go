@@ -48,7 +48,7 @@ func addReports(t testing.TB, store *Store, n int) {
 // obviousIDs finds a page's reports as one would without thinking of cost.
 func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int64, error) {
 	order, limit := "DESC", in.Limit.Value
-	if in.Cursor.after > 0 {
+	if in.Cursor.Value.after > 0 {
 		order, limit = "ASC", in.Limit.Value+1
 	}
 	given := func(value Opt[string]) *string {
@@ -72,10 +72,10 @@ func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int
 		AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) >= @since
 		ORDER BY id `+order+`
 		LIMIT @limit`, pgx.NamedArgs{
-		"after": in.Cursor.after, "before": in.Cursor.newest(), "item_id": in.ItemID.Value,
+		"after": in.Cursor.Value.after, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value,
 		"status": given(in.Status), "level": given(in.Level), "environment": given(in.Environment), "state": given(in.State),
-		"latest": in.Latest, "words": append([]string{}, titleWords(in.Q)...), "limit": limit,
-		"until": in.Until.Time, "no_until": in.Until.IsZero(), "since": in.Since.Time,
+		"latest": in.Latest, "words": append([]string{}, titleWords(in.Q.Value)...), "limit": limit,
+		"until": in.Until.Value.Time, "no_until": in.Until.IsZero(), "since": in.Since.Value.Time,
 	})
 	if err != nil {
 		return nil, err
@@ -118,9 +118,9 @@ func TestFindIsRight(t *testing.T) {
 		}
 		return Opt[string]{Set: true, Value: one(values...)}
 	}
-	moment := func() (m Moment) {
+	moment := func() (m Opt[Moment]) {
 		if random.IntN(4) == 0 {
-			m.Time = time.Now().Add(time.Duration(50-random.IntN(300)) * time.Minute)
+			m.Set, m.Value.Time = true, time.Now().Add(time.Duration(50-random.IntN(300))*time.Minute)
 		}
 		return m
 	}
@@ -131,7 +131,7 @@ func TestFindIsRight(t *testing.T) {
 			Level:       maybe("error", "info"),
 			Environment: maybe("production", "staging", "nowhere"),
 			State:       maybe("current", "superseded", "superseded", "queued", "delivered"),
-			Q:           one("", "", "", "alpha", "w3000", "alpha beta", "Read changed", "late", "nothing"),
+			Q:           maybe("", "", "", "alpha", "w3000", "alpha beta", "Read changed", "late", "nothing"),
 			Since:       moment(),
 			Until:       moment(),
 			Latest:      random.IntN(4) == 0,
@@ -139,9 +139,9 @@ func TestFindIsRight(t *testing.T) {
 		}
 		switch random.IntN(6) {
 		case 0:
-			in.Cursor.before = 1 + random.Int64N(last+10)
+			in.Cursor.Value.before = 1 + random.Int64N(last+10)
 		case 1:
-			in.Cursor.after = 1 + random.Int64N(last+10)
+			in.Cursor.Value.after = 1 + random.Int64N(last+10)
 		case 2:
 			in.ItemID = Opt[int64]{Set: true, Value: 1 + random.Int64N(14_000)}
 		}
@@ -182,7 +182,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	require.NoError(t, tx.Commit(t.Context()))
 	superseding.Wait()
 	in := reportsListInput{
-		State: Opt[string]{Set: true, Value: "superseded"}, Since: Moment{time.Now().Add(-time.Hour)}, Limit: Opt[int64]{Value: 20},
+		State: Opt[string]{Set: true, Value: "superseded"}, Since: Opt[Moment]{Set: true, Value: Moment{time.Now().Add(-time.Hour)}}, Limit: Opt[int64]{Value: 20},
 	}
 	conn, err := store.writer(t.Context())
 	require.NoError(t, err)

@@ -452,7 +452,8 @@ func titleWords(title string) []string {
 	if len(title) > maxTitle {
 		count := 0
 		for i := range title {
-			if count++; count > maxTitle {
+			count++
+			if count > maxTitle {
 				title = title[:i]
 				break
 			}

@@ -229,7 +229,8 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 	w.Header().Set("ETag", "W/"+tag)
 	for _, header := range w.request.Header["If-None-Match"] {
 		for known := range strings.SplitSeq(header, ",") {
-			if known = strings.TrimPrefix(strings.TrimSpace(known), "W/"); known == tag || known == "*" {
+			known = strings.TrimPrefix(strings.TrimSpace(known), "W/")
+			if known == tag || known == "*" {
 				return true
 			}
 		}

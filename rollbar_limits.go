@@ -71,13 +71,15 @@ type stopwatch struct {
 func (w *stopwatch) start() (stop func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.running++; w.running == 1 {
+	w.running++
+	if w.running == 1 {
 		w.since = time.Now()
 	}
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.running--; w.running == 0 {
+		w.running--
+		if w.running == 0 {
 			w.took += time.Since(w.since)
 		}
 	}
