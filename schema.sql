@@ -84,6 +84,9 @@ CREATE TABLE IF NOT EXISTS blocks (
 	PRIMARY KEY (block, state, status, level, environment)
 ) WITH (fillfactor = 80);
 
+-- Statistics from when there were few blocks would have a list read all of them for each block.
+ALTER TABLE blocks ALTER COLUMN block SET STATISTICS 0;
+
 COMMENT ON TABLE  blocks             IS 'The buckets of each block of reports.';
 COMMENT ON COLUMN blocks.block       IS 'The ids of its reports, divided by 4096.';
 COMMENT ON COLUMN blocks.state       IS 'As in reports.';
