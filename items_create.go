@@ -176,7 +176,7 @@ func (app *App) createUnstored(ctx context.Context, uuid string, data json.RawMe
 	case isFinal(err), isKind(err, rollbarAuth), errors.Is(ctx.Err(), context.Canceled):
 		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
 	}
-	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar takes it: %w", uuid, err)
+	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar accepts it: %w", uuid, err)
 	f.upstream, f.wait = failureOf(err).upstream, failureOf(err).wait
 	return Created{}, f
 }

@@ -308,7 +308,7 @@ func atoi(text string) int {
 
 // writer returns a connection to the primary, whose schema is up to date. Release it.
 func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
-	if err := s.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
+	if err := s.writeSlowly(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
 		return nil, err
 	}
 	return s.pool.Acquire(ctx)

@@ -164,8 +164,8 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 		if isKind(err, rateLimited) {
 			d.limited.Store(true)
 		}
-		o.reschedule(ctx, e, o.pause(e.attempts))
 		o.failed(e.attempts, err)
+		o.reschedule(ctx, e, o.pause(e.attempts))
 	}
 }
 

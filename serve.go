@@ -82,7 +82,7 @@ func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()
 // awaitDatabase brings the schema up to date as soon as PostgreSQL answers.
 func (app *App) awaitDatabase(ctx context.Context) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := app.store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })
+		err := app.store.writeSlowly(ctx, func(context.Context, *pgx.Conn) error { return nil })
 		if err == nil {
 			return
 		}
