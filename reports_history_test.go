@@ -276,7 +276,7 @@ func TestSchemaIsAppliedOnce(t *testing.T) {
 }
 
 // Every column says what it is for.
-func TestSchemaComments(t *testing.T) {
+func TestSchemaIsWhole(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
 	conn, err := store.writer(t.Context())
@@ -286,5 +286,11 @@ func TestSchemaComments(t *testing.T) {
 		SELECT string_agg(table_name || '.' || column_name, ', ')
 		FROM information_schema.columns
 		WHERE table_schema = current_schema
-		AND col_description(format('%I.%I', table_schema, table_name)::regclass, ordinal_position) IS NULL`))
+		AND col_description(format('%I.%I', table_schema, table_name)::regclass, ordinal_position) IS NULL`),
+		"columns without a comment")
+	assert.Equal(t, "NULL", store.query(t, `
+		SELECT string_agg(relname, ', ')
+		FROM pg_class c
+		WHERE relnamespace = current_schema::regnamespace AND relkind = 'r'
+		AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)`), "tables without a primary key")
 }

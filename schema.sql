@@ -195,5 +195,7 @@ CREATE TABLE IF NOT EXISTS schema_version (
 	digest text NOT NULL
 );
 
+ALTER TABLE schema_version DROP CONSTRAINT IF EXISTS schema_version_pkey, ADD PRIMARY KEY (digest);
+
 COMMENT ON TABLE  schema_version        IS 'One row: the version of schema.sql that was applied last.';
 COMMENT ON COLUMN schema_version.digest IS 'SHA-256 of schema.sql, in hexadecimal digits.';
