@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"maps"
@@ -101,6 +102,10 @@ func TestFindIsRight(t *testing.T) {
 			FROM generate_series(1, 100) AS g`,
 		`UPDATE reports SET state = 'delivered', last_seen = now() WHERE state = 'queued' AND id % 3 = 0`,
 		`UPDATE reports SET state = 'superseded' WHERE state = 'current' AND id % 14 = 7 AND id % 9 = 0`,
+		`INSERT INTO seen SELECT id, now() + interval '1 hour' FROM reports WHERE id % 261 = 7
+			ON CONFLICT (report_id) DO UPDATE SET last_seen = excluded.last_seen`,
+		`UPDATE reports SET state = 'superseded' WHERE state = 'current' AND id % 261 = 7`,
+		`UPDATE reports SET first_seen = first_seen - interval '4 hours' WHERE id % 261 = 9`,
 		`UPDATE seen SET last_seen = now() + interval '1 hour' WHERE report_id % 42 = 7 AND report_id % 9 = 0`,
 		`UPDATE reports SET environment = NULL, status = NULL WHERE id % 23 = 0`,
 	} {
@@ -120,7 +125,7 @@ func TestFindIsRight(t *testing.T) {
 	}
 	moment := func() (m Opt[Moment]) {
 		if random.IntN(4) == 0 {
-			m.Set, m.Value.Time = true, time.Now().Add(time.Duration(50-random.IntN(300))*time.Minute)
+			m.Set, m.Value.Time = true, time.Now().Add(time.Duration(50-random.IntN(400))*time.Minute)
 		}
 		return m
 	}
@@ -196,7 +201,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 var filters = []string{
 	"item_id=4711", "item_id=999999999", "status=active", "status=archived", "level=error", "environment=production",
 	"environment=nowhere", "state=current", "state=superseded", "state=queued", "q=read", "q=alpha", "q=w4711",
-	"q=nowhere", "q=cannot+read+alpha", "since=300d", "since=1m", "since=2100-01-01T00:00:00Z", "since=LATE",
+	"q=nowhere", "q=alpha+beta", "q=cannot+read+alpha", "since=300d", "since=1m", "since=2100-01-01T00:00:00Z", "since=LATE",
 	"until=2100-01-01T00:00:00Z", "until=300d", "until=EARLY",
 }
 
@@ -221,6 +226,8 @@ func TestFindIsServedByIndexes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	addReports(t, f.app.store, *manyReports)
+	f.exec(`INSERT INTO seen SELECT id, now() FROM reports WHERE state = 'current' AND status <> 'resolved'
+		ON CONFLICT (report_id) DO UPDATE SET last_seen = excluded.last_seen`) // as a sync does; superseded ones stay behind
 	var plans []string
 	config, err := pgxpool.ParseConfig(f.config.DatabaseURL + "&pool_max_conns=1")
 	require.NoError(t, err)
@@ -240,11 +247,13 @@ func TestFindIsServedByIndexes(t *testing.T) {
 	require.NoError(t, err)
 	early := time.Now().Add(-time.Duration(*manyReports) * 2 / 3 * time.Second).UTC().Format(time.RFC3339)
 	late := time.Now().Add(-time.Duration(*manyReports) / 3 * time.Second).UTC().Format(time.RFC3339)
-	worst := map[string]int{}
+	worst, took := map[string]int{}, map[string]time.Duration{}
 	for _, query := range filterPairs() {
 		query = strings.NewReplacer("EARLY", early, "LATE", late).Replace(query)
 		plans = nil
+		began := time.Now()
 		answer := f.get("/reports?" + query)
+		took[query] = time.Since(began)
 		require.Equal(t, 200, answer.status, query+answer.body)
 		require.NotEmpty(t, plans)
 		pages := 0
@@ -252,13 +261,40 @@ func TestFindIsServedByIndexes(t *testing.T) {
 			assert.NotRegexp(t, `Seq Scan on (reports|seen)`, plan, query)
 			pages += pagesOf(plan)
 		}
-		assert.Less(t, pages, 3500, query)
+		assert.Less(t, pages, 3000+*manyReports/50, query)
 		worst[query] = pages
 	}
-	queries := slices.SortedFunc(maps.Keys(worst), func(a, b string) int { return worst[b] - worst[a] })
-	for _, query := range queries[:10] {
+	for _, query := range slices.SortedFunc(maps.Keys(worst), func(a, b string) int { return worst[b] - worst[a] })[:10] {
 		t.Log(worst[query], "pages for", query)
 	}
+	slowest := slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Compare(took[b], took[a]) })
+	for _, query := range slowest[:10] {
+		t.Log(took[query], "for", query)
+	}
+	t.Log(took[slowest[len(slowest)/2]], "at the median of", len(slowest))
+}
+
+// Statistics from when there was one block do not make a list read the times of all blocks for each.
+func TestFindWithOldStatistics(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	addReports(t, store, 500) // and analyzes the tables
+	conn, err := store.writer(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), `
+		INSERT INTO blocks
+		SELECT block, 'current', 'active', 'error', 'e' || n, n, now(), now()
+		FROM generate_series(1, 300) AS block, generate_series(1, 90) AS n`)
+	require.NoError(t, err)
+	rows, err := conn.Query(t.Context(), `
+		EXPLAIN SELECT b.count
+		FROM generate_series(1, 300) AS e (block)
+		CROSS JOIN LATERAL (SELECT count(*) FROM blocks WHERE block = e.block AND last_seen > now()) AS b`, replan)
+	require.NoError(t, err)
+	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	assert.NotContains(t, strings.Join(plan, "\n"), "Seq Scan on blocks")
 }
 
 var buffers = regexp.MustCompile(`(?m)Buffers: shared hit=(\d+)(?: read=(\d+))?`)

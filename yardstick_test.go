@@ -277,7 +277,7 @@ func (c *comparison) grow(n int) string {
 	far, slow := float64(farPage)/float64(firstPage), float64(slowest)/float64(firstPage)
 	if n == *yardstickReports {
 		c.row(fmt.Sprintf("the far end of %d reports ÷ the first page", n), far, "≤", 1.2, fmt.Sprintf("%v ÷ %v", farPage, firstPage))
-		c.row("the slowest filter or pair ÷ the first page", slow, "≤", 10, fmt.Sprintf("%v, `%s`", slowest, filter))
+		c.row("the slowest filter or pair, ms", float64(slowest.Microseconds())/1000, "≤", 100, "`"+filter+"`")
 		c.row("memory of a sync of all, MiB", memory, "≤", 64, "")
 	}
 	return fmt.Sprintf("| %d | %v | %.2f | %.1f | %.0f | %.0f | %.0f MiB |", n, firstPage, far, slow, rate, again, memory)
