@@ -66,7 +66,7 @@ func (c *Config) settings() []setting {
 		{"addr", "address on which serve listens", "127.0.0.1:8080", checked(&c.Addr, isAddress)},
 		{"database-url", "PostgreSQL database in which reports are stored", "", checked(&c.DatabaseURL, isDatabase)},
 		{"database-read-url", "PostgreSQL standby from which reports are read (default DATABASE_URL)", "", checked(&c.DatabaseReadURL, isDatabase)},
-		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", checked(&c.RollbarURL, isURL)},
+		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", checked(&c.RollbarURL, isRollbarURL)},
 		{"rollbar-token", "Rollbar access token with all scopes, for projects that still have one", "", parsed(&c.token, parseToken)},
 		{"rollbar-read-token", "Rollbar access token with the scope read (default ROLLBAR_TOKEN)", "", parsed(&c.readToken, parseToken)},
 		{"rollbar-write-token", "Rollbar access token with the scope write (default ROLLBAR_TOKEN)", "", parsed(&c.writeToken, parseToken)},
@@ -131,6 +131,14 @@ func isURL(value string) error {
 		return errors.New("must be a URL such as https://host/path, without ? and #")
 	}
 	return nil
+}
+
+// isRollbarURL reports a URL that is an endpoint of Rollbar's API, as SDKs are given it, and not its base.
+func isRollbarURL(value string) error {
+	if strings.HasSuffix(strings.TrimRight(value, "/"), "/item") || strings.HasSuffix(strings.TrimRight(value, "/"), "/items") {
+		return errors.New("must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call")
+	}
+	return isURL(value)
 }
 
 // parseToken parses a token, which becomes part of a header.

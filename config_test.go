@@ -99,6 +99,7 @@ func TestBadSettings(t *testing.T) {
 		{"a token with a space", "", "ROLLBAR_READ_TOKEN=s3cret s3cret", "line 1 of .env: ROLLBAR_READ_TOKEN must be a token: printable ASCII characters without spaces"},
 		{"a token with a control character", "", "API_TOKEN=\"one,s3\\tcret\"", "line 1 of .env: API_TOKEN must be a token: printable ASCII characters without spaces"},
 		{"a list without a token", "", "API_TOKEN=' , '", "line 1 of .env: API_TOKEN must contain at least one token"},
+		{"an SDK's endpoint", "", "ROLLBAR_URL=https://host/api/1/item/", "line 1 of .env: ROLLBAR_URL must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call"},
 		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 2 of .env: must be NAME=value, a comment or blank"},
 		{"variable", "", "A=b\nAPI_TOKEN=$s3cret\n", "line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},

@@ -276,8 +276,11 @@ func TestGatewayIsNotRollbar(t *testing.T) {
 			f.app.rollbar.backoff = time.Millisecond
 			next := f.app.rollbar.client.Transport
 			f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
-				body := io.NopCloser(strings.NewReader(`<html>`))
-				return &http.Response{StatusCode: status, Body: body, Header: http.Header{"Content-Type": {"text/html"}}, Request: r}, nil
+				body := `<html>`
+				if r.Method != "GET" {
+					body = `{"message":"blocked"}` // some gateways answer in JSON, too
+				}
+				return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: r}, nil
 			})
 			uuid := newUUID()
 			require.Equal(t, 202, f.create(uuid).status)

@@ -125,6 +125,8 @@ func TestRequestsRefused(t *testing.T) {
 		{"null where it means nothing", "PATCH", item, form, `{"title":null}`, 400, "title must be a string"},
 		{"message missing", "POST", "/items", form, `{}`, 400, "message is required, unless data holds Rollbar's own payload"},
 		{"message empty", "POST", "/items", form, `{"message":""}`, 400, "message must not be empty"},
+		{"telemetry with a text as its time", "POST", "/items", form, `{"data":{"environment":"e","body":{"message":{"body":"x"},"telemetry":[{},{"timestamp_ms":"1"}]}}}`, 400, "data.body.telemetry[1].timestamp_ms must be a number, Unix milliseconds"},
+		{"nested too deep", "POST", "/items", form, `{"message":"x","custom":{"a":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}}`, 400, "the payload is nested more than 200 levels deep"},
 		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400, "data is Rollbar's own payload: nothing else can be given with it"},
 	}
 	for _, test := range tests {

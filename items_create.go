@@ -40,6 +40,9 @@ type itemsCreateInput struct {
 	Custom      Opt[json.RawMessage] `json:"custom" help:"any other data, as a JSON object"`
 }
 
+// maxNesting bounds how deep a payload is nested: many programs that read JSON have a bound of their own.
+const maxNesting = 200
+
 func (in *itemsCreateInput) check() error {
 	switch {
 	case in.Data.Set && (in.Message.Set || len(in.flat()) > len(`{}`)):
@@ -51,7 +54,11 @@ func (in *itemsCreateInput) check() error {
 	if in.Data.Set {
 		within = "data."
 	}
-	return checkPayload(in.payload(), within)
+	data := in.payload()
+	if rawjson.Depth(data) > maxNesting {
+		return fail(invalid, "the payload is nested more than %d levels deep", maxNesting)
+	}
+	return checkPayload(data, within)
 }
 
 // flat are the parameters as members of a payload, without the message.
@@ -235,7 +242,7 @@ func checkPayload(data json.RawMessage, within string) error {
 	case string(environment) == `""`:
 		c.refuse("environment", "must not be empty")
 	}
-	if timestamp := rawjson.Get(data, "timestamp"); !isNull(timestamp) && timestamp[0] != '-' && (timestamp[0] < '0' || timestamp[0] > '9') {
+	if timestamp := rawjson.Get(data, "timestamp"); !isNull(timestamp) && !isNumber(timestamp) {
 		c.refuse("timestamp", "must be a number, Unix seconds")
 	}
 	for name, limit := range map[string]int{
@@ -266,6 +273,10 @@ func checkPayload(data json.RawMessage, within string) error {
 	}
 	slices.SortFunc(c.wrong, func(a, b fieldError) int { return strings.Compare(a.Field, b.Field) })
 	return invalidFields(c.wrong)
+}
+
+func isNumber(value json.RawMessage) bool {
+	return value[0] == '-' || '0' <= value[0] && value[0] <= '9'
 }
 
 func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
@@ -308,8 +319,16 @@ func (c *payloadCheck) body(body json.RawMessage) {
 		c.refuse("body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
 		return
 	}
-	if telemetry := rawjson.Get(body, "telemetry"); !isNull(telemetry) && telemetry[0] != '[' {
+	telemetry := rawjson.Get(body, "telemetry")
+	if !isNull(telemetry) && telemetry[0] != '[' {
 		c.refuse("body.telemetry", "must be an array")
+	}
+	n := 0
+	for entry := range rawjson.Elements(telemetry) {
+		if at := rawjson.Get(entry, "timestamp_ms"); !isNull(at) && !isNumber(at) {
+			c.refuse(fmt.Sprintf("body.telemetry[%d].timestamp_ms", n), "must be a number, Unix milliseconds")
+		}
+		n++
 	}
 	content, field := rawjson.Get(body, kinds[0]), "body."+kinds[0]
 	switch kinds[0] {

@@ -40,6 +40,8 @@ func TestPayloadVerdicts(t *testing.T) {
 		`{"environment":"a","level":"error","level":"bogus","body":{"message":{"body":"a"}}}`,
 		`{"environment":"a","level":"bogus","level":"error","body":{"message":{"body":"a"}}}`,
 		`{"environment":"a","body":{"message":{"body":1},"message":{"body":"a"}}}`,
+		`{"environment":"a","body":{"message":{"body":"a"},"telemetry":[{"timestamp_ms":1},{"timestamp_ms":"1"}]}}`,
+		`{"environment":"a","body":{"message":{"body":"a"},"telemetry":[{"timestamp_ms":null},{}]}}`,
 	} {
 		compare([]byte(data))
 	}

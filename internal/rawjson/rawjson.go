@@ -295,6 +295,23 @@ func nestedLen(text []byte) int {
 	return len(text)
 }
 
+// Depth returns how deep objects and arrays are nested in the value: 0 for a plain value.
+func Depth(value json.RawMessage) (deepest int) {
+	depth := 0
+	for i := 0; i < len(value); i++ {
+		switch value[i] {
+		case '"':
+			i += stringLen(value[i:]) - 1
+		case '{', '[':
+			depth++
+			deepest = max(deepest, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	return deepest
+}
+
 // stringLen returns the length of the string that the text begins with, quotes included.
 func stringLen(text []byte) int {
 	for from := 1; ; {

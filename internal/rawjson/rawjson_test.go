@@ -10,6 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestDepth(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int{`7`: 0, `"[[["`: 0, `{}`: 1, `{"a":[{"b":"]"}],"c":[]}`: 3} {
+		require.Equal(t, want, Depth(json.RawMessage(text)), text)
+	}
+}
+
 // Quoted strings are those of encoding/json.
 func TestAppendQuoted(t *testing.T) {
 	t.Parallel()

@@ -47,6 +47,9 @@ var (
 		{"id", true, "string integer", matching(".{1,40}")},
 		{"username email", false, "string null", matching(".{0,255}")},
 	}
+	telemetryRules = rules{
+		{"timestamp_ms", false, "number integer null", nil},
+	}
 	traceRules = rules{
 		{"frames", true, "array", nil},
 		{"exception.class", true, "string", nil},
@@ -69,6 +72,11 @@ func refusals(data any) []string {
 	refused := dataRules.refusals("data.", data)
 	if person, _ := at(data, "person"); kindOf(person) == "object" {
 		refused = append(refused, personRules.refusals("data.person.", person)...)
+	}
+	telemetry, _ := at(body, "telemetry")
+	entries, _ := telemetry.([]any)
+	for i, entry := range entries {
+		refused = append(refused, telemetryRules.refusals(fmt.Sprintf("data.body.telemetry[%d].", i), entry)...)
 	}
 	kinds := 0
 	for kind, kindRules := range bodyRules {
