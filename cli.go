@@ -152,14 +152,10 @@ func (c *cli) simple(name, help string, flags *flag.FlagSet, run func(context.Co
 func (c *cli) serveCommand() *ffcli.Command {
 	flags := c.flagSet("serve")
 	dev := c.boolFlag(flags, "dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar")
-	trace := c.boolFlag(flags, "trace", "print the timing of each request to standard error")
 	return c.simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
 		config, err := loadConfig(c.settings, c.std.envFile)
 		if err != nil {
 			return err
-		}
-		if *trace {
-			config.telemetry.Print = c.std.err
 		}
 		return c.serve(ctx, config, c.commands, *dev, c.std)
 	})

@@ -530,18 +530,6 @@ func TestLogOnATerminal(t *testing.T) {
 	assert.Regexp(t, `^time=\d\d:\d\d:\d\d level=INFO msg=done duration=1\.5ms\n$`, out.String())
 }
 
-// serve -trace prints traces without an agent.
-func TestServeTrace(t *testing.T) {
-	t.Parallel()
-	p := startServe(t, []string{"DATABASE_URL=" + devpgtest.Schema(t), "SANDBOX=true"}, "-trace")
-	res, err := http.Get(p.url + "/items?limit=3")
-	require.NoError(t, err)
-	res.Body.Close()
-	require.Eventually(t, func() bool { return strings.Contains(p.stderr(), "http.request GET /items 200") }, waitLimit, waitTick)
-	assert.Regexp(t, `trace [0-9a-f]{32}\n +0\.00 ms +\d+\.\d\d ms  http\.request GET /items 200\n`, p.stderr())
-	assert.Contains(t, p.stderr(), "    http.request GET /api/1/items/ 200")
-}
-
 func TestBadDatadogSettings(t *testing.T) {
 	t.Parallel()
 	cmd := program(t, []string{"DD_TRACE_AGENT_URL=datadog:8126"}, "which")

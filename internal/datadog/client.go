@@ -29,8 +29,7 @@ import (
 
 // A Client sends spans and metrics to the agent. It is safe for concurrent use.
 type Client struct {
-	traces  *traceSender  // nil if traces are not sent
-	printer *tracePrinter // nil if traces are not printed
+	traces  *traceSender // nil if traces are not sent
 	mask    func(string) string
 	metrics *metricSender // nil if metrics are not sent
 
@@ -39,8 +38,8 @@ type Client struct {
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client. The client is nil if the settings contain neither the address of an agent nor a
-// writer for traces. An error names the variable that is invalid and says what is valid.
+// Start starts a client. The client is nil if the settings contain no address of an agent. An
+// error names the variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
 	traceURL, socket, err := settings.traceAddress()
 	if err != nil {
@@ -50,7 +49,7 @@ func Start(settings Settings) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if traceURL == "" && address == "" && settings.Print == nil {
+	if traceURL == "" && address == "" {
 		return nil, nil
 	}
 	stopping, stop := context.WithCancel(context.Background())
@@ -74,9 +73,6 @@ func Start(settings Settings) (*Client, error) {
 		})
 	}
 	identity := settings.identity()
-	if settings.Print != nil {
-		c.printer = &tracePrinter{out: settings.Print}
-	}
 	if traceURL != "" {
 		c.traces = newTraceSender(traceURL, socket, cmp.Or(settings.timeout, 5*time.Second), identity, drops)
 		run(c.traces.full, c.traces.flush)

@@ -37,7 +37,7 @@ func TestLogHandlerKeepsTheRules(t *testing.T) {
 
 func TestLogLine(t *testing.T) {
 	t.Parallel()
-	client := &Client{printer: &tracePrinter{out: io.Discard}}
+	client := &Client{traces: &traceSender{}}
 	ctx, s := client.StartSpan(t.Context(), "step", "custom", "thing")
 	span := map[string]any{"dd.trace_id": s.traceID(), "dd.span_id": strconv.FormatUint(s.id, 10)}
 	for _, tt := range []struct {
@@ -83,7 +83,7 @@ func TestLogLine(t *testing.T) {
 
 // BenchmarkLogHandler writes the line that the service logs for each request.
 func BenchmarkLogHandler(b *testing.B) {
-	client := &Client{printer: &tracePrinter{out: io.Discard}}
+	client := &Client{traces: &traceSender{}}
 	traced, _ := client.StartSpan(b.Context(), "http.request", "web", "GET /which")
 	handler := NewLogHandler(io.Discard, slog.LevelInfo, Settings{Service: "shop", Env: "prod", Version: "1.2.3"})
 	for name, ctx := range map[string]context.Context{"plain": b.Context(), "in a span": traced} {

@@ -40,7 +40,7 @@ func (c *Client) Gauge(name string, value float64, tags ...string) {
 // Latency adds a time to a distribution, for which Datadog computes percentiles. The unit is the
 // millisecond.
 func (c *Client) Latency(name string, took time.Duration, tags ...string) {
-	c.addMetric('d', name, milliseconds(took), tags)
+	c.addMetric('d', name, float64(took)/float64(time.Millisecond), tags)
 }
 
 func (c *Client) addMetric(kind byte, name string, value float64, tags []string) {

@@ -61,7 +61,7 @@ func TestExtract(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			client := &Client{printer: &tracePrinter{}}
+			client := &Client{traces: &traceSender{}}
 			assert.Equal(t, tt.want, client.extract(t.Context(), tt.header).Value(spanKey{}))
 		})
 	}
@@ -96,7 +96,7 @@ func TestInject(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			client := &Client{printer: &tracePrinter{}}
+			client := &Client{traces: &traceSender{}}
 			_, s := client.StartSpan(client.extract(t.Context(), tt.in), "step", "custom", "thing")
 			s.id = 446881018016148715
 			header := http.Header{}

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -34,7 +33,6 @@ type Settings struct {
 
 	Mask func(string) string // hides secrets in the texts of errors; nil means none are known
 
-	Print    io.Writer     // receives finished traces as trees; nil means nobody
 	Log      *slog.Logger  // receives warnings about dropped data; nil means nobody
 	Interval time.Duration // between two flushes to the agent; 0 means 2 s
 

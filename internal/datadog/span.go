@@ -86,8 +86,8 @@ func WithoutSpan(ctx context.Context) context.Context {
 	return context.WithValue(ctx, spanKey{}, nil)
 }
 
-// tracing reports whether spans are sent or printed.
-func (c *Client) tracing() bool { return c != nil && (c.traces != nil || c.printer != nil) }
+// tracing reports whether spans are sent.
+func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 
 // StartSpan starts a span and returns a context that carries it. The span is a child of the span in ctx, or
 // starts a trace if there is none. The caller must call Finish.
@@ -255,7 +255,6 @@ func (s *Span) Finish() {
 	// Children end before their parents but start after them, so this order has the topmost span first.
 	slices.Reverse(chunk)
 	slices.SortStableFunc(chunk, func(a, b *Span) int { return a.start.Compare(b.start) })
-	t.client.printer.print(chunk)
 	t.client.traces.add(chunk)
 }
 
