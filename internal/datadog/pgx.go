@@ -3,9 +3,6 @@ package datadog
 import (
 	"context"
 	"errors"
-	"regexp"
-	"strings"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -14,18 +11,13 @@ import (
 // A pgxTracer records the operations of pgx as spans. It ignores operations outside of traces, such as
 // polling for work, whose traces would be of no interest.
 //
-// Spans contain statements with their placeholders, never with arguments.
+// Spans contain statements with their placeholders, never with arguments. The agent replaces literals,
+// such as a limit, so that statements with different ones are one resource.
 type pgxTracer struct {
 	client *Client
 	tags   []spanTag // of every span
 	port   uint16
-
-	mu       sync.Mutex
-	resource map[string]string // by statement
 }
-
-// maxResources limits the cache of resources. Statements differ by their literal limits and offsets.
-const maxResources = 500
 
 var _ interface {
 	pgx.QueryTracer
@@ -49,7 +41,7 @@ func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 		{"db.name", config.Database},
 		{"db.user", config.User},
 		{"network.destination.name", config.Host},
-	}, port: config.Port, resource: map[string]string{}}
+	}, port: config.Port}
 }
 
 // start starts the span of an operation. The statement may be empty.
@@ -57,13 +49,12 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	if SpanFrom(ctx) == nil {
 		return ctx
 	}
-	statement = p.resourceOf(statement)
 	kind, resource := "sql", statement
 	if statement == "" {
 		kind, resource = "db", operation // the agent parses the resource of a span of type sql
 	}
 	ctx, s := p.client.StartSpan(ctx, name, kind, resource)
-	s.tags = append(make([]spanTag, 0, len(p.tags)+2), p.tags...)
+	s.tags = append(s.tags, p.tags...)
 	s.SetTag("db.operation", operation)
 	s.SetMetric("network.destination.port", float64(p.port))
 	if statement != "" {
@@ -71,32 +62,6 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	}
 	return ctx
 }
-
-// resourceOf returns the statement on one line and without literal limits and offsets.
-func (p *pgxTracer) resourceOf(statement string) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	resource, known := p.resource[statement]
-	if !known {
-		resource = withoutLimits(statement)
-		if !strings.Contains(resource, "--") { // the end of a line ends a comment
-			resource = strings.Join(strings.Fields(resource), " ")
-		}
-		if len(p.resource) < maxResources {
-			p.resource[statement] = resource
-		}
-	}
-	return resource
-}
-
-// withoutLimits replaces the numbers after LIMIT and OFFSET with question marks. Statements may contain
-// them as literals, which PostgreSQL needs for a good plan; with them, each page of a list would be a
-// resource of its own.
-func withoutLimits(statement string) string {
-	return literalLimit.ReplaceAllString(statement, "${1}?")
-}
-
-var literalLimit = regexp.MustCompile(`\b(LIMIT |OFFSET )[0-9]+`)
 
 // end finishes the span that start started. A query without rows has not failed.
 func (p *pgxTracer) end(ctx context.Context, err error) {

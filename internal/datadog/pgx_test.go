@@ -77,17 +77,6 @@ func TestSQLSpans(t *testing.T) {
 	}, got)
 }
 
-func TestStatementsWithoutLimits(t *testing.T) {
-	t.Parallel()
-	for given, want := range map[string]string{
-		"SELECT 1":          "SELECT 1",
-		"SELECT 1 LIMIT $1": "SELECT 1 LIMIT $1",
-		"SELECT (SELECT 1 LIMIT 1 OFFSET 19 - 1) LIMIT 20": "SELECT (SELECT 1 LIMIT ? OFFSET ? - 1) LIMIT ?",
-	} {
-		assert.Equal(t, want, withoutLimits(given))
-	}
-}
-
 func TestConnectionSpans(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)

@@ -99,7 +99,7 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	if !c.tracing() {
 		return ctx, nil
 	}
-	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now()}
+	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now(), tags: make([]spanTag, 0, 10)}
 	switch parent := ctx.Value(spanKey{}).(type) {
 	case *Span:
 		s.trace, s.parent = parent.trace.forChild(s), parent.id
@@ -160,9 +160,6 @@ func (s *Span) setTag(key, value string) {
 			s.tags[i].value = value
 			return
 		}
-	}
-	if s.tags == nil {
-		s.tags = make([]spanTag, 0, 10)
 	}
 	s.tags = append(s.tags, spanTag{key, value})
 }
