@@ -6,7 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
-	"net/netip"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -18,6 +18,7 @@ import (
 const (
 	maxSeries   = 2000 // between two flushes
 	maxValues   = 1000 // of one distribution between two flushes
+	packetSize  = 1432 // at most: fits into an Ethernet frame
 	redialAfter = 15 * time.Second
 )
 
@@ -66,7 +67,6 @@ func (c *Client) OnFlush(f func()) {
 // A metricSender aggregates metrics and sends them as DogStatsD datagrams.
 type metricSender struct {
 	network, address string
-	packetSize       int // at most
 	tags             []string
 	drops            *drops
 	runtimeTags      []string // of the runtime's metrics, as in Datadog's own clients
@@ -76,9 +76,8 @@ type metricSender struct {
 	onFlush []func()
 
 	// Only flush uses the rest.
-	conn     net.Conn // nil until needed
-	dialed   time.Time
-	failures int // of writes, so far
+	conn   net.Conn // nil until needed
+	dialed time.Time
 }
 
 // A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts.
@@ -94,10 +93,6 @@ type series struct {
 
 func newMetricSender(network, address string, id identity, drops *drops) *metricSender {
 	m := &metricSender{network: network, address: address, drops: drops, series: map[string]*series{}}
-	m.packetSize = 1432 // fits into an Ethernet frame
-	if network == "unixgram" {
-		m.packetSize = 8192 // the agent's buffer
-	}
 	for _, tag := range append(id.unified(), spanTag{"service", id.service}) {
 		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
 	}
@@ -170,75 +165,56 @@ func (m *metricSender) flush(ctx context.Context, last bool) {
 
 // packets returns the messages of the series in as few packets as possible.
 func (m *metricSender) packets(all map[string]*series) (packets [][]byte) {
-	var packet []byte
 	for _, s := range all {
-		for _, message := range s.messages(m.tags, m.packetSize) {
-			if len(message) > m.packetSize {
+		for _, message := range s.messages(m.tags) {
+			switch last := len(packets) - 1; {
+			case len(message) > packetSize:
 				m.drops.add(packetUnit, 1, errMessageTooLong)
-				continue
+			case last >= 0 && len(packets[last])+1+len(message) <= packetSize:
+				packets[last] = append(append(packets[last], '\n'), message...)
+			default:
+				packets = append(packets, message)
 			}
-			if len(packet) > 0 && len(packet)+1+len(message) > m.packetSize {
-				packets = append(packets, packet)
-				packet = nil
-			}
-			if len(packet) > 0 {
-				packet = append(packet, '\n')
-			}
-			packet = append(packet, message...)
 		}
-	}
-	if len(packet) > 0 {
-		packets = append(packets, packet)
 	}
 	return packets
 }
 
-// messages returns the series as DogStatsD messages, NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS. Values that
-// do not fit into size bytes continue in a further message.
-func (s *series) messages(common []string, size int) (messages [][]byte) {
-	name := metricName(s.name)
-	tail := "|" + string(s.kind)
+// messages returns the series as DogStatsD messages, NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS.
+func (s *series) messages(common []string) (messages [][]byte) {
 	values := s.values
 	if s.kind != 'd' {
 		values = []float64{s.value}
-	} else if s.added > len(values) {
+	}
+	tail := "|" + string(s.kind)
+	if s.kind == 'd' && s.added > len(values) {
 		tail += "|@" + strconv.FormatFloat(float64(len(values))/float64(s.added), 'g', 6, 64)
 	}
 	tail += "|#" + metricTags(common, s.tags)
-	message := []byte(name)
-	for _, value := range values {
-		text := strconv.FormatFloat(value, 'f', -1, 64)
-		if len(message) > len(name) && len(message)+1+len(text)+len(tail) > size {
-			messages = append(messages, append(message, tail...))
-			message = []byte(name)
+	for some := range slices.Chunk(values, 50) { // which leave space for the tags in a packet
+		message := []byte(metricName(s.name))
+		for _, value := range some {
+			message = strconv.AppendFloat(append(message, ':'), value, 'f', -1, 64)
 		}
-		message = append(append(message, ':'), text...)
+		messages = append(messages, append(message, tail...))
 	}
-	return append(messages, append(message, tail...))
+	return messages
 }
+
+var notInName = regexp.MustCompile(`[^a-zA-Z0-9.]`)
 
 // metricName replaces the characters that the protocol does not allow in a name.
 func metricName(name string) string {
-	name = strings.Map(func(r rune) rune {
-		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '.':
-			return r
-		}
-		return '_'
-	}, name)
-	return name[:min(len(name), 200)]
+	return cut(notInName.ReplaceAllString(name, "_"), 200)
 }
+
+var notInTag = strings.NewReplacer(",", "_", "|", "_", "\n", "_", "\r", "_")
 
 // metricTags joins the tags. The protocol has no escapes, so separators in a tag become underscores.
 func metricTags(common, own []string) string {
 	tags := slices.Concat(common, own)
 	for i, tag := range tags {
-		tags[i] = cut(strings.Map(func(r rune) rune {
-			if r == ',' || r == '|' || r < ' ' {
-				return '_'
-			}
-			return r
-		}, tag), 200)
+		tags[i] = cut(notInTag.Replace(tag), 200)
 	}
 	return strings.Join(tags, ",")
 }
@@ -249,50 +225,40 @@ func (m *metricSender) send(ctx context.Context, packet []byte) error {
 	if time.Since(m.dialed) > redialAfter { // the agent's name may have another address now
 		m.hangUp()
 	}
-	used := m.conn != nil
-	err := m.write(ctx, packet)
-	if err != nil && used {
-		m.drops.add(packetUnit, 1, err)
-		err = m.write(ctx, packet)
-	}
-	return err
-}
-
-func (m *metricSender) write(ctx context.Context, packet []byte) (err error) {
-	if m.conn == nil {
-		if m.conn, err = m.dial(ctx); err != nil {
+	for {
+		used := m.conn != nil
+		if !used {
+			if err := m.dial(ctx); err != nil {
+				return err
+			}
+		}
+		_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := m.conn.Write(packet)
+		if err == nil {
+			return nil
+		}
+		m.hangUp()
+		if !used {
 			return err
 		}
-		m.dialed = time.Now()
+		m.drops.add(packetUnit, 1, err)
 	}
-	_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	if _, err = m.conn.Write(packet); err != nil {
-		m.failures++
-		m.hangUp()
-	}
-	return err
 }
 
-// dial connects to the agent. If its name has several addresses, each failure of a write selects the
-// next one, as connecting by UDP always succeeds. The first is an IPv4 address, on which agents listen
-// by default.
-func (m *metricSender) dial(ctx context.Context) (net.Conn, error) {
+// dial connects to the agent, if possible by IPv4, on which agents listen by default: connecting by UDP
+// succeeds even if nobody listens.
+func (m *metricSender) dial(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	address := m.address
+	var dialer net.Dialer
 	if m.network == "udp" {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		if err != nil {
-			return nil, err
-		}
-		slices.SortFunc(found, func(a, b netip.Addr) int { return a.Unmap().Compare(b.Unmap()) }) // IPv4 first
-		address = net.JoinHostPort(found[m.failures%len(found)].Unmap().String(), port)
+		m.conn, err = dialer.DialContext(ctx, "udp4", m.address)
 	}
-	return new(net.Dialer).DialContext(ctx, m.network, address)
+	if m.conn == nil {
+		m.conn, err = dialer.DialContext(ctx, m.network, m.address)
+	}
+	m.dialed = time.Now()
+	return err
 }
 
 func (m *metricSender) hangUp() {
