@@ -292,3 +292,13 @@ func TestLimitedForASecond(t *testing.T) {
 	assert.Equal(t, 200, f.get("/items").status)
 	assert.Len(t, f.sandbox.Requests(), 2)
 }
+
+// The total shows that a page is the last one, so that no empty one needs to be read.
+func TestLastPageOfItems(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 150)
+	assert.NotEmpty(t, f.get("/items").link("next"))
+	last := f.get("/items?page=2")
+	assert.Empty(t, last.link("next"), last.body)
+	assert.NotEmpty(t, last.link("prev"))
+}

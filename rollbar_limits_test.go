@@ -67,3 +67,13 @@ func TestReadsShareCalls(t *testing.T) {
 	f.sandbox.SetFault(sandbox.None)
 	readers.Wait()
 }
+
+// A request waits for retries as long as its budget lasts, over all its calls.
+func TestRetryBudget(t *testing.T) {
+	t.Parallel()
+	spent := retryBudget{stopwatch{took: retryLimit - time.Second}}
+	assert.Equal(t, time.Second, spent.left())
+	assert.False(t, spent.sleep(t.Context(), time.Second))
+	assert.True(t, spent.sleep(t.Context(), time.Millisecond))
+	assert.Less(t, spent.left(), time.Second)
+}

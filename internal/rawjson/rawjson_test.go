@@ -17,6 +17,17 @@ func TestDepth(t *testing.T) {
 	}
 }
 
+// What PostgreSQL cannot hold or query becomes U+FFFD, and all else stays as it is.
+func TestStorable(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`"a\u0000b"`: `"a\ufffdb"`, `"\udc00a"`: `"\ufffda"`, `"\ud800a"`: `"\ufffda"`, `"\ud83d\ude00"`: `"\ud83d\ude00"`,
+		"\"\xff\"": "\"\uFFFD\"", `{"a":"\\u0000\n"}`: `{"a":"\\u0000\n"}`,
+	} {
+		require.Equal(t, want, string(Storable(json.RawMessage(text))), text)
+	}
+}
+
 // Quoted strings are those of encoding/json.
 func TestAppendQuoted(t *testing.T) {
 	t.Parallel()
@@ -37,6 +48,7 @@ func FuzzParts(f *testing.F) {
 	f.Add([]byte("{\"a\":\"\xff\\\\u0000\",\"a\":[1e3,-0.0,{}],\"\\u0062\":null}"))
 	f.Add([]byte(`[[],{},"",[{"x":"\"]}"}]]`))
 	f.Add([]byte(`"\ud83d\ude00\ud83d\u0041"`))
+	f.Add([]byte(`"\udc00a"`))
 	f.Add([]byte(`[2` + strings.Repeat("0", 310) + `]`))
 	f.Add([]byte(`<html>`))
 	f.Fuzz(func(t *testing.T, text []byte) {
