@@ -157,6 +157,10 @@ func (c *cli) serveCommand() *ffcli.Command {
 		if err != nil {
 			return err
 		}
+		isGiven := func(flag string) bool { return strings.HasPrefix(flag, "-database-url=") }
+		if *dev && !slices.ContainsFunc(c.settings, isGiven) { // the environment's database is not for trying things
+			config.DatabaseURL, config.DatabaseReadURL = "", ""
+		}
 		return c.serve(ctx, config, c.commands, *dev, c.std)
 	})
 }

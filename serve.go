@@ -23,7 +23,6 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 	out := &datadog.LogBuffer{Out: std.out}
 	defer out.Flush()
 	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
-	database := "# DATABASE_URL as here" // not printed, since it may hold a password
 	if dev && config.DatabaseURL == "" {
 		fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
 		server, err := devpg.Start(ctx, ".dev")
@@ -32,7 +31,6 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 		}
 		defer server.Stop()
 		config.DatabaseURL = server.URL()
-		database = "export DATABASE_URL='" + config.DatabaseURL + "'"
 	}
 	config.Sandbox = config.Sandbox || dev
 	if err := config.checkServe(); err != nil {
@@ -55,7 +53,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 	}
 	defer app.Close()
 	if dev {
-		printExports(std, config, database, listener.Addr())
+		printExports(std, config, listener.Addr())
 	}
 	defer app.startBackground(ctx, config.ReadOnly)()
 	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens), log)
@@ -128,14 +126,12 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 	return nil
 }
 
-// printExports prints the settings with which another shell works on the same sandbox and database.
-func printExports(std console, config *Config, database string, addr net.Addr) {
-	fmt.Fprintf(std.err, `
-The service listens on http://%s. To use ./app in another shell, run this there first:
-
-%s
-export SANDBOX=false ROLLBAR_URL='%s'
-export ROLLBAR_READ_TOKEN='%s' ROLLBAR_WRITE_TOKEN='%s' ROLLBAR_POST_TOKEN='%s'
-
-`, addr, database, config.RollbarURL, config.readToken, config.writeToken, config.postToken)
+// printExports prints the settings with which another shell uses this service, also after a restart.
+func printExports(std console, config *Config, addr net.Addr) {
+	fmt.Fprintf(std.err, "\nThe service listens on http://%s. To use ./app in another shell, run there first:\n\n", addr)
+	fmt.Fprintf(std.err, "export APP_URL=http://%s\n", addr)
+	if len(config.apiTokens) > 0 {
+		fmt.Fprintf(std.err, "export API_TOKEN=%s\n", shellQuote(config.apiTokens[0]))
+	}
+	fmt.Fprintln(std.err)
 }

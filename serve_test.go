@@ -217,21 +217,25 @@ func TestServeBeforePostgreSQL(t *testing.T) {
 	assert.Len(t, f.get("/reports").list("reports"), 3)
 }
 
-// On an empty machine, `serve -dev` brings all it needs, and says how a second shell gets to it.
+// On an empty machine, `serve -dev` brings all it needs, and says how a second shell gets to it. The
+// environment's database is not touched.
 func TestServeDev(t *testing.T) {
 	t.Parallel()
-	p := startServe(t, nil, "-dev")
+	ambient := devpgtest.Schema(t)
+	p := startServe(t, []string{"DATABASE_URL=" + ambient, "API_TOKEN=mine"}, "-dev")
 	var exports []string
 	require.Eventually(t, func() bool {
-		exports = regexp.MustCompile(`[A-Z_]+='[^']*'`).FindAllString(p.stderr(), -1)
-		return len(exports) == 5
+		exports = regexp.MustCompile(`[A-Z_]+=\S+`).FindAllString(p.stderr(), -1)
+		return len(exports) == 2
 	}, waitLimit, waitTick)
+	assert.Equal(t, "APP_URL="+p.url, exports[0])
 	for i, export := range exports {
 		exports[i] = strings.ReplaceAll(export, "'", "")
 	}
 	f := &fixture{t: t, url: p.url}
-	overHTTP := f.get("/items?limit=5")
+	overHTTP := f.do("GET", "/items?limit=5", "", "Authorization", "Bearer "+strings.TrimPrefix(exports[1], "API_TOKEN="))
 	require.Equal(t, 200, overHTTP.status, overHTTP.body)
+	assert.Equal(t, []string{"true"}, devpgtest.Query(t, ambient, `SELECT (to_regclass('reports') IS NULL)::text`))
 	out, err := program(t, exports, "items", "list", "-limit", "5").Output()
 	require.NoError(t, err)
 	assert.Equal(t, overHTTP.body, string(out))
