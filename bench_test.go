@@ -61,11 +61,11 @@ func BenchmarkDigest(b *testing.B) {
 	}
 }
 
-func BenchmarkFacets(b *testing.B) {
+func BenchmarkBucket(b *testing.B) {
 	item := bulkItems(b, 1, 1)[0]
 	b.ReportAllocs()
 	for b.Loop() {
-		facetsOf(item.JSON)
+		bucketOf(item.JSON)
 	}
 }
 

@@ -311,8 +311,8 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 			}
 			d := differences[len(done)]
 			done = append(done, d.itemID)
-			f := facetsOf(d.data)
-			return []any{d.itemID, "current", f.status, f.level, f.environment, append([]string{}, f.words...), d.after, d.data}, nil
+			b := bucketOf(d.data)
+			return []any{d.itemID, "current", b.status, b.level, b.environment, append([]string{}, b.words...), d.after, d.data}, nil
 		}))
 	if err != nil {
 		return nil, err
@@ -323,7 +323,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 // writeOthers writes what changes about items that have reports. Rows are locked in the order of the
 // items, so that writers of the same page wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
-	buckets := column(differences, func(d difference) facets { return facetsOf(d.data) })
+	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
 	rows, err := conn.Query(ctx, `
 		WITH input AS (
 			SELECT *
@@ -361,7 +361,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = l.id AND i.fresh
 			RETURNING r.item_id, r.id, r.last_seen
-		), noted AS ( -- waits for whoever is just noting in seen that the report was still current
+		), noted AS ( -- waits for a concurrent write to seen, which saw the report while it was current
 			INSERT INTO seen (report_id, last_seen)
 			SELECT id, last_seen
 			FROM superseded
@@ -389,10 +389,10 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			"fresh":   column(differences, func(d difference) bool { return d.change == changed }),
 			"data":    column(differences, func(d difference) json.RawMessage { return d.data }),
 
-			"status":      column(buckets, func(f facets) *string { return f.status }),
-			"level":       column(buckets, func(f facets) *string { return f.level }),
-			"environment": column(buckets, func(f facets) *string { return f.environment }),
-			"title":       column(buckets, func(f facets) string { return strings.Join(f.words, " ") }),
+			"status":      column(buckets, func(b bucket) *string { return b.status }),
+			"level":       column(buckets, func(b bucket) *string { return b.level }),
+			"environment": column(buckets, func(b bucket) *string { return b.environment }),
+			"title":       column(buckets, func(b bucket) string { return strings.Join(b.words, " ") }),
 		})
 	if err != nil {
 		return nil, err
@@ -409,37 +409,37 @@ func column[Row, T any](rows []Row, value func(Row) T) []T {
 	return values
 }
 
-// facets are what reports are filtered by; nil where the data do not say.
-type facets struct {
+// A bucket is the values that reports are filtered by; nil for one that the data lack.
+type bucket struct {
 	status, level, environment *string
 	words                      []string // of the title
 }
 
-// facetsOf takes the facets out of the data of an item or of a created occurrence.
-func facetsOf(data json.RawMessage) facets {
-	var f facets
+// bucketOf returns the bucket of the data of an item or of a created occurrence.
+func bucketOf(data json.RawMessage) bucket {
+	var b bucket
 	for name, value := range rawjson.RawMembers(data) {
 		if value[0] != '"' {
 			continue
 		}
-		var facet **string
+		var column **string
 		switch string(name) {
 		case `"status"`:
-			facet = &f.status
+			column = &b.status
 		case `"level"`:
-			facet = &f.level
+			column = &b.level
 		case `"environment"`:
-			facet = &f.environment
+			column = &b.environment
 		case `"title"`:
-			f.words = titleWords(rawjson.Unquote(value))
+			b.words = titleWords(rawjson.Unquote(value))
 			continue
 		default:
 			continue
 		}
 		text := rawjson.Unquote(value)
-		*facet = &text
+		*column = &text
 	}
-	return f
+	return b
 }
 
 // maxTitle is how many characters of a title count, as with Rollbar: a message without a title can

@@ -136,7 +136,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-func TestKeepTakesFacetsOutOfTheData(t *testing.T) {
+func TestKeepTakesTheBucketOutOfTheData(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
 	_, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, `{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)}))

@@ -93,9 +93,9 @@ func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) p
 	uuids, data, traces := make([]string, n), make([]json.RawMessage, n), make([]string, n)
 	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
 	for i, e := range entries {
-		f := facetsOf(e.data)
+		b := bucketOf(e.data)
 		uuids[i], data[i], traces[i] = e.uuid, e.data, e.traceContext
-		levels[i], environments[i], words[i] = f.level, f.environment, strings.Join(titleWords(occurrenceTitle(e.data)), " ")
+		levels[i], environments[i], words[i] = b.level, b.environment, strings.Join(titleWords(occurrenceTitle(e.data)), " ")
 	}
 	rows, _ := conn.Query(ctx, `
 		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)

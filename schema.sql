@@ -29,7 +29,7 @@ COMMENT ON COLUMN reports.status      IS 'The item''s status, taken out of data 
 COMMENT ON COLUMN reports.level       IS 'The level, taken out of data for filters.';
 COMMENT ON COLUMN reports.environment IS 'The environment, taken out of data for filters.';
 COMMENT ON COLUMN reports.words       IS 'The words of the title in lower case, for searches.';
-COMMENT ON COLUMN reports.digests     IS 'Digests of the answers of Rollbar that data already holds, so that the same answer need not be compared again.';
+COMMENT ON COLUMN reports.digests     IS 'Digests of the responses of Rollbar that data already holds, so that the same response need not be compared again.';
 COMMENT ON COLUMN reports.data        IS 'What Rollbar sent, or what was created, digit for digit. It is json and not jsonb, which would rewrite numbers.';
 
 -- Each item has one current report; each created occurrence is there once.

@@ -100,8 +100,8 @@ func (s *Store) Close() {
 	}
 }
 
-// ping asks PostgreSQL for a sign of life, within a second. Connections that died while nobody
-// used them are no answer: another is tried.
+// ping asks the primary for a sign of life, within a second. A connection that died idle in the pool
+// proves nothing, so another one is tried.
 func (s *Store) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -236,8 +236,8 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// applySchema runs the schema in one transaction, if it is not the one that was run last. Others
-// that do the same wait for each other.
+// applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent
+// programs take turns.
 func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	sum := sha256.Sum256([]byte(schema))
 	digest := hex.EncodeToString(sum[:])
@@ -276,8 +276,8 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	})
 }
 
-// databaseError turns an error of PostgreSQL into a failure, where it means that PostgreSQL does
-// not answer or cannot work now. A statement that is wrong stays what it is: a bug.
+// databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer
+// or cannot work now. The error of a wrong statement is returned as it is: it is a bug.
 func databaseError(err error) error {
 	var answer *pgconn.PgError
 	var known *Failure
