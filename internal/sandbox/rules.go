@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // rules say what Rollbar accepts as the members of an object.
@@ -16,13 +17,14 @@ type rules []rule
 type rule struct {
 	names    string // or paths, such as "exception.class"
 	required bool
-	kinds    string         // those that the value may have, the proper one first
-	form     *regexp.Regexp // matches the text of the value
+	kinds    string                // those that the value may have, the proper one first
+	form     func() *regexp.Regexp // matches the text of the value
 }
 
-// matching compiles the form of a value from an expression for its whole text.
-func matching(expression string) *regexp.Regexp {
-	return regexp.MustCompile(`^(?s:` + expression + `)$`)
+// matching returns the form of a value from an expression for its whole text. It is compiled at its first
+// use, since most programs that contain the sandbox never use it.
+func matching(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?s:` + expression + `)$`) })
 }
 
 // levels are from the least severe.
@@ -113,7 +115,7 @@ func (rs rules) refusals(path string, object any) (refused []string) {
 				refused = append(refused, path+name+" is missing and it is required.")
 			case found && !slices.Contains(kinds, kindOf(value)):
 				refused = append(refused, path+name+" should be "+kinds[0]+".")
-			case value != nil && r.form != nil && !r.form.MatchString(fmt.Sprint(value)):
+			case value != nil && r.form != nil && !r.form().MatchString(fmt.Sprint(value)):
 				refused = append(refused, path+name+" is not valid.")
 			}
 		}
