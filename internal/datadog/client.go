@@ -15,46 +15,48 @@
 //
 // A missing, slow or failing agent does not slow down the program. Spans and metrics go into bounded
 // buffers, which one goroutine for traces and one for metrics send. Data that do not fit or cannot be
-// sent are dropped, and the log states how many: at once for the first time, then at most once a minute.
+// sent are dropped, and the log states how many and why: at once for the first time, then at most once a minute.
 package datadog
 
 import (
 	"cmp"
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 )
 
 // A Client sends spans and metrics to the agent. It is safe for concurrent use.
 type Client struct {
-	traces  *traceSender // nil if traces are not sent
-	mask    func(string) string
+	traces  *traceSender  // nil if traces are not sent
 	metrics *metricSender // nil if metrics are not sent
+	mask    func(string) string
 
 	senders sync.WaitGroup
 	stop    context.CancelFunc // tells the senders to send what they have and to end
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client. The client is nil if the settings contain no address of an agent. An
-// error names the variable that is invalid and says what is valid.
+// Start starts a client. The client is nil if the settings contain no address of an agent. An error names
+// the variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
-	traceURL, socket, err := settings.traceAddress()
+	traceURL, err := settings.traceAddress()
 	if err != nil {
 		return nil, err
 	}
-	network, address, err := settings.metricAddress()
+	metricURL, err := settings.metricAddress()
 	if err != nil {
 		return nil, err
 	}
-	if traceURL == "" && address == "" {
+	if traceURL == nil && metricURL == nil {
 		return nil, nil
 	}
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{mask: settings.Mask, stop: stop, abort: abort}
+	if c.mask == nil {
+		c.mask = func(text string) string { return text }
+	}
 	drops := newDrops(settings.Log)
 	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
 		c.senders.Go(func() {
@@ -73,23 +75,15 @@ func Start(settings Settings) (*Client, error) {
 		})
 	}
 	identity := settings.identity()
-	if traceURL != "" {
-		c.traces = newTraceSender(traceURL, socket, cmp.Or(settings.timeout, 5*time.Second), identity, drops)
+	if traceURL != nil {
+		c.traces = newTraceSender(traceURL, cmp.Or(settings.timeout, 5*time.Second), identity, drops)
 		run(c.traces.full, c.traces.flush)
 	}
-	if address != "" {
-		c.metrics = newMetricSender(network, address, identity, drops)
+	if metricURL != nil {
+		c.metrics = newMetricSender(metricURL, identity, drops)
 		run(nil, c.metrics.flush)
 	}
 	return c, nil
-}
-
-// masked returns the text without secrets.
-func (c *Client) masked(text string) string {
-	if c.mask == nil {
-		return text
-	}
-	return c.mask(text)
 }
 
 // Close sends the spans and metrics that the client still has. After the limit it drops them.
@@ -107,10 +101,10 @@ func (c *Client) Close(limit time.Duration) {
 type drops struct {
 	log *slog.Logger
 
-	mu      sync.Mutex
-	logged  time.Time
-	counts  map[string]int   // by unit, since the last log line
-	reasons map[string]error // the latest one, by unit
+	mu     sync.Mutex
+	logged time.Time
+	counts map[string]int // by unit, since the last log line
+	reason error          // the latest one
 }
 
 // The units of drops.
@@ -126,14 +120,14 @@ func newDrops(log *slog.Logger) *drops {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &drops{log: log, counts: map[string]int{}, reasons: map[string]error{}}
+	return &drops{log: log, counts: map[string]int{}}
 }
 
 func (d *drops) add(unit string, n int, reason error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.counts[unit] += n
-	d.reasons[unit] = reason
+	d.reason = reason
 }
 
 // report logs the drops since the last line, unless there are none or that line is too recent.
@@ -143,15 +137,8 @@ func (d *drops) report() {
 	if len(d.counts) == 0 || time.Since(d.logged) < quietTime {
 		return
 	}
-	var attrs []any
-	var reasons []string
-	for _, unit := range []string{spanUnit, packetUnit} {
-		if n := d.counts[unit]; n > 0 {
-			attrs = append(attrs, "dropped_"+unit, n)
-			reasons = append(reasons, d.reasons[unit].Error())
-		}
-	}
-	d.log.Warn("Datadog agent did not accept all data", append(attrs, "reason", strings.Join(reasons, "; "))...)
+	d.log.Warn("Datadog agent did not accept all data",
+		"dropped_spans", d.counts[spanUnit], "dropped_packets", d.counts[packetUnit], "reason", d.reason)
 	clear(d.counts)
 	d.logged = time.Now()
 }

@@ -1,11 +1,13 @@
 package datadog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"regexp"
 	"runtime"
 	"slices"
@@ -91,9 +93,14 @@ type series struct {
 	added  int       // number of values before sampling
 }
 
-func newMetricSender(network, address string, id identity, drops *drops) *metricSender {
-	m := &metricSender{network: network, address: address, drops: drops, series: map[string]*series{}}
-	for _, tag := range append(id.unified(), spanTag{"service", id.service}) {
+// newMetricSender returns a sender to the agent at the URL, which may be that of a unix socket.
+func newMetricSender(agent *url.URL, id identity, drops *drops) *metricSender {
+	m := &metricSender{network: "udp", drops: drops, series: map[string]*series{}}
+	m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
+	if agent.Scheme == "unix" {
+		m.network, m.address = "unixgram", agent.Path
+	}
+	for _, tag := range append(slices.Clip(id.tags), spanTag{"service", id.service}) {
 		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
 	}
 	m.runtimeTags = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -17,8 +18,9 @@ import (
 )
 
 // newTestSender returns a sender of metrics to the address. No goroutine flushes it.
-func newTestSender(t testing.TB, network, address string) *metricSender {
-	m := newMetricSender(network, address, identity{service: "shop", env: "prod", version: "1.2.3"}, newDrops(nil))
+func newTestSender(t testing.TB, address string) *metricSender {
+	id := Settings{Service: "shop", Env: "prod", Version: "1.2.3"}.identity()
+	m := newMetricSender(&url.URL{Scheme: "udp", Host: address}, id, newDrops(nil))
 	t.Cleanup(m.hangUp)
 	return m
 }
@@ -27,8 +29,7 @@ func newTestSender(t testing.TB, network, address string) *metricSender {
 func sentMetrics(t *testing.T, record func(*Client)) map[string]datadogtest.Metric {
 	t.Helper()
 	agent := datadogtest.New(t)
-	address := agent.Packets.LocalAddr()
-	sender := newTestSender(t, address.Network(), address.String())
+	sender := newTestSender(t, agent.Packets.LocalAddr().String())
 	client := &Client{metrics: sender}
 	record(client)
 	sender.flush(t.Context(), false)
@@ -88,7 +89,7 @@ func TestDistributionOfManyValues(t *testing.T) {
 
 func TestPackets(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "udp", "")
+	m := newTestSender(t, "")
 	all := map[string]*series{}
 	for i := range 100 {
 		name := fmt.Sprintf("app.metric%d", i)
@@ -110,7 +111,7 @@ func TestPackets(t *testing.T) {
 // No value is lost at the border of a packet, and no packet is empty.
 func TestPacketsThatAreFull(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "udp", "")
+	m := newTestSender(t, "")
 	for size := range 20 {
 		s := &series{kind: 'd', name: "app.latency" + strings.Repeat("x", size), values: slices.Repeat([]float64{0.5}, 900), added: 900}
 		values := 0
@@ -128,7 +129,7 @@ func TestPacketsThatAreFull(t *testing.T) {
 
 func TestTooManySeries(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "udp", "")
+	m := newTestSender(t, "")
 	for i := range maxSeries + 5 {
 		m.add('c', "app.metric", 1, []string{fmt.Sprint("id:", i)})
 	}
@@ -139,8 +140,7 @@ func TestTooManySeries(t *testing.T) {
 func TestMetricsRedial(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
-	address := agent.Packets.LocalAddr()
-	m := newTestSender(t, address.Network(), address.String())
+	m := newTestSender(t, agent.Packets.LocalAddr().String())
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
 	first := m.conn
 	require.NoError(t, m.send(t.Context(), []byte("app.second:1|c|#a:b")))
@@ -157,7 +157,7 @@ func TestMetricsToLocalhost(t *testing.T) {
 	agent := datadogtest.New(t)
 	_, port, err := net.SplitHostPort(agent.Packets.LocalAddr().String())
 	require.NoError(t, err)
-	m := newTestSender(t, "udp", "localhost:"+port)
+	m := newTestSender(t, "localhost:"+port)
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
 	agent.Metric("app.first")
 }
@@ -169,14 +169,14 @@ func TestMetricsToIPv6(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	agent := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), packets)
-	m := newTestSender(t, "udp", packets.LocalAddr().String())
+	m := newTestSender(t, packets.LocalAddr().String())
 	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
 	agent.Metric("app.first")
 }
 
 func TestMetricsOfAnUnknownHost(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "udp", "no-such-host.invalid:8125")
+	m := newTestSender(t, "no-such-host.invalid:8125")
 	m.add('c', "app.metric", 1, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // no name server is asked

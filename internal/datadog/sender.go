@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime"
 	"slices"
 	"strconv"
@@ -47,24 +48,26 @@ type batch struct {
 	traces, spans int
 }
 
-// newTraceSender returns a sender to the URL, through the unix socket unless that is empty.
-func newTraceSender(url, socket string, timeout time.Duration, id identity, drops *drops) *traceSender {
+// newTraceSender returns a sender to the agent at the URL, which may be that of a unix socket.
+func newTraceSender(agent *url.URL, timeout time.Duration, id identity, drops *drops) *traceSender {
 	// A new connection for each request makes sure that the agent's name is resolved again.
 	transport := &http.Transport{DisableKeepAlives: true}
-	if socket != "" {
+	if agent.Scheme == "unix" {
+		socket := agent.Path
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}
+		agent = &url.URL{Scheme: "http", Host: "localhost"}
 	}
 	return &traceSender{
-		url: url,
+		url: agent.JoinPath("/v0.4/traces").String(),
 		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse // agents do not redirect
 		}},
 		timeout: timeout,
 		drops:   drops,
 		service: id.service,
-		tags:    id.unified(),
+		tags:    id.tags,
 		once:    []spanTag{{"language", "go"}, {"runtime-id", id.runtimeID}},
 		full:    make(chan struct{}, 1),
 	}

@@ -42,8 +42,8 @@ type Settings struct {
 // An identity is what distinguishes services and their processes at Datadog.
 type identity struct {
 	service, env, version string
-	runtimeID             string // of this process
-	tags                  []spanTag
+	runtimeID             string    // of this process
+	tags                  []spanTag // of every span and metric, without the service, for which spans have a field
 }
 
 // identity evaluates DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The tags may contain the other three,
@@ -74,6 +74,11 @@ func (s Settings) identity() identity {
 	}
 	id.service = cmp.Or(id.service, s.DefaultService)
 	id.version = cmp.Or(id.version, s.DefaultVersion)
+	for _, tag := range []spanTag{{"env", id.env}, {"version", id.version}} {
+		if tag.value != "" {
+			id.tags = append(id.tags, tag)
+		}
+	}
 	return id
 }
 
@@ -85,47 +90,17 @@ func newRuntimeID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// unified returns the tags of every span and metric. They lack the service, because spans have a field
-// for it.
-func (id identity) unified() []spanTag {
-	tags := slices.Clip(id.tags)
-	if id.env != "" {
-		tags = append(tags, spanTag{"env", id.env})
-	}
-	if id.version != "" {
-		tags = append(tags, spanTag{"version", id.version})
-	}
-	return tags
-}
-
-// traceAddress returns the URL for posting traces, or an empty one if traces are off. The socket is the
-// path of the agent's unix socket, or empty.
-func (s Settings) traceAddress() (target, socket string, err error) {
-	const path = "/v0.4/traces"
+// traceAddress returns the URL of the agent for traces, or nil if traces are off.
+func (s Settings) traceAddress() (*url.URL, error) {
 	if !s.TraceEnabled {
-		return "", "", nil
+		return nil, nil
 	}
-	u, err := s.agentURL(variable{"DD_TRACE_AGENT_URL", s.TraceAgentURL}, variable{"DD_TRACE_AGENT_PORT", s.TraceAgentPort}, "8126", "http", "https")
-	switch {
-	case u == nil:
-		return "", "", err
-	case u.Scheme == "unix":
-		return "http://localhost" + path, u.Path, nil
-	}
-	return u.JoinPath(path).String(), "", nil
+	return s.agentURL(variable{"DD_TRACE_AGENT_URL", s.TraceAgentURL}, variable{"DD_TRACE_AGENT_PORT", s.TraceAgentPort}, "8126", "http", "https")
 }
 
-// metricAddress returns the arguments of net.Dial for sending metrics. The address is empty if metrics
-// are off.
-func (s Settings) metricAddress() (network, address string, err error) {
-	u, err := s.agentURL(variable{"DD_DOGSTATSD_URL", s.DogStatsDURL}, variable{"DD_DOGSTATSD_PORT", s.DogStatsDPort}, "8125", "udp")
-	switch {
-	case u == nil:
-		return "", "", err
-	case u.Scheme == "unix":
-		return "unixgram", u.Path, nil
-	}
-	return "udp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "8125")), nil
+// metricAddress returns the URL of the agent for metrics, or nil if metrics are off.
+func (s Settings) metricAddress() (*url.URL, error) {
+	return s.agentURL(variable{"DD_DOGSTATSD_URL", s.DogStatsDURL}, variable{"DD_DOGSTATSD_PORT", s.DogStatsDPort}, "8125", "udp")
 }
 
 // A variable is an environment variable.

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 )
 
 func TestAddresses(t *testing.T) {
@@ -12,7 +11,7 @@ func TestAddresses(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
 		settings         Settings
-		traces, socket   string
+		traces           string
 		network, metrics string
 	}{
 		{name: "nothing set"},
@@ -36,22 +35,24 @@ func TestAddresses(t *testing.T) {
 			traces: "http://[fd00::7]:81/v0.4/traces", network: "udp", metrics: "[fd00::7]:82"},
 		{name: "unix sockets",
 			settings: Settings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
-			traces:   "http://localhost/v0.4/traces", socket: "/run/apm.socket", network: "unixgram", metrics: "/run/dsd.socket"},
+			traces:   "http://localhost/v0.4/traces", network: "unixgram", metrics: "/run/dsd.socket"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tt.settings.TraceEnabled = true
-			target, socket, err := tt.settings.traceAddress()
-			require.NoError(t, err)
-			assert.Equal(t, []string{tt.traces, tt.socket}, []string{target, socket})
-			network, address, err := tt.settings.metricAddress()
-			require.NoError(t, err)
-			assert.Equal(t, []string{tt.network, tt.metrics}, []string{network, address})
+			client := start(t, tt.settings)
+			if tt.traces == "" {
+				assert.False(t, client.tracing())
+			} else {
+				assert.Equal(t, tt.traces, client.traces.url)
+			}
+			assert.Equal(t, tt.metrics != "", client.MetricsEnabled())
+			if client.MetricsEnabled() {
+				assert.Equal(t, []string{tt.network, tt.metrics}, []string{client.metrics.network, client.metrics.address})
+			}
 
 			tt.settings.TraceEnabled = false
-			target, _, err = tt.settings.traceAddress()
-			require.NoError(t, err)
-			assert.Empty(t, target, "with DD_TRACE_ENABLED=false")
+			assert.False(t, start(t, tt.settings).tracing(), "with DD_TRACE_ENABLED=false")
 		})
 	}
 }
@@ -83,16 +84,17 @@ func TestBadSettings(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	t.Parallel()
+	version := spanTag{"version", "1.2"}
 	for _, tt := range []struct {
 		name     string
 		settings Settings
 		want     identity
 	}{
-		{"nothing set", Settings{}, identity{service: "app", version: "1.2"}},
-		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2"}},
-		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}}}},
-		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}}}},
-		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}}}},
+		{"nothing set", Settings{}, identity{service: "app", version: "1.2", tags: []spanTag{version}}},
+		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2", tags: []spanTag{{"env", "prod"}, {"version", "2"}}}},
+		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}, version}}},
+		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"core", ""}, {"team", "b"}, version}}},
+		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}, version}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -202,7 +202,7 @@ func (s *Span) SetError(err error) {
 			return
 		}
 		s.failed = true
-		s.setTag("error.message", s.trace.client.masked(errorMessage(err)))
+		s.setTag("error.message", s.trace.client.mask(errorMessage(err)))
 		s.setTag("error.type", errorType(err))
 		s.setTag("error.stack", stack)
 	})
