@@ -147,7 +147,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	defer cancel()
 	ctx, span := app.telemetry.StartSpan(app.telemetry.ContinueTrace(ctx, e.traceContext), "queue.deliver", "custom", "queue.deliver")
 	defer span.Finish()
-	span.SetMetric("attempts", float64(e.attempts))
+	span.SetMetric("attempts", int64(e.attempts))
 	err := app.rollbar.Post(withCall(ctx, callWithoutRetries()), e.data)
 	span.SetError(err)
 	switch {

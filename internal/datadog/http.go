@@ -97,7 +97,7 @@ func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.SetTag("http.url", target.String()) // without user and query
 	s.SetTag("network.destination.name", r.URL.Hostname())
 	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
-		s.SetMetric("network.destination.port", float64(port))
+		s.SetMetric("network.destination.port", int64(port))
 	}
 	res, err := t.next.RoundTrip(r)
 	class := "error"

@@ -124,13 +124,14 @@ const (
 // Write adds a line to the buffer.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	if len(b.lines) == 0 {
 		time.AfterFunc(logDelay, b.Flush)
 	}
 	b.lines = append(b.lines, line...)
-	if len(b.lines) >= logSize {
-		b.flushLocked()
+	full := len(b.lines) >= logSize
+	b.mu.Unlock()
+	if full {
+		b.Flush()
 	}
 	return len(line), nil
 }
@@ -139,10 +140,6 @@ func (b *LogBuffer) Write(line []byte) (int, error) {
 func (b *LogBuffer) Flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.flushLocked()
-}
-
-func (b *LogBuffer) flushLocked() {
 	if len(b.lines) > 0 {
 		_, _ = b.Out.Write(b.lines) // an error of the log cannot be logged
 		b.lines = b.lines[:0]

@@ -56,7 +56,7 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	ctx, s := p.client.StartSpan(ctx, name, kind, resource)
 	s.tags = append(s.tags, p.tags...)
 	s.SetTag("db.operation", operation)
-	s.SetMetric("network.destination.port", float64(p.port))
+	s.SetMetric("network.destination.port", int64(p.port))
 	if statement != "" {
 		s.SetTag("db.statement", statement)
 	}
@@ -73,7 +73,7 @@ func (p *pgxTracer) end(ctx context.Context, err error) {
 }
 
 func (p *pgxTracer) endRows(ctx context.Context, rows int64, err error) {
-	SpanFrom(ctx).SetMetric("db.result.rows_affected", float64(rows))
+	SpanFrom(ctx).SetMetric("db.result.rows_affected", rows)
 	p.end(ctx, err)
 }
 

@@ -166,7 +166,7 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"span_id":`...), span.id, 10)
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), span.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), span.start.UnixNano(), 10)
-	buf = strconv.AppendInt(append(buf, `,"duration":`...), max(0, span.duration.Nanoseconds()), 10)
+	buf = strconv.AppendInt(append(buf, `,"duration":`...), span.duration.Nanoseconds(), 10)
 	buf = rawjson.AppendQuoted(append(buf, `,"service":`...), s.service)
 	buf = rawjson.AppendQuoted(append(buf, `,"name":`...), span.name)
 	buf = rawjson.AppendQuoted(append(buf, `,"type":`...), span.kind)
@@ -182,22 +182,17 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = appendTags(buf, span.tags)
 	buf = append(buf, `},"metrics":{`...)
 	if first {
-		buf = appendNumbers(buf, []spanNumber{{"_sampling_priority_v1", float64(span.trace.priority)}})
+		buf = strconv.AppendInt(appendKey(buf, "_sampling_priority_v1"), int64(span.trace.priority), 10)
 	}
-	buf = appendNumbers(buf, span.numbers)
+	for _, n := range span.numbers {
+		buf = append(appendKey(buf, n.key), n.value...)
+	}
 	return append(buf, `}}`...)
 }
 
 func appendTags(buf []byte, tags []spanTag) []byte {
 	for _, tag := range tags {
 		buf = rawjson.AppendQuoted(appendKey(buf, tag.key), tag.value)
-	}
-	return buf
-}
-
-func appendNumbers(buf []byte, numbers []spanNumber) []byte {
-	for _, n := range numbers {
-		buf = strconv.AppendFloat(appendKey(buf, n.key), n.value, 'f', -1, 64)
 	}
 	return buf
 }

@@ -95,42 +95,40 @@ func (s Settings) traceAddress() (*url.URL, error) {
 	if !s.TraceEnabled {
 		return nil, nil
 	}
-	return s.agentURL(variable{"DD_TRACE_AGENT_URL", s.TraceAgentURL}, variable{"DD_TRACE_AGENT_PORT", s.TraceAgentPort}, "8126", "http", "https")
+	return s.agentURL("DD_TRACE_AGENT", s.TraceAgentURL, s.TraceAgentPort, "8126", "http", "https")
 }
 
 // metricAddress returns the URL of the agent for metrics, or nil if metrics are off.
 func (s Settings) metricAddress() (*url.URL, error) {
-	return s.agentURL(variable{"DD_DOGSTATSD_URL", s.DogStatsDURL}, variable{"DD_DOGSTATSD_PORT", s.DogStatsDPort}, "8125", "udp")
+	return s.agentURL("DD_DOGSTATSD", s.DogStatsDURL, s.DogStatsDPort, "8125", "udp")
 }
 
-// A variable is an environment variable.
-type variable struct{ name, value string }
-
-// agentURL returns the URL in the variable target, which must have one of the schemes or be that of a unix
-// socket, or else a URL of the agent's host and port. It returns nil if nothing is set.
-func (s Settings) agentURL(target, port variable, defaultPort string, schemes ...string) (*url.URL, error) {
-	if target.value != "" {
-		u, err := url.Parse(target.value)
+// agentURL returns the target, which must be a URL with one of the schemes or of a unix socket, or else a
+// URL of the agent's host and the port. It returns nil if nothing is set. The names of both variables begin
+// with the prefix.
+func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...string) (*url.URL, error) {
+	if target != "" {
+		u, err := url.Parse(target)
 		if err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "" {
 			return u, nil
 		}
 		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)) {
 			return u, nil
 		}
-		return nil, fmt.Errorf("%s must be like %s://host:%s or unix:///path", target.name, schemes[0], defaultPort)
+		return nil, fmt.Errorf("%s_URL must be like %s://host:%s or unix:///path", prefix, schemes[0], defaultPort)
 	}
-	if s.AgentHost == "" && port.value == "" {
+	if s.AgentHost == "" && port == "" {
 		return nil, nil
 	}
 	host := cmp.Or(strings.Trim(s.AgentHost, "[]"), "localhost")
 	if _, err := netip.ParseAddr(host); err != nil && strings.ContainsAny(host, ":/@?# ") {
 		return nil, errors.New("DD_AGENT_HOST must be a host name or an IP address, without scheme and port")
 	}
-	number := cmp.Or(port.value, defaultPort)
-	if !isPort(number) {
-		return nil, fmt.Errorf("%s must be a port from 1 to 65535", port.name)
+	port = cmp.Or(port, defaultPort)
+	if !isPort(port) {
+		return nil, fmt.Errorf("%s_PORT must be a port from 1 to 65535", prefix)
 	}
-	return &url.URL{Scheme: schemes[0], Host: net.JoinHostPort(host, number)}, nil
+	return &url.URL{Scheme: schemes[0], Host: net.JoinHostPort(host, port)}, nil
 }
 
 func isPort(text string) bool {

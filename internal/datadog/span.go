@@ -11,10 +11,10 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -62,15 +62,10 @@ type Span struct {
 	duration             time.Duration
 	ended, failed        bool
 	tags                 []spanTag
-	numbers              []spanNumber
+	numbers              []spanTag // whose values are JSON numbers
 }
 
 type spanTag struct{ key, value string }
-
-type spanNumber struct {
-	key   string
-	value float64
-}
 
 // spanKey is the key of a context's span or, for a trace from another process, of its traceOrigin.
 type spanKey struct{}
@@ -150,40 +145,31 @@ func (s *Span) change(f func()) {
 
 // SetTag sets a tag, of which up to 5000 bytes are kept.
 func (s *Span) SetTag(key, value string) {
-	s.change(func() { s.setTag(key, value) })
+	s.change(func() { s.tags = withTag(s.tags, key, cut(value, maxTagLength)) })
 }
 
-func (s *Span) setTag(key, value string) {
-	value = cut(value, maxTagLength)
-	for i := range s.tags {
-		if s.tags[i].key == key {
-			s.tags[i].value = value
-			return
+// SetMetric sets a tag whose value is a number.
+func (s *Span) SetMetric(key string, value int64) {
+	s.change(func() { s.numbers = withTag(s.numbers, key, strconv.FormatInt(value, 10)) })
+}
+
+// withTag changes or adds a tag.
+func withTag(tags []spanTag, key, value string) []spanTag {
+	for i := range tags {
+		if tags[i].key == key {
+			tags[i].value = value
+			return tags
 		}
 	}
-	s.tags = append(s.tags, spanTag{key, value})
+	return append(tags, spanTag{key, value})
 }
 
-// cut returns the first bytes of the text, at most so many, without cutting through a character.
+// cut returns the first bytes of the text, at most so many, without a part of a character.
 func cut(text string, most int) string {
-	if len(text) <= most {
-		return text
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "")
 	}
-	for !utf8.RuneStart(text[most]) {
-		most--
-	}
-	return text[:most]
-}
-
-// SetMetric sets a tag whose value is a number. NaN and infinite values are ignored.
-func (s *Span) SetMetric(key string, value float64) {
-	if math.IsNaN(value) || math.IsInf(value, 0) {
-		return
-	}
-	s.change(func() {
-		s.numbers = slices.DeleteFunc(s.numbers, func(n spanNumber) bool { return n.key == key })
-		s.numbers = append(s.numbers, spanNumber{key, value})
-	})
+	return text
 }
 
 func (s *Span) setResource(resource string) {
@@ -196,16 +182,13 @@ func (s *Span) SetError(err error) {
 	if s == nil || err == nil {
 		return
 	}
-	stack := string(debug.Stack())
-	s.change(func() {
-		if s.failed {
-			return
-		}
-		s.failed = true
-		s.setTag("error.message", s.trace.client.mask(errorMessage(err)))
-		s.setTag("error.type", errorType(err))
-		s.setTag("error.stack", stack)
-	})
+	first := false
+	s.change(func() { first, s.failed = !s.failed, true })
+	if first {
+		s.SetTag("error.message", s.trace.client.mask(errorMessage(err)))
+		s.SetTag("error.type", errorType(err))
+		s.SetTag("error.stack", string(debug.Stack()))
+	}
 }
 
 // errorMessage returns the message of the error without confidential parts: the query of a URL, and the
