@@ -40,13 +40,16 @@ type Client struct {
 // Start starts a client. The client is nil if the settings contain no address of an agent. An error names
 // the variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
-	traceURL, err := settings.traceAddress()
+	traceURL, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https")
 	if err != nil {
 		return nil, err
 	}
-	metricURL, err := settings.metricAddress()
+	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp")
 	if err != nil {
 		return nil, err
+	}
+	if !settings.TraceEnabled {
+		traceURL = nil
 	}
 	if traceURL == nil && metricURL == nil {
 		return nil, nil
@@ -108,19 +111,13 @@ type drops struct {
 }
 
 // The units of drops.
-const (
-	spanUnit   = "spans"
-	packetUnit = "packets"
-)
+const spanUnit, packetUnit = "spans", "packets"
 
 // quietTime is the least time between two log lines.
 const quietTime = time.Minute
 
 func newDrops(log *slog.Logger) *drops {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	return &drops{log: log, counts: map[string]int{}}
+	return &drops{log: cmp.Or(log, slog.New(slog.DiscardHandler)), counts: map[string]int{}}
 }
 
 func (d *drops) add(unit string, n int, reason error) {

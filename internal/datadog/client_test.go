@@ -87,7 +87,6 @@ func TestClientOff(t *testing.T) {
 	assert.Nil(t, s)
 	s.SetTag("key", "value")
 	s.SetMetric("key", 1)
-	s.setResource("other")
 	s.SetError(assert.AnError)
 	header := http.Header{}
 	s.Inject(header)

@@ -25,9 +25,6 @@ func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 	s.SetTag("component", "net/http")
 	s.SetTag("http.method", r.Method)
 	target := url.URL{Scheme: "http", Host: r.Host, Path: r.URL.Path}
-	if r.TLS != nil {
-		target.Scheme = "https"
-	}
 	s.SetTag("http.url", target.String()) // without the query
 	s.SetTag("http.host", r.Host)
 	s.SetTag("http.useragent", r.UserAgent())
@@ -43,11 +40,9 @@ func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err er
 	}
 	_, route, found := strings.Cut(pattern, " ")
 	if found {
-		s.setResource(r.Method + " " + route)
 		s.SetTag("http.route", route)
-	} else {
-		s.setResource(r.Method + " (no route)")
 	}
+	s.change(func() { s.resource = r.Method + " " + cmp.Or(route, "(no route)") })
 	s.SetTag("http.status_code", strconv.Itoa(status))
 	if status >= 500 {
 		if err == nil {

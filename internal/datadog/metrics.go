@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"regexp"
@@ -22,11 +21,6 @@ const (
 	maxValues   = 1000 // of one distribution between two flushes
 	packetSize  = 1432 // at most: fits into an Ethernet frame
 	redialAfter = 15 * time.Second
-)
-
-var (
-	errTooManySeries  = errors.New("there are too many combinations of metrics and tags")
-	errMessageTooLong = errors.New("the tags of a metric do not fit into a packet")
 )
 
 // Count adds the value to a counter. A tag is "key:value". Each combination of a name and tags is a
@@ -83,14 +77,13 @@ type metricSender struct {
 }
 
 // A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts.
-// A distribution keeps its values or, if there are more than maxValues, a random sample of them.
+// A distribution keeps its values, the first maxValues of them.
 type series struct {
 	kind   byte // c, g or d, as in the protocol
 	name   string
 	tags   []string
-	value  float64   // of a counter or gauge
-	values []float64 // of a distribution
-	added  int       // number of values before sampling
+	values []float64 // one, unless it is a distribution
+	added  int       // number of values, including those that are not kept
 }
 
 // newMetricSender returns a sender to the agent at the URL, which may be that of a unix socket.
@@ -121,7 +114,7 @@ func (m *metricSender) add(kind byte, name string, value float64, tags []string)
 	s := m.series[string(key)] // this conversion does not allocate
 	if s == nil {
 		if len(m.series) >= maxSeries {
-			m.drops.add(packetUnit, 1, errTooManySeries)
+			m.drops.add(packetUnit, 1, errors.New("there are too many combinations of metrics and tags"))
 			return
 		}
 		s = &series{kind: kind, name: name, tags: slices.Clone(tags)}
@@ -133,16 +126,12 @@ func (m *metricSender) add(kind byte, name string, value float64, tags []string)
 func (s *series) add(value float64) {
 	s.added++
 	switch {
-	case s.kind == 'c':
-		s.value += value
-	case s.kind == 'g':
-		s.value = value
-	case len(s.values) < maxValues:
+	case len(s.values) == 0, s.kind == 'd' && len(s.values) < maxValues:
 		s.values = append(s.values, value)
-	default: // reservoir sampling: all values have the same chance
-		if i := rand.IntN(s.added); i < maxValues {
-			s.values[i] = value
-		}
+	case s.kind == 'c':
+		s.values[0] += value
+	case s.kind == 'g':
+		s.values[0] = value
 	}
 }
 
@@ -176,7 +165,7 @@ func (m *metricSender) packets(all map[string]*series) (packets [][]byte) {
 		for _, message := range s.messages(m.tags) {
 			switch last := len(packets) - 1; {
 			case len(message) > packetSize:
-				m.drops.add(packetUnit, 1, errMessageTooLong)
+				m.drops.add(packetUnit, 1, errors.New("the tags of a metric do not fit into a packet"))
 			case last >= 0 && len(packets[last])+1+len(message) <= packetSize:
 				packets[last] = append(append(packets[last], '\n'), message...)
 			default:
@@ -189,16 +178,12 @@ func (m *metricSender) packets(all map[string]*series) (packets [][]byte) {
 
 // messages returns the series as DogStatsD messages, NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS.
 func (s *series) messages(common []string) (messages [][]byte) {
-	values := s.values
-	if s.kind != 'd' {
-		values = []float64{s.value}
-	}
 	tail := "|" + string(s.kind)
-	if s.kind == 'd' && s.added > len(values) {
-		tail += "|@" + strconv.FormatFloat(float64(len(values))/float64(s.added), 'g', 6, 64)
+	if s.kind == 'd' && s.added > len(s.values) { // the agent counts each value for several
+		tail += "|@" + strconv.FormatFloat(float64(len(s.values))/float64(s.added), 'g', 6, 64)
 	}
 	tail += "|#" + metricTags(common, s.tags)
-	for some := range slices.Chunk(values, 50) { // which leave space for the tags in a packet
+	for some := range slices.Chunk(s.values, 50) { // which leave space for the tags in a packet
 		message := []byte(metricName(s.name))
 		for _, value := range some {
 			message = strconv.AppendFloat(append(message, ':'), value, 'f', -1, 64)

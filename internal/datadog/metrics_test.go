@@ -93,9 +93,9 @@ func TestPackets(t *testing.T) {
 	all := map[string]*series{}
 	for i := range 100 {
 		name := fmt.Sprintf("app.metric%d", i)
-		all[name] = &series{kind: 'c', name: name, value: 1}
+		all[name] = &series{kind: 'c', name: name, values: []float64{1}}
 	}
-	all["too long"] = &series{kind: 'c', name: "app.long", tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
+	all["too long"] = &series{kind: 'c', name: "app.long", values: []float64{1}, tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
 	seen := 0
 	for i, packet := range m.packets(all) {
 		assert.LessOrEqual(t, len(packet), 1432)

@@ -22,14 +22,12 @@ type pgxTracer struct {
 var _ interface {
 	pgx.QueryTracer
 	pgx.CopyFromTracer
-	pgx.PrepareTracer
 	pgx.ConnectTracer
 	pgxpool.AcquireTracer
 } = (*pgxTracer)(nil)
 
 // PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off. Within a
-// trace it records queries, COPY FROM, prepared statements, connecting, and waiting for a connection of
-// a pool.
+// trace it records queries, COPY FROM, connecting, and waiting for a connection of a pool.
 func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	if !c.tracing() {
 		return nil
@@ -91,14 +89,6 @@ func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pg
 
 func (p *pgxTracer) TraceCopyFromEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromEndData) {
 	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
-}
-
-func (p *pgxTracer) TracePrepareStart(ctx context.Context, _ *pgx.Conn, data pgx.TracePrepareStartData) context.Context {
-	return p.start(ctx, "pgx.prepare", "Prepare", data.SQL)
-}
-
-func (p *pgxTracer) TracePrepareEnd(ctx context.Context, _ *pgx.Conn, data pgx.TracePrepareEndData) {
-	p.end(ctx, data.Err)
 }
 
 func (p *pgxTracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {

@@ -68,7 +68,7 @@ func TestSQLSpans(t *testing.T) {
 			assert.Equal(t, s.Resource, s.Meta["db.statement"])
 		}
 	}
-	got = slices.DeleteFunc(got, func(s seen) bool { return s.name == "pgx.prepare" || s.name == "pgx.connect" })
+	got = slices.DeleteFunc(got, func(s seen) bool { return s.name == "pgx.connect" })
 	assert.Equal(t, []seen{
 		{"pgx.query", "sql", "INSERT INTO things VALUES ($1, $2), (2, 'b')", "Query", "", 2},
 		{"pgx.query", "sql", "SELECT name FROM things WHERE id = @id", "Query", "", 0},
@@ -91,7 +91,7 @@ func TestConnectionSpans(t *testing.T) {
 	for _, s := range datadogtest.Receive(t, agent.Traces) {
 		names = append(names, s.Name+" "+s.Type)
 	}
-	assert.Subset(t, names, []string{"pgx.pool.acquire db", "pgx.connect db", "pgx.prepare sql", "pgx.query sql"})
+	assert.Subset(t, names, []string{"pgx.pool.acquire db", "pgx.connect db", "pgx.query sql"})
 }
 
 func TestSQLOutsideOfTraces(t *testing.T) {

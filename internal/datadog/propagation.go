@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -20,17 +21,17 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 	if !c.tracing() {
 		return ctx
 	}
-	datadog, fromDatadog := parseDatadogHeaders(header)
-	w3c, fromW3C := parseTraceparent(header.Get("Traceparent"), strings.Join(header.Values("Tracestate"), ","))
-	sameTrace := w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0)
+	datadog := parseDatadogHeaders(header)
+	w3c := parseTraceparent(header.Get("Traceparent"), strings.Join(header.Values("Tracestate"), ","))
 	origin := datadog
 	switch {
-	case !fromDatadog && !fromW3C:
-		return ctx
-	case !fromDatadog:
+	case datadog.low == 0:
 		origin = w3c
-	case fromW3C && sameTrace: // the W3C's parent is the nearer one
+	case w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // the W3C's parent is the nearer one
 		origin.high, origin.parent, origin.state = w3c.high, w3c.parent, w3c.state
+	}
+	if origin.low == 0 {
+		return ctx
 	}
 	return context.WithValue(ctx, spanKey{}, origin)
 }
@@ -60,12 +61,12 @@ func (s *Span) Inject(header http.Header) {
 	header.Set("X-Datadog-Trace-Id", strconv.FormatUint(t.low, 10))
 	header.Set("X-Datadog-Parent-Id", strconv.FormatUint(s.id, 10))
 	header.Set("X-Datadog-Sampling-Priority", strconv.Itoa(t.priority))
-	if tags := t.propagated(); len(tags) > 0 {
-		pairs := make([]string, len(tags))
-		for i, tag := range tags {
-			pairs[i] = tag.key + "=" + tag.value
-		}
-		header.Set("X-Datadog-Tags", strings.Join(pairs, ","))
+	var tags []string
+	for _, tag := range t.propagated() {
+		tags = append(tags, tag.key+"="+tag.value)
+	}
+	if len(tags) > 0 {
+		header.Set("X-Datadog-Tags", strings.Join(tags, ","))
 	}
 	header.Set("Traceparent", s.traceparent())
 	header.Set("Tracestate", s.tracestate())
@@ -105,19 +106,17 @@ func (o traceOrigin) propagated() []spanTag {
 	return append([]spanTag{{propagatedPrefix + "tid", hex64(o.high)}}, o.tags...)
 }
 
-func parseDatadogHeaders(header http.Header) (origin traceOrigin, ok bool) {
+// parseDatadogHeaders returns an empty origin if the ids are missing or malformed.
+func parseDatadogHeaders(header http.Header) traceOrigin {
 	low, lowErr := strconv.ParseUint(header.Get("X-Datadog-Trace-Id"), 10, 64)
 	parent, parentErr := strconv.ParseUint(header.Get("X-Datadog-Parent-Id"), 10, 64)
-	if lowErr != nil || parentErr != nil || low == 0 || parent == 0 {
-		return traceOrigin{}, false
+	if lowErr != nil || parentErr != nil {
+		return traceOrigin{}
 	}
-	origin = traceOrigin{low: low, parent: parent, priority: 1}
-	if priority, ok := parsePriority(header.Get("X-Datadog-Sampling-Priority")); ok {
-		origin.priority = priority
-	}
+	origin := traceOrigin{low: low, parent: parent, priority: parsePriority(header.Get("X-Datadog-Sampling-Priority"), 1)}
 	tags := header.Get("X-Datadog-Tags")
 	if len(tags) > 512 { // the limit of Datadog's own clients
-		return origin, true
+		return origin
 	}
 	for tag := range strings.SplitSeq(tags, ",") {
 		key, value, _ := strings.Cut(tag, "=")
@@ -125,29 +124,25 @@ func parseDatadogHeaders(header http.Header) (origin traceOrigin, ok bool) {
 		switch {
 		case !found || !isPrintable(key) || !isPrintable(value):
 		case name == "tid":
-			origin.high, _ = parseHex(value, 16) // 0 is the higher half of an id of 64 bits
+			origin.high = parseHex(value)
 		default:
 			origin.tags = append(origin.tags, spanTag{key, value})
 		}
 	}
-	return origin, true
+	return origin
 }
 
-// parseTraceparent parses the W3C headers traceparent, 00-TRACE-PARENT-FLAGS, and tracestate.
-func parseTraceparent(parent, state string) (origin traceOrigin, ok bool) {
-	fields := strings.Split(parent, "-")
-	if len(fields) < 4 || fields[0] == "00" && len(fields) > 4 || fields[0] == "ff" || len(fields[1]) != 32 {
-		return traceOrigin{}, false
+// traceparentForm has groups for the version, both halves of the trace id, the parent, the flags, and more.
+var traceparentForm = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
+
+// parseTraceparent parses the W3C headers traceparent and tracestate. It returns an empty origin if the
+// former is missing or malformed.
+func parseTraceparent(parent, state string) traceOrigin {
+	fields := traceparentForm.FindStringSubmatch(parent)
+	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" {
+		return traceOrigin{}
 	}
-	_, versionOK := parseHex(fields[0], 2)
-	high, highOK := parseHex(fields[1][:16], 16)
-	low, lowOK := parseHex(fields[1][16:], 16)
-	span, spanOK := parseHex(fields[2], 16)
-	flags, flagsOK := parseHex(fields[3], 2)
-	if !versionOK || !highOK || !lowOK || !spanOK || !flagsOK || low == 0 || span == 0 {
-		return traceOrigin{}, false
-	}
-	origin = traceOrigin{high: high, low: low, parent: span, priority: int(flags & 1)}
+	origin := traceOrigin{high: parseHex(fields[2]), low: parseHex(fields[3]), parent: parseHex(fields[4]), priority: int(parseHex(fields[5]) & 1)}
 	var foreign []string
 	for member := range strings.SplitSeq(state, ",") {
 		member = strings.TrimSpace(member)
@@ -158,7 +153,7 @@ func parseTraceparent(parent, state string) (origin traceOrigin, ok bool) {
 		}
 	}
 	origin.state = strings.Join(foreign, ",")
-	return origin, true
+	return origin
 }
 
 // parseState parses Datadog's member of the tracestate. Its priority is ignored if it contradicts the flag
@@ -167,7 +162,7 @@ func (o *traceOrigin) parseState(fields string) {
 	for field := range strings.SplitSeq(fields, ";") {
 		key, value, _ := strings.Cut(field, ":")
 		name, isTag := strings.CutPrefix(key, statePrefix)
-		if priority, ok := parsePriority(value); key == "s" && ok && (priority > 0) == (o.priority > 0) {
+		if priority := parsePriority(value, o.priority); key == "s" && (priority > 0) == (o.priority > 0) {
 			o.priority = priority
 		}
 		if isTag && name != "tid" && isPrintable(name) && isPrintable(value) {
@@ -182,14 +177,19 @@ func isPrintable(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// parsePriority parses a sampling priority, which is -1, 0, 1 or 2.
-func parsePriority(text string) (int, bool) {
-	n, err := strconv.Atoi(text)
-	return n, err == nil && -1 <= n && n <= 2
+// parsePriority parses a sampling priority, which is -1, 0, 1 or 2. Any other text means the default.
+func parsePriority(text string, byDefault int) int {
+	if n, err := strconv.Atoi(text); err == nil && -1 <= n && n <= 2 {
+		return n
+	}
+	return byDefault
 }
 
-// parseHex parses a number of exactly so many hexadecimal digits in lower case.
-func parseHex(text string, digits int) (uint64, bool) {
+// parseHex parses a hexadecimal number of 64 bits. Any other text means 0.
+func parseHex(text string) uint64 {
 	n, err := strconv.ParseUint(text, 16, 64)
-	return n, err == nil && len(text) == digits && text == strings.ToLower(text)
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -26,14 +26,14 @@ var errBatchFull = errors.New("the agent is slower than the program: the buffer 
 
 // A traceSender posts finished spans to the agent.
 type traceSender struct {
-	url     string
-	client  *http.Client
-	timeout time.Duration
-	drops   *drops
-	service string
-	tags    []spanTag     // of every span
-	once    []spanTag     // of the first span of a trace
-	full    chan struct{} // receives a value when the batch is full
+	url       string
+	transport *http.Transport // and no http.Client, because agents do not redirect
+	timeout   time.Duration
+	drops     *drops
+	service   string
+	tags      []spanTag     // of every span
+	once      []spanTag     // of the first span of a trace
+	full      chan struct{} // receives a value when the batch is full
 
 	mu    sync.Mutex
 	batch batch
@@ -60,16 +60,14 @@ func newTraceSender(agent *url.URL, timeout time.Duration, id identity, drops *d
 		agent = &url.URL{Scheme: "http", Host: "localhost"}
 	}
 	return &traceSender{
-		url: agent.JoinPath("/v0.4/traces").String(),
-		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
-			return http.ErrUseLastResponse // agents do not redirect
-		}},
-		timeout: timeout,
-		drops:   drops,
-		service: id.service,
-		tags:    id.tags,
-		once:    []spanTag{{"language", "go"}, {"runtime-id", id.runtimeID}},
-		full:    make(chan struct{}, 1),
+		url:       agent.JoinPath("/v0.4/traces").String(),
+		transport: transport,
+		timeout:   timeout,
+		drops:     drops,
+		service:   id.service,
+		tags:      id.tags,
+		once:      []spanTag{{"language", "go"}, {"runtime-id", id.runtimeID}},
+		full:      make(chan struct{}, 1),
 	}
 }
 
@@ -82,7 +80,14 @@ func (s *traceSender) add(spans []*Span) {
 		s.drops.add(spanUnit, len(spans), errBatchFull)
 		return
 	}
-	b.json = s.appendTrace(append(b.json, ','), spans)
+	b.json = append(b.json, ",["...)
+	for i, span := range spans {
+		if i > 0 {
+			b.json = append(b.json, ',')
+		}
+		b.json = s.appendSpan(b.json, span, i == 0)
+	}
+	b.json = append(b.json, ']')
 	b.traces++
 	b.spans += len(spans)
 	if len(b.json) >= maxBatch {
@@ -98,16 +103,12 @@ func (s *traceSender) add(spans []*Span) {
 func (s *traceSender) flush(ctx context.Context, last bool) {
 	s.mu.Lock()
 	b := s.batch
-	if b.traces > 0 {
-		s.batch = batch{json: make([]byte, 0, len(b.json))}
-	}
+	s.batch = batch{json: make([]byte, 0, len(b.json))}
 	s.mu.Unlock()
 	if b.traces == 0 {
 		return
 	}
-	status, err := s.post(ctx, b)
-	mayPass := status >= 500 || status == http.StatusTooManyRequests ||
-		status == 0 && !errors.Is(err, context.DeadlineExceeded) // after which the agent may have the spans
+	mayPass, err := s.post(ctx, b)
 	switch {
 	case err == nil:
 	case mayPass && !s.failing && !last:
@@ -121,14 +122,14 @@ func (s *traceSender) flush(ctx context.Context, last bool) {
 	s.failing = err != nil
 }
 
-// post sends the batch in one request. The status is 0 if there is no response.
-func (s *traceSender) post(ctx context.Context, b batch) (status int, err error) {
+// post sends the batch in one request. It reports whether the reason of a failure may pass.
+func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	b.json[0] = '['
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(append(b.json, ']')))
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Datadog-Trace-Count", strconv.Itoa(b.traces))
@@ -137,30 +138,19 @@ func (s *traceSender) post(ctx context.Context, b batch) (status int, err error)
 	req.Header.Set("Datadog-Meta-Lang-Interpreter", runtime.Compiler+"-"+runtime.GOARCH+"-"+runtime.GOOS)
 	req.Header.Set("Datadog-Meta-Tracer-Version", "1")
 	req.Header.Set("Datadog-Send-Real-Http-Status", "true") // without it, an overloaded agent answers 200
-	res, err := s.client.Do(req)
+	res, err := s.transport.RoundTrip(req)
 	if err != nil {
-		return 0, err
+		return !errors.Is(err, context.DeadlineExceeded), err // after which the agent may have the spans
 	}
 	defer res.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if res.StatusCode/100 != 2 {
 		err = fmt.Errorf("the agent answered %d: %s", res.StatusCode, bytes.TrimSpace(text[:min(len(text), 200)]))
 	}
-	return res.StatusCode, err
+	return res.StatusCode >= 500 || res.StatusCode == http.StatusTooManyRequests, err
 }
 
-// appendTrace appends the spans as one trace. Its first span has the tags of the whole trace.
-func (s *traceSender) appendTrace(buf []byte, spans []*Span) []byte {
-	buf = append(buf, '[')
-	for i, span := range spans {
-		if i > 0 {
-			buf = append(buf, ',')
-		}
-		buf = s.appendSpan(buf, span, i == 0)
-	}
-	return append(buf, ']')
-}
-
+// appendSpan appends a span. The first one has the tags of the whole trace.
 func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `{"trace_id":`...), span.trace.low, 10)
 	buf = strconv.AppendUint(append(buf, `,"span_id":`...), span.id, 10)

@@ -68,8 +68,7 @@ func (s Settings) identity() identity {
 		case "version":
 			id.version = cmp.Or(id.version, value)
 		default:
-			id.tags = slices.DeleteFunc(id.tags, func(t spanTag) bool { return t.key == key })
-			id.tags = append(id.tags, spanTag{key, value})
+			id.tags = withTag(id.tags, key, value)
 		}
 	}
 	id.service = cmp.Or(id.service, s.DefaultService)
@@ -90,19 +89,6 @@ func newRuntimeID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// traceAddress returns the URL of the agent for traces, or nil if traces are off.
-func (s Settings) traceAddress() (*url.URL, error) {
-	if !s.TraceEnabled {
-		return nil, nil
-	}
-	return s.agentURL("DD_TRACE_AGENT", s.TraceAgentURL, s.TraceAgentPort, "8126", "http", "https")
-}
-
-// metricAddress returns the URL of the agent for metrics, or nil if metrics are off.
-func (s Settings) metricAddress() (*url.URL, error) {
-	return s.agentURL("DD_DOGSTATSD", s.DogStatsDURL, s.DogStatsDPort, "8125", "udp")
-}
-
 // agentURL returns the target, which must be a URL with one of the schemes or of a unix socket, or else a
 // URL of the agent's host and the port. It returns nil if nothing is set. The names of both variables begin
 // with the prefix.
@@ -112,7 +98,7 @@ func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...
 		if err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "" {
 			return u, nil
 		}
-		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)) {
+		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" {
 			return u, nil
 		}
 		return nil, fmt.Errorf("%s_URL must be like %s://host:%s or unix:///path", prefix, schemes[0], defaultPort)
@@ -125,13 +111,8 @@ func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...
 		return nil, errors.New("DD_AGENT_HOST must be a host name or an IP address, without scheme and port")
 	}
 	port = cmp.Or(port, defaultPort)
-	if !isPort(port) {
+	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
 		return nil, fmt.Errorf("%s_PORT must be a port from 1 to 65535", prefix)
 	}
 	return &url.URL{Scheme: schemes[0], Host: net.JoinHostPort(host, port)}, nil
-}
-
-func isPort(text string) bool {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return err == nil && n > 0
 }

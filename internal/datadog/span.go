@@ -172,10 +172,6 @@ func cut(text string, most int) string {
 	return text
 }
 
-func (s *Span) setResource(resource string) {
-	s.change(func() { s.resource = cut(resource, maxTagLength) })
-}
-
 // SetError marks the span as failed and records the error and the caller's stack. A nil error changes
 // nothing. Only the first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
