@@ -11,6 +11,7 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -18,26 +19,26 @@ import (
 // text itself where there is none.
 func Compact(text []byte) (json.RawMessage, error) {
 	c := compactor{text: text}
-	c.space()
-	if !c.value(0) || c.space() < len(text) || len(text) == 0 {
+	if ok := c.space() && c.value(0); !ok || c.at < len(text) {
 		return nil, json.Unmarshal(text, new(any)) // says what is wrong, and where
 	}
 	if c.compact == nil {
 		return text, nil
 	}
-	return append(c.compact, text[c.kept:c.end]...), nil
+	return append(c.compact, text[c.kept:]...), nil
 }
 
-// A compactor checks JSON by the rules of encoding/json, several times as fast. The text before at has
-// been checked; the text before kept, without white space, is in compact.
+// A compactor checks JSON by the rules of encoding/json, several times as fast. Its methods skip what they
+// are named after, and return false where that does not come next. The text before at has been checked; the
+// text before kept, without white space, is in compact.
 type compactor struct {
-	text          []byte
-	at, kept, end int
-	compact       []byte
+	text     []byte
+	at, kept int
+	compact  []byte
 }
 
-// space skips white space.
-func (c *compactor) space() int {
+// space always returns true, since white space may be missing.
+func (c *compactor) space() bool {
 	from := c.at
 	for c.at < len(c.text) && (c.text[c.at] == ' ' || c.text[c.at] == '\n' || c.text[c.at] == '\r' || c.text[c.at] == '\t') {
 		c.at++
@@ -49,11 +50,9 @@ func (c *compactor) space() int {
 		c.compact = append(c.compact, c.text[c.kept:from]...)
 		c.kept = c.at
 	}
-	c.end = c.at
-	return c.at
+	return true
 }
 
-// next skips the byte if it comes next.
 func (c *compactor) next(b byte) bool {
 	if c.at < len(c.text) && c.text[c.at] == b {
 		c.at++
@@ -62,61 +61,40 @@ func (c *compactor) next(b byte) bool {
 	return false
 }
 
-// maxDepth is encoding/json's.
-const maxDepth = 10_000
-
-// value skips a value and the white space behind it. It returns false where there is none.
+// value also skips the white space behind the value.
 func (c *compactor) value(depth int) (ok bool) {
-	if c.at == len(c.text) || depth > maxDepth {
+	if c.at == len(c.text) || depth > 10_000 { // the limit of encoding/json
 		return false
 	}
-	switch b := c.text[c.at]; {
-	case b == '"':
+	switch c.text[c.at] {
+	case '"':
 		ok = c.string()
-	case b == '{':
+	case '{':
 		ok = c.nested('}', func() bool {
-			if !c.string() {
-				return false
-			}
-			c.space()
-			if !c.next(':') {
-				return false
-			}
-			c.space()
-			return c.value(depth + 1)
+			return c.string() && c.space() && c.next(':') && c.space() && c.value(depth+1)
 		})
-	case b == '[':
+	case '[':
 		ok = c.nested(']', func() bool { return c.value(depth + 1) })
-	case b == '-' || '0' <= b && b <= '9':
-		ok = c.number()
-	default:
+	case 'n', 't', 'f':
 		ok = c.word("null") || c.word("true") || c.word("false")
+	default:
+		ok = c.number()
 	}
-	if ok {
-		c.space()
-	}
-	return ok
+	return ok && c.space()
 }
 
 // nested skips an object or an array.
 func (c *compactor) nested(closing byte, element func() bool) bool {
 	c.at++
-	c.space()
-	if c.next(closing) {
+	if c.space() && c.next(closing) {
 		return true
 	}
-	for {
-		if !element() {
-			return false
-		}
+	for ok := element(); ok; ok = c.next(',') && c.space() && element() {
 		if c.next(closing) {
 			return true
 		}
-		if !c.next(',') {
-			return false
-		}
-		c.space()
 	}
+	return false
 }
 
 func (c *compactor) string() bool {
@@ -132,47 +110,48 @@ func (c *compactor) string() bool {
 		case b < ' ':
 			return false
 		case b == '\\':
-			i++
-			if i == len(text) {
+			n := escapeLen(text[i:])
+			if n == 0 {
 				return false
 			}
-			switch text[i] {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-			case 'u':
-				if i+4 >= len(text) || !isHex(text[i+1:i+5]) {
-					return false
-				}
-				i += 4
-			default:
-				return false
-			}
+			i += n - 1
 		}
 	}
 	return false
 }
 
-func isHex(digits []byte) bool {
-	for _, b := range digits {
-		if (b < '0' || b > '9') && (b|0x20 < 'a' || b|0x20 > 'f') {
-			return false
+// escapeLen returns the length of the escape that the text begins with, or 0 if it is malformed.
+func escapeLen(text []byte) int {
+	switch {
+	case len(text) > 1 && strings.IndexByte(`"\/bfnrt`, text[1]) >= 0:
+		return 2
+	case escapedRune(text) >= 0:
+		return 6
+	}
+	return 0
+}
+
+// escapedRune returns the value of the escape, \u and four digits, that the text begins with, or -1.
+func escapedRune(text []byte) rune {
+	if len(text) >= 6 && text[0] == '\\' && text[1] == 'u' {
+		if r, err := strconv.ParseUint(string(text[2:6]), 16, 16); err == nil {
+			return rune(r)
 		}
 	}
-	return true
+	return -1
 }
 
 func (c *compactor) number() bool {
 	c.next('-')
-	if !c.next('0') && !c.digits() {
-		return false
+	ok := c.next('0') || c.digits()
+	if ok && c.next('.') {
+		ok = c.digits()
 	}
-	if c.next('.') && !c.digits() {
-		return false
-	}
-	if c.next('e') || c.next('E') {
+	if ok && (c.next('e') || c.next('E')) {
 		_ = c.next('+') || c.next('-')
-		return c.digits()
+		ok = c.digits()
 	}
-	return true
+	return ok
 }
 
 // digits skips digits, at least one.
@@ -185,11 +164,11 @@ func (c *compactor) digits() bool {
 }
 
 func (c *compactor) word(word string) bool {
-	if len(c.text)-c.at < len(word) || string(c.text[c.at:c.at+len(word)]) != word {
-		return false
+	found := bytes.HasPrefix(c.text[c.at:], []byte(word))
+	if found {
+		c.at += len(word)
 	}
-	c.at += len(word)
-	return true
+	return found
 }
 
 // Members yields the names and values of a compact JSON object, in their order. It yields nothing
@@ -261,35 +240,20 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
-// valueLen returns the length of the value that the text begins with.
+// valueLen returns the length of the value that the text begins with. Behind it comes a comma or the end of
+// the object or array that it belongs to.
 func valueLen(text []byte) int {
-	switch text[0] {
-	case '"':
-		return stringLen(text)
-	case '{', '[':
-		return nestedLen(text)
-	}
-	for i, c := range text {
-		if c == ',' || c == '}' || c == ']' {
-			return i
-		}
-	}
-	return len(text)
-}
-
-// nestedLen returns the length of the object or array that the text begins with.
-func nestedLen(text []byte) int {
 	depth := 0
 	for i := 0; i < len(text); i++ {
-		switch text[i] {
-		case '"':
+		switch c := text[i]; {
+		case c == '"':
 			i += stringLen(text[i:]) - 1
-		case '{', '[':
+		case c == '{' || c == '[':
 			depth++
-		case '}', ']':
-			if depth--; depth == 0 {
-				return i + 1
-			}
+		case depth == 0 && (c == ',' || c == '}' || c == ']'):
+			return i
+		case c == '}' || c == ']':
+			depth--
 		}
 	}
 	return len(text)
@@ -353,29 +317,29 @@ func Int(value json.RawMessage) (int64, bool) {
 // Set returns the object with the member changed to the value, or added behind the others. A nil value
 // removes the member. The object itself is not changed.
 func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
-	changed := make(json.RawMessage, 1, len(object)+len(name)+len(value)+4)
-	changed[0] = '{'
-	add := func(name, value json.RawMessage) {
-		if value == nil {
-			return
-		}
-		if len(changed) > 1 {
-			changed = append(changed, ',')
-		}
-		changed = append(append(changed, name...), ':')
-		changed = append(changed, value...)
-	}
+	changed := append(make(json.RawMessage, 0, len(object)+len(name)+len(value)+4), '{')
 	found := false
 	for n, v := range RawMembers(object) {
 		if isNamed(n, name) {
 			found, v = true, value
 		}
-		add(n, v)
+		changed = appendMember(changed, n, v)
 	}
 	if !found {
-		add(AppendQuoted(nil, name), value)
+		changed = appendMember(changed, AppendQuoted(nil, name), value)
 	}
 	return append(changed, '}')
+}
+
+// appendMember appends a member to an object that is not closed yet, unless the value is nil.
+func appendMember(object, name, value json.RawMessage) json.RawMessage {
+	if value == nil {
+		return object
+	}
+	if len(object) > 1 {
+		object = append(object, ',')
+	}
+	return append(append(append(object, name...), ':'), value...)
 }
 
 // AppendQuoted appends the text as a JSON string.
@@ -407,18 +371,13 @@ var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '
 func Without(object json.RawMessage, path ...string) json.RawMessage {
 	changed := json.RawMessage{'{'}
 	for name, value := range RawMembers(object) {
-		if isNamed(name, path[0]) {
-			if len(path) == 1 {
-				continue
-			}
-			if value[0] == '{' {
-				value = Without(value, path[1:]...)
-			}
+		switch named := isNamed(name, path[0]); {
+		case named && len(path) == 1:
+			value = nil
+		case named && value[0] == '{':
+			value = Without(value, path[1:]...)
 		}
-		if len(changed) > 1 {
-			changed = append(changed, ',')
-		}
-		changed = append(append(append(changed, name...), ':'), value...)
+		changed = appendMember(changed, name, value)
 	}
 	return append(changed, '}')
 }
@@ -439,46 +398,18 @@ func Storable(text json.RawMessage) json.RawMessage {
 		return text
 	}
 	clean := make(json.RawMessage, 0, len(text))
-	for i := 0; i < len(text); {
-		if text[i] != '\\' {
-			clean = append(clean, text[i])
-			i++
-			continue
+	for at := bytes.IndexByte(text, '\\'); at >= 0; at = bytes.IndexByte(text, '\\') {
+		clean, text = append(clean, text[:at]...), text[at:]
+		part := text[:escapeLen(text)]
+		switch r, next := escapedRune(text), escapedRune(text[len(part):]); {
+		case utf16.DecodeRune(r, next) != utf8.RuneError:
+			part = text[:12] // a pair of surrogates
+		case r == 0 || utf16.IsSurrogate(r):
+			part = json.RawMessage(`\ufffd`) // as long as what it replaces
 		}
-		n := 2 // an escape such as \n
-		if text[i+1] == 'u' {
-			n = 6
-			r := escapedRune(text[i:])
-			switch {
-			case r == 0, 0xDC00 <= r && r <= 0xDFFF:
-				clean = append(clean, `\ufffd`...)
-				i += n
-				continue
-			case 0xD800 <= r && r <= 0xDBFF:
-				if low := escapedRune(text[i+n:]); low < 0xDC00 || low > 0xDFFF {
-					clean = append(clean, `\ufffd`...)
-					i += n
-					continue
-				}
-				n = 12
-			}
-		}
-		clean = append(clean, text[i:i+n]...)
-		i += n
+		clean, text = append(clean, part...), text[len(part):]
 	}
-	return clean
-}
-
-// escapedRune returns the value of the escape, \u and four digits, that the text begins with, or -1.
-func escapedRune(text []byte) int64 {
-	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
-		return -1
-	}
-	r, err := strconv.ParseUint(string(text[2:6]), 16, 16)
-	if err != nil {
-		return -1
-	}
-	return int64(r)
+	return append(clean, text...)
 }
 
 // Object returns the members of the JSON object that the text is. It refuses any other value, names that
