@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -120,7 +119,7 @@ func (c *Control) PostsOf(uuid string) int {
 	return c.posts[uuid]
 }
 
-// DataOf returns the data that were posted first with the uuid, byte for byte.
+// DataOf returns the data that were posted first with the uuid, without white space.
 func (c *Control) DataOf(uuid string) json.RawMessage {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,11 +143,9 @@ func (c *Control) UUID(item, n int) string { return seedUUID(item, n) }
 func (c *Control) Touch(id int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	it, uuid := c.items[id], newUUID()
-	o := &occurrence{at: c.settings.Now().Unix(), data: fmt.Appendf(nil,
-		`{"environment":%q,"fingerprint":%q,"level":"error","uuid":%q,"body":{"message":{"body":"again"}}}`, it["environment"], it["hash"], uuid)}
-	c.byUUID[uuid] = o
-	c.occur(o)
+	it := c.items[id]
+	c.invent(newUUID(), c.settings.Now().Unix(), fmt.Sprintf(
+		`"environment":%q,"fingerprint":%q,"level":"error","body":{"message":{"body":"again"}}`, it["environment"], it["hash"]))
 }
 
 // SetItem changes a field of an item.
@@ -158,50 +155,34 @@ func (c *Control) SetItem(id int64, field string, value any) {
 	c.items[id][field] = value
 }
 
-// A bulk is a list of many items, which repeats samples with numbers of their own.
-type bulk struct {
-	length  int
-	samples [][][]byte // each cut where the item's number belongs
-}
-
-// bulkNumber is the number of an item while it becomes a sample.
+// bulkNumber is the number of an item while it is a sample. It has as many digits as any number of Bulk.
 const bulkNumber = 12345678
 
 // Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered
 // beforehand, so a page costs next to nothing. No other request knows them, and no filter applies.
 // Posts are accepted unread.
 func (c *Control) Bulk(n int) {
-	b := bulk{length: n}
-	for _, it := range New(100).sorted(func(it item) bool { return it.int("group_status") == 1 && it["group_item_id"] == nil }) {
-		for name, base := range map[string]int64{
-			"counter": 0, "id": 17e8, "controlling_id": 17e8, "last_occurrence_timestamp": 17e8, "first_occurrence_id": 4028e8, "last_occurrence_id": 4029e8,
-		} {
-			it[name] = base + bulkNumber
-		}
-		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
-		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
-		b.samples = append(b.samples, bytes.Split(encode(it.without(fieldsOfSingles), "      "), []byte(strconv.Itoa(bulkNumber))))
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bulk = b
+	c.bulk, c.samples = n, nil
+	for _, it := range New(30).items {
+		for _, name := range []string{"id", "controlling_id", "last_occurrence_timestamp", "first_occurrence_id", "last_occurrence_id"} {
+			it[name] = int64(17e8 + bulkNumber)
+		}
+		it["counter"] = bulkNumber
+		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
+		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
+		c.samples = append(c.samples, bytes.ReplaceAll(encode(it.without(fieldsOfSingles)), []byte("\n"), []byte("\n      ")))
+	}
+	slices.SortFunc(c.samples, bytes.Compare)
 }
 
-// fill puts the items from one index to another into the empty list of a page.
-func (b bulk) fill(page []byte, from, to int) []byte {
-	before, after, _ := bytes.Cut(page, []byte("[]"))
-	text := append(append(make([]byte, 0, 1500*(to-from)), before...), '[')
+// fill puts the items of Bulk from one index to another into the empty list of a page.
+func (s *Sandbox) fill(page []byte, from, to int) []byte {
+	var items [][]byte
 	for n := from; n < to; n++ {
-		if n > from {
-			text = append(text, ',')
-		}
-		text = append(text, "\n      "...)
-		for i, part := range b.samples[n%len(b.samples)] {
-			if i > 0 {
-				text = strconv.AppendInt(text, int64(10_000_001+n), 10)
-			}
-			text = append(text, part...)
-		}
+		items = append(items, bytes.ReplaceAll(s.samples[n%len(s.samples)], fmt.Append(nil, bulkNumber), fmt.Append(nil, 10_000_001+n)))
 	}
-	return append(append(text, "\n    ]"...), after...)
+	list := fmt.Sprintf("[\n      %s\n    ]", bytes.Join(items, []byte(",\n      ")))
+	return bytes.Replace(page, []byte("[]"), []byte(list), 1)
 }

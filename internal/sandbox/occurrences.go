@@ -5,17 +5,20 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"go/version"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"app/internal/rawjson"
 )
 
 // An occurrence is an occurrence of an item.
 type occurrence struct {
 	id, item, at int64
-	data         json.RawMessage // as posted
+	data         json.RawMessage // as posted, compact
 	deleting     bool
 }
 
@@ -24,22 +27,20 @@ var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}
 
 // postItem accepts an occurrence. The answer comes before it is processed.
 func (s *Sandbox) postItem(r *request) answer {
-	if s.bulk.length > 0 {
+	if s.bulk > 0 {
 		return result(map[string]any{"id": nil, "uuid": nil})
 	}
 	if len(r.body) > 1<<20 {
 		return errorf(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
 	}
-	if !json.Valid(r.body) {
+	payload, err := rawjson.Compact(r.body)
+	if err != nil {
 		return errorf(400, "Invalid JSON")
 	}
-	var payload map[string]json.RawMessage
-	_ = json.Unmarshal(r.body, &payload) // no object has no data
-	text := payload["data"]
-	data := decode(text)
-	needed, has := post, scopes[r.token]
+	data := rawjson.Get(payload, "data")
+	needed, has := "post_server_item", scopes[r.token]
 	if slices.Contains(clientPlatforms, textAt(data, "platform")) {
-		needed = postClient
+		needed = "post_client_item"
 	}
 	if !slices.Contains(has, needed) {
 		return forbidden(needed, has)
@@ -50,11 +51,11 @@ func (s *Sandbox) postItem(r *request) answer {
 	uuid := textAt(data, "uuid")
 	if uuid == "" {
 		uuid = newUUID()
-		text = fmt.Appendf(nil, `{"uuid":%q,%s`, uuid, text[1:])
+		data = fmt.Appendf(nil, `{"uuid":%q,%s`, uuid, data[1:])
 	}
 	s.posts[uuid]++
 	if s.byUUID[uuid] == nil { // a second one is discarded
-		o := &occurrence{at: s.settings.Now().Unix(), data: text}
+		o := &occurrence{at: s.settings.Now().Unix(), data: data}
 		s.byUUID[uuid] = o
 		s.later(func() { s.occur(o) })
 	}
@@ -80,8 +81,7 @@ func (s *Sandbox) later(work func()) {
 
 // occur gives an occurrence to the item with its environment and fingerprint.
 func (s *Sandbox) occur(o *occurrence) {
-	data := decode(o.data)
-	title, environment, level, hash := titleOf(data), textAt(data, "environment"), textAt(data, "level"), textAt(data, "fingerprint")
+	title, environment, level, hash := titleOf(o.data), textAt(o.data, "environment"), textAt(o.data, "level"), textAt(o.data, "fingerprint")
 	switch {
 	case hash == "":
 		hash = fingerprint(digits.ReplaceAllString(title, ""))
@@ -97,7 +97,7 @@ func (s *Sandbox) occur(o *occurrence) {
 		}
 	}
 	if it == nil {
-		if _, isMessage := at(data, "body", "message"); isMessage {
+		if rawjson.Get(o.data, "body", "message") != nil {
 			level = cmp.Or(level, "info")
 		}
 		it = s.newItem(title, cmp.Or(level, "error"), environment, hash, o)
@@ -105,7 +105,7 @@ func (s *Sandbox) occur(o *occurrence) {
 	o.item = it.int("id")
 	s.occurrences[o.id] = o
 	it["last_occurrence_id"], it["last_occurrence_timestamp"] = o.id, o.at
-	if it["status"] == "resolved" && !isOlder(textAt(data, "code_version"), it.text("resolved_in_version")) {
+	if it["status"] == "resolved" && !isOlder(textAt(o.data, "code_version"), it.text("resolved_in_version")) {
 		it["status"], it["activating_occurrence_id"], it["last_activated_timestamp"] = "active", o.id, o.at
 		it["total_occurrences"] = int64(0)
 	}
@@ -113,38 +113,23 @@ func (s *Sandbox) occur(o *occurrence) {
 }
 
 // titleOf returns the title that an occurrence gives to its item.
-func titleOf(data any) string {
+func titleOf(data json.RawMessage) string {
 	report, _, _ := strings.Cut(textAt(data, "body", "crash_report", "raw"), "\n")
 	if title := cmp.Or(textAt(data, "title"), textAt(data, "body", "message", "body"), report); title != "" {
 		return title
 	}
-	trace, _ := at(data, "body", "trace")
-	if chain, _ := at(data, "body", "trace_chain"); chain != nil {
-		trace = chain.([]any)[0]
-	}
+	traces := slices.Collect(rawjson.Elements(rawjson.Get(data, "body", "trace_chain")))
+	trace := append(traces, rawjson.Get(data, "body", "trace"))[0]
 	return textAt(trace, "exception", "class") + ": " + textAt(trace, "exception", "message")
 }
 
 var digits = regexp.MustCompile(`\d+`)
 
-// isOlder reports whether a version precedes the one in which an item was resolved. It compares only
-// versions that are both numbers with dots.
-func isOlder(version, resolvedIn string) bool {
-	a, b := strings.Split(version, "."), strings.Split(resolvedIn, ".")
-	if version == "" || resolvedIn == "" || len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		m, errA := strconv.Atoi(a[i])
-		n, errB := strconv.Atoi(b[i])
-		if errA != nil || errB != nil || m > n {
-			return false
-		}
-		if m < n {
-			return true
-		}
-	}
-	return false
+// isOlder reports whether a version precedes the one in which an item was resolved. Versions that are
+// numbers with dots have the form of Go's; others are not compared.
+func isOlder(code, resolvedIn string) bool {
+	code, resolvedIn = "go"+code, "go"+resolvedIn
+	return version.IsValid(code) && version.IsValid(resolvedIn) && version.Compare(code, resolvedIn) < 0
 }
 
 func (s *Sandbox) listOccurrences(r *request) answer {
@@ -174,10 +159,8 @@ func (s *Sandbox) listOccurrences(r *request) answer {
 
 // show returns an occurrence as Rollbar enriches it, which includes the project's post token.
 func (s *Sandbox) show(o *occurrence) map[string]any {
-	var data map[string]json.RawMessage
-	_ = json.Unmarshal(o.data, &data) // an object
-	data["metadata"] = fmt.Appendf(nil, `{"access_token":%q,"timestamp_ms":%d,"debug":{"routes":{"counters":{"post_item":1}}}}`, PostToken, o.at*1000)
-	data["retentionDays"] = json.RawMessage("180")
+	data := rawjson.Set(o.data, "retentionDays", json.RawMessage("180"))
+	data = rawjson.Set(data, "metadata", fmt.Appendf(nil, `{"access_token":%q,"timestamp_ms":%d,"debug":{"routes":{"counters":{"post_item":1}}}}`, PostToken, o.at*1000))
 	return map[string]any{
 		"id": o.id, "item_id": o.item, "project_id": projectID, "timestamp": o.at, "version": 2, "billable": 1, "data": data,
 	}
@@ -198,5 +181,5 @@ func (s *Sandbox) deleteOccurrence(r *request) answer {
 	}
 	o.deleting = true
 	s.later(func() { delete(s.occurrences, r.id) })
-	return answer{status: 200, text: encode(map[string]any{"err": 0, "message": "The instance has been deleted"}, "")}
+	return answer{200, encode(map[string]any{"err": 0, "message": "The instance has been deleted"})}
 }

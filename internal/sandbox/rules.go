@@ -1,13 +1,15 @@
 package sandbox
 
 import (
-	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+
+	"app/internal/rawjson"
 )
 
 // rules say what Rollbar accepts as the members of an object.
@@ -15,10 +17,10 @@ type rules []rule
 
 // A rule holds for some members.
 type rule struct {
-	names    string // or paths, such as "exception.class"
-	required bool
-	kinds    string                // those that the value may have, the proper one first
-	form     func() *regexp.Regexp // matches the text of the value
+	names   string                // or paths, such as "exception.class"
+	kinds   string                // those that the value may have, the proper one first
+	form    func() *regexp.Regexp // matches the text of the value
+	members rules                 // of the value, or of each element of an array
 }
 
 // matching returns the form of a value from an expression for its whole text. It is compiled at its first
@@ -30,92 +32,75 @@ func matching(expression string) func() *regexp.Regexp {
 // levels are from the least severe.
 var levels = []string{"debug", "info", "warning", "error", "critical"}
 
+var traceRules = rules{
+	{names: "frames", kinds: "array empty"},
+	{names: "exception.class", kinds: "string"},
+}
+
 // What "Create item" says about a payload. It says nothing about null and about empty values: that a
 // null passes for a missing value, except as level and uuid, is a guess.
-var (
-	dataRules = rules{
-		{"environment", true, "string", matching(".{1,255}")},
-		{"body", true, "object", nil},
-		{"body.telemetry", false, "array null", nil},
-		{"level", false, "string", matching(strings.Join(levels, "|"))},
-		{"uuid", false, "string", matching(`[ -\x{ff}]{1,36}`)}, // Latin-1
-		{"timestamp", false, "number integer null", nil},
-		{"code_version", false, "string null", matching(".{0,40}")},
-		{"title", false, "string null", matching(".{0,255}")},
-		{"platform language framework context fingerprint", false, "string null", nil},
-		{"request person server client custom notifier", false, "object null", nil},
-	}
-	personRules = rules{
-		{"id", true, "string integer", matching(".{1,40}")},
-		{"username email", false, "string null", matching(".{0,255}")},
-	}
-	telemetryRules = rules{
-		{"timestamp_ms", false, "number integer null", nil},
-	}
-	traceRules = rules{
-		{"frames", true, "array", nil},
-		{"exception.class", true, "string", nil},
-	}
-	bodyRules = map[string]rules{
-		"message":      {{"body", true, "string", nil}},
-		"crash_report": {{"raw", true, "string", nil}},
-		"trace":        traceRules,
-		"trace_chain":  nil, // holds traces
-	}
-)
+var dataRules = rules{
+	{names: "environment", kinds: "string", form: matching(".{1,255}")},
+	{names: "level", kinds: "string missing", form: matching(strings.Join(levels, "|"))},
+	{names: "uuid", kinds: "string missing", form: matching(`[ -\x{ff}]{1,36}`)}, // Latin-1
+	{names: "timestamp", kinds: "number integer null missing"},
+	{names: "code_version", kinds: "string null missing", form: matching(".{0,40}")},
+	{names: "title", kinds: "string null missing", form: matching(".{0,255}")},
+	{names: "platform language framework context fingerprint", kinds: "string null missing"},
+	{names: "request server client custom notifier", kinds: "object null missing"},
+	{names: "person", kinds: "object null missing", members: rules{
+		{names: "id", kinds: "string integer", form: matching(".{1,40}")},
+		{names: "username email", kinds: "string null missing", form: matching(".{0,255}")},
+	}},
+	{names: "body", kinds: "object", members: rules{
+		{names: "telemetry", kinds: "array empty null missing", members: rules{{names: "timestamp_ms", kinds: "number integer null missing"}}},
+		{names: "message", kinds: "object missing", members: rules{{names: "body", kinds: "string"}}},
+		{names: "crash_report", kinds: "object missing", members: rules{{names: "raw", kinds: "string"}}},
+		{names: "trace", kinds: "object missing", members: traceRules},
+		{names: "trace_chain", kinds: "array missing", members: traceRules},
+	}},
+}
 
 // refusals returns what Rollbar refuses about the data of a payload. Its wording is known for the body,
 // for what is missing and for what has the wrong kind.
-func refusals(data any) []string {
-	body, found := at(data, "body")
-	if !found {
+func refusals(data json.RawMessage) []string {
+	body, kinds := rawjson.Get(data, "body"), 0
+	for _, kind := range []string{"trace", "trace_chain", "message", "crash_report"} {
+		if rawjson.Get(body, kind) != nil {
+			kinds++
+		}
+	}
+	switch {
+	case body == nil:
 		return []string{"data.body must not be undefined. Instead, it should be an object with a 'message', 'trace', 'trace_chain', or 'crash_report' key."}
-	}
-	refused := dataRules.refusals("data.", data)
-	if person, _ := at(data, "person"); kindOf(person) == "object" {
-		refused = append(refused, personRules.refusals("data.person.", person)...)
-	}
-	telemetry, _ := at(body, "telemetry")
-	entries, _ := telemetry.([]any)
-	for i, entry := range entries {
-		refused = append(refused, telemetryRules.refusals(fmt.Sprintf("data.body.telemetry[%d].", i), entry)...)
-	}
-	kinds := 0
-	for kind, kindRules := range bodyRules {
-		content, found := at(body, kind)
-		if !found {
-			continue
-		}
-		kinds++
-		refused = append(refused, kindRules.refusals("data.body."+kind+".", content)...)
-		if kind == "trace_chain" {
-			traces, _ := content.([]any)
-			if len(traces) == 0 {
-				refused = append(refused, "data.body.trace_chain should be array.")
-			}
-			for i, trace := range traces {
-				refused = append(refused, traceRules.refusals(fmt.Sprintf("data.body.trace_chain[%d].", i), trace)...)
-			}
-		}
-	}
-	if kinds != 1 {
+	case kinds != 1:
 		return []string{"data.body must have either a 'trace', 'trace_chain', 'message' or 'crash_report' property, (but not more than one)."}
 	}
-	return refused
+	return dataRules.refusals("data.", data)
 }
 
-// refusals returns what the rules refuse about an object. The path precedes the names of its members.
-func (rs rules) refusals(path string, object any) (refused []string) {
+// refusals returns what the rules refuse about an object, or about what should be one. The path
+// precedes the names of its members.
+func (rs rules) refusals(path string, object json.RawMessage) (refused []string) {
 	for _, r := range rs {
 		for name := range strings.FieldsSeq(r.names) {
-			value, found := at(object, strings.Split(name, ".")...)
-			kinds := strings.Fields(r.kinds)
+			value := rawjson.Get(object, strings.Split(name, ".")...)
+			kind, kinds, text := kindOf(value), strings.Fields(r.kinds), string(value)
+			if kind == "string" {
+				text = rawjson.Unquote(value)
+			}
 			switch {
-			case !found && r.required:
+			case !slices.Contains(kinds, kind) && kind == "missing":
 				refused = append(refused, path+name+" is missing and it is required.")
-			case found && !slices.Contains(kinds, kindOf(value)):
+			case !slices.Contains(kinds, kind):
 				refused = append(refused, path+name+" should be "+kinds[0]+".")
-			case value != nil && r.form != nil && !r.form().MatchString(fmt.Sprint(value)):
+			case kind == "array":
+				for i, element := range slices.Collect(rawjson.Elements(value)) {
+					refused = append(refused, r.members.refusals(fmt.Sprintf("%s%s[%d].", path, name, i), element)...)
+				}
+			case kind == "object":
+				refused = append(refused, r.members.refusals(path+name+".", value)...)
+			case r.form != nil && kind != "null" && kind != "missing" && !r.form().MatchString(text):
 				refused = append(refused, path+name+" is not valid.")
 			}
 		}
@@ -123,50 +108,23 @@ func (rs rules) refusals(path string, object any) (refused []string) {
 	return refused
 }
 
-// kindOf returns the kind of a JSON value. An integer has 64 bits.
-func kindOf(value any) string {
-	switch value := value.(type) {
-	case nil:
-		return "null"
-	case bool:
-		return "boolean"
-	case string:
-		return "string"
-	case json.Number:
-		if _, err := value.Int64(); err == nil {
-			return "integer"
-		}
-		return "number"
-	case []any:
-		return "array"
+// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, and an array without
+// elements is empty.
+func kindOf(value json.RawMessage) string {
+	if value == nil {
+		return "missing"
 	}
-	return "object"
+	if _, ok := rawjson.Int(value); ok {
+		return "integer"
+	}
+	if string(value) == "[]" {
+		return "empty"
+	}
+	first := map[byte]string{'n': "null", 't': "boolean", 'f': "boolean", '"': "string", '[': "array", '{': "object"}
+	return cmp.Or(first[value[0]], "number")
 }
 
-// decode returns a JSON value with the numbers as they are written, or nil for a text that is not JSON.
-func decode(text []byte) (value any) {
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.UseNumber()
-	if json.Valid(text) {
-		_ = decoder.Decode(&value) // valid
-	}
-	return value
-}
-
-// at returns the value to which the names lead in an object.
-func at(value any, names ...string) (_ any, found bool) {
-	for _, name := range names {
-		object, _ := value.(map[string]any)
-		if value, found = object[name]; !found {
-			return nil, false
-		}
-	}
-	return value, true
-}
-
-// textAt returns the string to which the names lead, or "".
-func textAt(value any, names ...string) string {
-	value, _ = at(value, names...)
-	text, _ := value.(string)
-	return text
+// textAt returns the string to which the names lead in an object, or "".
+func textAt(object json.RawMessage, names ...string) string {
+	return rawjson.Unquote(rawjson.Get(object, names...))
 }

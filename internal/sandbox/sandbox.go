@@ -9,13 +9,12 @@ package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"net/http"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,31 +31,30 @@ const (
 	Token           = "sandbox" // an old token, which has several scopes
 )
 
-// Rollbar's scopes.
-const (
-	read       = "read"
-	write      = "write"
-	post       = "post_server_item"
-	postClient = "post_client_item"
-)
-
+// scopes are those of each token.
 var scopes = map[string][]string{
-	ReadToken:       {read},
-	WriteToken:      {write},
-	PostToken:       {post},
-	ClientPostToken: {postClient},
-	Token:           {post, read, write},
+	ReadToken:       {"read"},
+	WriteToken:      {"write"},
+	PostToken:       {"post_server_item"},
+	ClientPostToken: {"post_client_item"},
+	Token:           {"post_server_item", "read", "write"},
 }
 
 // A Sandbox is a Rollbar with one project. It is safe for concurrent use.
 type Sandbox struct {
-	mu       sync.Mutex
-	settings Settings
-	project
-	windows map[string]*window
-	log     []string
+	mu          sync.Mutex
+	settings    Settings
+	items       map[int64]item
+	occurrences map[int64]*occurrence
+	byUUID      map[string]*occurrence
+	posts       map[string]int // how often each uuid was posted
+	pending     []func()       // work that was accepted and not yet done
+	lastOcc     int64
+	windows     map[string]*window
+	log         []string
+	bulk        int      // the length of a list by Bulk
+	samples     [][]byte // its items, with bulkNumber where an item's number belongs
 	failure
-	bulk
 }
 
 // A window counts the calls of one token in a minute.
@@ -69,9 +67,10 @@ type window struct {
 func New(n int) *Sandbox {
 	s := &Sandbox{
 		settings: Settings{Now: time.Now, LargeProject: 100_000, RateLimit: 50_000},
-		project:  project{items: map[int64]item{}, occurrences: map[int64]*occurrence{}, byUUID: map[string]*occurrence{}, posts: map[string]int{}},
-		windows:  map[string]*window{},
-		failure:  failure{ended: make(chan struct{})},
+		items:    map[int64]item{}, occurrences: map[int64]*occurrence{}, byUUID: map[string]*occurrence{},
+		posts: map[string]int{}, lastOcc: 402_859_036_592,
+		windows: map[string]*window{},
+		failure: failure{ended: make(chan struct{})},
 	}
 	for number := range n {
 		s.addItem(number)
@@ -82,25 +81,23 @@ func New(n int) *Sandbox {
 // An answer is a response before it is written.
 type answer struct {
 	status int
-	header map[string]string
 	text   []byte
 }
 
 func errorf(status int, format string, args ...any) answer {
-	return answer{status: status, text: encode(map[string]any{"err": 1, "message": fmt.Sprintf(format, args...)}, "")}
+	return answer{status, encode(map[string]any{"err": 1, "message": fmt.Sprintf(format, args...)})}
 }
 
 func result(value any) answer {
-	return answer{status: 200, text: encode(map[string]any{"err": 0, "result": value}, "")}
+	return answer{200, encode(map[string]any{"err": 0, "result": value})}
 }
 
-// encode returns JSON in Rollbar's form: indented, without a final newline. The prefix begins each
-// line but the first.
-func encode(value any, prefix string) []byte {
+// encode returns JSON in Rollbar's form: indented, without a final newline.
+func encode(value any) []byte {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
 	encoder.SetEscapeHTML(false)
-	encoder.SetIndent(prefix, "  ")
+	encoder.SetIndent("", "  ")
 	if err := encoder.Encode(value); err != nil {
 		panic(err)
 	}
@@ -114,31 +111,22 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
-	switch fault {
-	case Down:
-		panic(http.ErrAbortHandler)
-	case Slow:
+	if fault == Slow {
 		select {
 		case <-ended:
 		case <-r.Context().Done():
 		}
-		panic(http.ErrAbortHandler)
-	case BadGateway:
-		w.Header().Set("Content-Type", "text/html")
-		w.WriteHeader(http.StatusBadGateway)
-		io.WriteString(w, "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")
-		return
 	}
-	answer := s.answer(r, body, fault)
+	if fault == Slow || fault == Down {
+		panic(http.ErrAbortHandler)
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	token := cmp.Or(r.Header.Get("X-Rollbar-Access-Token"), r.URL.Query().Get("access_token"))
+	answer := s.answer(&request{Request: r, header: w.Header(), body: body, fault: fault, token: token})
 	if fault == Dropped {
 		panic(http.ErrAbortHandler)
 	}
-	header := w.Header()
-	header.Set("Content-Type", "application/json; charset=utf-8")
-	header.Set("Content-Length", strconv.Itoa(len(answer.text)))
-	for name, value := range answer.header {
-		header.Set(name, value)
-	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(answer.text)))
 	w.WriteHeader(answer.status)
 	if fault == Truncated {
 		answer.text = answer.text[:len(answer.text)/2]
@@ -146,89 +134,80 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(answer.text)
 }
 
-// A route is a method and a path, with the scope that it needs.
-type route struct {
-	pattern *regexp.Regexp
-	scope   string
-	answer  func(s *Sandbox, r *request) answer
-}
-
-// A request is a request on its route.
+// A request is a request with what its answer depends on.
 type request struct {
 	*http.Request
-	token string
-	id    int64 // in the path
-	body  []byte
+	header http.Header // of the answer
+	body   []byte
+	fault  Fault
+	token  string
+	id     int64 // in the path
 }
 
-var routes = []route{
-	{regexp.MustCompile(`^GET /items$`), read, (*Sandbox).listItems},
-	{regexp.MustCompile(`^GET /item$`), read, (*Sandbox).findItem},
-	{regexp.MustCompile(`^GET /item/(\d+)$`), read, (*Sandbox).oneItem},
-	{regexp.MustCompile(`^GET /item_by_counter/(\d+)$`), read, (*Sandbox).redirectToItem},
-	{regexp.MustCompile(`^PATCH /item/(\d+)$`), write, (*Sandbox).patchItem},
-	{regexp.MustCompile(`^POST /item$`), "", (*Sandbox).postItem}, // the scope depends on the payload
-	{regexp.MustCompile(`^GET /item/(\d+)/instances$`), read, (*Sandbox).listOccurrences},
-	{regexp.MustCompile(`^GET /instances$`), read, (*Sandbox).listOccurrences},
-	{regexp.MustCompile(`^GET /instance/(\d+)$`), read, (*Sandbox).oneOccurrence},
-	{regexp.MustCompile(`^DELETE /instance/(\d+)$`), write, (*Sandbox).deleteOccurrence},
+// A route answers the requests with one method and path, whose token needs the scope.
+type route struct {
+	scope  string
+	answer func(s *Sandbox, r *request) answer
+}
+
+var routes = map[string]route{
+	"GET /items":                {"read", (*Sandbox).listItems},
+	"GET /item":                 {"read", (*Sandbox).findItem},
+	"GET /item/{id}":            {"read", (*Sandbox).oneItem},
+	"GET /item_by_counter/{id}": {"read", (*Sandbox).redirectToItem},
+	"PATCH /item/{id}":          {"write", (*Sandbox).patchItem},
+	"POST /item":                {"", (*Sandbox).postItem}, // the scope depends on the payload
+	"GET /item/{id}/instances":  {"read", (*Sandbox).listOccurrences},
+	"GET /instances":            {"read", (*Sandbox).listOccurrences},
+	"GET /instance/{id}":        {"read", (*Sandbox).oneOccurrence},
+	"DELETE /instance/{id}":     {"write", (*Sandbox).deleteOccurrence},
 }
 
 // answer finds the route of a request and answers it there.
-func (s *Sandbox) answer(r *http.Request, body []byte, fault Fault) answer {
+func (s *Sandbox) answer(r *request) answer {
 	path, inAPI := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/api/1")
-	if inAPI && path == "/status/ping" {
-		return answer{status: 200, header: map[string]string{"Content-Type": "text/plain"}, text: []byte("pong")}
+	route, known := routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
+	switch {
+	case r.fault == BadGateway:
+		r.header.Set("Content-Type", "text/html")
+		return answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
+	case inAPI && path == "/status/ping":
+		r.header.Set("Content-Type", "text/plain")
+		return answer{200, []byte("pong")}
+	case !inAPI || !known:
+		return errorf(404, "not found") // without rate headers
 	}
-	for _, route := range routes {
-		m := route.pattern.FindStringSubmatch(r.Method + " " + path)
-		if m == nil || !inAPI {
-			continue
-		}
-		request := &request{Request: r, token: r.Header.Get("X-Rollbar-Access-Token"), body: body}
-		if request.token == "" {
-			request.token = r.URL.Query().Get("access_token")
-		}
-		if len(m) > 1 {
-			request.id, _ = strconv.ParseInt(m[1], 10, 64)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.authorized(route, request, fault)
-	}
-	return errorf(http.StatusNotFound, "not found") // without rate headers
+	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.authorized(route, r)
 }
 
 // authorized checks the token of a request and counts the call before the route answers it.
-func (s *Sandbox) authorized(route route, r *request, fault Fault) answer {
+func (s *Sandbox) authorized(route route, r *request) answer {
 	has, known := scopes[r.token]
+	known = known && r.fault != Forbidden
 	isPost := route.scope == ""
 	switch {
 	case r.token == "" && isPost:
 		return errorf(422, "Invalid format. access_token is missing and it is required.")
-	case (!known || fault == Forbidden) && isPost:
+	case !known && isPost:
 		return errorf(403, "access token not found: %s", r.token)
-	case !known || fault == Forbidden: // without a token: a guess
+	case !known: // without a token: a guess
 		return errorf(403, "invalid access token")
 	case !isPost && !slices.Contains(has, route.scope):
 		return forbidden(route.scope, has)
 	}
-	var a answer
-	header := s.countCall(r.token, fault)
+	isOver := s.countCall(r)
 	switch {
-	case fault == Deactivated:
-		a = errorf(429, "This account has been deactivated. To reactivate it, log in to Rollbar and choose a plan. Access token: %s", r.token)
-	case header["X-Rate-Limit-Remaining"] == "-1" || fault == LimitedNear || fault == LimitedFar:
-		header["X-Rate-Limit-Remaining"] = "0"
-		a = errorf(429, "Over rate limit. Access token: %s", r.token)
-	case fault == Error:
-		a = errorf(500, "internal error")
-	default:
-		a = route.answer(s, r)
+	case r.fault == Deactivated:
+		return errorf(429, "This account has been deactivated. To reactivate it, log in to Rollbar and choose a plan. Access token: %s", r.token)
+	case isOver:
+		return errorf(429, "Over rate limit. Access token: %s", r.token)
+	case r.fault == Error:
+		return errorf(500, "internal error")
 	}
-	maps.Copy(header, a.header)
-	a.header = header
-	return a
+	return route.answer(s, r)
 }
 
 // forbidden answers a token that lacks a scope. Its wording is a guess.
@@ -236,29 +215,28 @@ func forbidden(needed string, has []string) answer {
 	return errorf(403, "insufficient privileges: %s scope is required but the access token only has %s.", needed, has[0])
 }
 
-// countCall counts a call of the token and returns the headers that say what is left. A window
-// opens with the first call and does not slide.
-func (s *Sandbox) countCall(token string, fault Fault) map[string]string {
+// countCall counts a call of the token, says in the headers what is left and reports whether the call
+// is over the limit. A window opens with the first call and does not slide.
+func (s *Sandbox) countCall(r *request) (isOver bool) {
 	now, limit := s.settings.Now(), s.settings.RateLimit
-	w := s.windows[token]
+	w := s.windows[r.token]
 	if w == nil || !now.Before(w.ends) {
 		w = &window{ends: now.Add(time.Minute)}
-		s.windows[token] = w
-	}
-	ends := w.ends
-	switch fault {
-	case LimitedNear:
-		ends = now.Add(time.Second)
-	case LimitedFar:
-		ends = now.Add(18 * time.Hour)
+		s.windows[r.token] = w
 	}
 	w.calls++
-	return map[string]string{
-		"X-Rate-Limit-Limit":             strconv.Itoa(limit),
-		"X-Rate-Limit-Remaining":         strconv.Itoa(max(-1, limit-w.calls)),
-		"X-Rate-Limit-Remaining-Seconds": strconv.Itoa(int(ends.Sub(now).Round(time.Second).Seconds())),
-		"X-Rate-Limit-Reset":             strconv.FormatInt(ends.Unix(), 10),
+	left, ends := limit-w.calls, w.ends
+	switch r.fault {
+	case LimitedNear:
+		left, ends = -1, now.Add(time.Second)
+	case LimitedFar:
+		left, ends = -1, now.Add(18*time.Hour)
 	}
+	r.header.Set("X-Rate-Limit-Limit", strconv.Itoa(limit))
+	r.header.Set("X-Rate-Limit-Remaining", strconv.Itoa(max(0, left)))
+	r.header.Set("X-Rate-Limit-Remaining-Seconds", fmt.Sprintf("%.0f", ends.Sub(now).Seconds()))
+	r.header.Set("X-Rate-Limit-Reset", strconv.FormatInt(ends.Unix(), 10))
+	return left < 0
 }
 
 // page reads page and limit from the query and returns the number of the page and its bounds. A
