@@ -28,15 +28,8 @@ func (p *Server) Resume(ctx context.Context) error {
 // Home returns the directory that holds the server's data, socket and log.
 func (p *Server) Home() string { return p.home }
 
-// FindPrograms returns the directory that has all of PostgreSQL's programs with the names.
-func FindPrograms(names ...string) (dir string, found bool) {
-	for _, dir := range postgresDirs() {
-		if hasPrograms(dir, names) {
-			return dir, true
-		}
-	}
-	return "", false
-}
+// FindPrograms returns the directory that has all of PostgreSQL's programs with the names, or "".
+func FindPrograms(names ...string) string { return firstWith(names, postgresDirs()) }
 
 // PairPrograms are the programs that StartPair needs.
 var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
@@ -44,22 +37,15 @@ var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
 // StartPair starts a primary and a standby for which its commits wait. Both are durable, and their
 // data are removed in the end. With an error it has started neither.
 func StartPair(ctx context.Context) (primary, standby *Server, err error) {
-	bin, found := FindPrograms(PairPrograms...)
-	if !found {
+	bin := FindPrograms(PairPrograms...)
+	if bin == "" {
 		return nil, nil, errors.New("no directory has " + strings.Join(PairPrograms, ", "))
 	}
-	start := func(settings []string, env ...string) (*Server, error) {
-		p, err := newServer(bin, "")
-		if err != nil {
-			return nil, err
-		}
-		return p, p.startLocal(ctx, bin, settings, env...)
-	}
-	primary, err = start([]string{"synchronous_commit=on", "synchronous_standby_names=standby"})
+	primary, err = start(ctx, bin, "", []string{"synchronous_commit=on", "synchronous_standby_names=standby"})
 	if err != nil {
 		return nil, nil, err
 	}
-	standby, err = start([]string{"synchronous_commit=on", "cluster_name=standby"}, "PRIMARY="+primary.URL())
+	standby, err = start(ctx, bin, "", []string{"synchronous_commit=on", "cluster_name=standby"}, "PRIMARY="+primary.URL())
 	if err != nil {
 		return nil, nil, errors.Join(err, primary.Stop())
 	}

@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -69,9 +68,7 @@ start() {
 stop() {
 	[ -z "$started" ] || "$BIN/pg_ctl" stop -s -D data -m "$1" && started=
 }
-end() {
-	stop fast
-}`
+end() { stop fast; }`
 
 const dockerPostgres = `
 start() {
@@ -79,13 +76,8 @@ start() {
 		docker run -d --name "$NAME" -p "$ADDRESS:5432" -e POSTGRES_PASSWORD "$IMAGE" $OPTIONS ||
 		{ end; return 1; }
 }
-stop() {
-	if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi
-}
-end() {
-	docker logs --tail 5 "$NAME"
-	docker rm -f -v "$NAME"
-}`
+stop() { if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi; }
+end() { docker logs --tail 5 "$NAME"; docker rm -f -v "$NAME"; }`
 
 // Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once
 // it takes connections. An empty dir means a throw-away server: quick instead of durable, with
@@ -99,34 +91,28 @@ func Start(ctx context.Context, dir string, settings ...string) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	p, err := newServer(bin, dir)
-	if err != nil {
-		return nil, err
-	}
 	if dir == "" {
 		settings = append([]string{"fsync=off", "full_page_writes=off", "synchronous_commit=off",
 			"shared_buffers=16MB", "max_connections=200"}, settings...)
 	}
-	if bin == "" {
-		err = p.startContainer(ctx, settings)
-	} else {
-		err = p.startLocal(ctx, bin, settings)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return start(ctx, bin, dir, settings)
 }
 
-// newServer makes a server's home. The programs in bin, if that is not empty, will run it.
-func newServer(bin, dir string) (p *Server, err error) {
+// start starts a server from the programs in bin, or in Docker if that is empty.
+func start(ctx context.Context, bin, dir string, settings []string, env ...string) (p *Server, err error) {
 	p = &Server{ended: make(chan struct{})}
 	if bin != "" && os.Geteuid() == 0 {
 		if p.credential, err = unprivilegedUser(); err != nil {
 			return nil, err
 		}
 	}
-	return p, p.makeHome(dir)
+	if err := p.makeHome(dir); err != nil {
+		return nil, err
+	}
+	if bin == "" {
+		return p, p.startContainer(ctx, settings)
+	}
+	return p, p.startLocal(ctx, bin, settings, env...)
 }
 
 // URL returns the server's address, for pgx and for psql.
@@ -142,20 +128,22 @@ func (p *Server) Stop() error {
 // serverPrograms are those that run a server.
 var serverPrograms = []string{"initdb", "pg_ctl", "postgres"}
 
-func hasPrograms(dir string, names []string) bool {
-	return !slices.ContainsFunc(names, func(name string) bool {
-		_, err := exec.LookPath(filepath.Join(dir, name))
-		return err != nil
-	})
+// firstWith returns the first of dirs that has all programs with the names, or "".
+func firstWith(names, dirs []string) string {
+	for _, dir := range dirs {
+		lacks := func(name string) bool { _, err := exec.LookPath(filepath.Join(dir, name)); return err != nil }
+		if !slices.ContainsFunc(names, lacks) {
+			return dir
+		}
+	}
+	return ""
 }
 
 // findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a
 // Docker engine answers.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
-	for _, dir := range dirs {
-		if hasPrograms(dir, serverPrograms) {
-			return filepath.Abs(dir)
-		}
+	if bin := firstWith(serverPrograms, dirs); bin != "" {
+		return filepath.Abs(bin)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -195,9 +183,9 @@ func unprivilegedUser() (*syscall.Credential, error) {
 		if err != nil {
 			continue
 		}
-		uid, uidErr := strconv.ParseUint(account.Uid, 10, 32)
-		gid, gidErr := strconv.ParseUint(account.Gid, 10, 32)
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(uidErr, gidErr)
+		var credential syscall.Credential
+		_, err = fmt.Sscan(account.Uid+" "+account.Gid, &credential.Uid, &credential.Gid)
+		return &credential, err
 	}
 	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or set DATABASE_URL")
 }
@@ -224,17 +212,17 @@ func (p *Server) makeHome(dir string) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if !p.mayEnter(dir) {
-		if p.home, err = p.mkdirTemp("/var/tmp"); err != nil {
+	if p.mayEnter(dir) {
+		p.home = home
+		if err := os.Mkdir(home, 0o700); err != nil {
 			return err
 		}
-		return os.Symlink(p.home, home)
+		return p.giveAway(home)
 	}
-	p.home = home
-	if err := os.Mkdir(home, 0o700); err != nil {
+	if p.home, err = p.mkdirTemp("/var/tmp"); err != nil {
 		return err
 	}
-	return p.giveAway(home)
+	return os.Symlink(p.home, home)
 }
 
 // mkdirTemp makes a directory for the server in parent, which is open to every user.
@@ -287,7 +275,7 @@ func (p *Server) startLocal(ctx context.Context, bin string, settings []string, 
 		p.remove = append(p.remove, sockets)
 	}
 	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
-	settings = append(settings, "port=5432", "listen_addresses=", "unix_socket_directories="+sockets)
+	settings = append(settings, "listen_addresses=", "unix_socket_directories="+sockets)
 	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
 }
 
@@ -338,11 +326,7 @@ func (p *Server) supervise(ctx context.Context, functions string, settings []str
 	args := append([]string{"-c", functions + supervisor, "sh"}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
 	shell.Stdout, shell.Stderr = log, log
-	options := "OPTIONS="
-	for _, setting := range settings {
-		options += " -c " + setting
-	}
-	shell.Env = append(append(shell.Env, options), env...)
+	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
 	if p.orders, err = shell.StdinPipe(); err != nil {
 		return err
 	}
@@ -381,11 +365,7 @@ func (p *Server) awaitConnection(ctx context.Context) error {
 
 // lastLines returns the end of a log, which may have been removed in the meantime.
 func lastLines(log *os.File) []byte {
-	info, err := log.Stat()
-	if err != nil {
-		return nil
-	}
-	text, _ := io.ReadAll(io.NewSectionReader(log, max(0, info.Size()-4096), 4096)) // what there is
+	text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<62)) // what there is
 	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
 	return bytes.Join(lines[max(0, len(lines)-8):], []byte("\n"))
 }

@@ -37,7 +37,7 @@ func Start(t testing.TB, dir string, settings ...string) *Server {
 // server in Docker will not do.
 func NeedPrograms(t testing.TB, names ...string) {
 	t.Helper()
-	if _, found := devpg.FindPrograms(names...); !found {
+	if devpg.FindPrograms(names...) == "" {
 		t.Skip("NOT TESTED, for want of a directory with all of: ", names)
 	}
 }
