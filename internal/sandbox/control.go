@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -155,7 +156,7 @@ func (c *Control) SetItem(id int64, field string, value any) {
 	c.items[id][field] = value
 }
 
-// bulkNumber is the number of an item while it is a sample. It has as many digits as any number of Bulk.
+// bulkNumber is the number of an item while it becomes a sample.
 const bulkNumber = 12345678
 
 // Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered
@@ -165,24 +166,34 @@ func (c *Control) Bulk(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.bulk, c.samples = n, nil
-	for _, it := range New(30).items {
+	invented := New(30)
+	for _, id := range slices.Sorted(maps.Keys(invented.items)) {
+		it := invented.items[id]
 		for _, name := range []string{"id", "controlling_id", "last_occurrence_timestamp", "first_occurrence_id", "last_occurrence_id"} {
 			it[name] = int64(17e8 + bulkNumber)
 		}
 		it["counter"] = bulkNumber
 		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
 		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
-		c.samples = append(c.samples, bytes.ReplaceAll(encode(it.without(fieldsOfSingles)), []byte("\n"), []byte("\n      ")))
+		sample := bytes.ReplaceAll(encode(it.without(fieldsOfSingles)), []byte("\n"), []byte("\n      "))
+		c.samples = append(c.samples, bytes.Split(sample, []byte(strconv.Itoa(bulkNumber))))
 	}
-	slices.SortFunc(c.samples, bytes.Compare)
 }
 
 // fill puts the items of Bulk from one index to another into the empty list of a page.
 func (s *Sandbox) fill(page []byte, from, to int) []byte {
-	var items [][]byte
+	before, after, _ := bytes.Cut(page, []byte("[]"))
+	text := append(append(make([]byte, 0, 1500*max(1, to-from)), before...), '[')
+	separator := "\n      "
 	for n := from; n < to; n++ {
-		items = append(items, bytes.ReplaceAll(s.samples[n%len(s.samples)], fmt.Append(nil, bulkNumber), fmt.Append(nil, 10_000_001+n)))
+		text = append(text, separator...)
+		for i, part := range s.samples[n%len(s.samples)] {
+			if i > 0 {
+				text = strconv.AppendInt(text, int64(10_000_001+n), 10)
+			}
+			text = append(text, part...)
+		}
+		separator = ",\n      "
 	}
-	list := fmt.Sprintf("[\n      %s\n    ]", bytes.Join(items, []byte(",\n      ")))
-	return bytes.Replace(page, []byte("[]"), []byte(list), 1)
+	return append(append(text, "\n    ]"...), after...)
 }

@@ -64,20 +64,19 @@ func (s *Sandbox) listItems(r *request) answer {
 
 // passes reports whether an item passes all filters of a list.
 func (it item) passes(filters url.Values) bool {
-	assigned := []string{"", "unassigned"}
-	if id := it["assigned_user_id"]; id != nil {
-		assigned = []string{"", "assigned", users[it.int("assigned_user_id")]}
-	}
-	for name, values := range map[string][]string{
-		"status": {it.text("status")}, "level": {it.text("level")}, "environment": {it.text("environment")},
-		"framework": {it.text("framework")}, "assigned_user": assigned,
-	} {
-		isWanted := func(value string) bool { return slices.Contains(filters[name], value) }
-		if filters.Has(name) && !slices.ContainsFunc(values, isWanted) {
+	for _, name := range []string{"status", "level", "environment", "framework"} {
+		if filters.Has(name) && !slices.Contains(filters[name], it.text(name)) {
 			return false
 		}
 	}
-	return true
+	switch user := filters.Get("assigned_user"); user {
+	case "":
+		return true
+	case "assigned", "unassigned":
+		return (user == "assigned") == (it["assigned_user_id"] != nil)
+	default:
+		return users[it.int("assigned_user_id")] == user
+	}
 }
 
 // itemPage answers with a page of a list.

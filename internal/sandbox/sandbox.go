@@ -52,8 +52,8 @@ type Sandbox struct {
 	lastOcc     int64
 	windows     map[string]*window
 	log         []string
-	bulk        int      // the length of a list by Bulk
-	samples     [][]byte // its items, with bulkNumber where an item's number belongs
+	bulk        int        // the length of a list by Bulk
+	samples     [][][]byte // its items, each cut where the item's number belongs
 	failure
 }
 
