@@ -22,6 +22,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"net/url"
 	"sync"
 	"time"
 )
@@ -40,16 +41,17 @@ type Client struct {
 // Start starts a client. The client is nil if the settings contain no address of an agent. An error names
 // the variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
-	traceURL, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https")
-	if err != nil {
-		return nil, err
+	var traceURL *url.URL
+	if settings.TraceEnabled {
+		u, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https")
+		if err != nil {
+			return nil, err
+		}
+		traceURL = u
 	}
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp")
 	if err != nil {
 		return nil, err
-	}
-	if !settings.TraceEnabled {
-		traceURL = nil
 	}
 	if traceURL == nil && metricURL == nil {
 		return nil, nil

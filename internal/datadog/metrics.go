@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"regexp"
@@ -77,13 +78,13 @@ type metricSender struct {
 }
 
 // A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts.
-// A distribution keeps its values, the first maxValues of them.
+// A distribution keeps its values or, if there are more than maxValues, a random sample of them.
 type series struct {
 	kind   byte // c, g or d, as in the protocol
 	name   string
 	tags   []string
 	values []float64 // one, unless it is a distribution
-	added  int       // number of values, including those that are not kept
+	added  int       // number of values before sampling
 }
 
 // newMetricSender returns a sender to the agent at the URL, which may be that of a unix socket.
@@ -132,6 +133,10 @@ func (s *series) add(value float64) {
 		s.values[0] += value
 	case s.kind == 'g':
 		s.values[0] = value
+	default: // reservoir sampling: all values have the same chance
+		if i := rand.IntN(s.added); i < maxValues {
+			s.values[i] = value
+		}
 	}
 }
 

@@ -98,7 +98,7 @@ func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...
 		if err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "" {
 			return u, nil
 		}
-		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" {
+		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)) {
 			return u, nil
 		}
 		return nil, fmt.Errorf("%s_URL must be like %s://host:%s or unix:///path", prefix, schemes[0], defaultPort)
@@ -111,8 +111,13 @@ func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...
 		return nil, errors.New("DD_AGENT_HOST must be a host name or an IP address, without scheme and port")
 	}
 	port = cmp.Or(port, defaultPort)
-	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+	if !isPort(port) {
 		return nil, fmt.Errorf("%s_PORT must be a port from 1 to 65535", prefix)
 	}
 	return &url.URL{Scheme: schemes[0], Host: net.JoinHostPort(host, port)}, nil
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }

@@ -70,6 +70,7 @@ func TestBadSettings(t *testing.T) {
 		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
 		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
 		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"port 0 in a URL", Settings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
 		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -79,6 +80,8 @@ func TestBadSettings(t *testing.T) {
 			assert.EqualError(t, err, tt.want)
 		})
 	}
+	_, err := Start(Settings{TraceAgentURL: "agent:8126"})
+	assert.NoError(t, err, "with DD_TRACE_ENABLED=false")
 }
 
 func TestIdentity(t *testing.T) {
