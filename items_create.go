@@ -5,9 +5,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -196,29 +196,11 @@ func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	text := hex.AppendEncode(make([]byte, 0, 36), b[:4])
-	for _, part := range [][]byte{b[4:6], b[6:8], b[8:10], b[10:]} {
-		text = hex.AppendEncode(append(text, '-'), part)
-	}
-	return string(text)
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
-
-// bodyKinds are the members of data.body of which exactly one must be there.
-var bodyKinds = []string{"trace", "trace_chain", "message", "crash_report"}
 
 // levels are Rollbar's levels, from the least severe.
 var levels = []string{"debug", "info", "warning", "error", "critical"}
-
-// A payloadCheck gathers what is wrong with a payload.
-type payloadCheck struct {
-	within string // before the names of fields
-	wrong  []fieldError
-}
-
-func (c *payloadCheck) refuse(field, format string, args ...any) {
-	field = c.within + field
-	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
-}
 
 // largestPayload is how many bytes Rollbar takes as one occurrence: 1024 KB, says "Create item".
 const largestPayload = 1 << 20
@@ -231,41 +213,100 @@ func checkSize(data json.RawMessage) error {
 	return nil
 }
 
+// payloadFields are the kinds of optional fields of a payload's data, by Rollbar's page "Create item". Null
+// stands for a missing one. A text has at most so many characters, or any number for 0.
+var payloadFields = []struct {
+	names, kind string
+	limit       int
+}{
+	{"environment title person.username person.email", "a string", 255},
+	{"code_version", "a string", 40},
+	{"fingerprint context platform language framework", "a string", 0},
+	{"timestamp", "a number, Unix seconds", 0},
+	{"request person server client custom notifier", "an object", 0},
+	{"body.telemetry", "an array", 0},
+}
+
+// A payloadCheck gathers what is wrong with a payload.
+type payloadCheck struct {
+	within string // before the names of fields
+	wrong  []fieldError
+}
+
+func (c *payloadCheck) refuse(field, format string, args ...any) {
+	field = c.within + field
+	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
+}
+
+// optional checks the kind of a value and the length of a text. Null stands for no value.
+func (c *payloadCheck) optional(field string, value json.RawMessage, kind string, limit int) {
+	switch {
+	case isNull(value):
+	case !strings.HasPrefix(kind, jsonKind(value)):
+		c.refuse(field, "must be %s", kind)
+	case limit > 0 && utf8.RuneCountInString(rawjson.Unquote(value)) > limit:
+		c.refuse(field, "must be at most %d characters long", limit)
+	}
+}
+
+// required checks the kind of a value that must be there.
+func (c *payloadCheck) required(field string, value json.RawMessage, kind string) {
+	if isNull(value) {
+		c.refuse(field, "is required and must be %s", kind)
+	}
+	c.optional(field, value, kind, 0)
+}
+
+func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
+
+// jsonKind names the kind of a JSON value that is not null.
+func jsonKind(value json.RawMessage) string {
+	switch value[0] {
+	case '"':
+		return "a string"
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	case 't', 'f':
+		return "a boolean"
+	}
+	return "a number"
+}
+
 // checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
-// JSON, naming fields with what they are within. The rules and limits are those of Rollbar's page
-// "Create item".
+// JSON, naming fields with what they are within.
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
+	for _, f := range payloadFields {
+		for name := range strings.FieldsSeq(f.names) {
+			c.optional(name, rawjson.Get(data, strings.Split(name, ".")...), f.kind, f.limit)
+		}
+	}
 	switch environment := rawjson.Get(data, "environment"); {
-	case environment == nil:
+	case isNull(environment):
 		c.refuse("environment", "is required")
 	case string(environment) == `""`:
 		c.refuse("environment", "must not be empty")
 	}
-	if timestamp := rawjson.Get(data, "timestamp"); !isNull(timestamp) && !isNumber(timestamp) {
-		c.refuse("timestamp", "must be a number, Unix seconds")
-	}
-	for name, limit := range map[string]int{
-		"environment": 255, "title": 255, "uuid": 36, "code_version": 40, "level": 0,
-		"fingerprint": 0, "context": 0, "platform": 0, "language": 0, "framework": 0,
-	} {
-		c.text(name, rawjson.Get(data, name), limit)
-	}
-	for _, name := range []string{"request", "person", "server", "client", "custom", "notifier"} {
-		if value := rawjson.Get(data, name); !isNull(value) && value[0] != '{' {
-			c.refuse(name, "must be an object")
-		}
-	}
-	if level := rawjson.Get(data, "level"); level != nil && (level[0] == '"' || isNull(level)) && !slices.Contains(levels, rawjson.Unquote(level)) {
+	if level := rawjson.Get(data, "level"); level != nil && !slices.Contains(levels, rawjson.Unquote(level)) {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
 	if uuid := rawjson.Get(data, "uuid"); uuid != nil {
-		if text := rawjson.Unquote(uuid); text == "" || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF }) {
+		text := rawjson.Unquote(uuid)
+		isOther := strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF })
+		if text == "" || isOther || utf8.RuneCountInString(text) > 36 {
 			c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 		}
 	}
-	if person := rawjson.Get(data, "person"); len(person) > 0 && person[0] == '{' {
-		c.person(person)
+	id := rawjson.Get(data, "person", "id")
+	_, isInteger := rawjson.Int(id)
+	switch person := rawjson.Get(data, "person"); {
+	case isNull(person) || jsonKind(person) != "an object" || isInteger:
+	case isNull(id) || string(id) == `""`:
+		c.refuse("person.id", "is required in %sperson", within)
+	default:
+		c.optional("person.id", id, "a string", 40)
 	}
 	c.body(rawjson.Get(data, "body"))
 	if len(c.wrong) == 0 {
@@ -275,110 +316,49 @@ func checkPayload(data json.RawMessage, within string) error {
 	return invalidFields(c.wrong)
 }
 
-func isNumber(value json.RawMessage) bool {
-	return value[0] == '-' || '0' <= value[0] && value[0] <= '9'
-}
-
-func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
-
-// text checks an optional text of at most limit characters, or any number for 0. Null is accepted
-// but for the environment, which is required.
-func (c *payloadCheck) text(field string, value json.RawMessage, limit int) {
-	switch {
-	case isNull(value) && (value == nil || field != "environment"):
-	case value[0] != '"':
-		c.refuse(field, "must be a string")
-	case limit > 0 && utf8.RuneCountInString(rawjson.Unquote(value)) > limit:
-		c.refuse(field, "must be at most %d characters long", limit)
-	}
-}
-
-func (c *payloadCheck) person(person json.RawMessage) {
-	id := rawjson.Get(person, "id")
-	if isNull(id) || string(id) == `""` {
-		c.refuse("person.id", "is required in %sperson", c.within)
-	} else if _, number := rawjson.Int(id); !number {
-		c.text("person.id", id, 40)
-	}
-	c.text("person.username", rawjson.Get(person, "username"), 255)
-	c.text("person.email", rawjson.Get(person, "email"), 255)
-}
-
+// body checks data.body, which must have exactly one of four members.
 func (c *payloadCheck) body(body json.RawMessage) {
-	if len(body) == 0 || body[0] != '{' {
-		c.refuse("body", "must be an object with one of %s", strings.Join(bodyKinds, ", "))
-		return
+	trace, chain := rawjson.Get(body, "trace"), rawjson.Get(body, "trace_chain")
+	message, report := rawjson.Get(body, "message"), rawjson.Get(body, "crash_report")
+	given := slices.DeleteFunc([]json.RawMessage{trace, chain, message, report}, func(v json.RawMessage) bool { return v == nil })
+	traces := slices.Collect(rawjson.Elements(chain))
+	switch {
+	case len(given) != 1:
+		c.refuse("body", "must be an object with exactly one of trace, trace_chain, message, crash_report")
+	case message != nil:
+		c.required("body.message.body", rawjson.Get(message, "body"), "a string")
+	case report != nil:
+		c.required("body.crash_report.raw", rawjson.Get(report, "raw"), "a string")
+	case trace != nil:
+		c.trace("body.trace", trace)
+	case len(traces) == 0:
+		c.refuse("body.trace_chain", "must be an array of at least one trace")
 	}
-	var kinds []string
-	for _, kind := range bodyKinds {
-		if rawjson.Get(body, kind) != nil {
-			kinds = append(kinds, kind)
-		}
+	for i, trace := range traces {
+		c.trace(fmt.Sprintf("body.trace_chain[%d]", i), trace)
 	}
-	if len(kinds) != 1 {
-		c.refuse("body", "must have exactly one of %s", strings.Join(bodyKinds, ", "))
-		return
-	}
-	telemetry := rawjson.Get(body, "telemetry")
-	if !isNull(telemetry) && telemetry[0] != '[' {
-		c.refuse("body.telemetry", "must be an array")
-	}
-	n := 0
-	for entry := range rawjson.Elements(telemetry) {
-		if at := rawjson.Get(entry, "timestamp_ms"); !isNull(at) && !isNumber(at) {
-			c.refuse(fmt.Sprintf("body.telemetry[%d].timestamp_ms", n), "must be a number, Unix milliseconds")
-		}
-		n++
-	}
-	content, field := rawjson.Get(body, kinds[0]), "body."+kinds[0]
-	switch kinds[0] {
-	case "message":
-		c.required(field+".body", rawjson.Get(content, "body"), '"', "a string")
-	case "crash_report":
-		c.required(field+".raw", rawjson.Get(content, "raw"), '"', "a string")
-	case "trace":
-		c.trace(field, content)
-	case "trace_chain":
-		count := 0
-		for trace := range rawjson.Elements(content) {
-			c.trace(fmt.Sprintf("%s[%d]", field, count), trace)
-			count++
-		}
-		if count == 0 {
-			c.refuse(field, "must be an array of at least one trace")
-		}
+	for i, entry := range slices.Collect(rawjson.Elements(rawjson.Get(body, "telemetry"))) {
+		field := fmt.Sprintf("body.telemetry[%d].timestamp_ms", i)
+		c.optional(field, rawjson.Get(entry, "timestamp_ms"), "a number, Unix milliseconds", 0)
 	}
 }
 
 func (c *payloadCheck) trace(field string, trace json.RawMessage) {
-	c.required(field+".frames", rawjson.Get(trace, "frames"), '[', "an array")
-	c.required(field+".exception.class", rawjson.Get(trace, "exception", "class"), '"', "a string")
-}
-
-// required checks a value that must be there and begin as its type does.
-func (c *payloadCheck) required(field string, value json.RawMessage, begin byte, what string) {
-	if len(value) == 0 || value[0] != begin {
-		c.refuse(field, "is required and must be %s", what)
-	}
+	c.required(field+".frames", rawjson.Get(trace, "frames"), "an array")
+	c.required(field+".exception.class", rawjson.Get(trace, "exception", "class"), "a string")
 }
 
 // occurrenceTitle is the title that Rollbar would give an occurrence, as far as its payload says.
 func occurrenceTitle(data json.RawMessage) string {
-	if title := rawjson.Unquote(rawjson.Get(data, "title")); title != "" {
+	text := func(path ...string) string { return rawjson.Unquote(rawjson.Get(data, path...)) }
+	report, _, _ := strings.Cut(text("body", "crash_report", "raw"), "\n")
+	if title := cmp.Or(text("title"), text("body", "message", "body"), report); title != "" {
 		return title
 	}
-	body := rawjson.Get(data, "body")
-	if message := rawjson.Unquote(rawjson.Get(body, "message", "body")); message != "" {
-		return message
-	}
-	if report, _, _ := strings.Cut(rawjson.Unquote(rawjson.Get(body, "crash_report", "raw")), "\n"); report != "" {
-		return report
-	}
-	trace := rawjson.Get(body, "trace")
-	for first := range rawjson.Elements(rawjson.Get(body, "trace_chain")) {
-		trace = first
+	exception := rawjson.Get(data, "body", "trace", "exception")
+	for first := range rawjson.Elements(rawjson.Get(data, "body", "trace_chain")) {
+		exception = rawjson.Get(first, "exception")
 		break
 	}
-	exception := rawjson.Get(trace, "exception")
 	return rawjson.Unquote(rawjson.Get(exception, "class")) + ": " + rawjson.Unquote(rawjson.Get(exception, "message"))
 }

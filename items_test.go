@@ -161,13 +161,13 @@ func TestCreateRefused(t *testing.T) {
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
 	for body, want := range map[string]string{
-		`{"data":{}}`: "data.body must be an object with one of trace, trace_chain, message, crash_report; data.environment is required",
-		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                           "data.body must have exactly one of",
+		`{"data":{}}`: "data.body must be an object with exactly one of trace, trace_chain, message, crash_report; data.environment is required",
+		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                           "data.body must be an object with exactly one of",
 		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                                                  "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
 		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                                                       "data.body.trace.exception.class is required and must be a string",
 		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                                            "data.body.trace_chain must be an array of at least one trace",
 		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`:                            "data.person.id is required",
-		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`:         "data.uuid must be at most 36 characters long",
+		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`:         "data.uuid must be a UUID, or another text of up to 36 Latin-1 characters",
 		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                                  "data.uuid must be a UUID, or another text",
 		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                                     "data.context must be a string",
 		`{"data":{"environment":"","level":null,"timestamp":"now","person":{"id":""},"body":{"crash_report":{"raw":"x"}}}}`: "data.environment must not be empty; data.level must be one of debug, info, warning, error, critical; data.person.id is required in data.person; data.timestamp must be a number",
