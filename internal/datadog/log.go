@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -14,7 +13,7 @@ import (
 //
 // Datadog recognizes the keys timestamp, level, message and, for an attribute "error", error.message. Each
 // line also has dd.service, dd.env and dd.version from the settings and, if the context carries a span,
-// dd.trace_id and dd.span_id. These stay at the root even if the logger has open groups.
+// dd.trace_id and dd.span_id. In a logger with an open group, these two are in the group.
 func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Handler {
 	id := settings.identity()
 	var attrs []slog.Attr
@@ -25,7 +24,7 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 	}
 	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
 	buffer, _ := w.(*LogBuffer)
-	return &logHandler{Handler: json.WithAttrs(attrs), buffer: buffer}
+	return &logHandler{json.WithAttrs(attrs), buffer}
 }
 
 func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
@@ -47,29 +46,16 @@ func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
 	return attr
 }
 
-// A logHandler is a JSONHandler that does not know of groups, so that it can add the ids of the span at
-// the root. Instead, the logHandler nests the attributes of a record itself.
+// A logHandler is a JSONHandler that adds the ids of the span.
 type logHandler struct {
-	slog.Handler                               // the JSONHandler
-	nest         func([]slog.Attr) []slog.Attr // puts attributes into the open groups; nil without groups
-	buffer       *LogBuffer                    // the destination, if it is a LogBuffer
+	slog.Handler            // the JSONHandler
+	buffer       *LogBuffer // the destination, if it is a LogBuffer
 }
 
 // Handle writes the record as one line.
 func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
-	s := SpanFrom(ctx)
-	switch {
-	case h.nest != nil:
-		var attrs []slog.Attr
-		for attr := range record.Attrs {
-			attrs = append(attrs, attr)
-		}
-		record = slog.NewRecord(record.Time, record.Level, record.Message, record.PC)
-		record.AddAttrs(h.nest(attrs)...)
-	case s != nil:
+	if s := SpanFrom(ctx); s != nil {
 		record = record.Clone()
-	}
-	if s != nil {
 		record.AddAttrs(slog.String("dd.trace_id", s.traceID()), slog.String("dd.span_id", strconv.FormatUint(s.id, 10)))
 	}
 	err := h.Handler.Handle(ctx, record)
@@ -81,29 +67,12 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 
 // WithAttrs returns a handler that adds the attributes to each record.
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	with := *h
-	if h.nest == nil {
-		with.Handler = h.Handler.WithAttrs(attrs)
-	} else {
-		with.nest = func(more []slog.Attr) []slog.Attr { return h.nest(slices.Concat(attrs, more)) }
-	}
-	return &with
+	return &logHandler{h.Handler.WithAttrs(attrs), h.buffer}
 }
 
 // WithGroup returns a handler that puts all later attributes into the group.
 func (h *logHandler) WithGroup(name string) slog.Handler {
-	if name == "" {
-		return h
-	}
-	with := *h
-	with.nest = func(attrs []slog.Attr) []slog.Attr {
-		attrs = []slog.Attr{slog.GroupAttrs(name, attrs...)}
-		if h.nest == nil {
-			return attrs
-		}
-		return h.nest(attrs)
-	}
-	return &with
+	return &logHandler{h.Handler.WithGroup(name), h.buffer}
 }
 
 // A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system

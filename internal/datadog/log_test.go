@@ -52,7 +52,7 @@ func TestLogLine(t *testing.T) {
 		{"within a span", ctx, func(ctx context.Context, log *slog.Logger) {
 			log.With("a", 1).InfoContext(ctx, "done", "b", 2)
 		}, map[string]any{"a": 1.0, "b": 2.0}},
-		{"in groups", ctx, func(ctx context.Context, log *slog.Logger) {
+		{"in groups", t.Context(), func(ctx context.Context, log *slog.Logger) {
 			log = log.With("a", 1).WithGroup("outer").With("b", 2)
 			log.WithGroup("other") // changes nothing here
 			log.WithGroup("inner").With("time", 3).InfoContext(ctx, "done", "error", "x")
