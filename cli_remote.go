@@ -84,9 +84,7 @@ func runRemotely(ctx context.Context, config *Config, c *Command, args arguments
 }
 
 // remoteClient follows no redirects, since that would turn a change into a read.
-var remoteClient = &http.Client{
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-}
+var remoteClient = &http.Client{CheckRedirect: refuseRedirects}
 
 // askServer sends one request to the server at APP_URL and returns the result in its response.
 func askServer(ctx context.Context, config *Config, c *Command, args arguments) (any, error) {

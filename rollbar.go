@@ -78,11 +78,12 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		telemetry: telemetry,
 		client: &http.Client{
 			Transport: telemetry.Transport(transport, "app.rollbar", callResource),
-			// A Location of Rollbar's can hold the token.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			CheckRedirect: refuseRedirects, // a Location of Rollbar's can hold the token
 		},
 	}
 }
+
+func refuseRedirects(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // maskOf returns a replacer that hides the tokens, as they are and escaped. A token that is the prefix
 // of another one is replaced after it.
