@@ -101,29 +101,29 @@ func (s *reportSearch) among(ctx context.Context, conn *pgx.Conn, chosen, neares
 		ORDER BY id `+s.order)
 }
 
-// byBlock finds the reports of the page in one block after another. MATERIALIZED keeps PostgreSQL from
-// walking along the primary key in the hope of an early match.
+// byBlock finds the reports of the page in one block after another: by the index of terms, or along the
+// primary key where there are only times to look for. MATERIALIZED keeps PostgreSQL to the former.
 func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
-	const (
-		rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
-		oldest   = "(SELECT min(id) / 4096 FROM reports)"
-		newest   = "(SELECT max(id) / 4096 FROM reports)"
-	)
+	const rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
+	oldest, newest := "(SELECT min(id) / 4096 FROM reports)", "(SELECT max(id) / 4096 FROM reports)"
+	if s.times != "" {
+		bounded := " FROM blocks WHERE " + s.bucket + s.times + ")"
+		oldest, newest = "(SELECT min(block)"+bounded, "(SELECT max(block)"+bounded
+	}
 	blocks := "generate_series(least(@before::bigint / 4096, " + newest + "), " + oldest + ", -1)"
 	if s.order == "ASC" {
 		blocks = "generate_series(greatest(@after::bigint / 4096, " + oldest + "), " + newest + ")"
 	}
-	buckets, within := "", rowTerms+" @> report_terms(e.block, @terms)"
+	buckets, materialized, within := "", "MATERIALIZED", rowTerms+" @> report_terms(e.block, @terms)"
 	if s.times != "" {
-		chosen := "array_agg(term)"
-		if len(s.terms) > 0 { // many buckets take longer to look up than they save
-			chosen = "CASE WHEN count(*) <= 16 THEN array_agg(term) ELSE (report_terms(e.block, @terms))[:1] END"
+		if len(s.terms) > 0 {
+			within += " AND " + rowTerms + " && b.terms"
 		} else {
-			within = "TRUE"
+			materialized, within = "NOT MATERIALIZED", "id BETWEEN e.block * 4096 AND e.block * 4096 + 4095"
 		}
-		within += " AND " + rowTerms + " && b.terms"
+		// Many buckets take longer to look up than they save.
 		buckets = `CROSS JOIN LATERAL (
-			SELECT ` + chosen + ` AS terms
+			SELECT CASE WHEN count(*) <= 16 THEN array_agg(term) ELSE (report_terms(e.block, @terms))[:1] END AS terms
 			FROM blocks
 			WHERE block = e.block AND ` + s.bucket + s.times + `
 			HAVING count(*) > 0
@@ -134,7 +134,7 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 		FROM `+blocks+` AS e (block)
 		`+buckets+`
 		CROSS JOIN LATERAL (
-			WITH matching AS MATERIALIZED (
+			WITH matching AS `+materialized+` (
 				SELECT id, last_seen
 				FROM reports
 				WHERE `+within+` AND coalesce(`+s.row+`, FALSE)

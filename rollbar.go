@@ -77,7 +77,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport: telemetry.Transport(transport, "app.rollbar", callResource),
+			Transport:     telemetry.Transport(transport, "app.rollbar", callResource),
 			CheckRedirect: refuseRedirects, // a Location of Rollbar's can hold the token
 		},
 	}

@@ -97,15 +97,15 @@ COMMENT ON COLUMN blocks.term        IS 'The bucket''s term in the index reports
 COMMENT ON COLUMN blocks.first_seen  IS 'No report of the bucket was first seen before this.';
 COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen after this.';
 
--- widen_blocks makes the times wide enough for some reports. They are a minute wider than need be, and
--- written only when they are too narrow: creating one report after another must not wait for the
+-- widen_blocks makes the times wide enough for some reports. They are half a second wider than need
+-- be, and written only when they are too narrow: creating one report after another must not wait for the
 -- previous commit. Its plan is kept from when the tables may have been empty, hence the settings.
 CREATE OR REPLACE FUNCTION widen_blocks(ids bigint[]) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	INSERT INTO blocks AS b
 	SELECT block, state, status, level, environment, (report_terms(block, '{}', state, status, level, environment))[1],
-		first_seen, last_seen + interval '1 minute'
+		first_seen, last_seen + interval '0.5 seconds'
 	FROM (
 		SELECT id / 4096 AS block, state, coalesce(status, '') AS status, coalesce(level, '') AS level,
 			coalesce(environment, '') AS environment,
