@@ -140,31 +140,26 @@ func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
 	defer cancel(nil)
 	var count atomic.Int64
 	var workers sync.WaitGroup
-	next := make(chan int64)
-	for range min(4, len(ids)) {
-		workers.Go(func() {
-			for id := range next {
-				var was bool
-				err := async.Protect(func() (err error) {
-					was, err = app.rollbar.DeleteOccurrence(ctx, id)
-					return err
-				})
-				if err != nil {
-					cancel(fmt.Errorf("occurrence %d: %w", id, err))
-				}
-				if was {
-					count.Add(1)
-				}
-			}
-		})
-	}
+	slots := make(chan struct{}, 4)
 	for _, id := range ids {
+		slots <- struct{}{}
 		if ctx.Err() != nil {
 			break
 		}
-		next <- id
+		workers.Go(func() {
+			defer func() { <-slots }()
+			err := async.Protect(func() error {
+				was, err := app.rollbar.DeleteOccurrence(ctx, id)
+				if was {
+					count.Add(1)
+				}
+				return err
+			})
+			if err != nil {
+				cancel(fmt.Errorf("occurrence %d: %w", id, err))
+			}
+		})
 	}
-	close(next)
 	workers.Wait()
 	return count.Load(), context.Cause(ctx)
 }

@@ -322,10 +322,14 @@ type Item struct {
 	JSON json.RawMessage
 }
 
+// An Occurrence is one occurrence as Rollbar sent it, but without the access token that its metadata can
+// hold.
+type Occurrence = Item
+
 func itemOf(raw json.RawMessage) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
 	if !ok {
-		return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
+		return Item{}, fail(badGateway, "Rollbar's response holds something without an id")
 	}
 	return Item{id, raw}, nil
 }
@@ -357,31 +361,27 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 
 // itemsOf returns the page of items that a result holds.
 func itemsOf(raw json.RawMessage) (*ItemPage, error) {
-	page := &ItemPage{Total: rawjson.Get(raw, "total_count")}
-	if page.Total == nil {
-		page.Total = json.RawMessage("null")
+	items, err := elementsOf(raw, "items")
+	total := cmp.Or(string(rawjson.Get(raw, "total_count")), "null")
+	return &ItemPage{Items: items, Total: json.RawMessage(total)}, err
+}
+
+// elementsOf returns the elements of the list that a result must hold. A response without it is not an
+// empty list.
+func elementsOf(result json.RawMessage, name string) ([]Item, error) {
+	list := rawjson.Get(result, name)
+	if len(list) == 0 || list[0] != '[' {
+		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
 	}
-	items, err := arrayIn(raw, "items")
-	if err != nil {
-		return nil, err
-	}
-	for element := range rawjson.Elements(items) {
-		item, err := itemOf(element)
+	var elements []Item
+	for raw := range rawjson.Elements(list) {
+		element, err := itemOf(raw)
 		if err != nil {
 			return nil, err
 		}
-		page.Items = append(page.Items, item)
+		elements = append(elements, element)
 	}
-	return page, nil
-}
-
-// arrayIn returns the array that a result must hold. A response without it is not an empty list.
-func arrayIn(result json.RawMessage, name string) (json.RawMessage, error) {
-	array := rawjson.Get(result, name)
-	if len(array) == 0 || array[0] != '[' {
-		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
-	}
-	return array, nil
+	return elements, nil
 }
 
 // Item reads the item with the system-wide id.
@@ -408,13 +408,6 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 	return r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
 }
 
-// An Occurrence is one occurrence as Rollbar sent it, in compact JSON, without the access token that
-// its metadata can hold.
-type Occurrence struct {
-	ID   int64
-	JSON json.RawMessage
-}
-
 // An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page
 // with the number, whose contents shift as occurrences come.
 type occurrencePlace struct{ page, before int64 }
@@ -433,24 +426,19 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	if err != nil {
 		return nil, false, err
 	}
-	instances, err := arrayIn(raw, "instances")
+	elements, err := elementsOf(raw, "instances")
 	if err != nil {
 		return nil, false, err
 	}
 	var occurrences []Occurrence
-	seen, sent := map[int64]bool{}, int64(0)
-	for element := range rawjson.Elements(instances) {
-		sent++
-		id, ok := rawjson.Int(rawjson.Get(element, "id"))
-		if !ok {
-			return nil, false, fail(badGateway, "Rollbar's response holds an occurrence without an id")
+	seen := map[int64]bool{}
+	for _, o := range elements {
+		if !seen[o.ID] {
+			occurrences = append(occurrences, Occurrence{o.ID, rawjson.Without(o.JSON, "data", "metadata", "access_token")})
 		}
-		if !seen[id] {
-			occurrences = append(occurrences, Occurrence{id, rawjson.Without(element, "data", "metadata", "access_token")})
-		}
-		seen[id] = true
+		seen[o.ID] = true
 	}
-	return occurrences, sent >= limit, nil
+	return occurrences, int64(len(elements)) >= limit, nil
 }
 
 // DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show
