@@ -100,7 +100,7 @@ var checkCmd = &Command{
 
 // Health is what check found: OK or KO.
 type Health struct {
-	Status string `json:"status"`
+	Status string `json:"status" enum:"OK,KO"`
 }
 
 func (h Health) outcome() outcome {

@@ -29,6 +29,7 @@ type Command struct {
 	Long    string    // more help, or ""
 	Confirm string    // the question that the command line asks first, or ""
 	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
+	Shape   any       // of the type of a list's elements or of a raw JSON result, for OpenAPI; nil if unknown
 	Open    bool      // callers need no API token
 	Changes bool      // it changes something at Rollbar or deletes reports
 	Run     operation // made by typed
@@ -57,6 +58,7 @@ type checker interface{ check() error }
 //	default:"20"     the value when it is not given; without this tag it is required
 //	enum:"a,b"       the values that are valid
 //	min, max         the range of a number, or of a text's length in characters
+//	unless:"data"    required, unless the other parameter is given, which then stands alone
 //	file:"true"      the flag names a file that holds the JSON body
 //	help:"…"         what it means
 //

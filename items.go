@@ -46,6 +46,7 @@ var itemsListCmd = &Command{
 	Route:   "GET /items",
 	Short:   "List the project's items in Rollbar",
 	Columns: "id counter level status environment total_occurrences title",
+	Shape:   Item{},
 	Run:     typed(itemsList),
 }
 
@@ -157,6 +158,7 @@ var itemsGetCmd = &Command{
 	Name:  "items.get",
 	Route: "GET /items/{id}",
 	Short: "Show one item",
+	Shape: Item{},
 	Run:   typed(itemsGet),
 }
 
@@ -199,6 +201,7 @@ var itemsUpdateCmd = &Command{
 	Also:    "PUT /items/{id}",
 	Short:   "Change an item and show the result",
 	Changes: true,
+	Shape:   Item{},
 	Run:     typed(itemsUpdate),
 }
 
@@ -262,6 +265,7 @@ var itemsOccurrencesCmd = &Command{
 	Route:   "GET /items/{id}/occurrences",
 	Short:   "List an item's occurrences, newest first",
 	Columns: "id timestamp data.level data.environment data.uuid",
+	Shape:   Occurrence{},
 	Run:     typed(itemsOccurrences),
 }
 

@@ -30,7 +30,7 @@ var itemsCreateCmd = &Command{
 
 type itemsCreateInput struct {
 	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"Rollbar's own payload, {\"data\":{…}}, instead of all other parameters"`
-	Message     Opt[string]          `json:"message" min:"1" help:"what happened (required without data)"`
+	Message     Opt[string]          `json:"message" unless:"data" min:"1" help:"what happened (required without data)"`
 	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"level (default error)"`
 	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"environment in which it happened (default production)"`
 	Title       Opt[string]          `json:"title" min:"1" max:"255" help:"title of the item (default the message)"`
@@ -100,7 +100,7 @@ func (in *itemsCreateInput) payload() json.RawMessage {
 // Created is what became of a new occurrence.
 type Created struct {
 	UUID  string `json:"uuid"`
-	State string `json:"state"` // delivered or queued
+	State string `json:"state" enum:"delivered,queued"`
 }
 
 func (c Created) outcome() outcome {

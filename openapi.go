@@ -5,11 +5,14 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const openAPIPath = "/openapi.json"
@@ -20,7 +23,7 @@ type jsonObject map[string]any
 // openAPI is the OpenAPI 3.1 document of the commands. Its operation ids are the commands' names; a
 // second route has its method behind that.
 func openAPI(commands []*Command, secured bool) ([]byte, error) {
-	paths := jsonObject{}
+	paths, schemas := jsonObject{}, jsonObject{}
 	for _, c := range commands {
 		for _, route := range c.routes() {
 			method, path, _ := strings.Cut(route, " ")
@@ -28,16 +31,22 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 			if paths[path] == nil {
 				paths[path] = jsonObject{}
 			}
-			operation := c.openAPI(secured)
+			operation := c.openAPI(schemas)
 			if route == c.Also {
 				operation["operationId"] = c.Name + "." + method
 			}
 			paths[path].(jsonObject)[method] = operation
 		}
 	}
-	components := jsonObject{"schemas": jsonObject{"Problem": schemaOf(reflect.TypeFor[problem]())}}
+	components := jsonObject{"schemas": schemas, "responses": jsonObject{"Failure": jsonObject{
+		"description": "A failure",
+		"headers":     jsonObject{"Retry-After": header("seconds to wait before another attempt", "integer")},
+		"content":     content("application/problem+json", schemaOf(reflect.TypeFor[problem](), schemas)),
+	}}}
+	security := []jsonObject{}
 	if secured {
 		components["securitySchemes"] = jsonObject{"token": jsonObject{"type": "http", "scheme": "bearer"}}
+		security = []jsonObject{{"token": []string{}}}
 	}
 	return json.MarshalIndent(jsonObject{
 		"openapi": "3.1.0",
@@ -45,52 +54,90 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 			"title":       "app",
 			"version":     buildVersion(),
 			"description": "Rollbar over HTTP, with everything it saw kept in PostgreSQL.",
+			"license":     jsonObject{"name": "MIT", "identifier": "MIT"},
 		},
+		"servers":    []jsonObject{{"url": ".", "description": "beside this document, whatever prefix a proxy adds"}},
+		"security":   security,
 		"paths":      paths,
 		"components": components,
 	}, "", "  ")
 }
 
-// openAPI describes the command.
-func (c *Command) openAPI(secured bool) jsonObject {
-	operation := jsonObject{"operationId": c.Name, "summary": c.Short, "tags": []string{c.words()[0]}, "responses": c.responses()}
-	if c.Long != "" {
-		operation["description"] = c.Long
-	}
-	if secured && !c.Open {
-		operation["security"] = []jsonObject{{"token": []string{}}}
-	}
-	parameters, properties, required := []jsonObject{}, jsonObject{}, []string{}
+// openAPI describes the command. It adds the schemas that it refers to.
+func (c *Command) openAPI(schemas jsonObject) jsonObject {
+	parameters := []jsonObject{}
 	for _, p := range c.Run.params {
-		switch p.in {
-		case inPath, inQuery:
+		if p.in == inPath || p.in == inQuery {
 			parameters = append(parameters, jsonObject{
 				"name": p.name, "in": string(p.in), "description": p.help, "required": p.in == inPath || p.required, "schema": p.schema(),
 			})
-		case inBody:
-			schema := p.schema()
-			schema["description"] = p.help
-			properties[p.name] = schema
-			if p.required {
-				required = append(required, p.name)
-			}
 		}
 	}
-	if len(parameters) > 0 {
-		operation["parameters"] = parameters
+	if c.hasETag() {
+		parameters = append(parameters, jsonObject{
+			"name": "If-None-Match", "in": "header", "description": "the ETag of an earlier response", "schema": jsonObject{"type": "string"},
+		})
 	}
-	if len(properties) > 0 {
-		body := jsonObject{"type": "object", "properties": properties, "additionalProperties": false}
-		if len(required) > 0 {
-			body["required"] = required
-		}
-		operation["requestBody"] = jsonObject{"required": true, "content": content("application/json", body)}
+	operation := jsonObject{
+		"operationId": c.Name, "summary": c.Short, "description": cmp.Or(c.Long, c.Short), "tags": []string{c.words()[0]},
+		"parameters": parameters, "responses": c.responses(schemas),
+	}
+	if c.Open {
+		operation["security"] = []jsonObject{}
+	}
+	if len(c.names(inBody)) > 0 {
+		operation["requestBody"] = jsonObject{"required": true, "content": content("application/json", c.body(schemas))}
 	}
 	return operation
 }
 
+func reference(schema string) jsonObject {
+	return jsonObject{"$ref": "#/components/schemas/" + schema}
+}
+
 func content(mediaType string, schema any) jsonObject {
 	return jsonObject{mediaType: jsonObject{"schema": schema}}
+}
+
+func header(description, kind string) jsonObject {
+	return jsonObject{"description": description, "schema": jsonObject{"type": kind}}
+}
+
+// hasETag reports whether the responses have an ETag: they are single things that are read.
+func (c *Command) hasETag() bool {
+	return c.Run.out == reflect.TypeFor[json.RawMessage]() && strings.HasPrefix(c.Route, http.MethodGet+" ")
+}
+
+// body refers to the schema of the command's body: an object, or one of two where a parameter stands
+// alone. Each has a name, since generated clients have types of these names.
+func (c *Command) body(schemas jsonObject) jsonObject {
+	properties, required, alone := jsonObject{}, []string{}, ""
+	for _, p := range c.Run.params {
+		if p.in != inBody {
+			continue
+		}
+		schema := p.schema()
+		schema["description"] = p.help
+		properties[p.name] = schema
+		if p.required || p.unless != "" {
+			required = append(required, p.name)
+		}
+		alone = cmp.Or(alone, p.unless)
+	}
+	schemas[c.Name] = objectOf(properties, required)
+	if alone != "" {
+		single, others := c.Name+"."+alone, c.Name+"."+required[0]
+		schemas[single] = objectOf(jsonObject{alone: properties[alone]}, []string{alone})
+		delete(properties, alone)
+		schemas[others] = schemas[c.Name]
+		schemas[c.Name] = jsonObject{"oneOf": []jsonObject{reference(single), reference(others)}}
+	}
+	return reference(c.Name)
+}
+
+// objectOf is an object with at least one of the properties, and no others.
+func objectOf(properties jsonObject, required []string) jsonObject {
+	return jsonObject{"type": "object", "properties": properties, "required": required, "additionalProperties": false, "minProperties": 1}
 }
 
 // schema is what a value of the parameter is.
@@ -103,7 +150,7 @@ func (p *param) schema() jsonObject {
 	case kindBool:
 		schema["type"] = "boolean"
 	case kindObject:
-		schema["type"] = "object"
+		schema = jsonObject{"type": "object", "additionalProperties": true}
 	case kindText:
 		p.bounded(schema, "minLength", "maxLength")
 	}
@@ -134,68 +181,73 @@ func (p *param) bounded(schema jsonObject, least, most string) {
 	}
 }
 
-// responses are the answers: those of success, which is all that differs, and problems.
-func (c *Command) responses() jsonObject {
-	responses := jsonObject{
-		"default": jsonObject{
-			"description": "A failure",
-			"content":     content("application/problem+json", jsonObject{"$ref": "#/components/schemas/Problem"}),
-		},
+// responses are the ways in which the command succeeds, and how it fails. Lines are not among the media
+// types, because a generated client would then have to tell the type of each list apart.
+func (c *Command) responses(schemas jsonObject) jsonObject {
+	responses := jsonObject{"default": jsonObject{"$ref": "#/components/responses/Failure"}}
+	headers := jsonObject{}
+	if !c.Open {
+		headers["Report-Stored"] = header("false if what Rollbar said could not be stored", "string")
+	}
+	if c.hasETag() {
+		headers["ETag"] = header("for If-None-Match", "string")
+		responses["304"] = jsonObject{"description": "Not Modified: the ETag is still right"}
 	}
 	for _, o := range c.Run.outcomes() {
-		answer := jsonObject{"description": http.StatusText(o.status)}
+		response := jsonObject{"description": http.StatusText(o.status), "headers": headers}
 		switch c.Run.out {
 		case reflect.TypeFor[Text]():
-			answer["content"] = content("text/plain", jsonObject{"type": "string"})
+			response["content"] = content("text/plain", jsonObject{"type": "string"})
 		case reflect.TypeFor[*List]():
-			answer["content"] = jsonObject{
-				"application/json": jsonObject{"schema": c.listSchema()},
-				ndjson:             jsonObject{"schema": jsonObject{"type": "object"}},
-			}
+			headers["Link"] = header("the neighbouring pages, with rel prev and next", "string")
+			response["description"] = "OK. To Accept: " + ndjson + " the elements alone are sent, one a line."
+			response["content"] = content("application/json", c.listSchema(schemas))
+		case reflect.TypeFor[json.RawMessage]():
+			response["content"] = content("application/json", schemaOf(reflect.TypeOf(c.Shape), schemas))
 		default:
-			answer["content"] = content("application/json", schemaOf(c.Run.out))
+			response["content"] = content("application/json", schemaOf(c.Run.out, schemas))
 		}
-		responses[strconv.Itoa(o.status)] = answer
+		responses[strconv.Itoa(o.status)] = response
 	}
 	return responses
 }
 
 // listSchema is the object that holds the elements of a list and says where its page is.
-func (c *Command) listSchema() jsonObject {
-	properties := jsonObject{c.elements(): jsonObject{"type": "array", "items": jsonObject{"type": "object"}}}
+func (c *Command) listSchema(schemas jsonObject) jsonObject {
+	properties := jsonObject{c.elements(): jsonObject{"type": "array", "items": schemaOf(reflect.TypeOf(c.Shape), schemas)}}
 	if c.has(inQuery, "page") {
-		properties["page"] = jsonObject{"type": "integer"}
-		properties["total_count"] = jsonObject{"type": []string{"integer", "null"}}
+		properties["page"] = jsonObject{"type": "integer", "format": "int64"}
+		properties["total_count"] = jsonObject{"type": []string{"integer", "null"}, "format": "int64"}
 	} else {
 		properties["next"] = jsonObject{"type": []string{"string", "null"}, "description": "the cursor of the next page"}
 	}
-	return jsonObject{"type": "object", "properties": properties}
+	return jsonObject{"type": "object", "properties": properties, "required": slices.Sorted(maps.Keys(properties))}
 }
 
-// schemaOf is the schema of a result by its JSON tags. It panics for types that no result should have.
-func schemaOf(t reflect.Type) jsonObject {
+// schemaOf is the schema of a result by its JSON tags; nil is any object. A struct is added to the schemas
+// under its name, and referred to. It panics for types that no result should have.
+func schemaOf(t reflect.Type, schemas jsonObject) jsonObject {
+	if t == nil || t == reflect.TypeFor[json.RawMessage]() {
+		return jsonObject{"type": "object", "additionalProperties": true, "description": "as Rollbar sent it"}
+	}
 	switch t.Kind() {
 	case reflect.Struct:
-		properties, required := jsonObject{}, []string{}
-		for _, field := range reflect.VisibleFields(t) {
-			name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
-			properties[name] = schemaOf(field.Type)
-			if options == "" {
-				required = append(required, name)
-			}
+		if t == reflect.TypeFor[time.Time]() {
+			return jsonObject{"type": "string", "format": "date-time"}
 		}
-		return jsonObject{"type": "object", "properties": properties, "required": required}
+		name := strings.ToUpper(t.Name()[:1]) + t.Name()[1:]
+		schemas[name] = structSchema(t, schemas)
+		return reference(name)
 	case reflect.Slice:
-		if t == reflect.TypeFor[json.RawMessage]() {
-			return jsonObject{"type": "object"} // as Rollbar sent it
-		}
-		return jsonObject{"type": "array", "items": schemaOf(t.Elem())}
+		return jsonObject{"type": "array", "items": schemaOf(t.Elem(), schemas)}
 	case reflect.Pointer:
-		return schemaOf(t.Elem())
+		schema := schemaOf(t.Elem(), schemas)
+		schema["type"] = []any{schema["type"], "null"}
+		return schema
 	case reflect.Map:
-		return jsonObject{"type": "object", "additionalProperties": schemaOf(t.Elem())}
+		return jsonObject{"type": "object", "additionalProperties": schemaOf(t.Elem(), schemas)}
 	case reflect.Int, reflect.Int64:
-		return jsonObject{"type": "integer"}
+		return jsonObject{"type": "integer", "format": "int64"}
 	case reflect.Float64:
 		return jsonObject{"type": "number"}
 	case reflect.Bool:
@@ -204,6 +256,29 @@ func schemaOf(t reflect.Type) jsonObject {
 		return jsonObject{"type": "string"}
 	}
 	panic(fmt.Sprintf("%v is no type for a result", t))
+}
+
+// structSchema is the schema of a struct. A field with the JSON tag "-" holds its other members.
+func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
+	properties, required := jsonObject{}, []string{}
+	schema := jsonObject{"type": "object", "properties": properties}
+	for _, field := range reflect.VisibleFields(t) {
+		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if name == "-" {
+			maps.Copy(schema, schemaOf(field.Type, schemas))
+			continue
+		}
+		property := schemaOf(field.Type, schemas)
+		if enum := field.Tag.Get("enum"); enum != "" {
+			property["enum"] = strings.Split(enum, ",")
+		}
+		properties[name] = property
+		if options == "" {
+			required = append(required, name)
+		}
+	}
+	schema["required"] = required
+	return schema
 }
 
 // serveOpenAPI answers with the document.

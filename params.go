@@ -37,6 +37,7 @@ type param struct {
 	help     string
 	value    string // the default, "" for none
 	required bool
+	unless   string // the other parameter without which it is required and beside which nothing may be, or ""
 	enum     []string
 	min, max int64 // of a number, or of a text's length
 	file     bool  // the flag names a file that holds the JSON body
@@ -141,6 +142,7 @@ func paramOf(field reflect.StructField) *param {
 			*bound = n
 		}
 	}
+	p.unless = field.Tag.Get("unless")
 	p.file = field.Tag.Get("file") == "true"
 	p.nullable = field.Tag.Get("null") == "true"
 

@@ -29,6 +29,7 @@ var reportsListCmd = &Command{
 	Route:   "GET /reports",
 	Short:   "List stored reports, newest first",
 	Columns: "id item_id state last_seen data.level data.environment data.status data.title",
+	Shape:   Report{},
 	Run:     typed(reportsList),
 }
 
@@ -295,6 +296,17 @@ func (p *reportPage) release() {
 
 func cursorTo(c reportCursor) url.Values { return url.Values{"cursor": {c.String()}} }
 
+// A Report is a report as callers see it, and as reportRow writes it.
+type Report struct {
+	ID        int64           `json:"id"`
+	ItemID    *int64          `json:"item_id"`
+	UUID      *string         `json:"uuid"`
+	State     string          `json:"state" enum:"current,superseded,queued,delivered,rejected"`
+	FirstSeen time.Time       `json:"first_seen"`
+	LastSeen  time.Time       `json:"last_seen"`
+	Data      json.RawMessage `json:"data"`
+}
+
 // A reportRow is one report as a statement that begins with reportSelect returns it. Its texts are
 // valid until the next row.
 type reportRow struct {
@@ -381,6 +393,7 @@ var reportsGetCmd = &Command{
 	Name:  "reports.get",
 	Route: "GET /reports/{id}",
 	Short: "Show one report",
+	Shape: Report{},
 	Run:   typed(reportsGet),
 }
 

@@ -318,13 +318,13 @@ func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Heade
 
 // An Item is one item as Rollbar sent it, in compact JSON.
 type Item struct {
-	ID   int64
-	JSON json.RawMessage
+	ID   int64           `json:"id"`
+	JSON json.RawMessage `json:"-"`
 }
 
 // An Occurrence is one occurrence as Rollbar sent it, but without the access token that its metadata can
 // hold.
-type Occurrence = Item
+type Occurrence Item
 
 func itemOf(raw json.RawMessage) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
