@@ -122,6 +122,22 @@ func TestArgumentsWithRulesOfTheirOwn(t *testing.T) {
 	assert.EqualError(t, err, "size must be at most 30 with deep")
 }
 
+// In JSON a whole number may be written with a fraction or an exponent, elsewhere with digits alone.
+func TestWholeNumbers(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{
+		"5": 5, "-5": -5, "5.0": 5, "5e0": 5, "0.5E1": 5, "50e-1": 5, "9007199254740993.0": 9007199254740993,
+	} {
+		got, err := fillTestInput(map[string][]literal{"id": given("1"), "user": inJSON(text)})
+		require.NoError(t, err, text)
+		assert.Equal(t, want, got.User.Value, text)
+	}
+	for _, text := range []string{"5.0", "5e0", "+5", "007", "1_000", "0x5", " 5", "-0", ""} {
+		_, err := fillTestInput(map[string][]literal{"id": given("1"), "user": given(text)})
+		assert.ErrorContains(t, err, "user must be a whole number, or null", "%q", text)
+	}
+}
+
 func TestMoment(t *testing.T) {
 	t.Parallel()
 	for text, age := range map[string]time.Duration{"0m": 0, "90m": 90 * time.Minute, "36h": 36 * time.Hour, "7d": 168 * time.Hour, "2w": 336 * time.Hour} {

@@ -390,6 +390,27 @@ func TestPagesByLinks(t *testing.T) {
 	}
 }
 
+// A proxy may add a prefix to the paths: the links hold below it.
+func TestLinksBelowAPrefix(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5)
+	f.serve(http.StripPrefix("/rollbar", newHandler(f.app, commands, nil)))
+	for path, list := range map[string]string{"/rollbar/items?limit=2": "items", "/rollbar/reports?limit=2": "reports"} {
+		var last string
+		seen := 0
+		for page, got := range f.walk(path, "next") {
+			assert.True(t, strings.HasPrefix(page, "/rollbar/"), page)
+			seen += len(got.list(list))
+			last = page
+		}
+		assert.Equal(t, 5, seen, path)
+		for page := range f.walk(last, "prev") {
+			last = page
+		}
+		assert.True(t, strings.HasPrefix(last, "/rollbar/"), last)
+	}
+}
+
 // An answer that fails half way must not look like a whole one.
 func TestListThatFailsHalfWay(t *testing.T) {
 	t.Parallel()
