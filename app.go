@@ -117,8 +117,9 @@ func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
 	if err != nil {
 		return Health{}, err
 	}
-	if err := store.ping(ctx); err != nil {
-		return Health{"KO"}, nil // the answer is to say nothing else
+	if err := store.check(ctx); err != nil {
+		app.log.WarnContext(ctx, "KO", "error", err) // the answer is to say nothing else
+		return Health{"KO"}, nil
 	}
 	return Health{"OK"}, nil
 }

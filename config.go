@@ -14,11 +14,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/peterbourgon/ff/v3"
 
@@ -64,8 +66,8 @@ func (s setting) env() string { return strings.ToUpper(strings.ReplaceAll(s.name
 func (c *Config) settings() []setting {
 	return []setting{
 		{"addr", "address on which serve listens", "127.0.0.1:8080", checked(&c.Addr, isAddress)},
-		{"database-url", "PostgreSQL database in which reports are stored", "", checked(&c.DatabaseURL, isDatabase)},
-		{"database-read-url", "PostgreSQL standby from which reports are read (default DATABASE_URL)", "", checked(&c.DatabaseReadURL, isDatabase)},
+		{"database-url", "PostgreSQL database in which reports are stored", "", parsed(&c.DatabaseURL, parseDatabase)},
+		{"database-read-url", "PostgreSQL standby from which reports are read (default DATABASE_URL)", "", parsed(&c.DatabaseReadURL, parseDatabase)},
 		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", checked(&c.RollbarURL, isRollbarURL)},
 		{"rollbar-token", "Rollbar access token with all scopes, for projects that still have one", "", parsed(&c.token, parseToken)},
 		{"rollbar-read-token", "Rollbar access token with the scope read (default ROLLBAR_TOKEN)", "", parsed(&c.readToken, parseToken)},
@@ -115,11 +117,37 @@ func isAddress(value string) error {
 	return nil
 }
 
-func isDatabase(value string) error {
-	if _, err := pgxpool.ParseConfig(value); err != nil { // whose text may hold the password
-		return errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database")
+// databaseURL is what a URL of PostgreSQL may look like; an @ elsewhere would make a part of the password the
+// host, which is logged.
+var databaseURL = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$`)
+
+// databaseParameter is what keyword=value may hold beside the keywords that pgx knows.
+var databaseParameter = regexp.MustCompile(`(?i)^(application_name|client_encoding|options|search_path|timezone|\w+_timeout)$`)
+
+// parseDatabase returns the trimmed URL or keyword=value, or an error without a part of the value. pgx takes
+// for keywords whatever is no URL, and connects to a default place where it knows none of them.
+func parseDatabase(value string) (string, error) {
+	value = strings.TrimSpace(value)
+	usage := errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database, with %40 for an @ in the password")
+	config, err := pgxpool.ParseConfig(value)
+	var parsing *pgconn.ParseConfigError
+	if errors.As(err, &parsing) {
+		parsing.ConnString = ""
+		words := strings.TrimPrefix(err.Error(), "cannot parse ``: ")
+		if !strings.HasPrefix(words, "failed to parse") && words != "invalid port" {
+			return "", errors.New("cannot be used: " + words)
+		}
 	}
-	return nil
+	isURL := strings.HasPrefix(value, "postgres")
+	if err != nil || isURL && !databaseURL.MatchString(value) {
+		return "", usage
+	}
+	for name := range config.ConnConfig.RuntimeParams {
+		if !isURL && !databaseParameter.MatchString(name) {
+			return "", usage
+		}
+	}
+	return value, nil
 }
 
 func isURL(value string) error {

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -84,7 +83,7 @@ func (app *App) awaitDatabase(ctx context.Context) {
 		if err == nil {
 			return
 		}
-		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", errors.Unwrap(err))
+		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", err)
 		if !sleep(ctx, wait) {
 			return
 		}

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +46,8 @@ type Store struct {
 	readers    chan struct{} // slots for reads, fewer than there are connections
 	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
 	current    atomic.Bool   // the database has this program's schema
+
+	checked atomic.Pointer[time.Time] // when check last found that writes work
 }
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
@@ -73,7 +76,7 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, fail(misconfigured, "DATABASE_URL %w", isDatabase(url))
+		return nil, fail(misconfigured, "DATABASE_URL must be valid") // as loadConfig made sure
 	}
 	if !strings.Contains(url, "pool_max_conns") {
 		config.MaxConns = 16 // concurrent commits share an fsync
@@ -86,7 +89,39 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "app"
 	}
 	config.ConnConfig.Tracer = telemetry.PgxTracer(config.ConnConfig)
+	if config.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		suitPooler(config)
+	}
 	return pgxpool.NewWithConfig(context.Background(), config)
+}
+
+// errPooled ends a connection that was made before a pooler was noticed. Another one is wanted.
+var errPooled = errors.New("a pooler is between us and PostgreSQL")
+
+// suitPooler has statements prepared without names if a pooler is between us and PostgreSQL: it may run each
+// transaction on another connection, which does not know the names. Planning them anew each time takes reads
+// three times as long, hence not without a pooler. A pooler is one that gives us another process id than PostgreSQL.
+func suitPooler(config *pgxpool.Config) {
+	var pooled atomic.Bool
+	config.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
+		if pooled.Load() {
+			connect.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		}
+		return nil
+	}
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheDescribe {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		defer cancel()
+		results, err := conn.PgConn().Exec(ctx, `SELECT pg_backend_pid()`).ReadAll()
+		if err != nil || string(results[0].Rows[0][0]) == strconv.FormatUint(uint64(conn.PgConn().PID()), 10) {
+			return err
+		}
+		pooled.Store(true)
+		return errPooled
+	}
 }
 
 // Close waits for running statements and closes the connections.
@@ -100,18 +135,44 @@ func (s *Store) Close() {
 	}
 }
 
-// ping asks the primary for a sign of life, within a second. A connection that died idle in the pool
-// proves nothing, so another one is tried.
-func (s *Store) ping(ctx context.Context) error {
+// check returns an error unless the primary answers within a second and takes what creates write. It tries
+// that at most ten times a second, with a statement that needs all the rights and writes no row. A connection
+// that died idle in the pool proves nothing, so another one is tried.
+func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for {
-		err := s.pool.Ping(ctx)
+		began := time.Now()
+		last := s.checked.Load()
+		isDue := last == nil || began.Sub(*last) > 100*time.Millisecond
+		var err error
+		if isDue {
+			err = s.onPrimary(ctx, tryWriting)
+		} else {
+			err = databaseError(onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }))
+		}
 		var connect *pgconn.ConnectError
-		if err == nil || errors.As(err, &connect) || ctx.Err() != nil {
+		var answer *pgconn.PgError
+		isFinal := errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL"
+		switch {
+		case err == nil && isDue:
+			s.checked.Store(&began)
+			return nil
+		case err == nil || isFinal || ctx.Err() != nil:
 			return err
 		}
 	}
+}
+
+func tryWriting(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `
+		WITH inserted AS (
+			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
+		), deleted AS (
+			DELETE FROM reports WHERE FALSE
+		)
+		UPDATE reports SET state = state WHERE FALSE`)
+	return err
 }
 
 // write runs do on a connection to the primary whose schema is up to date. What is not done within
@@ -200,6 +261,9 @@ func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
 	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	conn, err := pool.Acquire(waiting)
+	for errors.Is(err, errPooled) {
+		conn, err = pool.Acquire(waiting)
+	}
 	if errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns {
 		return nil, errCrowded(err)
 	}
@@ -229,11 +293,23 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	if s.current.Load() {
 		return nil
 	}
-	if err := applySchema(ctx, conn, schema); err != nil {
-		return fmt.Errorf("schema: %w", databaseError(err))
+	var err error
+	for range 3 {
+		err = applySchema(ctx, conn, schema)
+		if !hasCode(err, lockNotAvailable) || !sleep(ctx, time.Second) { // others pass meanwhile
+			break
+		}
 	}
-	s.current.Store(true)
-	return nil
+	var answer *pgconn.PgError
+	switch {
+	case err == nil:
+		s.current.Store(true)
+		return nil
+	case errors.As(err, &answer) && (answer.Code[:2] == "42" || answer.Code[:2] == "3F"):
+		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let us make our tables: %w; a right is missing, or a name is "+
+			"taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)", quoted{err})
+	}
+	return fmt.Errorf("schema: %w", databaseError(err))
 }
 
 // applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent
@@ -265,6 +341,9 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		if is, err := applied(ctx, tx); is || err != nil {
 			return err
 		}
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '1s'`); err != nil { // those behind us wait, too
+			return err
+		}
 		if _, err := tx.Exec(ctx, schema); err != nil {
 			return err
 		}
@@ -279,15 +358,50 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 // databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer
 // or cannot work now. The error of a wrong statement is returned as it is: it is a bug.
 func databaseError(err error) error {
+	var connect *pgconn.ConnectError
 	var answer *pgconn.PgError
 	var known *Failure
 	switch {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows):
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows), errors.As(err, &known):
 		return err
-	case errors.As(err, &known), errors.As(err, &answer) && !isOutage(answer.Code):
+	case errors.As(err, &answer) && !isOutage(answer.Code) && !errors.As(err, &connect):
 		return err
 	}
-	return &Failure{kind: unavailable, detail: "PostgreSQL does not answer or cannot work now", err: err}
+	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
+}
+
+// A quoted error has the words of PostgreSQL, the network or the driver as its text, each once, without what
+// else pgx says.
+type quoted struct{ error }
+
+func (q quoted) Unwrap() error { return q.error }
+
+func (q quoted) Error() string {
+	var words []string
+	var collect func(error)
+	collect = func(err error) {
+		text := err.Error()
+		switch e := err.(type) {
+		case interface{ Unwrap() []error }: // one for each host, with and without TLS
+			for _, err := range e.Unwrap() {
+				collect(err)
+			}
+			return
+		case *pgconn.PgError:
+			text = e.Message + " (SQLSTATE " + e.Code + ")"
+		case *net.OpError: // with the address
+		default:
+			if inner := errors.Unwrap(err); inner != nil {
+				collect(inner)
+				return
+			}
+		}
+		if !slices.Contains(words, text) {
+			words = append(words, text)
+		}
+	}
+	collect(q.error)
+	return strings.Join(words, "; ")
 }
 
 // isOutage reports whether an SQLSTATE is about the server's condition, not about the statement:
@@ -307,6 +421,7 @@ const (
 	deadlockDetected     = "40P01"
 	uniqueViolation      = "23505"
 	undefinedTable       = "42P01"
+	lockNotAvailable     = "55P03"
 )
 
 // itemAtFault reports whether a batch may have failed because of one of its items.
