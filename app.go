@@ -118,7 +118,8 @@ func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
 		return Health{}, err
 	}
 	if err := store.check(ctx); err != nil {
-		app.log.WarnContext(ctx, "KO", "error", err) // the answer is to say nothing else
+		app.log.WarnContext(ctx, "nothing is stored", "error", err) // the answer is to say nothing else
+		callOf(ctx).notStored(err.Error())
 		return Health{"KO"}, nil
 	}
 	return Health{"OK"}, nil

@@ -117,35 +117,26 @@ func isAddress(value string) error {
 	return nil
 }
 
-// databaseURL is what a URL of PostgreSQL may look like; an @ elsewhere would make a part of the password the
-// host, which is logged.
-var databaseURL = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$`)
+// databaseValue is a URL whose only @ is behind the password, or keywords that are known. pgx would take a part of the
+// password for the host, and all else for keywords, and connect to a default place.
+var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|(?i)^((host|port|dbname|database|user|password|passfile|service` +
+	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
+	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=\s*('(\\.|[^\\'])*'|[^\s']+)\s*)*$`)
 
-// databaseParameter is what keyword=value may hold beside the keywords that pgx knows.
-var databaseParameter = regexp.MustCompile(`(?i)^(application_name|client_encoding|options|search_path|timezone|\w+_timeout)$`)
-
-// parseDatabase returns the trimmed URL or keyword=value, or an error without a part of the value. pgx takes
-// for keywords whatever is no URL, and connects to a default place where it knows none of them.
+// parseDatabase returns the trimmed value, or an error that quotes nothing of a password.
 func parseDatabase(value string) (string, error) {
 	value = strings.TrimSpace(value)
-	usage := errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database, with %40 for an @ in the password")
-	config, err := pgxpool.ParseConfig(value)
-	var parsing *pgconn.ParseConfigError
-	if errors.As(err, &parsing) {
-		parsing.ConnString = ""
-		words := strings.TrimPrefix(err.Error(), "cannot parse ``: ")
-		if !strings.HasPrefix(words, "failed to parse") && words != "invalid port" {
-			return "", errors.New("cannot be used: " + words)
-		}
+	_, err := pgxpool.ParseConfig(value)
+	words := ""
+	if refused := (*pgconn.ParseConfigError)(nil); errors.As(err, &refused) {
+		refused.ConnString = ""
+		words = strings.TrimPrefix(err.Error(), "cannot parse ``: ")
 	}
-	isURL := strings.HasPrefix(value, "postgres")
-	if err != nil || isURL && !databaseURL.MatchString(value) {
-		return "", usage
-	}
-	for name := range config.ConnConfig.RuntimeParams {
-		if !isURL && !databaseParameter.MatchString(name) {
-			return "", usage
-		}
+	switch {
+	case !databaseValue.MatchString(value) || strings.HasPrefix(words, "failed to parse"):
+		return "", errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database, with %40 for an @ in the password")
+	case err != nil:
+		return "", errors.New("cannot be used: " + words)
 	}
 	return value, nil
 }

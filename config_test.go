@@ -116,6 +116,68 @@ func TestBadSettings(t *testing.T) {
 	}
 }
 
+// What pgx would mistake for something else is refused and not repeated. What pgx refuses is said in its words.
+func TestDatabaseURL(t *testing.T) {
+	const usage = "must be a PostgreSQL URL such as postgres://user:password@host:5432/database, " +
+		"with %40 for an @ in the password"
+	const tls = "cannot be used: failed to configure TLS ("
+	for value, want := range map[string]string{
+		"jdbc:postgresql://h/db?user=app&password=hunter2":             usage,
+		"postgresql+asyncpg://app:hunter2@h/db":                        usage,
+		"postgresql+asyncpg://app:hunter2@h/db?ssl=require":            usage,
+		"mysql://app:hunter2@h/db?sslmode=disable":                     usage,
+		"'postgres://app:hunter2@h/db?sslmode=disable'":                usage,
+		"Postgres://app:hunter2@h/db?sslmode=disable":                  usage,
+		"?password=hunter2":                                            usage,
+		"hunter2":                                                      usage,
+		"x=hunter2":                                                    usage,
+		"host=h user=app pasword=hunter2":                              usage,
+		"host=h password=hunter2 x y=z":                                usage,
+		"postgres://app:hun@ter2@h/db":                                 usage,
+		"postgres://app:hun/ter2@h/db":                                 usage,
+		"postgres://app:12/hunter2@h/db":                               usage,
+		"postgres://app:12?hunter2@h/db":                               usage,
+		"postgres://app:12?a=hunter2@h/db":                             usage,
+		"postgres://app:hunter2%zz@h/db":                               usage,
+		"postgres://app:hunter2@h:port/db":                             "cannot be used: invalid port",
+		"postgres://app:hunter2@h/db?sslmode=bad":                      tls + "sslmode is invalid)",
+		"postgres://app:hunter2@h/db?target_session_attrs=x":           "cannot be used: unknown target_session_attrs value: x",
+		"postgres://app:hunter2@h/db?connect_timeout=x":                "cannot be used: invalid connect_timeout (",
+		"postgres://app:hunter2@h/db?pool_max_conns=x":                 "cannot be used: cannot parse pool_max_conns (",
+		"postgres://app:hunter2@h/db?sslmode=verify-ca&sslrootcert=/x": tls + "unable to read CA file: open /x:",
+		"postgres://app:hunter2@h/db?service=x":                        "cannot be used: failed to read service (",
+	} {
+		for _, name := range []string{"DATABASE_URL", "DATABASE_READ_URL"} {
+			t.Setenv("DATABASE_URL", "")
+			t.Setenv(name, value)
+			_, err := loadConfig(nil, "")
+			require.True(t, isKind(err, misconfigured), value)
+			assert.Contains(t, err.Error(), name+" "+want, value)
+			got := runShell(t, "", "check")
+			assert.Equal(t, shell{3, "", "app: " + err.Error() + "\n"}, got)
+			flag := runShell(t, "", "check", "-"+strings.ToLower(strings.ReplaceAll(name, "_", "-")), value)
+			assert.Equal(t, 2, flag.exit)
+			assert.NotRegexp(t, "hun|ter2", got.err+flag.err, value)
+			t.Setenv(name, "")
+		}
+	}
+	for value, want := range map[string]string{
+		" postgres://app:hun%40ter2@h/db\n":                                                "hun@ter2",
+		"postgresql://h/db?password=hunter2":                                               "hunter2",
+		"host=h password='hun@ter2' search_path=app pool_max_conns=3 statement_timeout=5s": "hun@ter2",
+		"postgres://app:hunter2@h1:1,h2:2/db?target_session_attrs=any&search_path=app":     "hunter2",
+		"postgres:///db?host=/tmp&user=app&password=hunter2":                               "hunter2",
+	} {
+		t.Setenv("DATABASE_URL", value)
+		config, err := loadConfig(nil, "")
+		require.NoError(t, err, value)
+		pool, err := newPool(config.DatabaseURL, nil)
+		require.NoError(t, err, value)
+		assert.Equal(t, want, pool.Config().ConnConfig.Password)
+		pool.Close()
+	}
+}
+
 // What is not a regular file is never opened, since reading a pipe would block. The other settings count.
 func TestDotEnvIsRegularFile(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), ".env")

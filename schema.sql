@@ -101,7 +101,7 @@ COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen a
 -- be, and written only when they are too narrow: creating one report after another must not wait for the
 -- previous commit. Its plan is kept from when the tables may have been empty, hence the settings.
 CREATE OR REPLACE FUNCTION widen_blocks(ids bigint[]) RETURNS void LANGUAGE plpgsql
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	INSERT INTO blocks AS b
 	SELECT block, state, status, level, environment, (report_terms(block, '{}', state, status, level, environment))[1],
@@ -125,13 +125,14 @@ BEGIN
 	SET first_seen = least(b.first_seen, excluded.first_seen), last_seen = greatest(b.last_seen, excluded.last_seen);
 END $$;
 
-CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The search path of a restore is empty.
+CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
 	PERFORM widen_blocks(ARRAY(SELECT id FROM written));
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
 	PERFORM widen_blocks(ARRAY(SELECT report_id FROM written));
 	RETURN NULL;
@@ -148,10 +149,14 @@ FOR EACH STATEMENT EXECUTE FUNCTION seen_written();
 
 SELECT widen_blocks(array_agg(id)) FROM reports WHERE NOT EXISTS (SELECT FROM blocks) GROUP BY id / 4096;
 
--- What earlier versions used instead.
-DROP FUNCTION IF EXISTS index_reports, index_seen CASCADE;
-DROP TABLE IF EXISTS facets, segments, spots;
-ALTER TABLE reports DROP COLUMN IF EXISTS facet;
+-- What earlier versions used instead. Elsewhere, tables with these names are another program's.
+DO $$ BEGIN
+	IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'reports'::regclass AND attname = 'facet') THEN
+		DROP FUNCTION IF EXISTS index_reports, index_seen CASCADE;
+		DROP TABLE IF EXISTS facets, segments, spots;
+		ALTER TABLE reports DROP COLUMN facet;
+	END IF;
+END $$;
 
 -- What the delivery of a created occurrence needs.
 ALTER TABLE reports ADD COLUMN IF NOT EXISTS leased_until timestamptz NOT NULL DEFAULT '-infinity';
@@ -188,8 +193,6 @@ CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup)      WHERE n
 
 DROP INDEX IF EXISTS reports_queue;
 
-DROP TABLE IF EXISTS syncs;
-
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (
 	digest text NOT NULL
@@ -199,3 +202,13 @@ ALTER TABLE schema_version DROP CONSTRAINT IF EXISTS schema_version_pkey, ADD PR
 
 COMMENT ON TABLE  schema_version        IS 'One row: the version of schema.sql that was applied last.';
 COMMENT ON COLUMN schema_version.digest IS 'SHA-256 of schema.sql, in hexadecimal digits.';
+
+-- A version takes the place of the one before, also in a restore of data alone.
+CREATE OR REPLACE FUNCTION schema_version_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+	DELETE FROM schema_version;
+	RETURN NEW;
+END $$;
+
+CREATE OR REPLACE TRIGGER version_on_insert BEFORE INSERT ON schema_version
+FOR EACH ROW EXECUTE FUNCTION schema_version_written();

@@ -46,8 +46,7 @@ type Store struct {
 	readers    chan struct{} // slots for reads, fewer than there are connections
 	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
 	current    atomic.Bool   // the database has this program's schema
-
-	checked atomic.Pointer[time.Time] // when check last found that writes work
+	checked    atomic.Bool   // writing worked a moment ago
 }
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
@@ -96,11 +95,11 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 }
 
 // errPooled ends a connection that was made before a pooler was noticed. Another one is wanted.
-var errPooled = errors.New("a pooler is between us and PostgreSQL")
+var errPooled = errors.New("a pooler answers")
 
-// suitPooler has statements prepared without names if a pooler is between us and PostgreSQL: it may run each
-// transaction on another connection, which does not know the names. Planning them anew each time takes reads
-// three times as long, hence not without a pooler. A pooler is one that gives us another process id than PostgreSQL.
+// suitPooler has statements prepared without names where a pooler answers: it may run each transaction on another
+// connection, which does not know the names. Elsewhere names stay, since reads would take three times as long. The
+// process id of a pooler's connection is not that of PostgreSQL.
 func suitPooler(config *pgxpool.Config) {
 	var pooled atomic.Bool
 	config.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
@@ -135,36 +134,26 @@ func (s *Store) Close() {
 	}
 }
 
-// check returns an error unless the primary answers within a second and takes what creates write. It tries
-// that at most ten times a second, with a statement that needs all the rights and writes no row. A connection
+// check returns an error unless the primary answers within a second and takes what creates write. A connection
 // that died idle in the pool proves nothing, so another one is tried.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for {
-		began := time.Now()
-		last := s.checked.Load()
-		isDue := last == nil || began.Sub(*last) > 100*time.Millisecond
-		var err error
-		if isDue {
-			err = s.onPrimary(ctx, tryWriting)
-		} else {
-			err = databaseError(onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }))
-		}
+		err := s.onPrimary(ctx, s.tryWriting)
 		var connect *pgconn.ConnectError
 		var answer *pgconn.PgError
-		isFinal := errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL"
-		switch {
-		case err == nil && isDue:
-			s.checked.Store(&began)
-			return nil
-		case err == nil || isFinal || ctx.Err() != nil:
+		if err == nil || ctx.Err() != nil || errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL" {
 			return err
 		}
 	}
 }
 
-func tryWriting(ctx context.Context, conn *pgx.Conn) error {
+// tryWriting runs a statement that needs the rights of a create and writes no row, at most ten times a second.
+func (s *Store) tryWriting(ctx context.Context, conn *pgx.Conn) error {
+	if s.checked.Load() {
+		return conn.Ping(ctx)
+	}
 	_, err := conn.Exec(ctx, `
 		WITH inserted AS (
 			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
@@ -172,6 +161,10 @@ func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 			DELETE FROM reports WHERE FALSE
 		)
 		UPDATE reports SET state = state WHERE FALSE`)
+	if err == nil {
+		s.checked.Store(true)
+		time.AfterFunc(100*time.Millisecond, func() { s.checked.Store(false) })
+	}
 	return err
 }
 
@@ -347,9 +340,6 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		if _, err := tx.Exec(ctx, schema); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM schema_version`); err != nil {
-			return err
-		}
 		_, err := tx.Exec(ctx, `INSERT INTO schema_version (digest) VALUES ($1)`, digest)
 		return err
 	})
@@ -378,29 +368,25 @@ func (q quoted) Unwrap() error { return q.error }
 
 func (q quoted) Error() string {
 	var words []string
-	var collect func(error)
-	collect = func(err error) {
-		text := err.Error()
-		switch e := err.(type) {
+	for errs := []error{q.error}; len(errs) > 0; errs = errs[1:] {
+		text := errs[0].Error()
+		switch err := errs[0].(type) {
 		case interface{ Unwrap() []error }: // one for each host, with and without TLS
-			for _, err := range e.Unwrap() {
-				collect(err)
-			}
-			return
+			errs = append(errs, err.Unwrap()...)
+			continue
 		case *pgconn.PgError:
-			text = e.Message + " (SQLSTATE " + e.Code + ")"
+			text = err.Message + " (SQLSTATE " + err.Code + ")"
 		case *net.OpError: // with the address
 		default:
 			if inner := errors.Unwrap(err); inner != nil {
-				collect(inner)
-				return
+				errs = append(errs, inner)
+				continue
 			}
 		}
 		if !slices.Contains(words, text) {
 			words = append(words, text)
 		}
 	}
-	collect(q.error)
 	return strings.Join(words, "; ")
 }
 

@@ -110,11 +110,13 @@ func TestPooler(t *testing.T) {
 	database := devpgtest.Schema(t)
 	pooler := startPooler(t, database)
 	f := newFixture(t, 5, func(c *Config) { c.DatabaseURL = pooler })
+	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	report := "/reports/" + f.get("/reports").at("reports", "0", "id")
 	var clients sync.WaitGroup
 	for range 4 {
 		clients.Go(func() {
 			for range 5 {
-				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", "/reports/1"} {
+				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", report} {
 					got := f.get(path)
 					assert.Equal(t, 200, got.status, got.body)
 					assert.Empty(t, got.header.Get("Report-Stored"), path)
@@ -150,45 +152,54 @@ func TestNoPooler(t *testing.T) {
 	assert.Equal(t, pgx.QueryExecModeCacheStatement, conn.Conn().Config().DefaultQueryExecMode)
 }
 
-// newRole gives the fixture a server on which the service is a role that owns nothing yet.
-func newRole(t *testing.T, change string) (owner *devpgtest.Server, f *fixture) {
+// newRole gives the fixture a database of its own on the server, in which it is a role that owns nothing yet.
+// The statements change that before the service starts.
+func newRole(t *testing.T, server *devpgtest.Server, change string) *fixture {
 	t.Helper()
-	owner = devpgtest.Start(t, "")
-	devpgtest.Query(t, owner.URL(), `CREATE ROLE app LOGIN`)
-	f = newFixture(t, 3, func(c *Config) {
-		for sql := range strings.SplitSeq(change, ";") {
-			devpgtest.Query(t, owner.URL(), sql)
-		}
-		c.DatabaseURL = strings.Replace(owner.URL(), "postgres@", "app@", 1)
-	})
-	f.admin = owner.URL()
-	return owner, f
+	name := "of" + strings.ReplaceAll(newUUID(), "-", "")
+	devpgtest.Query(t, server.URL(), `CREATE DATABASE `+name)
+	admin := strings.Replace(server.URL(), "/postgres?", "/"+name+"?", 1)
+	for sql := range strings.SplitSeq(strings.ReplaceAll(change, "OURS", name), ";") {
+		devpgtest.Query(t, admin, sql)
+	}
+	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = strings.Replace(admin, "postgres@", "app@", 1) })
+	f.admin = admin
+	return f
+}
+
+func startWithRole(t *testing.T) *devpgtest.Server {
+	server := devpgtest.Start(t, "")
+	devpgtest.Query(t, server.URL(), `CREATE ROLE app LOGIN`)
+	return server
 }
 
 // Where PostgreSQL does not let us make or write our tables, its words say why, and /check is KO.
 func TestDatabaseThatIsNotOurs(t *testing.T) {
 	t.Parallel()
-	const taken = "a name is taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)"
+	const taken = "a name is taken by another program: use a schema of its own " +
+		"(CREATE SCHEMA app, and ?search_path=app in the URL)"
+	const owned = `; ALTER TABLE reports OWNER TO app`
 	const grant = `GRANT ALL ON SCHEMA public TO app`
+	server := startWithRole(t)
 	for name, test := range map[string]struct{ before, after, want string }{
 		"no right to create tables": {`REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public TO app`, ``,
 			"permission denied for schema public (SQLSTATE 42501)"},
 		"no schema": {`DROP SCHEMA public`, ``, "no schema has been selected to create in (SQLSTATE 3F000)"},
-		"read only": {grant + `; ALTER ROLE app SET default_transaction_read_only = on`, ``,
+		"read only": {grant + `; ALTER DATABASE OURS SET default_transaction_read_only = on`, ``,
 			"in a read-only transaction (SQLSTATE 25006)"},
 		"no right to write": {grant, `REASSIGN OWNED BY app TO postgres; GRANT SELECT ON ALL TABLES IN SCHEMA public TO app`,
 			"permission denied for table reports (SQLSTATE 42501)"},
 		"no right to write what a trigger does": {grant, `ALTER TABLE blocks OWNER TO postgres`,
 			"permission denied for table blocks (SQLSTATE 42501)"},
-		"somebody's reports":        {grant + `; CREATE TABLE reports (id uuid, title text); ALTER TABLE reports OWNER TO app`, ``, taken},
+		"somebody's reports":        {grant + `; CREATE TABLE reports (id uuid, title text)` + owned, ``, taken},
 		"somebody else's reports":   {grant + `; CREATE TABLE reports (id uuid)`, ``, taken},
-		"a view":                    {grant + `; CREATE VIEW reports AS SELECT 1 AS id; ALTER VIEW reports OWNER TO app`, ``, taken},
+		"a view":                    {grant + `; CREATE VIEW reports AS SELECT 1 AS id` + owned, ``, taken},
 		"somebody's schema_version": {grant + `; CREATE TABLE schema_version (n int)`, ``, taken},
 		"somebody's seen":           {grant + `; CREATE TABLE seen (n int); ALTER TABLE seen OWNER TO app`, ``, taken},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, f := newRole(t, test.before)
+			f := newRole(t, server, test.before)
 			if test.after != "" {
 				require.Equal(t, 200, f.get("/check").status)
 				for sql := range strings.SplitSeq(test.after, ";") {
@@ -214,8 +225,8 @@ func TestDatabaseThatIsNotOurs(t *testing.T) {
 // Tables of other programs stay as they are, whatever we called ours once.
 func TestTablesOfOthersStay(t *testing.T) {
 	t.Parallel()
-	_, f := newRole(t, `GRANT ALL ON SCHEMA public TO app; CREATE TABLE syncs (n int); CREATE TABLE spots (n int)
-		; ALTER TABLE syncs OWNER TO app; ALTER TABLE spots OWNER TO app`)
+	f := newRole(t, startWithRole(t), `GRANT ALL ON SCHEMA public TO app; CREATE TABLE syncs (n int);
+		CREATE TABLE spots (n int); ALTER TABLE syncs OWNER TO app; ALTER TABLE spots OWNER TO app`)
 	require.Equal(t, 200, f.get("/check").status)
 	f.rows(`SELECT n::text FROM syncs UNION SELECT n::text FROM spots`)
 }
@@ -241,15 +252,15 @@ func TestRefusedConnection(t *testing.T) {
 		"gssencmode=disable":           `unrecognized configuration parameter "gssencmode" (SQLSTATE 42704)`,
 		"schema=x":                     `unrecognized configuration parameter "schema" (SQLSTATE 42704)`,
 		"statement_timeout=soon":       `invalid value for parameter "statement_timeout": "soon" (SQLSTATE 22023)`,
-		"sslmode=require":              `server refused TLS connection`,
 		"dbname=nowhere&sslmode=allow": `database "nowhere" does not exist (SQLSTATE 3D000)`,
 	} {
 		f := newFixture(t, 1, func(c *Config) { c.DatabaseURL = database + "&" + parameter })
 		assert.Equal(t, 503, f.get("/check").status, parameter)
-		assert.Equal(t, "list reports: PostgreSQL at DATABASE_URL: "+want, f.get("/reports").requireProblem(503, "unavailable"))
+		want = "list reports: PostgreSQL at DATABASE_URL: " + want
+		assert.Equal(t, want, f.get("/reports").requireProblem(503, "unavailable"))
 		assert.Equal(t, "false", f.get("/items").header.Get("Report-Stored"))
 		onShell := runShell(t, "", "reports", "list", "-database-url", f.config.DatabaseURL)
-		assert.Equal(t, shell{7, "", "app: list reports: PostgreSQL at DATABASE_URL: " + want + "\n"}, onShell)
+		assert.Equal(t, shell{7, "", "app: " + want + "\n"}, onShell)
 	}
 }
 
@@ -274,17 +285,22 @@ func TestPublicationOfAllTables(t *testing.T) {
 // The settings of a database or a role change nothing of what is read and written.
 func TestSettingsOfDatabases(t *testing.T) {
 	t.Parallel()
-	for _, setting := range []string{
-		`DateStyle = 'SQL, DMY'`, `TimeZone = 'Pacific/Apia'`, `IntervalStyle = 'sql_standard'`, `client_encoding = 'LATIN1'`,
-		`standard_conforming_strings = off`, `default_transaction_isolation = 'serializable'`, `quote_all_identifiers = on`,
-		`default_transaction_isolation = 'repeatable read'`, `default_transaction_deferrable = on`, `array_nulls = off`,
-		`bytea_output = 'escape'`, `transform_null_equals = on`, `extra_float_digits = -15`, `plan_cache_mode = force_generic_plan`,
-		`row_security = off`, `check_function_bodies = off`, `lc_messages = 'C'`, `search_path = public, pg_catalog`,
+	server := startWithRole(t)
+	for _, settings := range []string{
+		`DateStyle = 'SQL, DMY'; TimeZone = 'Pacific/Apia'; IntervalStyle = 'sql_standard'; client_encoding = 'LATIN1';
+			standard_conforming_strings = off; default_transaction_isolation = 'serializable'; quote_all_identifiers = on`,
+		`DateStyle = 'German'; TimeZone = 'America/St_Johns'; IntervalStyle = 'iso_8601'; bytea_output = 'escape';
+			default_transaction_isolation = 'repeatable read'; array_nulls = off; transform_null_equals = on;
+			extra_float_digits = -15; plan_cache_mode = force_generic_plan; row_security = off; check_function_bodies = off;
+			default_transaction_deferrable = on; search_path = public, pg_catalog`,
 	} {
-		t.Run(setting, func(t *testing.T) {
+		t.Run(settings[:20], func(t *testing.T) {
 			t.Parallel()
-			_, f := newRole(t, `GRANT ALL ON SCHEMA public TO app; ALTER ROLE app SET `+setting)
-			const text = `it's \\ "ü€😀`
+			change := `GRANT ALL ON SCHEMA public TO app`
+			for setting := range strings.SplitSeq(settings, ";") {
+				change += `; ALTER DATABASE OURS SET ` + setting
+			}
+			f := newRole(t, server, change)
 			require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 			created := f.do("POST", "/items", `{"message":"it's \\ \"ü€😀","environment":"über"}`)
 			require.Equal(t, 201, created.status, created.body)
@@ -303,7 +319,8 @@ func TestSettingsOfDatabases(t *testing.T) {
 			require.NoError(t, err)
 			assert.WithinDuration(t, time.Now(), seen, time.Minute)
 			assert.Equal(t, 1, len(f.get(fmt.Sprintf("/reports?item_id=%d&state=superseded", id)).list("reports")))
-			assert.Equal(t, 1, len(f.get("/reports?q=%C3%84%C3%96&until="+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)).list("reports")))
+			later := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+			assert.Equal(t, 1, len(f.get("/reports?q=%C3%84%C3%96&until="+later).list("reports")))
 			assert.Equal(t, 0, len(f.get("/reports?until=1h").list("reports")))
 			f.sandbox.SetFault(sandbox.Down)
 			waiting := newUUID()
@@ -312,7 +329,6 @@ func TestSettingsOfDatabases(t *testing.T) {
 			f.passTime()
 			assert.Equal(t, 200, f.do("POST", "/reports/deliver", "").status)
 			assert.Equal(t, "delivered", f.state(waiting))
-			_ = text
 		})
 	}
 }
@@ -327,8 +343,16 @@ func TestDumps(t *testing.T) {
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	require.Empty(t, f.create(newUUID()).header.Get("Report-Stored"))
 	want := f.get("/reports?level=error").body
-	for _, steps := range [][][]string{{{}}, {{"--schema-only"}, {"--data-only"}}, {{"--schema-only"}, {"--data-only", "--inserts"}}} {
+	for _, steps := range [][][]string{
+		{{}},
+		{{"--schema-only"}, {"--data-only"}},
+		{{"--schema-only"}, {"--data-only", "--inserts"}},
+		{{"--data-only"}},
+	} {
 		to := devpgtest.Start(t, "")
+		if len(steps[0]) > 0 && steps[0][0] == "--data-only" { // into tables that the service has made
+			newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL() })
+		}
 		for _, options := range steps {
 			dump, err := exec.Command(bin+"/pg_dump", append(options, from.URL())...).Output()
 			require.NoError(t, err)
