@@ -136,7 +136,7 @@ func TestCommandLineRefused(t *testing.T) {
 		{"argument too many", "items get 5 6", `unexpected argument "6"`},
 		{"argument that looks like a flag", "items get -- -5", "id must be a whole number at least 1"},
 		{"bad setting", "which -rollbar-timeout soon", "-rollbar-timeout must be a duration such as 10s or 1m30s"},
-		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url must be a PostgreSQL URL"},
+		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url cannot be used: invalid port"},
 		{"bad value of a flag that is no parameter", "items list -as-curl=maybe", "-as-curl must be true or false"},
 		{"two mistakes", "items list -output xml -stauts active", `unknown flag "-stauts"`},
 		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson"},
