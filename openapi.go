@@ -181,11 +181,11 @@ func (p *param) bounded(schema jsonObject, least, most string) {
 	}
 }
 
-// responses are the ways in which the command succeeds, and how it fails. Lines are not among the media
-// types, because a generated client would then have to tell the type of each list apart.
+// responses are the ways in which the command ends. Lines are not among the media types, since generated
+// clients would then have to tell the two types of each list apart.
 func (c *Command) responses(schemas jsonObject) jsonObject {
 	responses := jsonObject{"default": jsonObject{"$ref": "#/components/responses/Failure"}}
-	headers := jsonObject{}
+	headers, more := jsonObject{}, ""
 	if !c.Open {
 		headers["Report-Stored"] = header("false if what Rollbar said could not be stored", "string")
 	}
@@ -193,21 +193,21 @@ func (c *Command) responses(schemas jsonObject) jsonObject {
 		headers["ETag"] = header("for If-None-Match", "string")
 		responses["304"] = jsonObject{"description": "Not Modified: the ETag is still right"}
 	}
+	var body jsonObject
+	switch c.Run.out {
+	case reflect.TypeFor[Text]():
+		body = content("text/plain", jsonObject{"type": "string"})
+	case reflect.TypeFor[*List]():
+		headers["Link"] = header("the neighbouring pages, with rel prev and next", "string")
+		more = ". To Accept: " + ndjson + " the elements alone are sent, one a line."
+		body = content("application/json", c.listSchema(schemas))
+	case reflect.TypeFor[json.RawMessage]():
+		body = content("application/json", schemaOf(reflect.TypeOf(c.Shape), schemas))
+	default:
+		body = content("application/json", schemaOf(c.Run.out, schemas))
+	}
 	for _, o := range c.Run.outcomes() {
-		response := jsonObject{"description": http.StatusText(o.status), "headers": headers}
-		switch c.Run.out {
-		case reflect.TypeFor[Text]():
-			response["content"] = content("text/plain", jsonObject{"type": "string"})
-		case reflect.TypeFor[*List]():
-			headers["Link"] = header("the neighbouring pages, with rel prev and next", "string")
-			response["description"] = "OK. To Accept: " + ndjson + " the elements alone are sent, one a line."
-			response["content"] = content("application/json", c.listSchema(schemas))
-		case reflect.TypeFor[json.RawMessage]():
-			response["content"] = content("application/json", schemaOf(reflect.TypeOf(c.Shape), schemas))
-		default:
-			response["content"] = content("application/json", schemaOf(c.Run.out, schemas))
-		}
-		responses[strconv.Itoa(o.status)] = response
+		responses[strconv.Itoa(o.status)] = jsonObject{"description": http.StatusText(o.status) + more, "headers": headers, "content": body}
 	}
 	return responses
 }
