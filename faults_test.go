@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -434,92 +432,5 @@ func TestRequestID(t *testing.T) {
 	assert.Equal(t, `"job-17.a_b"`, got.at("request_id"))
 	for _, insane := range []string{"", "a b", "<script>", strings.Repeat("x", 129)} {
 		assert.NotEqual(t, insane, f.do("GET", "/which", "", "X-Request-Id", insane).header.Get("X-Request-Id"))
-	}
-}
-
-var (
-	chaosSeed = flag.Uint64("chaos.seed", 1, "seed of the randomised run")
-	chaosTime = flag.Duration("chaos.time", 4*time.Second, "how long the randomised run goes on")
-)
-
-// A randomised run mixes creates, now and then of the same uuid, on two replicas with everything that
-// can fail: Rollbar in all its ways, PostgreSQL stopped and started, the replicas killed and started.
-// In the end all that was acknowledged is delivered, as one occurrence each, and in the reports unless
-// the answer said otherwise. go test -run Chaos -chaos.time 1h -chaos.seed 42
-func TestChaos(t *testing.T) {
-	t.Parallel()
-	random := rand.New(rand.NewPCG(*chaosSeed, 0))
-	postgres := devpgtest.Start(t, "", "fsync=on", "synchronous_commit=on")
-	f := newFixture(t, 0, withTimeout(300*time.Millisecond), func(c *Config) { c.DatabaseURL = postgres.URL() })
-	var (
-		replicas     = []*process{startServe(t, f.env()), startServe(t, f.env())}
-		mu           sync.Mutex
-		acknowledged []string
-		stored       = map[string]bool{}
-		stop         = make(chan struct{})
-		clients      sync.WaitGroup
-	)
-	for n := range 8 {
-		clients.Go(func() {
-			uuid := ""
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					return
-				case <-time.After(30 * time.Millisecond):
-				}
-				mu.Lock()
-				target := replicas[(n+i)%2].url
-				mu.Unlock()
-				if i%10 != 9 { // else the one before again
-					uuid = newUUID()
-				}
-				ok, isStored := tryCreate(target, uuid)
-				mu.Lock()
-				if ok {
-					acknowledged = append(acknowledged, uuid)
-				}
-				stored[uuid] = stored[uuid] || isStored
-				mu.Unlock()
-			}
-		})
-	}
-	faults := []sandbox.Fault{
-		sandbox.None, sandbox.None, sandbox.None, sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Slow, sandbox.Dropped,
-		sandbox.LimitedNear, sandbox.LimitedFar, sandbox.Forbidden, sandbox.Deactivated,
-	}
-	for end := time.Now().Add(*chaosTime); time.Now().Before(end); {
-		switch random.IntN(6) {
-		case 0:
-			n := random.IntN(2)
-			replicas[n].cmd.Process.Signal([]os.Signal{syscall.SIGKILL, syscall.SIGTERM}[random.IntN(2)])
-			replicas[n].wait()
-			p := startServe(t, f.env())
-			mu.Lock()
-			replicas[n] = p
-			mu.Unlock()
-		case 1:
-			postgres.Halt([]string{"fast", "immediate"}[random.IntN(2)])
-			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
-			postgres.Resume()
-		default:
-			f.sandbox.SetFault(faults[random.IntN(len(faults))])
-			<-time.After(time.Duration(random.IntN(500)) * time.Millisecond)
-		}
-	}
-	close(stop)
-	clients.Wait()
-	f.sandbox.SetFault(sandbox.None)
-	f.passTime()
-	for _, p := range replicas { // what Rollbar takes ends a pause
-		require.Eventually(t, func() bool { ok, _ := tryCreate(p.url, newUUID()); return ok }, waitLimit, waitTick)
-	}
-	t.Logf("%d acknowledged", len(acknowledged))
-	require.NotEmpty(t, acknowledged)
-	for _, uuid := range acknowledged {
-		require.Eventually(t, func() bool { return f.sandbox.OccurrencesOf(uuid) == 1 }, waitLimit, waitTick)
-		if stored[uuid] {
-			f.eventually(uuid, "delivered")
-		}
 	}
 }
