@@ -140,20 +140,23 @@ func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for {
-		err := s.onPrimary(ctx, s.tryWriting)
+		var err error
+		if s.checked.Load() {
+			err = s.pool.Ping(ctx)
+		} else {
+			err = s.onPrimary(ctx, s.tryWriting)
+		}
 		var connect *pgconn.ConnectError
 		var answer *pgconn.PgError
-		if err == nil || ctx.Err() != nil || errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL" {
-			return err
+		isFinal := errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL"
+		if err == nil || isFinal || ctx.Err() != nil {
+			return databaseError(err)
 		}
 	}
 }
 
-// tryWriting runs a statement that needs the rights of a create and writes no row, at most ten times a second.
+// tryWriting runs a statement that needs the rights of a create and writes no row. That it worked holds for 100 ms.
 func (s *Store) tryWriting(ctx context.Context, conn *pgx.Conn) error {
-	if s.checked.Load() {
-		return conn.Ping(ctx)
-	}
 	_, err := conn.Exec(ctx, `
 		WITH inserted AS (
 			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
@@ -306,7 +309,7 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent
-// programs take turns.
+// programs take turns. It waits for locks of others for half a second.
 func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	sum := sha256.Sum256([]byte(schema))
 	digest := hex.EncodeToString(sum[:])
@@ -334,10 +337,7 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		if is, err := applied(ctx, tx); is || err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '1s'`); err != nil { // those behind us wait, too
-			return err
-		}
-		if _, err := tx.Exec(ctx, schema); err != nil {
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others wait behind us
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO schema_version (digest) VALUES ($1)`, digest)
@@ -382,6 +382,9 @@ func (q quoted) Error() string {
 				errs = append(errs, inner)
 				continue
 			}
+		}
+		if errs[0] == context.DeadlineExceeded {
+			text = "no answer in time"
 		}
 		if !slices.Contains(words, text) {
 			words = append(words, text)

@@ -367,7 +367,7 @@ func TestDumps(t *testing.T) {
 	}
 }
 
-// Changing the schema waits a second for a lock, and then lets those pass who wait behind it.
+// Changing the schema waits half a second for a lock, and then lets those pass who wait behind it.
 func TestSchemaLetsOthersPass(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
