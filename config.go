@@ -121,7 +121,7 @@ func isAddress(value string) error {
 // password for the host, and all else for keywords, and connect to a default place.
 var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|(?i)^((host|port|dbname|database|user|password|passfile|service` +
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
-	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=\s*('(\\.|[^\\'])*'|[^\s']+)\s*)*$`)
+	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=\s*('(\\.|[^\\'])*'|(\\.|[^\\\s'])+)\s*)*$`)
 
 // parseDatabase returns the trimmed value, or an error that quotes nothing of a password.
 func parseDatabase(value string) (string, error) {

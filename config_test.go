@@ -162,8 +162,9 @@ func TestDatabaseURL(t *testing.T) {
 		}
 	}
 	for value, want := range map[string]string{
-		" postgres://app:hun%40ter2@h/db\n":                                                "hun@ter2",
-		"postgresql://h/db?password=hunter2":                                               "hunter2",
+		" postgres://app:hun%40ter2@h/db\n":  "hun@ter2",
+		"postgresql://h/db?password=hunter2": "hunter2",
+		"host=h password=hun\\ ter2":         "hun ter2",
 		"host=h password='hun@ter2' search_path=app pool_max_conns=3 statement_timeout=5s": "hun@ter2",
 		"postgres://app:hunter2@h1:1,h2:2/db?target_session_attrs=any&search_path=app":     "hunter2",
 		"postgres:///db?host=/tmp&user=app&password=hunter2":                               "hunter2",
