@@ -46,7 +46,8 @@ type Store struct {
 	readers    chan struct{} // slots for reads, fewer than there are connections
 	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
 	current    atomic.Bool   // the database has this program's schema
-	checked    atomic.Bool   // writing worked a moment ago
+	writable   atomic.Bool   // writing worked when it was last tried
+	tryDue     atomic.Bool   // which was some time ago
 }
 
 // openStore makes a store of the connection URLs; the second may be empty. It does not connect:
@@ -134,17 +135,19 @@ func (s *Store) Close() {
 	}
 }
 
-// check returns an error unless the primary answers within a second and takes what creates write. A connection
-// that died idle in the pool proves nothing, so another one is tried.
+// check returns an error unless the primary answers within a second and takes what creates write, which it tries
+// ten times a second at most. A connection that died idle in the pool proves nothing, so another one is tried.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for {
 		var err error
-		if s.checked.Load() {
+		if s.writable.Load() && !s.tryDue.CompareAndSwap(true, false) {
 			err = s.pool.Ping(ctx)
 		} else {
-			err = s.onPrimary(ctx, s.tryWriting)
+			err = s.onPrimary(ctx, tryWriting)
+			s.writable.Store(err == nil)
+			time.AfterFunc(100*time.Millisecond, func() { s.tryDue.Store(true) })
 		}
 		var connect *pgconn.ConnectError
 		var answer *pgconn.PgError
@@ -155,8 +158,8 @@ func (s *Store) check(ctx context.Context) error {
 	}
 }
 
-// tryWriting runs a statement that needs the rights of a create and writes no row. That it worked holds for 100 ms.
-func (s *Store) tryWriting(ctx context.Context, conn *pgx.Conn) error {
+// tryWriting runs a statement that needs the rights of a create and writes no row.
+func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `
 		WITH inserted AS (
 			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
@@ -164,10 +167,6 @@ func (s *Store) tryWriting(ctx context.Context, conn *pgx.Conn) error {
 			DELETE FROM reports WHERE FALSE
 		)
 		UPDATE reports SET state = state WHERE FALSE`)
-	if err == nil {
-		s.checked.Store(true)
-		time.AfterFunc(100*time.Millisecond, func() { s.checked.Store(false) })
-	}
 	return err
 }
 
