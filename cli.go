@@ -29,6 +29,7 @@ import (
 type cli struct {
 	std      console
 	commands []*Command
+	leftOut  []*Command // by READ_ONLY
 	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
 	output   string   // the format asked for, or ""
@@ -40,18 +41,31 @@ type cli struct {
 // run runs the command line and returns the exit code.
 func (c *cli) run(ctx context.Context, args []string) int {
 	readOnly, output := lookAhead(args, c.std.envFile)
-	c.commands, c.output = allowed(c.commands, readOnly), output
+	c.commands, c.leftOut, c.output = allowed(c.commands, readOnly), c.commands, output
 	root := c.tree()
-	arranged, selected, err := arrange(root, args)
+	arranged, selected, err := c.arrange(root, customary(args))
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(c.std.out, selected.LongHelp)
-		return 0
+		if _, err = fmt.Fprint(c.std.out, selected.LongHelp); err == nil {
+			return 0
+		}
+		return c.fail(err)
 	}
 	c.refuse(err)
 	if err := root.ParseAndRun(ctx, arranged); err != nil {
 		return c.fail(err)
 	}
 	return c.exit
+}
+
+// customary returns the arguments with other programs' words for help and version in our own.
+func customary(args []string) []string {
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		return append(slices.Clone(args[1:]), "-h")
+	case len(args) > 0 && (args[0] == "-version" || args[0] == "--version"):
+		return append([]string{"version"}, args[1:]...)
+	}
+	return args
 }
 
 // lookAhead finds two flags before all are parsed, and whatever is wrong with others: READ_ONLY decides
@@ -82,7 +96,7 @@ func (c *cli) refuse(err error) { c.refused = cmp.Or(c.refused, err) }
 // exit code.
 func (c *cli) fail(err error) int {
 	f := failureOf(err).onCommandLine()
-	if f.err != nil && !strings.Contains(f.detail, f.err.Error()) {
+	if f.err != nil && f.kind != interrupted && !strings.Contains(f.detail, f.err.Error()) {
 		f.detail += ": " + f.err.Error() // unlike a server's caller, the user may see the cause
 	}
 	var unwritten *fs.PathError
@@ -408,7 +422,7 @@ func (c *cli) log(config *Config) *slog.Logger {
 // arrange puts the flags of each level before its arguments, because package flag stops at the first
 // argument, and returns the subcommand that the words lead to. It refuses unknown flags and subcommands,
 // naming the valid ones, and then returns what came before. All that follows -- is an argument.
-func arrange(c *ffcli.Command, args []string) (arranged []string, selected *ffcli.Command, err error) {
+func (c *cli) arrange(group *ffcli.Command, args []string) (arranged []string, selected *ffcli.Command, err error) {
 	var words []string
 	for len(args) > 0 {
 		arg := args[0]
@@ -417,19 +431,19 @@ func arrange(c *ffcli.Command, args []string) (arranged []string, selected *ffcl
 		switch {
 		case arg == "--":
 			words, args = append(words, args...), nil
-		case name == "" && len(c.Subcommands) == 0:
+		case name == "" && len(group.Subcommands) == 0:
 			words = append(words, arg)
 		case name == "":
-			sub := child(c, arg)
+			sub := child(group, arg)
 			if sub == nil {
-				return arranged, c, fail(invalid, "%s", unknown("command", arg, childNames(c)))
+				return arranged, group, c.unknownCommand(group, arg)
 			}
-			rest, selected, err := arrange(sub, args)
+			rest, selected, err := c.arrange(sub, args)
 			return slices.Concat(arranged, []string{arg}, rest), selected, err
 		default:
-			needsValue, err := checkFlag(c.FlagSet, name, hasValue || len(args) > 0)
+			needsValue, err := checkFlag(group.FlagSet, name, hasValue || len(args) > 0)
 			if err != nil {
-				return arranged, c, err
+				return arranged, group, err
 			}
 			arranged = append(arranged, arg)
 			if needsValue && !hasValue {
@@ -437,7 +451,16 @@ func arrange(c *ffcli.Command, args []string) (arranged []string, selected *ffcl
 			}
 		}
 	}
-	return append(append(arranged, "--"), words...), c, nil
+	return append(append(arranged, "--"), words...), group, nil
+}
+
+// unknownCommand returns the failure of a word that is no subcommand of the group.
+func (c *cli) unknownCommand(group *ffcli.Command, word string) error {
+	isIt := func(o *Command) bool { return o.Name == group.Name+"."+word }
+	if slices.ContainsFunc(c.leftOut, isIt) {
+		return fail(invalid, "%s %s is left out by READ_ONLY, since it changes something", group.Name, word)
+	}
+	return fail(invalid, "%s", unknown("command", word, childNames(group)))
 }
 
 // cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals

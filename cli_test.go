@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -114,6 +115,33 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// Other programs' words for help and version work, too.
+func TestCustomaryWords(t *testing.T) {
+	t.Parallel()
+	for custom, own := range map[string]string{
+		"help": "-h", "help items": "items -h", "help items list": "items list -h", "-version": "version", "--version": "version",
+	} {
+		want := runShell(t, "", strings.Fields(own)...)
+		require.Equal(t, 0, want.exit, want.err)
+		assert.Equal(t, want, runShell(t, "", strings.Fields(custom)...), custom)
+	}
+}
+
+// Help that cannot be written is no success.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("this machine has no /dev/full")
+	}
+	defer full.Close()
+	for _, args := range []string{"-h", "items list -h", "help", "version", "completion bash", "which"} {
+		var stderr bytes.Buffer
+		assert.Equal(t, 1, run(t.Context(), strings.Fields(args), console{nil, full, &stderr, ""}), args)
+		assert.Equal(t, "app: cannot write the result: no space left on device\n", stderr.String(), args)
+	}
+}
+
 func TestHelpOfGroupsAlone(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{nil, {"items"}, {"reports"}, {"completion"}} {
@@ -139,6 +167,8 @@ func TestCommandLineRefused(t *testing.T) {
 		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url cannot be used: invalid port"},
 		{"bad value of a flag that is no parameter", "items list -as-curl=maybe", "-as-curl must be true or false"},
 		{"two mistakes", "items list -output xml -stauts active", `unknown flag "-stauts"`},
+		{"left out by READ_ONLY", "items update 5 -status muted -read-only", "items update is left out by READ_ONLY, since it changes something"},
+		{"unknown beside what READ_ONLY leaves out", "items updaet 5 -read-only", `unknown command "updaet"`},
 		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson"},
 		{"deletion without a terminal", "items delete 5", "standard input is not a terminal: add -yes"},
 		{"cleaning without a terminal", "reports clean", "standard input is not a terminal: add -yes"},

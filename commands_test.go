@@ -68,6 +68,8 @@ func TestArguments(t *testing.T) {
 
 func TestArgumentsRefused(t *testing.T) {
 	t.Parallel()
+	const notATime = "since must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 " +
+		"or an age such as 30m, 36h, 7d or 2w"
 	tests := []struct {
 		name  string
 		field string
@@ -84,10 +86,12 @@ func TestArgumentsRefused(t *testing.T) {
 		{"twice what takes one", "size", given("1", "2"), "size is given 2 times, but takes one value"},
 		{"not of the enum", "level", given("error", "fatal"), "level must be one of error, info"},
 		{"not a switch", "deep", given("yes"), "deep must be true or false"},
-		{"not a time", "since", given("yesterday"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
-		{"age with a sign", "since", given("-7d"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
-		{"age with a fraction", "since", given("1.5h"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
-		{"age beyond all bounds", "since", given("5000000000w"), "since must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w"},
+		{"not a time", "since", given("yesterday"), notATime},
+		{"age with a sign", "since", given("-7d"), notATime},
+		{"age with a leading zero", "since", given("07d"), notATime},
+		{"date that no calendar has", "since", given("2026-02-30"), notATime},
+		{"age with a fraction", "since", given("1.5h"), notATime},
+		{"age beyond all bounds", "since", given("5000000000w"), notATime},
 		{"too long", "title", inJSON(`"abcd"`), "title must be from 1 to 3 characters long"},
 		{"empty", "title", inJSON(`""`), "title must be from 1 to 3 characters long"},
 		{"null where it means nothing", "title", inJSON(`null`), "title must be a string"},
@@ -157,6 +161,8 @@ func TestMoment(t *testing.T) {
 	var m Moment
 	require.NoError(t, m.UnmarshalText([]byte("2026-01-31T12:00:00 01:00"))) // its plus sign came as a space
 	assert.Equal(t, "2026-01-31T11:00:00Z", m.UTC().Format(time.RFC3339))
+	require.NoError(t, m.UnmarshalText([]byte("2026-01-31")))
+	assert.Equal(t, time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC), m.Time)
 }
 
 func TestUnknownNamesTheNearest(t *testing.T) {

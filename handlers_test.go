@@ -110,6 +110,7 @@ func TestRequestsRefused(t *testing.T) {
 		{"value not of the enum", "GET", "/items?level=error&level=fatal", "", "", 400, "level must be one of debug, info, warning, error, critical"},
 		{"limit above the maximum", "GET", "/reports?limit=1001", "", "", 400, "limit must be a whole number from 1 to 1000"},
 		{"cursor that is none", "GET", "/reports?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
+		{"cursor with a plus sign, +5.0", "GET", "/reports?cursor=KzUuMA", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
 		{"cursor that is none, of occurrences", "GET", item + "/occurrences?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
 		{"search without a word", "GET", "/reports?q=-", "", "", 400, "q must contain a word of letters or digits"},
 		{"query that is none", "GET", "/items?query=%zz", "", "", 400, "the query cannot be read"},

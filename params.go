@@ -316,7 +316,8 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, or an age such as 36h, counted back from now.
+// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, counted
+// back from now.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
@@ -324,18 +325,22 @@ var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 
 // longestAge is about the longest time that a time.Duration can hold.
 const longestAge = 290 * 365 * 24 * time.Hour
 
-// UnmarshalText reads both forms. An age above longestAge counts as that.
+// UnmarshalText reads these forms. An age above longestAge counts as that.
 func (m *Moment) UnmarshalText(text []byte) error {
-	wrong := errors.New("must be a time such as 2026-01-31T12:00:00Z or an age such as 30m, 36h, 7d or 2w")
+	wrong := errors.New("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 or an age such as 30m, 36h, 7d or 2w")
 	if len(text) == 0 {
 		return wrong
 	}
 	if unit, ok := ageUnits[text[len(text)-1]]; ok {
-		n, err := strconv.ParseUint(string(text[:len(text)-1]), 10, 32)
-		if err != nil {
+		n, err := literal{text: string(text[:len(text)-1])}.int()
+		if err != nil || n < 0 || n > math.MaxUint32 {
 			return wrong
 		}
 		m.Time = time.Now().Add(-unit * min(time.Duration(n), longestAge/unit))
+		return nil
+	}
+	if day, err := time.Parse(time.DateOnly, string(text)); err == nil {
+		m.Time = day
 		return nil
 	}
 	// An unescaped plus sign in a URL arrives as a space.

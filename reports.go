@@ -40,7 +40,7 @@ type reportsListInput struct {
 	Environment Opt[string]       `query:"environment" min:"1" help:"only items in this environment"`
 	State       Opt[string]       `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
 	Q           Opt[string]       `query:"q" min:"1" help:"only titles that contain all of these words"`
-	Since       Opt[Moment]       `query:"since" help:"only reports seen since this time (RFC 3339) or within this age (36h, 7d)"`
+	Since       Opt[Moment]       `query:"since" help:"only reports seen since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
 	Until       Opt[Moment]       `query:"until" help:"only reports seen until this time, or longer ago than this age"`
 	Latest      bool              `query:"latest" default:"false" help:"only the latest state of each item"`
 	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
@@ -461,8 +461,8 @@ func (c *reportCursor) UnmarshalText(text []byte) (err error) {
 func cursorNumbers(text []byte) (a, b int64, err error) {
 	raw, err := base64.RawURLEncoding.DecodeString(string(text))
 	first, second, _ := strings.Cut(string(raw), ".")
-	a, errA := strconv.ParseInt(first, 10, 64)
-	b, errB := strconv.ParseInt(second, 10, 64)
+	a, errA := literal{text: first}.int()
+	b, errB := literal{text: second}.int()
 	if err != nil || errA != nil || errB != nil || a < 0 || b < 0 {
 		return 0, 0, errors.New("must be a cursor that an earlier page gave as next")
 	}
@@ -479,7 +479,7 @@ var reportsCleanCmd = &Command{
 }
 
 type reportsCleanInput struct {
-	Before Opt[Moment] `query:"before" help:"only reports last seen before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
+	Before Opt[Moment] `query:"before" help:"only reports last seen before this time (RFC 3339 or a date) or longer ago than this age (36h, 7d)"`
 	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only reports of the item with this id"`
 	State  Opt[string] `query:"state" enum:"current,superseded,delivered,rejected" help:"only reports in this state"`
 }
