@@ -104,9 +104,9 @@ func (c *cli) fail(err error) int {
 		f.detail = "cannot write the result: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
-		_ = writeResult(c.std.err, f.problem(rand.Text()))
+		_ = writeResult(c.safe(c.std.err), f.problem(rand.Text()))
 	} else {
-		fmt.Fprintln(c.std.err, "app:", strings.Join(strings.Fields(f.detail), " "))
+		fmt.Fprintln(c.safe(c.std.err), "app:", strings.Join(strings.Fields(f.detail), " "))
 	}
 	return f.kind.exit
 }
@@ -245,7 +245,7 @@ func (c *cli) operation(name string, command *Command) *ffcli.Command {
 	flags.Func("output", outputHelp, c.setOutput)
 	flags.Func("o", "short for -output", c.setOutput)
 	in.asCurl = c.boolFlag(flags, "as-curl", asCurlHelp)
-	if command.Confirm != "" {
+	if command.Confirm != nil {
 		in.yes = c.boolFlag(flags, "yes", yesHelp)
 	}
 	return &ffcli.Command{
@@ -297,8 +297,8 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 		return cmp.Or(err, configErr)
 	case err == nil && *in.asCurl:
 		return c.printCurl(ctx, config, in)
-	case err == nil && in.command.Confirm != "" && !*in.yes:
-		err = c.confirm(ctx, in.command.Confirm)
+	case err == nil && in.command.Confirm != nil && !*in.yes:
+		err = c.confirm(ctx, config, in)
 	}
 	config.telemetry.Log = c.log(config)
 	telemetry, telemetryErr := config.startTelemetry()
@@ -329,7 +329,7 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 		return err
 	}
 	if call.unstored != "" {
-		fmt.Fprintln(c.std.err, "app: nothing is stored:", call.unstored)
+		fmt.Fprintln(c.safe(c.std.err), "app: nothing is stored:", call.unstored)
 	}
 	c.exit = outcomeOf(value).exit
 	return nil
@@ -401,6 +401,7 @@ func (c *cli) newCall() (call *Call, end func()) {
 		c.output = "table"
 	}
 	progress := &progressLine{out: c.std.err}
+	c.std.out = c.safe(c.std.out)
 	call = &Call{stream: c.output == "ndjson"}
 	if isTerminal(c.std.err) {
 		call.progress = progress.show

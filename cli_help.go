@@ -87,7 +87,7 @@ func commandHelp(c *Command) string {
 		}
 		rows = append(rows, label(p)+"\t"+p.placeholder()+"\t"+p.describe())
 	}
-	if c.Confirm != "" {
+	if c.Confirm != nil {
 		rows = append(rows, "-yes\t\t"+yesHelp)
 	}
 	rows = append(rows,

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"text/tabwriter"
 	"unicode"
+	"unicode/utf8"
 
 	"app/internal/rawjson"
 )
@@ -85,7 +87,7 @@ func (c *cli) printRows(columns []string, list *List) error {
 		return err
 	}
 	for name := range list.Next {
-		fmt.Fprintf(c.std.err, "next page: -%s %s\n", name, list.Next.Get(name))
+		fmt.Fprintf(c.safe(c.std.err), "next page: -%s %s\n", name, list.Next.Get(name))
 	}
 	return nil
 }
@@ -98,7 +100,7 @@ func printMembers(out io.Writer, value any) error {
 	}
 	w := newTable(out)
 	for name, member := range rawjson.Members([]byte(strings.TrimSpace(text.String()))) {
-		fmt.Fprintf(w, "%s\t%s\n", name, cell(member))
+		fmt.Fprintf(w, "%s\t%s\n", printable(name), cell(member))
 	}
 	return w.Flush()
 }
@@ -118,24 +120,72 @@ func cell(value []byte) string {
 	if value[0] == '"' {
 		text = rawjson.Unquote(value)
 	}
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, text)
+	text = printable(text)
 	if runes := []rune(text); len(runes) > cellWidth {
 		return string(runes[:cellWidth-1]) + "…"
 	}
 	return text
 }
 
-// confirm asks the question and returns an error unless the answer is yes.
-func (c *cli) confirm(ctx context.Context, question string) error {
+// printable returns the text on one line, with blanks for what a terminal would not print.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// A terminalWriter writes to a terminal, which would obey the control and bidi characters that came from
+// elsewhere: JSON has escapes for them, anything else blanks.
+type terminalWriter struct {
+	io.Writer
+	json bool
+}
+
+func (w terminalWriter) Write(p []byte) (int, error) {
+	text := make([]byte, 0, len(p))
+	for _, r := range string(p) {
+		switch {
+		case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
+			text = utf8.AppendRune(text, r)
+		case w.json:
+			text = fmt.Appendf(text, `\u%04x`, r)
+		default:
+			text = append(text, ' ')
+		}
+	}
+	_, err := w.Writer.Write(text)
+	return len(p), err
+}
+
+// safe returns the stream, or a terminalWriter if it is a terminal.
+func (c *cli) safe(stream io.Writer) io.Writer {
+	if !isTerminal(stream) {
+		return stream
+	}
+	return terminalWriter{stream, c.output == "json" || c.output == "ndjson"}
+}
+
+// confirm asks the operation's question and returns an error unless the answer is yes.
+func (c *cli) confirm(ctx context.Context, config *Config, in *invocation) error {
 	if !isTerminal(c.std.in) {
 		return fail(invalid, "this needs confirmation, but standard input is not a terminal: add -yes")
 	}
-	fmt.Fprintf(c.std.err, "%s [y/N] ", question)
+	about, err := c.about(ctx, config, in)
+	if err != nil {
+		return err
+	}
+	var filters []string
+	for _, p := range in.command.Run.params {
+		for _, value := range in.args.values[p.name] {
+			if p.in == inQuery {
+				filters = append(filters, label(p), value.text)
+			}
+		}
+	}
+	fmt.Fprintf(c.safe(c.std.err), "%s [y/N] ", in.command.Confirm(about, strings.Join(filters, " ")))
 	answer, err := interruptible(ctx, func() ([]byte, error) {
 		answer, _ := bufio.NewReader(c.std.in).ReadBytes('\n')
 		return answer, nil // the end of the input means no
@@ -149,6 +199,30 @@ func (c *cli) confirm(ctx context.Context, question string) error {
 		return nil
 	}
 	return fail(invalid, "not confirmed, so nothing was done")
+}
+
+// about reads what the question is about, at the server or here. It is nil where a server cannot tell.
+func (c *cli) about(ctx context.Context, config *Config, in *invocation) (json.RawMessage, error) {
+	var value any
+	operation, err := in.command.About.Run.prepare(in.args)
+	switch {
+	case err != nil:
+	case config.AppURL != "" && in.command.About.Route == "":
+		return nil, nil
+	case config.AppURL != "":
+		value, err = askServer(ctx, config, in.command.About, in.args)
+	default:
+		var app *App
+		if app, err = newApp(config, c.log(config), nil); err == nil {
+			defer app.Close()
+			value, err = operation(ctx, app)
+		}
+	}
+	if remote, ok := value.(remoteObject); ok {
+		return remote.RawMessage, err
+	}
+	text, _ := value.(json.RawMessage)
+	return text, err
 }
 
 // interruptible runs a read that may block for ever. When the context ends it returns without waiting

@@ -27,13 +27,18 @@ type Command struct {
 	Also    string    // a second route to the same operation, or ""
 	Short   string    // one line of help
 	Long    string    // more help, or ""
-	Confirm string    // the question that the command line asks first, or ""
+	Confirm question  // asked first on the command line; nil for none
+	About   *Command  // reads what the question is about from the same arguments; without a Route not at a server
 	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
 	Shape   any       // of the type of a list's elements or of a raw JSON result, for OpenAPI; nil if unknown
 	Open    bool      // callers need no API token
 	Changes bool      // it changes something at Rollbar or deletes reports
 	Run     operation // made by typed
 }
+
+// A question is made of what it is about, nil if that is not known, and of the filters that were given, as
+// the caller wrote them.
+type question func(about json.RawMessage, filters string) string
 
 // An operation is a typed function as the surfaces see it.
 type operation struct {

@@ -162,26 +162,41 @@ var itemsGetCmd = &Command{
 	Run:   typed(itemsGet),
 }
 
-type itemsGetInput struct {
-	ID string `path:"id" help:"the item's id, counter or uuid (see by)"`
-	By string `query:"by" default:"id" enum:"id,counter,uuid" help:"how to find the item: by its id, its counter in the project, or the uuid of one of its occurrences"`
+type itemsGetInput struct{ itemRef }
+
+// An itemRef says which item is meant.
+type itemRef struct {
+	ID string `path:"id" json:"-" help:"the item's id, counter or uuid (see by)"`
+	By string `query:"by" json:"-" default:"id" enum:"id,counter,uuid" help:"how to find the item: by its id, its counter in the project, or the uuid of one of its occurrences"`
 }
 
 var uuidForm = regexp.MustCompile(`(?i)^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$`)
 
-func (in *itemsGetInput) check() error {
-	if in.By == "uuid" && !uuidForm.MatchString(in.ID) {
+func (in *itemRef) check() error {
+	n, err := literal{text: in.ID}.int()
+	isUUID := uuidForm.MatchString(in.ID)
+	switch {
+	case in.By == "uuid" && !isUUID:
 		return invalidField("id", "must be a UUID, since by is uuid")
-	}
-	if n, err := (literal{text: in.ID}).int(); in.By != "uuid" && (err != nil || n < 1) {
+	case in.By != "uuid" && isUUID && err != nil:
+		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s; -by uuid (?by=uuid) finds the item of an occurrence", in.By))
+	case in.By != "uuid" && (err != nil || n < 1):
 		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s", in.By))
 	}
 	return nil
 }
 
-func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage, error) {
-	var item Item
-	var err error
+// describe adds to an error which item it is about, and how else it may be found.
+func (in *itemRef) describe(err error) error {
+	hint := ""
+	if in.By == "id" && isKind(err, notFound) {
+		hint = "; -by counter (?by=counter) finds an item by its counter"
+	}
+	return fmt.Errorf("item with the %s %s: %w%s", in.By, in.ID, err, hint)
+}
+
+// readItem reads the item that is meant.
+func (app *App) readItem(ctx context.Context, in itemRef) (item Item, err error) {
 	if in.By == "id" {
 		id, _ := strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
 		item, err = app.rollbar.Item(ctx, id)
@@ -189,7 +204,24 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 		item, err = app.rollbar.ItemBy(ctx, in.By, in.ID)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("item with the %s %s: %w", in.By, in.ID, err)
+		return Item{}, in.describe(err)
+	}
+	return item, nil
+}
+
+// itemID returns the id of the item that is meant, for which it is read where something else is given.
+func (app *App) itemID(ctx context.Context, in itemRef) (int64, error) {
+	if in.By == "id" {
+		return strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
+	}
+	item, err := app.readItem(ctx, in)
+	return item.ID, err
+}
+
+func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage, error) {
+	item, err := app.readItem(ctx, in.itemRef)
+	if err != nil {
+		return nil, err
 	}
 	app.observe(ctx, item)
 	return item.JSON, nil
@@ -206,7 +238,7 @@ var itemsUpdateCmd = &Command{
 }
 
 type itemsUpdateInput struct {
-	ID                int64       `path:"id" json:"-" min:"1" help:"the item's id"`
+	itemRef
 	Status            Opt[string] `json:"status,omitzero" enum:"active,resolved,muted" help:"new status"`
 	Level             Opt[string] `json:"level,omitzero" enum:"debug,info,warning,error,critical" help:"new level"`
 	Title             Opt[string] `json:"title,omitzero" min:"1" max:"255" help:"new title"`
@@ -218,7 +250,10 @@ type itemsUpdateInput struct {
 }
 
 func (in *itemsUpdateInput) check() error {
-	if *in == (itemsUpdateInput{ID: in.ID}) {
+	if err := in.itemRef.check(); err != nil {
+		return err
+	}
+	if *in == (itemsUpdateInput{itemRef: in.itemRef}) {
 		return fail(invalid, "nothing to change: give at least one of %s", strings.Join(itemsUpdateCmd.names(inBody), ", "))
 	}
 	if in.ResolvedInVersion.Set && in.Status.Value != "resolved" {
@@ -232,23 +267,30 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 	if err != nil {
 		return nil, err
 	}
-	item, err := app.change(ctx, in.ID, changes)
-	return item.JSON, err
+	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
+		return nil, err
+	}
+	id, err := app.itemID(ctx, in.itemRef)
+	if err != nil {
+		return nil, err
+	}
+	item, err := app.change(ctx, id, changes)
+	if err != nil {
+		return nil, in.describe(err)
+	}
+	return item.JSON, nil
 }
 
 // change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only.
 // It stores what both responses said.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
-	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
-		return Item{}, err
-	}
 	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
 	if err != nil {
-		return Item{}, fmt.Errorf("item %d: %w", id, err)
+		return Item{}, err
 	}
 	item, err := app.rollbar.Item(ctx, id)
 	if err != nil {
-		return Item{}, fmt.Errorf("item %d was changed, but not read again: %w", id, err)
+		return Item{}, fmt.Errorf("it was changed, but not read again: %w", err)
 	}
 	said := item
 	for name, value := range rawjson.Members(echo) {
@@ -270,7 +312,7 @@ var itemsOccurrencesCmd = &Command{
 }
 
 type itemsOccurrencesInput struct {
-	ID     int64                 `path:"id" min:"1" help:"the item's id"`
+	itemRef
 	Limit  int64                 `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
 	Cursor Opt[occurrenceCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
@@ -291,9 +333,13 @@ func (c *occurrenceCursor) UnmarshalText(text []byte) (err error) {
 func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (*List, error) {
 	place := in.Cursor.Value.occurrencePlace
 	place.page = max(1, place.page)
-	occurrences, more, err := app.rollbar.Occurrences(ctx, in.ID, place, in.Limit)
+	id, err := app.itemID(ctx, in.itemRef)
 	if err != nil {
-		return nil, fmt.Errorf("occurrences of item %d: %w", in.ID, err)
+		return nil, err
+	}
+	occurrences, more, err := app.rollbar.Occurrences(ctx, id, place, in.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
 	list := &List{
 		Name: "occurrences",

@@ -15,17 +15,21 @@ import (
 )
 
 var itemsDeleteCmd = &Command{
-	Name:    "items.delete",
-	Route:   "DELETE /items/{id}",
-	Short:   "Delete an item's occurrences and resolve the item",
-	Long:    "Rollbar cannot delete the item itself. The item is stored as a report first.",
-	Confirm: "Permanently delete all occurrences of the item from Rollbar?",
+	Name:  "items.delete",
+	Route: "DELETE /items/{id}",
+	Short: "Delete an item's occurrences and resolve the item",
+	Long:  "Rollbar cannot delete the item itself. The item is stored as a report first.",
+	Confirm: func(item json.RawMessage, _ string) string {
+		return fmt.Sprintf("Permanently delete all occurrences of item %s, %q (%s so far), from Rollbar?",
+			rawjson.Get(item, "id"), rawjson.Unquote(rawjson.Get(item, "title")), rawjson.Get(item, "total_occurrences"))
+	},
+	About:   itemsGetCmd,
 	Changes: true,
 	Run:     typed(itemsDelete),
 }
 
 type itemsDeleteInput struct {
-	ID  int64 `path:"id" min:"1" help:"the item's id"`
+	itemRef
 	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse to delete an item with more occurrences than this"`
 }
 
@@ -40,34 +44,34 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if err := app.rollbar.require(scopeRead, scopeWrite); err != nil {
 		return Deleted{}, err
 	}
-	item, err := app.rollbar.Item(ctx, in.ID)
+	item, err := app.readItem(ctx, in.itemRef)
 	if err != nil {
-		return Deleted{}, fmt.Errorf("item %d: %w", in.ID, err)
+		return Deleted{}, err
 	}
 	unstored := app.observeBeforeDelete(ctx, item)
 	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
-		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", in.ID)
+		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", item.ID)
 	}
-	ids, err := app.occurrenceIDs(ctx, in.ID, in.Max)
+	ids, err := app.occurrenceIDs(ctx, item.ID, in.Max)
 	if err != nil {
 		return Deleted{}, err
 	}
 	if int64(len(ids)) > in.Max {
-		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", in.ID, in.Max)
+		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item.ID, in.Max)
 	}
 	if unstored != nil {
 		return Deleted{}, unstored
 	}
-	count, err := app.deleteOccurrences(ctx, in.ID, ids)
+	count, err := app.deleteOccurrences(ctx, item.ID, ids)
 	if err != nil {
-		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", in.ID, count, err)
+		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
 	}
 	if rawjson.Unquote(rawjson.Get(item.JSON, "status")) != "resolved" {
-		if _, err := app.change(ctx, in.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
-			return Deleted{}, fmt.Errorf("all %d occurrences are deleted, but: %w", count, err)
+		if _, err := app.change(ctx, item.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
+			return Deleted{}, fmt.Errorf("all %d occurrences of item %d are deleted, but: %w", count, item.ID, err)
 		}
 	}
-	return Deleted{in.ID, count, "resolved"}, nil
+	return Deleted{item.ID, count, "resolved"}, nil
 }
 
 // observeBeforeDelete stores the item. Its error forbids the deletion; a command line without a database

@@ -62,6 +62,35 @@ func TestItemsGet(t *testing.T) {
 	}
 }
 
+// Every operation on one item finds it by its counter and by an occurrence's uuid, and says so.
+func TestItemsBy(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 10)
+	id, uuid := fmt.Sprint(f.sandbox.ItemIDs()[2]), f.sandbox.UUID(2, 0)
+	for _, by := range []string{"3?by=counter", uuid + "?by=uuid", id + "?by=id", id} {
+		ref, query, _ := strings.Cut(by, "?")
+		assert.Equal(t, id, f.do("PATCH", "/items/"+by, `{"level":"info"}`).at("id"), by)
+		list := f.get("/items/" + ref + "/occurrences?limit=1&" + query)
+		require.Equal(t, 200, list.status, list.body)
+		assert.Equal(t, id, list.at("occurrences", "0", "item_id"))
+		assert.Equal(t, 200, f.get(list.link("next")).status)
+	}
+	assert.Equal(t, id, f.do("DELETE", "/items/3?by=counter", "").at("id"))
+
+	f.do("PATCH", "/items/"+id, `{"by":"counter"}`).requireProblem(400, "usage")
+	for _, op := range [][3]string{{"GET"}, {"PATCH", "", `{"level":"info"}`}, {"DELETE"}, {"GET", "/occurrences"}} {
+		detail := f.do(op[0], "/items/"+uuid+op[1], op[2]).requireProblem(400, "usage")
+		assert.Contains(t, detail, "must be a whole number at least 1, since by is id; -by uuid (?by=uuid) finds")
+		if op[1] == "" { // Rollbar says of no item that it has no occurrences
+			detail = f.do(op[0], "/items/4", op[2]).requireProblem(404, "not-found")
+			assert.Contains(t, detail, "item with the id 4: Rollbar answered 40", op)
+			assert.Contains(t, detail, "-by counter (?by=counter) finds an item by its counter")
+		}
+		f.do(op[0], "/items/99"+op[1]+"?by=counter", op[2]).requireProblem(404, "not-found")
+		f.do(op[0], "/items/+3"+op[1], op[2]).requireProblem(400, "usage")
+	}
+}
+
 func TestItemsUpdate(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)

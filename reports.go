@@ -470,10 +470,13 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 }
 
 var reportsCleanCmd = &Command{
-	Name:    "reports.clean",
-	Route:   "DELETE /reports",
-	Short:   "Delete reports, except queued ones",
-	Confirm: "Permanently delete these reports?",
+	Name:  "reports.clean",
+	Route: "DELETE /reports",
+	Short: "Delete reports, except queued ones",
+	Confirm: func(count json.RawMessage, filters string) string {
+		return fmt.Sprintf("Permanently delete %s reports (%s)?", cmp.Or(string(count), "the"), cmp.Or(filters, "all but queued ones"))
+	},
+	About:   &Command{Run: typed(reportsChosen)},
 	Changes: true,
 	Run:     typed(reportsClean),
 }
@@ -491,23 +494,51 @@ type Cleaned struct {
 	KeptQueued int64 `json:"kept_queued"`
 }
 
-func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned, error) {
-	store, err := app.database()
-	if err != nil {
-		return Cleaned{}, err
-	}
-	store.deliveries.Flush(ctx)
-	chosen := "TRUE"
+// conditions returns those on the rows that the filters other than state choose, and on their states.
+func (in *reportsCleanInput) conditions() (chosen, state string) {
+	chosen, state = "TRUE", "state <> 'queued'"
 	if in.Before.Set {
 		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
 	}
 	if in.ItemID.Set {
 		chosen += " AND item_id = @item_id"
 	}
-	state := "state <> 'queued'"
 	if in.State.Set {
 		state = "state = @state"
 	}
+	return chosen, state
+}
+
+func (in *reportsCleanInput) args() pgx.NamedArgs {
+	return pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
+}
+
+// reportsChosen counts the reports that reportsClean would delete.
+func reportsChosen(ctx context.Context, app *App, in reportsCleanInput) (count json.RawMessage, err error) {
+	store, err := app.database()
+	if err != nil {
+		return nil, err
+	}
+	chosen, state := in.conditions()
+	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `
+			SELECT count(*)::text
+			FROM reports
+			WHERE `+chosen+` AND `+state, in.args()).Scan((*[]byte)(&count))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count reports: %w", err)
+	}
+	return count, nil
+}
+
+func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned, error) {
+	store, err := app.database()
+	if err != nil {
+		return Cleaned{}, err
+	}
+	store.deliveries.Flush(ctx)
+	chosen, state := in.conditions()
 	var cleaned Cleaned
 	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
@@ -520,7 +551,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 				WHERE report_id IN (SELECT id FROM deleted)
 			)
 			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
-			pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}).
+			in.args()).
 			Scan(&cleaned.Deleted, &cleaned.KeptQueued)
 	})
 	if err != nil {
