@@ -167,7 +167,7 @@ func (c *cli) serveCommand() *ffcli.Command {
 	flags := c.flagSet("serve")
 	dev := c.boolFlag(flags, "dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar")
 	return c.simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
-		config, err := loadConfig(c.settings, c.std.envFile)
+		config, err := c.loadConfig()
 		if err != nil {
 			return err
 		}
@@ -177,6 +177,15 @@ func (c *cli) serveCommand() *ffcli.Command {
 		}
 		return c.serve(ctx, config, c.commands, *dev, c.std)
 	})
+}
+
+// loadConfig loads the settings and reports misspelt ones.
+func (c *cli) loadConfig() (*Config, error) {
+	config, err := loadConfig(c.settings, c.std.envFile)
+	for _, remark := range config.misspelt {
+		fmt.Fprintln(c.std.err, "app:", remark)
+	}
+	return config, err
 }
 
 func (c *cli) versionCommand() *ffcli.Command {
@@ -192,7 +201,7 @@ func (c *cli) flagSet(name string) *flag.FlagSet {
 	flags.SetOutput(io.Discard)
 	for _, s := range new(Config).settings() {
 		flags.Var(&settingFlag{s, func(value string) error {
-			if err := s.set(value); err != nil {
+			if err := s.parse(value); err != nil {
 				c.refuse(fail(invalid, "-%s %w", s.name, err))
 				return nil
 			}
@@ -291,7 +300,7 @@ func (f *paramFlag) Set(text string) error {
 // the settings, and is counted as the operation's.
 func (c *cli) execute(ctx context.Context, in *invocation, positional []string) error {
 	operation, err := c.prepare(ctx, in, positional)
-	config, configErr := loadConfig(c.settings, c.std.envFile)
+	config, configErr := c.loadConfig()
 	switch {
 	case configErr != nil:
 		return cmp.Or(err, configErr)

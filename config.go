@@ -27,6 +27,7 @@ import (
 	"app/internal/datadog"
 	"app/internal/dotenv"
 	"app/internal/sandbox"
+	"app/internal/spelling"
 )
 
 // Config holds the settings.
@@ -46,6 +47,8 @@ type Config struct {
 	apiTokens []string // any of which callers must send; without one, every caller on this machine may call
 
 	telemetry datadog.Settings
+
+	misspelt []string // what there is to say of names in the environment and in .env that nearly are settings
 }
 
 // placeholderToken is the API_TOKEN in .env.example. Everybody knows it, so only the sandbox accepts it.
@@ -57,6 +60,15 @@ type setting struct {
 	help   string
 	preset string                   // the default as text, or ""
 	set    func(value string) error // the texts of its errors continue the name: "must be …"
+}
+
+// parse sets the setting to a value that was given. Quotes around it are never meant, but what reads no
+// shell syntax, such as docker's --env-file, passes them on.
+func (s setting) parse(value string) error {
+	if len(value) > 1 && value[0] == value[len(value)-1] && (value[0] == '"' || value[0] == '\'') {
+		return errors.New("must not have quotes around it")
+	}
+	return s.set(value)
 }
 
 // env is the setting's name in the environment and in .env.
@@ -210,7 +222,8 @@ func parseLevel(value string) (level slog.Level, err error) {
 	return level, nil
 }
 
-// A settingFlag is a setting as a flag. An empty value counts as not given.
+// A settingFlag is a setting as a flag. White space around a value is cut, and an empty one counts as not
+// given.
 type settingFlag struct {
 	setting
 	take func(value string) error
@@ -220,7 +233,7 @@ func (f *settingFlag) String() string   { return "" }
 func (f *settingFlag) IsBoolFlag() bool { return f.preset == "true" || f.preset == "false" }
 
 func (f *settingFlag) Set(value string) error {
-	if value == "" {
+	if value = strings.TrimSpace(value); value == "" {
 		return nil
 	}
 	return f.take(value)
@@ -238,11 +251,15 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 		}
 		_ = s.set(s.preset) // defaults are valid
 		fs.Var(&settingFlag{s, func(value string) error {
-			if err := s.set(value); err != nil {
+			if err := s.parse(value); err != nil {
 				return fail(misconfigured, "%s %w", s.env(), err)
 			}
 			return nil
 		}}, s.name, s.help)
+	}
+	names := os.Environ() // cut at the equals sign below
+	parse := func(r io.Reader, set func(name, value string) error) error {
+		return dotenv.Parse(r, func(name, value string) error { names = append(names, name); return set(name, value) })
 	}
 	info, statErr := os.Stat(envFile)
 	irregular := statErr == nil && !info.Mode().IsRegular() // reading a pipe could block
@@ -252,7 +269,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	err := ff.Parse(fs, flags,
 		ff.WithEnvVars(),
 		ff.WithConfigFile(envFile),
-		ff.WithConfigFileParser(dotenv.Parse),
+		ff.WithConfigFileParser(parse),
 		ff.WithAllowMissingConfigFile(true),
 		ff.WithIgnoreUndefined(true),
 	)
@@ -273,7 +290,23 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	case err != nil:
 		return config, fail(misconfigured, ".env: %w", err)
 	}
+	config.misspelt = misspelt(names)
 	return config, nil
+}
+
+// misspelt returns what there is to say of names that nearly are settings. A value may follow a name.
+func misspelt(names []string) (remarks []string) {
+	var valid []string
+	for _, s := range new(Config).settings() {
+		valid = append(valid, strings.ToLower(s.env()))
+	}
+	for _, name := range names {
+		name, _, _ = strings.Cut(name, "=")
+		if near := strings.ToUpper(spelling.Slip(name, valid)); near != "" && near != name {
+			remarks = append(remarks, fmt.Sprintf("%s is not a setting, did you mean %s?", cut(name), near))
+		}
+	}
+	return remarks
 }
 
 // startTelemetry returns a client of the Datadog Agent, or nil if none is set.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -102,6 +104,8 @@ func TestBadSettings(t *testing.T) {
 		{"an SDK's endpoint", "", "ROLLBAR_URL=https://host/api/1/item/", "line 1 of .env: ROLLBAR_URL must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call"},
 		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 2 of .env: must be NAME=value, a comment or blank"},
 		{"variable", "", "A=b\nAPI_TOKEN=$s3cret\n", "line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
+		{"quotes that were passed on", "'5s'", "", "ROLLBAR_TIMEOUT must not have quotes around it"},
+		{"quotes in quotes", "", "DD_ENV='\"s3cret\"'", "line 1 of .env: DD_ENV must not have quotes around it"},
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
 		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret", "line 1 of .env: there is something behind the closing quote"},
@@ -189,6 +193,41 @@ func TestDotEnvIsRegularFile(t *testing.T) {
 		assert.EqualError(t, err, ".env must be a regular file")
 		assert.True(t, config.ReadOnly)
 	}
+}
+
+// White space around a value is not meant, such as a secret store's line end.
+func TestSpaceAroundSettings(t *testing.T) {
+	t.Setenv("DATABASE_URL", " postgres://app@db/app\n")
+	t.Setenv("DD_ENV", "\t\n")
+	t.Setenv("SANDBOX", "true\r\n")
+	config, err := loadConfig([]string{"-addr= :81 "}, writeEnv(t, "LOG_LEVEL=\"\ndebug\n\"\n"))
+	require.NoError(t, err)
+	assert.Equal(t, "postgres://app@db/app", config.DatabaseURL)
+	assert.Equal(t, ":81", config.Addr)
+	assert.Equal(t, slog.LevelDebug, config.LogLevel)
+	assert.Empty(t, config.telemetry.Env)
+	assert.True(t, config.Sandbox)
+}
+
+// A name that nearly is a setting is reported, once and without its value.
+func TestMisspeltSettings(t *testing.T) {
+	for _, name := range []string{"READONLY", "read_only", "PORT", "POSTGRES_PASSWORD", "DD_DOGSTATSD_HOST", "HOST"} {
+		t.Setenv(name, "s3cret")
+	}
+	var stderr bytes.Buffer
+	env := writeEnv(t, "ROLLBAR_RAED_TOKEN=s3cret\nAPI_TOKENS=\nDD_API_KEY=s3cret\nLOG_LEVEL=info\n")
+	exit := run(t.Context(), []string{"which"}, console{nil, io.Discard, &stderr, env})
+	assert.Equal(t, 0, exit)
+	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+	assert.ElementsMatch(t, []string{
+		"app: READONLY is not a setting, did you mean READ_ONLY?",
+		"app: read_only is not a setting, did you mean READ_ONLY?",
+		"app: ROLLBAR_RAED_TOKEN is not a setting, did you mean ROLLBAR_READ_TOKEN?",
+	}, lines)
+
+	config, err := loadConfig(nil, ".env.example")
+	require.NoError(t, err)
+	assert.Len(t, config.misspelt, 2, "the environment's alone")
 }
 
 // A bad flag exits with 2, a bad setting elsewhere with 3, both at once with 2.

@@ -9,12 +9,20 @@ import (
 
 // Nearest returns the valid name that differs least from the given one, or "" if all differ a lot.
 func Nearest(name string, names []string) string {
+	return nearest(name, names, max(1, len(name)/2))
+}
+
+// Slip returns the valid name that the given one is but for case and one slip, or "".
+func Slip(name string, names []string) string { return nearest(name, names, 1) }
+
+// nearest returns the name that differs least, and in so many places at most.
+func nearest(name string, names []string, most int) string {
 	if len(names) == 0 {
 		return ""
 	}
 	distance := func(n string) int { return editDistance(strings.ToLower(name), n) }
 	near := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(a), distance(b)) })
-	if distance(near) > max(1, len(name)/2) {
+	if distance(near) > most {
 		return ""
 	}
 	return near

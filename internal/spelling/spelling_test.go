@@ -16,4 +16,6 @@ func TestNearest(t *testing.T) {
 		assert.Equal(t, want, Nearest(name, names), name)
 	}
 	assert.Empty(t, Nearest("status", nil))
+	assert.Equal(t, "assigned_user", Slip("ASIGNED_USER", names))
+	assert.Empty(t, Slip("asigned_usre", names))
 }
