@@ -230,6 +230,9 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 		return strangeResponse(config, res)
 	}
 	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
+	if kind == unauthorized {
+		f.detail = fmt.Sprintf("the server at APP_URL, %s, wants one of its tokens: set API_TOKEN", appURL(config))
+	}
 	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
 		f.wait = time.Duration(seconds) * time.Second
 	}
@@ -297,7 +300,11 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 		}
 		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
 	}
-	_, err = fmt.Fprintln(c.std.out, strings.Join(words, " "), shellQuote(req.URL.String()))
+	target := shellQuote(req.URL.String())
+	if u, _ := url.Parse(config.AppURL); u.User != nil { // which stays in the environment
+		target = `"${APP_URL%/}"` + shellQuote(strings.TrimPrefix(req.URL.String(), strings.TrimRight(base, "/")))
+	}
+	_, err = fmt.Fprintln(c.std.out, strings.Join(words, " "), target)
 	return err
 }
 

@@ -37,7 +37,7 @@ func TestAskServer(t *testing.T) {
 	assert.Contains(t, ask("items", "create", "-message", "x", "-custom", `{"n":1}`).out, `"delivered"`)
 	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
 	refused := runShell(t, "", "items", "list", "-app-url", f.url)
-	assert.Equal(t, shell{5, "", "app: send one of the service's tokens: Authorization: Bearer …\n"}, refused)
+	assert.Equal(t, shell{5, "", "app: the server at APP_URL, " + f.url + ", wants one of its tokens: set API_TOKEN\n"}, refused)
 	f.sandbox.SetFault(sandbox.LimitedFar)
 	assert.Equal(t, 6, ask("items", "list").exit)
 	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
@@ -136,6 +136,8 @@ func TestAsCurl(t *testing.T) {
 		{[]string{"reports", "list", "-o", "ndjson", "-addr", ":81"}, `curl -H 'Accept: application/x-ndjson' 'http://localhost:81/reports'`},
 		{[]string{"items", "get", "5", "-api-token", "secret"}, `curl -H "Authorization: Bearer $API_TOKEN" 'http://127.0.0.1:8080/items/5'`},
 		{[]string{"check", "-api-token", "secret"}, `curl 'http://127.0.0.1:8080/check'`},
+		{[]string{"items", "get", "5", "-app-url", "http://token:hunter2@host/p/"}, `curl "${APP_URL%/}"'/items/5'`},
+		{[]string{"items", "list", "-limit", "1", "-app-url", "http://u@host"}, `curl "${APP_URL%/}"'/items?limit=1'`},
 		{[]string{"items", "list", "-all"}, ""},
 		{[]string{"items", "list", "-page", "0"}, ""},
 	} {

@@ -317,11 +317,38 @@ func TestPreference(t *testing.T) {
 		"": false, "*/*": false, "application/json": false, ndjson: true, "Application/X-NDJSON": true,
 		"application/json, " + ndjson: true, "application/json;q=1, application/x-ndjson;q=0.1": false,
 		"application/json;q=0.5, application/x-ndjson; Q=0.7": true, ndjson + ";q=0": false, ndjson + ";q=x": false,
+		ndjson + ";v=1;q=0.1, application/json;q=0.2": false, ndjson + ";\tq=0": false, "text/html,\t" + ndjson: true,
+		ndjson + ";q=5": false, ndjson + ";q=NaN": false, ndjson + ";q=-0": false, ndjson + ";q=1.5": false,
+		ndjson + ";q=0.5, */*": false, ndjson + ";q=0.5, application/*": false, ndjson + ", */*;q=0.1": true,
+		ndjson + ", */*": true, "application/json;q=0, */*, " + ndjson + ";q=0.1": true,
 	} {
 		r := httptest.NewRequest("GET", "/reports", nil)
 		r.Header.Set("Accept", accept)
 		assert.Equal(t, want, wantsLines(r), accept)
 	}
+}
+
+// The log says which path was asked for, but not its query, and by whom. Failures of ours stand out, and
+// a monitor's successes do not.
+func TestLogOfRequests(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.get("/which")
+	f.get("/check")
+	f.get("/reports?q=hunter2")
+	f.get("/items/x")
+	f.app.rollbar.tokens[scopeRead] = accessToken{}
+	f.get("/items")
+	var got []string
+	for _, line := range f.log.Lines() {
+		if line["message"] == "request" {
+			got = append(got, fmt.Sprintf("%v %v %v %v", line["level"], line["http.status_code"],
+				line["http.url_details.path"], line["network.client.ip"]))
+		}
+	}
+	want := []string{"INFO 200 /reports 127.0.0.1", "INFO 400 /items/x 127.0.0.1", "WARN 502 /items 127.0.0.1"}
+	assert.Equal(t, want, got)
+	assert.NotContains(t, f.log.String(), "hunter2")
 }
 
 func TestCheck(t *testing.T) {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -91,7 +93,7 @@ func (w *response) send(part []byte) error {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
 	if !w.started {
 		w.started = true
-		if len(part) >= worthZip && w.request.Method != http.MethodHead && preference(w.request, "Accept-Encoding", "gzip") > 0 {
+		if len(part) >= worthZip && w.request.Method != http.MethodHead && preference(w.request, "Accept-Encoding", "gzip", "*") > 0 {
 			h := w.Header()
 			h.Set("Content-Encoding", "gzip")
 			h.Set("Vary", "Accept-Encoding")
@@ -256,26 +258,25 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 	}
 }
 
-// wantsLines reports whether the caller asks for the elements of a list one a line.
+// wantsLines reports whether the caller asks for the elements of a list one a line, by that name.
 func wantsLines(r *http.Request) bool {
 	lines := preference(r, "Accept", ndjson)
-	return lines > 0 && lines >= preference(r, "Accept", "application/json")
+	return lines > 0 && lines >= preference(r, "Accept", "application/json", "application/*", "*/*")
 }
 
-// preference returns how much the caller wants a value that a header such as Accept names, from 0, not
-// at all or not named, to 1.
-func preference(r *http.Request, header, value string) float64 {
-	for _, accepted := range r.Header[header] {
-		for one := range strings.SplitSeq(accepted, ",") {
-			name, parameters, err := mime.ParseMediaType(one)
-			if err != nil || name != value {
-				continue
+var qualityForm = regexp.MustCompile(`^(0(\.\d{0,3})?|1(\.0{0,3})?)$`)
+
+// preference returns how much the caller wants a value that a header such as Accept names, by the first of
+// its names that is there: from 0, not at all or not named, to 1. What has no valid quality is not there.
+func preference(r *http.Request, header string, names ...string) float64 {
+	for _, name := range names {
+		for one := range strings.SplitSeq(strings.Join(r.Header[header], ","), ",") {
+			named, parameters, err := mime.ParseMediaType(one)
+			quality := cmp.Or(parameters["q"], "1")
+			if err == nil && named == name && qualityForm.MatchString(quality) {
+				q, _ := strconv.ParseFloat(quality, 64) // valid
+				return q
 			}
-			if parameters["q"] == "" {
-				return 1
-			}
-			quality, _ := strconv.ParseFloat(parameters["q"], 64) // 0 for anything else
-			return min(max(quality, 0), 1)
 		}
 	}
 	return 0

@@ -123,6 +123,10 @@ func TestGzip(t *testing.T) {
 		{"/reports", "gzip", ndjson, "gzip"},
 		{"/reports?limit=1", "gzip", "", ""},
 		{"/reports?limit=100", "deflate, gzip;q=0", "", ""},
+		{"/reports?limit=100", "gzip;v=1;q=0", "", ""},
+		{"/reports?limit=100", "gzip;q=5", "", ""},
+		{"/reports?limit=100", "*", "", "gzip"},
+		{"/reports?limit=100", "gzip;q=0, *", "", ""},
 		{"/reports?limit=100", "identity", "", ""},
 	} {
 		name := fmt.Sprintf("%s as %q", tt.path, tt.accepted)

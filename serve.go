@@ -7,7 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,10 +22,15 @@ import (
 // serve runs the service until the context ends. With dev it needs no settings: it uses a private
 // PostgreSQL and the sandbox.
 func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
 	out := &datadog.LogBuffer{Out: std.out}
 	defer out.Flush()
 	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
-	if dev && config.DatabaseURL == "" {
+	switch {
+	case dev && config.DatabaseURL != "":
+		db, _ := pgx.ParseConfig(config.DatabaseURL) // valid, as its setting checked
+		fmt.Fprintf(std.err, "using the database %s at %s of -database-url …\n", db.Database, db.Host)
+	case dev:
 		fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
 		server, err := devpg.Start(ctx, ".dev")
 		if err != nil {

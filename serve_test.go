@@ -187,6 +187,29 @@ func TestServeEndsAtOnceOnTheSecondSignal(t *testing.T) {
 	assert.Equal(t, -1, p.wait())
 }
 
+// `serve | head -1` goes on when head has ended.
+func TestServeWithoutAReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	cmd := program(t, f.env(), "serve", "-addr", "127.0.0.1:0")
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	require.NoError(t, err)
+	require.NoError(t, stdout.Close())
+	var listening struct{ Address string }
+	require.NoError(t, json.Unmarshal(line, &listening))
+	service := &fixture{t: t, url: "http://" + listening.Address}
+	for range 5 {
+		service.get("/nowhere").requireProblem(404, "not-found")
+		time.Sleep(30 * time.Millisecond) // longer than lines are kept
+	}
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, cmd.Wait())
+}
+
 func TestServeOnATakenPort(t *testing.T) {
 	t.Parallel()
 	taken := httptest.NewServer(http.NotFoundHandler())
@@ -244,6 +267,18 @@ func TestServeDev(t *testing.T) {
 	assert.Equal(t, 5, bytes.Count(out, []byte("\n")))
 	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
 	assert.Equal(t, 0, p.wait(), p.stderr())
+}
+
+// Another database is used only when the flag says so, and is named.
+func TestServeDevOnAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	chosen := devpgtest.Schema(t)
+	p := startServe(t, []string{"DATABASE_URL=postgres://app:hunter2@127.0.0.1:1/other"}, "-dev", "-database-url", chosen)
+	service := &fixture{t: t, url: p.url}
+	require.Equal(t, 200, service.get("/items?limit=5").status)
+	assert.Equal(t, []string{"5"}, devpgtest.Query(t, chosen, `SELECT count(*)::text FROM reports`))
+	assert.Regexp(t, `^using the database \w+ at \S+ of -database-url …\n`, p.stderr())
+	assert.NotContains(t, p.stderr(), "hunter2")
 }
 
 // What is printed on standard error is one line, and standard output stays clean.
