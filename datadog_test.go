@@ -281,7 +281,7 @@ func TestMetricsOfTheService(t *testing.T) {
 		tags []string
 	}{
 		{"app.operations.latency", ok},
-		{"app.rollbar.calls", []string{"method:GET", "status_class:2xx"}},
+		{"app.rollbar.calls", []string{"method:get", "status_class:2xx"}},
 		{"app.rollbar.rate_limit_remaining", []string{"scope:read"}},
 		{"app.reports.stored", common},
 		{"app.queue.length", common},
@@ -298,7 +298,7 @@ func TestMetricsOfTheService(t *testing.T) {
 	agent.Metric("app.operations", "operation:items.list", "outcome:usage")
 	f.sandbox.SetFault(sandbox.Down)
 	f.call("GET", "/items", "")
-	agent.Metric("app.rollbar.retries", "method:GET")
+	agent.Metric("app.rollbar.retries", "method:get")
 	f.call("POST", "/items", `{"message":"x"}`)
 	agent.Metric("app.queue.queued")
 	f.call("POST", "/items", `{"message":"x"}`)
@@ -322,7 +322,7 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	}
 	f.call("DELETE", "/reports?state=superseded", "")
 	valid := map[string][]string{
-		"surface": {"http", "cli"}, "method": {"GET", "POST", "PATCH", "DELETE"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
+		"surface": {"http", "cli"}, "method": {"get", "post", "patch", "delete"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
 		"scope": {"read", "write", "post_server_item"}, "env": {"prod"}, "service": {"shop"}, "version": {"1.2.3"},
 		"outcome": {"ok"}, "operation": {"none"},
 	}

@@ -43,13 +43,13 @@ type Client struct {
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
 	if settings.TraceEnabled {
-		u, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https")
+		u, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https", "unix")
 		if err != nil {
 			return nil, err
 		}
 		traceURL = u
 	}
-	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp")
+	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")
 	if err != nil {
 		return nil, err
 	}

@@ -69,7 +69,7 @@ func awaitDropped(t testing.TB, log *datadogtest.LogLines, unit string) map[stri
 // plain returns the span without the fields that differ between runs and the tags of every span.
 func plain(s datadogtest.Span) datadogtest.Span {
 	s.TraceID, s.SpanID, s.ParentID, s.Start, s.Duration = 0, 0, 0, 0, 0
-	for _, key := range []string{"runtime-id", "_dd.p.tid", "language", "env", "version", "error.stack"} {
+	for _, key := range []string{"runtime-id", "_dd.p.tid", "_dd.p.dm", "language", "env", "version", "error.stack"} {
 		delete(s.Meta, key)
 	}
 	delete(s.Metrics, "_sampling_priority_v1")

@@ -117,7 +117,7 @@ func TestClientSpan(t *testing.T) {
 				want.Meta["error.type"] = fmt.Sprintf("%T", StatusError(0))
 			}
 			assert.Equal(t, want, plain(spans[1]))
-			wantTags := []string{"env:prod", "method:GET", "service:shop", "status_class:" + tt.class, "version:1.2.3"}
+			wantTags := []string{"env:prod", "method:get", "service:shop", "status_class:" + tt.class, "version:1.2.3"}
 			calls := agent.Metric("app.rollbar.calls")
 			assert.Equal(t, wantTags, calls.Tags)
 			assert.Equal(t, "c", calls.Kind)

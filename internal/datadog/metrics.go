@@ -3,6 +3,7 @@ package datadog
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"math"
 	"math/rand/v2"
@@ -91,11 +92,14 @@ type series struct {
 func newMetricSender(agent *url.URL, id identity, drops *drops) *metricSender {
 	m := &metricSender{network: "udp", drops: drops, series: map[string]*series{}}
 	m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
-	if agent.Scheme == "unix" {
+	switch agent.Scheme {
+	case "unix", "unixgram":
 		m.network, m.address = "unixgram", agent.Path
+	case "unixstream":
+		m.network, m.address = "unix", agent.Path
 	}
 	for _, tag := range append(slices.Clip(id.tags), spanTag{"service", id.service}) {
-		m.tags = append(m.tags, strings.TrimSuffix(tag.key+":"+tag.value, ":"))
+		m.tags = append(m.tags, tag.key+":"+tag.value)
 	}
 	m.runtimeTags = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}
 	return m
@@ -205,20 +209,28 @@ func metricName(name string) string {
 	return cut(notInName.ReplaceAllString(name, "_"), 200)
 }
 
-var notInTag = strings.NewReplacer(",", "_", "|", "_", "\n", "_", "\r", "_")
+var notInTag = regexp.MustCompile(`[^\p{L}\p{N}_:./-]+`)
 
-// metricTags joins the tags. The protocol has no escapes, so separators in a tag become underscores.
+// normalTag returns a tag, or a value that becomes one, as Datadog would rewrite it.
+func normalTag(text string) string {
+	return strings.TrimRight(cut(notInTag.ReplaceAllString(strings.ToLower(text), "_"), 200), "_:")
+}
+
+// metricTags joins the tags.
 func metricTags(common, own []string) string {
 	tags := slices.Concat(common, own)
 	for i, tag := range tags {
-		tags[i] = cut(notInTag.Replace(tag), 200)
+		tags[i] = normalTag(tag)
 	}
-	return strings.Join(tags, ",")
+	return strings.Join(slices.DeleteFunc(tags, func(tag string) bool { return tag == "" }), ",")
 }
 
 // send sends a packet. An error of a connection that was used before belongs to an earlier packet, so
 // the packet is sent again through a new connection.
 func (m *metricSender) send(ctx context.Context, packet []byte) error {
+	if m.network == "unix" { // a stream, on which the length of a packet precedes it
+		packet = append(binary.LittleEndian.AppendUint32(nil, uint32(len(packet))), packet...)
+	}
 	if time.Since(m.dialed) > redialAfter { // the agent's name may have another address now
 		m.hangUp()
 	}

@@ -2,10 +2,13 @@ package datadog
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -204,7 +207,9 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 
 func TestMetricTags(t *testing.T) {
 	t.Parallel()
-	assert.Equal(t, "team:a_b,_,"+"x:"+strings.Repeat("…", 66), metricTags([]string{"team:a|b", "\n"}, []string{"x:" + strings.Repeat("…", 67)}))
+	tags := metricTags([]string{"team:a|b", "\n", "Env:Prod,  EU!", "tier:"}, []string{"method:GET",
+		"x:" + strings.Repeat("é", 100)})
+	assert.Equal(t, "team:a_b,env:prod_eu,tier,method:get,x:"+strings.Repeat("é", 99), tags)
 }
 
 func TestRuntimeMetrics(t *testing.T) {
@@ -226,4 +231,24 @@ func TestRuntimeMetrics(t *testing.T) {
 		}
 		delete(missing, metric.Name)
 	}
+}
+
+// On a stream, the length of a packet stands before it.
+func TestMetricsOnAStream(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "dsd.socket")
+	listener, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer listener.Close()
+	client := start(t, Settings{DogStatsDURL: "unixstream://" + socket, Service: "shop"})
+	client.Count("app.requests", 1)
+	conn, err := listener.Accept()
+	require.NoError(t, err)
+	defer conn.Close()
+	var length uint32
+	require.NoError(t, binary.Read(conn, binary.LittleEndian, &length))
+	packet := make([]byte, length)
+	_, err = io.ReadFull(conn, packet)
+	require.NoError(t, err)
+	assert.Equal(t, "app.requests:1|c|#service:shop", string(packet))
 }

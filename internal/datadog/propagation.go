@@ -1,6 +1,7 @@
 package datadog
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -29,6 +30,10 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 		origin = w3c
 	case w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // the W3C's parent is the nearer one
 		origin.high, origin.parent, origin.state = w3c.high, w3c.parent, w3c.state
+		origin.product = cmp.Or(datadog.product, w3c.product)
+		if w3c.parent != datadog.parent {
+			origin.lastParent = cmp.Or(w3c.lastParent, hex64(datadog.parent))
+		}
 	}
 	if origin.low == 0 {
 		return ctx
@@ -61,6 +66,9 @@ func (s *Span) Inject(header http.Header) {
 	header.Set("X-Datadog-Trace-Id", strconv.FormatUint(t.low, 10))
 	header.Set("X-Datadog-Parent-Id", strconv.FormatUint(s.id, 10))
 	header.Set("X-Datadog-Sampling-Priority", strconv.Itoa(t.priority))
+	if t.product != "" {
+		header.Set("X-Datadog-Origin", t.product)
+	}
 	var tags []string
 	for _, tag := range t.propagated() {
 		tags = append(tags, tag.key+"="+tag.value)
@@ -81,12 +89,19 @@ func (s *Span) traceparent() string {
 	return "00-" + s.traceID() + "-" + hex64(s.id) + "-" + flags
 }
 
+// stateValue makes a value of Datadog's member of the tracestate.
+var stateValue = strings.NewReplacer("=", "~", "~", "_", ",", "_", ";", "_")
+
 // tracestate returns the W3C header of that name: Datadog's member of up to 256 characters, followed by the
 // members of other vendors.
 func (s *Span) tracestate() string {
-	state := fmt.Sprintf("dd=s:%d;p:%s", s.trace.priority, hex64(s.id))
+	state := fmt.Sprintf("dd=s:%d", s.trace.priority)
+	if s.trace.product != "" {
+		state += ";o:" + cut(stateValue.Replace(s.trace.product), 100)
+	}
+	state += ";p:" + hex64(s.id)
 	for _, tag := range s.trace.propagated() {
-		field := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + strings.ReplaceAll(tag.value, "=", "~")
+		field := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + stateValue.Replace(tag.value)
 		if len(state)+len(field) <= len("dd=")+256 {
 			state += field
 		}
@@ -114,6 +129,9 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 		return traceOrigin{}
 	}
 	origin := traceOrigin{low: low, parent: parent, priority: parsePriority(header.Get("X-Datadog-Sampling-Priority"), 1)}
+	if product := header.Get("X-Datadog-Origin"); isPrintable(product) {
+		origin.product = product
+	}
 	tags := header.Get("X-Datadog-Tags")
 	if len(tags) > 512 { // the limit of Datadog's own clients
 		return origin
@@ -164,6 +182,12 @@ func (o *traceOrigin) parseState(fields string) {
 		name, isTag := strings.CutPrefix(key, statePrefix)
 		if priority := parsePriority(value, o.priority); key == "s" && (priority > 0) == (o.priority > 0) {
 			o.priority = priority
+		}
+		switch {
+		case key == "o" && isPrintable(value):
+			o.product = strings.ReplaceAll(value, "~", "=")
+		case key == "p" && len(value) == 16 && parseHex(value) > 0:
+			o.lastParent = value
 		}
 		if isTag && name != "tid" && isPrintable(name) && isPrintable(value) {
 			o.tags = append(o.tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})

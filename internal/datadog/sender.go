@@ -168,6 +168,9 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	if first {
 		buf = appendTags(buf, s.once)
 		buf = appendTags(buf, span.trace.propagated())
+		if span.trace.product != "" {
+			buf = appendTags(buf, []spanTag{{"_dd.origin", span.trace.product}})
+		}
 	}
 	buf = appendTags(buf, span.tags)
 	buf = append(buf, `},"metrics":{`...)

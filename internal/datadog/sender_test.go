@@ -43,7 +43,9 @@ func TestTraceOnTheWire(t *testing.T) {
 	assert.Equal(t, map[string]float64{"_sampling_priority_v1": 1}, first.Metrics)
 	assert.Len(t, first.Meta["runtime-id"], 36)
 	delete(first.Meta, "runtime-id")
+	assert.Equal(t, "-0", first.Meta["_dd.p.dm"])
 	delete(first.Meta, "_dd.p.tid")
+	delete(first.Meta, "_dd.p.dm")
 	assert.Equal(t, map[string]string{"env": "prod", "version": "1.2.3", "team": "core", "language": "go"}, first.Meta)
 	assert.Equal(t, datadogtest.Span{
 		Service: "shop", Name: "step", Type: "sql", Resource: "SELECT \"é\\\x00\n\ufffd\"",

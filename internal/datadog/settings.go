@@ -71,7 +71,7 @@ func (s Settings) identity() identity {
 			id.tags = withTag(id.tags, key, value)
 		}
 	}
-	id.service = cmp.Or(id.service, s.DefaultService)
+	id.service, id.env = cmp.Or(normalTag(id.service), s.DefaultService), normalTag(id.env)
 	id.version = cmp.Or(id.version, s.DefaultVersion)
 	for _, tag := range []spanTag{{"env", id.env}, {"version", id.version}} {
 		if tag.value != "" {
@@ -89,16 +89,16 @@ func newRuntimeID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// agentURL returns the target, which must be a URL with one of the schemes or of a unix socket, or else a
+// agentURL returns the target, which must be a URL with one of the schemes, or else a
 // URL of the agent's host and the port. It returns nil if nothing is set. The names of both variables begin
 // with the prefix.
 func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...string) (*url.URL, error) {
 	if target != "" {
 		u, err := url.Parse(target)
-		if err == nil && u.Scheme == "unix" && u.Host == "" && u.Path != "" {
-			return u, nil
-		}
-		if err == nil && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)) {
+		switch {
+		case err != nil || !slices.Contains(schemes, u.Scheme):
+		case strings.HasPrefix(u.Scheme, "unix") && u.Host == "" && u.Path != "",
+			!strings.HasPrefix(u.Scheme, "unix") && u.Hostname() != "" && isPort(cmp.Or(u.Port(), defaultPort)):
 			return u, nil
 		}
 		return nil, fmt.Errorf("%s_URL must be like %s://host:%s or unix:///path", prefix, schemes[0], defaultPort)

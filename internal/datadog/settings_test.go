@@ -36,6 +36,10 @@ func TestAddresses(t *testing.T) {
 		{name: "unix sockets",
 			settings: Settings{TraceAgentURL: "unix:///run/apm.socket", DogStatsDURL: "unix:///run/dsd.socket"},
 			traces:   "http://localhost/v0.4/traces", network: "unixgram", metrics: "/run/dsd.socket"},
+		{name: "a unix socket for datagrams", settings: Settings{DogStatsDURL: "unixgram:///run/dsd.socket"},
+			network: "unixgram", metrics: "/run/dsd.socket"},
+		{name: "a unix socket for a stream", settings: Settings{DogStatsDURL: "unixstream:///run/dsd.socket"},
+			network: "unix", metrics: "/run/dsd.socket"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -70,6 +74,8 @@ func TestBadSettings(t *testing.T) {
 		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
 		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
 		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"a relative socket for a stream", Settings{DogStatsDURL: "unixstream://run/dsd.socket"},
+			"DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
 		{"port 0 in a URL", Settings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
 		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
 	} {
@@ -96,6 +102,8 @@ func TestIdentity(t *testing.T) {
 		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2", tags: []spanTag{{"env", "prod"}, {"version", "2"}}}},
 		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}, version}}},
 		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "b"}, {"core", ""}, version}}},
+		{"names that Datadog would rewrite", Settings{Service: "My Service! X", Env: "Prod East"},
+			identity{service: "my_service_x", env: "prod_east", version: "1.2", tags: []spanTag{{"env", "prod_east"}, version}}},
 		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}, version}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

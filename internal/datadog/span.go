@@ -31,12 +31,18 @@ type traceOrigin struct {
 	priority  int       // of sampling: 1 and 2 keep the trace, 0 and -1 drop it
 	state     string    // the members of other vendors in the tracestate header
 	tags      []spanTag // Datadog's tags for all processes, such as _dd.p.dm
+
+	product    string // where the trace began, such as rum; Datadog calls it the origin
+	lastParent string // the nearest span before that Datadog knows, in hexadecimal
 }
 
 // newOrigin returns the origin of a new trace. Its id starts with the time, as in Datadog's own clients.
 func newOrigin() traceOrigin {
-	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1}
+	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1, tags: sampledByDefault}
 }
+
+// sampledByDefault says that a trace is kept because no rate was known.
+var sampledByDefault = []spanTag{{"_dd.p.dm", "-0"}}
 
 // newSpanID returns a random number other than 0, which means "no span".
 func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
@@ -100,6 +106,9 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 		s.trace, s.parent = parent.trace.forChild(s), parent.id
 	case traceOrigin:
 		s.trace, s.parent = &trace{traceOrigin: parent, client: c, root: s}, parent.parent
+		if parent.lastParent != "" {
+			s.tags = append(s.tags, spanTag{"_dd.parent_id", parent.lastParent})
+		}
 	default:
 		s.trace = &trace{traceOrigin: newOrigin(), client: c, root: s}
 	}
