@@ -17,11 +17,15 @@ import (
 	"app/internal/sandbox"
 )
 
+// go test -update runs only the tests that rewrite the golden files.
 var update = flag.Bool("update", false, "rewrite the golden files")
+
+const goldenTests = "^(TestHelp|TestOpenAPI|TestReference)$"
 
 // requireGolden compares the text with a file in testdata.
 func requireGolden(t *testing.T, name, got string) {
 	t.Helper()
+	require.Regexp(t, goldenTests, t.Name(), "-update must find it")
 	path := filepath.Join("testdata", name)
 	if *update {
 		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))

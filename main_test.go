@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"iter"
@@ -34,6 +35,10 @@ import (
 
 // TestMain keeps the developer's settings out of the tests, but for TEST_DATABASE_URL.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if only := flag.Lookup("test.run"); *update && only.Value.String() == "" {
+		_ = only.Value.Set(goldenTests)
+	}
 	for _, s := range new(Config).settings() {
 		os.Unsetenv(s.env())
 	}
