@@ -95,10 +95,7 @@ func (c *cli) refuse(err error) { c.refused = cmp.Or(c.refused, err) }
 // fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the
 // exit code.
 func (c *cli) fail(err error) int {
-	f := failureOf(err).onCommandLine()
-	if f.err != nil && f.kind != interrupted && !strings.Contains(f.detail, f.err.Error()) {
-		f.detail += ": " + f.err.Error() // unlike a server's caller, the user may see the cause
-	}
+	f := failureWithCause(err)
 	var unwritten *fs.PathError
 	if f.kind == internal && errors.As(err, &unwritten) && unwritten.Op == "write" {
 		f.detail = "cannot write the result: " + unwritten.Err.Error()
@@ -109,6 +106,16 @@ func (c *cli) fail(err error) int {
 		fmt.Fprintln(c.safe(c.std.err), "app:", strings.Join(strings.Fields(f.detail), " "))
 	}
 	return f.kind.exit
+}
+
+// failureWithCause returns the failure as the command line reports it: unlike a server's caller, its user
+// may see the cause.
+func failureWithCause(err error) *Failure {
+	f := failureOf(err).onCommandLine()
+	if f.err != nil && f.kind != interrupted && !strings.Contains(f.detail, f.err.Error()) {
+		f.detail += ": " + f.err.Error()
+	}
+	return f
 }
 
 // tree makes the subcommands of the registry and those that exist only on the command line.
@@ -125,7 +132,7 @@ func (c *cli) tree() *ffcli.Command {
 		}
 		parent.Subcommands = append(parent.Subcommands, c.operation(name, command))
 	}
-	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.versionCommand(), c.completionCommand(root))
+	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.simple("mcp", mcpHelp, c.flagSet("mcp"), c.runMCP), c.versionCommand(), c.completionCommand(root))
 	return root
 }
 
@@ -316,7 +323,7 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 	}
 	defer telemetry.Close(time.Second)
 	call, endProgress := c.newCall()
-	ctx, finish := startCommand(withCall(ctx, call), telemetry, in.command)
+	ctx, finish := startCommand(withCall(ctx, call), telemetry, in.command, "cli")
 	var value any
 	switch {
 	case err != nil:

@@ -38,6 +38,7 @@ func (c *cli) commandRows(prefix string) []string {
 func (c *cli) rootHelp() string {
 	rows := append(c.commandRows(""),
 		"serve\t\tRun the HTTP service",
+		"mcp\t\tServe agents on standard input and output",
 		"version\t\tPrint the version",
 		"completion\t\tPrint a shell completion script",
 	)
@@ -128,6 +129,16 @@ func (p *param) describe() string {
 	}
 	return withDefault(p.help, p.value)
 }
+
+const mcpHelp = `Usage: app mcp [flags]
+
+Serve agents on standard input and output. Each operation is a tool of the Model Context Protocol; POST /mcp has
+the same tools. An agent's configuration names this command, for example:
+
+  claude mcp add app -e APP_URL=http://127.0.0.1:8080 -- app mcp
+
+With APP_URL the tools run on that server. All settings are flags, too; app -h lists them.
+`
 
 const versionHelp = `Usage: app version
 

@@ -216,11 +216,11 @@ func (c *Command) routes() []string {
 	return []string{c.Route, c.Also}
 }
 
-// names returns the names of the parameters in the place, in the order of the input struct.
-func (c *Command) names(in place) []string {
+// names returns the names of the parameters in the places, in the order of the input struct.
+func (c *Command) names(in ...place) []string {
 	var names []string
 	for _, p := range c.Run.params {
-		if p.in == in {
+		if slices.Contains(in, p.in) {
 			names = append(names, p.name)
 		}
 	}
@@ -309,9 +309,9 @@ func (c *Command) validateRoute(route string) {
 	}
 }
 
-// refuseNames returns the failure of names that the command does not have in the place, of which it says
-// the valid ones once. what is their kind: "field".
-func (c *Command) refuseNames(what string, names []string, in, other place) *Failure {
+// refuseNames returns the failure of names that the command does not have in the places, of which it says
+// the valid ones once. what is their kind: "field". Names of the other place are said to belong there.
+func (c *Command) refuseNames(what string, names []string, other place, in ...place) *Failure {
 	slices.Sort(names)
 	f := &Failure{kind: invalid}
 	misplaced := 0
@@ -320,7 +320,7 @@ func (c *Command) refuseNames(what string, names []string, in, other place) *Fai
 		if c.has(other, name) {
 			misplaced++
 			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
-		} else if near := spelling.Nearest(cut(name), c.names(in)); near != "" {
+		} else if near := spelling.Nearest(cut(name), c.names(in...)); near != "" {
 			message += fmt.Sprintf(", did you mean %q?", near)
 		}
 		f.fields = append(f.fields, fieldError{cut(name), message})
@@ -331,7 +331,7 @@ func (c *Command) refuseNames(what string, names []string, in, other place) *Fai
 	}
 	f.detail = strings.TrimSuffix(f.detail, "; ")
 	if misplaced < len(names) {
-		f.detail += validNames(c.names(in))
+		f.detail += validNames(c.names(in...))
 	}
 	return f
 }

@@ -42,6 +42,7 @@ type server struct {
 	origin *http.CrossOriginProtection
 	paths  []string // of the routes, as patterns
 
+	commands []*Command
 	document func() ([]byte, error) // that describes the routes
 
 	// clientTimeout is how long a client may take to send its body, or to take a part of a response.
@@ -54,7 +55,7 @@ const noRoute = "/"
 // newHandler returns the service as a handler. Callers must send one of the tokens, if there are any.
 func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
 	s := &server{
-		app: app, mux: http.NewServeMux(), tokens: tokens, origin: http.NewCrossOriginProtection(),
+		app: app, mux: http.NewServeMux(), tokens: tokens, origin: http.NewCrossOriginProtection(), commands: commands,
 		clientTimeout: 30 * time.Second,
 		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, len(tokens) > 0) }),
 	}
@@ -69,6 +70,7 @@ func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
 		}
 	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
+	handle("POST "+mcpPath, s.serveMCP)
 	handle(noRoute, s.serveNoRoute)
 	return s
 }
@@ -142,7 +144,9 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 	case w.status >= 500:
 		outcome = unavailable // of check
 	}
-	countOperation(s.app.telemetry, w.operation, "http", outcome, took)
+	if !w.counted {
+		countOperation(s.app.telemetry, w.operation, "http", outcome, took)
+	}
 	span.FinishRequest(r, strings.TrimPrefix(r.Pattern, noRoute), w.status, err)
 }
 
@@ -327,7 +331,7 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 		}
 	}
 	if len(unknownInQuery) > 0 {
-		return args, c.refuseNames("query parameter", unknownInQuery, inQuery, inBody)
+		return args, c.refuseNames("query parameter", unknownInQuery, inBody, inQuery)
 	}
 	body, err := s.body(w, r)
 	if err != nil {
@@ -340,15 +344,28 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 		args.values[name] = []literal{{text: string(value), json: true}}
 	}
 	if len(unknownInBody) > 0 {
-		return args, c.refuseNames("field", unknownInBody, inBody, inQuery)
+		return args, c.refuseNames("field", unknownInBody, inQuery, inBody)
 	}
 	return args, nil
 }
 
-// body reads the members of a request's JSON body, which may be compressed. What its header says
-// about it is checked before it is read. A body of no declared type is JSON, and so is one of the type
-// that a plain `curl -d` declares.
+// body reads the members of a request's JSON body.
 func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+	text, err := s.bodyText(w, r)
+	if err != nil || len(text) == 0 {
+		return nil, err
+	}
+	object, err := rawjson.Object(text)
+	if err != nil {
+		return nil, fail(invalid, "the body cannot be used: %w", err)
+	}
+	return object, nil
+}
+
+// bodyText reads a request's JSON body, which may be compressed. What its header says about it is
+// checked before it is read. A body of no declared type is JSON, and so is one of the type that a plain
+// `curl -d` declares.
+func (s *server) bodyText(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil
 	}
@@ -381,13 +398,5 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 		return nil, fail(invalid, "the body cannot be read: %w", err)
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // the work may take its time
-	text = bytes.TrimPrefix(text, []byte("\uFEFF"))
-	if len(text) == 0 {
-		return nil, nil
-	}
-	object, err := rawjson.Object(text)
-	if err != nil {
-		return nil, fail(invalid, "the body cannot be used: %w", err)
-	}
-	return object, nil
+	return bytes.TrimPrefix(text, []byte("\uFEFF")), nil
 }

@@ -22,7 +22,7 @@ import (
 var layers = [][]string{
 	{"main"},
 	{"serve"},
-	{"handlers", "response", "cli", "openapi"},
+	{"handlers", "response", "cli", "openapi", "mcp"},
 	{"items", "reports"},
 	{"rollbar", "store", "telemetry"},
 }

@@ -52,6 +52,7 @@ type response struct {
 	request             *http.Request
 	id                  string // of the request
 	operation           string
+	counted             bool // the operation, by another surface
 	call                Call
 	failure             *Failure
 	timeout             time.Duration // for the client to take each part of the body

@@ -14,7 +14,7 @@ import (
 
 // The metrics of the service, with their tags. A latency is a distribution in milliseconds.
 //
-//	app.operations                       count  operation, surface (http, cli), outcome (ok or the kind of failure)
+//	app.operations                       count  operation, surface (http, cli, mcp), outcome (ok or the kind of failure)
 //	app.operations.latency               ms     the same
 //	app.rollbar.calls                    count  method, status_class (2xx to 5xx; error without a response)
 //	app.rollbar.latency                  ms     the same
@@ -62,9 +62,9 @@ func countOperation(client *datadog.Client, operation, surface string, outcome f
 	client.Latency("app.operations.latency", took, tags...)
 }
 
-// startCommand starts the span of a subcommand. The returned function ends the span and counts the
-// operation.
-func startCommand(ctx context.Context, client *datadog.Client, c *Command) (context.Context, func(value any, err error)) {
+// startCommand starts the span of a subcommand or a tool. The returned function ends the span and counts
+// the operation.
+func startCommand(ctx context.Context, client *datadog.Client, c *Command, surface string) (context.Context, func(value any, err error)) {
 	began := time.Now()
 	ctx, span := client.StartSpan(ctx, "app.command", "custom", c.Route)
 	span.SetTag("operation", c.Name)
@@ -76,7 +76,7 @@ func startCommand(ctx context.Context, client *datadog.Client, c *Command) (cont
 		case outcomeOf(value) == outage:
 			kind, err = unavailable, datadog.StatusError(outage.status)
 		}
-		countOperation(client, c.Name, "cli", kind, time.Since(began))
+		countOperation(client, c.Name, surface, kind, time.Since(began))
 		span.SetError(err)
 		span.Finish()
 	}
