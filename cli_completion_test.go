@@ -51,6 +51,8 @@ func TestCompletion(t *testing.T) {
 				"app items list -level error -status a": {"active", "archived"},
 				"app reports list -output nd":           {"ndjson"},
 				"app serve -de":                         {"-dev"},
+				"app m":                                 {"mcp"},
+				"app mcp -app-u":                        {"-app-url"},
 				"app completion b":                      {"bash"},
 				"app items get -database-u":             {"-database-url"},
 			} {

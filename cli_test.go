@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,12 +23,13 @@ import (
 // go test -update runs only the tests that rewrite the golden files.
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-const goldenTests = "^(TestHelp|TestOpenAPI|TestReference)$"
+const goldenTests = "^(TestHelp|TestMCPExchanges|TestMCPExchangesOverHTTP|TestMCPTools|TestOpenAPI|TestReference)$"
 
 // requireGolden compares the text with a file in testdata.
 func requireGolden(t *testing.T, name, got string) {
 	t.Helper()
-	require.Regexp(t, goldenTests, t.Name(), "-update must find it")
+	test, _, _ := strings.Cut(t.Name(), "/")
+	require.Regexp(t, goldenTests, test, "-update must find it")
 	path := filepath.Join("testdata", name)
 	if *update {
 		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
@@ -35,8 +39,8 @@ func requireGolden(t *testing.T, name, got string) {
 	require.Equal(t, string(want), got)
 }
 
-// Every operation gives the same JSON through both doors, and a status and an exit code that
-// belong together.
+// Every operation gives the same JSON through all doors, and a status and an exit code that belong
+// together.
 func TestParity(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 120)
@@ -83,17 +87,30 @@ func TestParity(t *testing.T) {
 			shell := f.runWith(test.body, append(args, "-output", "json")...)
 			assert.Equal(t, test.status, http.status, http.body)
 			assert.Equal(t, test.exit, shell.exit, shell.err)
+			call := callOfRequest(t, test.name, test.path, test.body)
+			results := []string{shell.out}
+			for _, answer := range []string{f.do("POST", "/mcp", call).body, f.runWith(call, "mcp").out} {
+				texts, failed := toolResult(t, answer)
+				assert.Len(t, texts, 1)
+				assert.Equal(t, test.exit != 0, failed, texts)
+				results = append(results, texts[0])
+			}
 			if test.exit == 0 {
-				assert.Equal(t, http.body, shell.out)
+				assert.Equal(t, []string{http.body, http.body, http.body}, results)
 				assert.Empty(t, shell.err)
 				return
 			}
 			assert.Empty(t, shell.out)
-			var overHTTP, onShell problem
-			require.NoError(t, json.Unmarshal([]byte(http.body), &overHTTP))
-			require.NoError(t, json.Unmarshal([]byte(shell.err), &onShell))
-			overHTTP.RequestID, onShell.RequestID = "", ""
-			assert.Equal(t, overHTTP, onShell)
+			results[0] = shell.err
+			var want problem
+			require.NoError(t, json.Unmarshal([]byte(http.body), &want))
+			want.RequestID = ""
+			for _, result := range results {
+				var got problem
+				require.NoError(t, json.Unmarshal([]byte(result), &got))
+				got.RequestID = ""
+				assert.Equal(t, want, got)
+			}
 		})
 	}
 	for _, c := range commands {
@@ -101,10 +118,35 @@ func TestParity(t *testing.T) {
 	}
 }
 
+// callOfRequest returns the message that calls a tool with the arguments of a request.
+func callOfRequest(t *testing.T, name, path, body string) string {
+	t.Helper()
+	c := commands[slices.IndexFunc(commands, func(c *Command) bool { return c.Name == name })]
+	given := json.RawMessage(cmp.Or(body, `{}`))
+	target, err := url.Parse(path)
+	require.NoError(t, err)
+	_, pattern, _ := strings.Cut(c.Route, " ")
+	segments := strings.Split(target.Path, "/")
+	for i, segment := range strings.Split(pattern, "/") {
+		if field, isField := strings.CutPrefix(segment, "{"); isField {
+			given = rawjson.Set(given, strings.TrimSuffix(field, "}"), json.RawMessage(segments[i]))
+		}
+	}
+	for name, values := range target.Query() {
+		value, err := json.Marshal(values[0])
+		if len(values) > 1 {
+			value, err = json.Marshal(values)
+		}
+		require.NoError(t, err)
+		given = rawjson.Set(given, name, value)
+	}
+	return callTool(c, string(given))
+}
+
 // Help needs no settings, and names the route.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "items", "reports", "serve", "version", "completion"} {
+	for _, args := range []string{"", "items", "reports", "serve", "mcp", "version", "completion"} {
 		got := runShell(t, "", append(strings.Fields(args), "-h")...)
 		assert.Equal(t, 0, got.exit)
 		assert.Empty(t, got.err)
@@ -157,7 +199,7 @@ func TestHelpOfGroupsAlone(t *testing.T) {
 func TestCommandLineRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, args, want string }{
-		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, version, completion)`},
+		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, mcp, version, completion)`},
 		{"typo in a subcommand", "items lst", `unknown command "lst", did you mean "list"?`},
 		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
 		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},
@@ -178,6 +220,7 @@ func TestCommandLineRefused(t *testing.T) {
 		{"cleaning without a terminal", "reports clean", "standard input is not a terminal: add -yes"},
 		{"file that is not there", "items create -data nowhere.json", "cannot read the JSON body: open nowhere.json"},
 		{"argument for serve", "serve now", `unexpected argument "now"`},
+		{"argument for mcp", "mcp now", `unexpected argument "now"`},
 		{"argument for version", "version now", `unexpected argument "now"`},
 		{"URL that is more than a place", "which -app-url http://x/?key=hunter2", "-app-url must be a URL such as https://host/path, without ? and #"},
 		{"own uuid that is none", "items create -message x -uuid €", "uuid must be a UUID, or another text of up to 36 Latin-1 characters"},

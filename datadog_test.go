@@ -322,7 +322,7 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	}
 	f.call("DELETE", "/reports?state=superseded", "")
 	valid := map[string][]string{
-		"surface": {"http", "cli"}, "method": {"get", "post", "patch", "delete"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
+		"surface": {"http", "cli", "mcp"}, "method": {"get", "post", "patch", "delete"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
 		"scope": {"read", "write", "post_server_item"}, "env": {"prod"}, "service": {"shop"}, "version": {"1.2.3"},
 		"outcome": {"ok"}, "operation": {"none"},
 	}

@@ -145,11 +145,11 @@ func (m *mcpMessage) negotiate(header http.Header) *rpcError {
 		return nil
 	case version != mcpLatest && slices.Contains(mcpVersions, version):
 		return nil
-	case version != mcpLatest && (version != "" || inBody != nil):
+	case version != mcpLatest && version != "":
 		err := rpcFail(http.StatusBadRequest, rpcUnsupportedVersion, "unsupported protocol version %q", cut(version))
 		err.Data = jsonObject{"supported": mcpVersions, "requested": cut(version)}
 		return err
-	case inBody == nil || capabilities == nil || capabilities[0] != '{':
+	case version == "" || inBody == nil || capabilities == nil || capabilities[0] != '{':
 		return rpcFail(http.StatusBadRequest, rpcInvalidParams, "_meta must have %[1]sprotocolVersion and %[1]sclientCapabilities", mcpKeys)
 	}
 	m.latest = true
@@ -462,7 +462,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 // runMCP answers the messages on standard input, one a line, until it ends. Nothing else is written to
 // standard output.
 func (c *cli) runMCP(ctx context.Context) error {
-	config, err := loadConfig(c.settings, c.std.envFile)
+	config, err := c.loadConfig()
 	if err != nil {
 		return err
 	}
