@@ -42,9 +42,11 @@ func (f itemFilter) values() url.Values {
 }
 
 var itemsListCmd = &Command{
-	Name:    "items.list",
-	Route:   "GET /items",
-	Short:   "List the project's items in Rollbar",
+	Name:  "items.list",
+	Route: "GET /items",
+	Short: "List the project's items in Rollbar",
+	Long: "Each page is one call to Rollbar, and its items are stored as reports. An item's counter is its number in\n" +
+		"Rollbar's pages and URLs; operations take the id unless they are told otherwise.",
 	Columns: "id counter level status environment total_occurrences title",
 	Shape:   Item{},
 	Run:     typed(itemsList),
@@ -158,6 +160,7 @@ var itemsGetCmd = &Command{
 	Name:  "items.get",
 	Route: "GET /items/{id}",
 	Short: "Show one item",
+	Long:  "Rollbar is asked, and the item is stored as a report.",
 	Shape: Item{},
 	Run:   typed(itemsGet),
 }
@@ -306,6 +309,7 @@ var itemsOccurrencesCmd = &Command{
 	Name:    "items.occurrences",
 	Route:   "GET /items/{id}/occurrences",
 	Short:   "List an item's occurrences, newest first",
+	Long:    "Each page is one call to Rollbar. The stack trace or the message is in data.body.",
 	Columns: "id timestamp data.level data.environment data.uuid",
 	Shape:   Occurrence{},
 	Run:     typed(itemsOccurrences),

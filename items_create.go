@@ -29,7 +29,7 @@ var itemsCreateCmd = &Command{
 }
 
 type itemsCreateInput struct {
-	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"Rollbar's own payload, {\"data\":{…}}, instead of all other parameters"`
+	Data        Opt[json.RawMessage] `json:"data" file:"true" help:"Rollbar's own payload, the object in {\"data\":{…}}, instead of all other parameters"`
 	Message     Opt[string]          `json:"message" unless:"data" min:"1" help:"what happened (required without data)"`
 	Level       Opt[string]          `json:"level" enum:"debug,info,warning,error,critical" help:"level (default error)"`
 	Environment Opt[string]          `json:"environment" min:"1" max:"255" help:"environment in which it happened (default production)"`

@@ -25,9 +25,11 @@ import (
 )
 
 var reportsListCmd = &Command{
-	Name:    "reports.list",
-	Route:   "GET /reports",
-	Short:   "List stored reports, newest first",
+	Name:  "reports.list",
+	Route: "GET /reports",
+	Short: "List stored reports, newest first",
+	Long: "A report is one state of an item, read from PostgreSQL without a call to Rollbar. With latest, each item is there\n" +
+		"once, as Rollbar last showed it.",
 	Columns: "id item_id state last_seen data.level data.environment data.status data.title",
 	Shape:   Report{},
 	Run:     typed(reportsList),
