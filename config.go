@@ -343,7 +343,7 @@ func (c *Config) startSandbox() error {
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	go http.Serve(listener, sandbox.New(sandboxItems))
+	go http.Serve(listener, sandbox.New(sandboxItems).WithNewIDs())
 	c.useSandbox("http://" + listener.Addr().String() + "/api/1")
 	return nil
 }

@@ -599,3 +599,26 @@ func TestSeed(t *testing.T) {
 	assert.Equal(t, `"`+sandbox.PostToken+`"`, occurrences.at("instances", "0", "data", "metadata", "access_token"))
 	assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, occurrences.at("instances", "0", "data", "custom"))
 }
+
+// What a sandbox gave an id to keeps it: the next one has the same invented items, and other new ones.
+func TestIDsOfAnotherStart(t *testing.T) {
+	t.Parallel()
+	var invented, created [][]int64
+	for range 2 {
+		time.Sleep(2 * time.Millisecond) // a start takes longer
+		s := sandbox.New(3).WithNewIDs().Control()
+		invented = append(invented, s.ItemIDs())
+		body := strings.NewReader(`{"data":{"environment":"e","body":{"message":{"body":"x"}}}}`)
+		r := httptest.NewRequest("POST", "/api/1/item/", body)
+		r.Header.Set("X-Rollbar-Access-Token", sandbox.PostToken)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		require.Equal(t, 200, w.Code, w.Body)
+		isInvented := func(id int64) bool { return slices.Contains(invented[0], id) }
+		created = append(created, slices.DeleteFunc(s.ItemIDs(), isInvented))
+	}
+	assert.Equal(t, invented[0], invented[1])
+	assert.Len(t, created[0], 1)
+	assert.Len(t, created[1], 1)
+	assert.NotEqual(t, created[0], created[1])
+}

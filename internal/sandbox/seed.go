@@ -92,7 +92,7 @@ func seedUUID(number, n int) string {
 
 // newItem adds an item that begins with an occurrence.
 func (s *Sandbox) newItem(title, level, environment, hash string, first *occurrence) item {
-	counter := int64(len(s.items) + 1)
+	counter := int64(len(s.items)+1) + s.skipped
 	if runes := []rune(title); len(runes) > 255 {
 		title = string(runes[:255])
 	}
