@@ -73,7 +73,7 @@ end() { stop fast; }`
 const dockerPostgres = `
 start() {
 	docker start "$NAME" 2>/dev/null ||
-		docker run -d --name "$NAME" -p "$ADDRESS:5432" -e POSTGRES_PASSWORD "$IMAGE" $OPTIONS ||
+		docker run -d --name "$NAME" -p "$ADDRESS:5432" $VOLUME -e POSTGRES_PASSWORD "$IMAGE" $OPTIONS ||
 		{ end; return 1; }
 }
 stop() { if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi; }
@@ -85,7 +85,7 @@ end() { docker logs --tail 5 "$NAME"; docker rm -f -v "$NAME"; }`
 // "max_connections=5", without spaces.
 //
 // The server comes from the binaries found on the machine, else from a Docker image, where the
-// data end with the container.
+// data that are kept are a volume, which a file in dir/postgres names.
 func Start(ctx context.Context, dir string, settings ...string) (*Server, error) {
 	bin, err := findPostgres(ctx, postgresDirs(), "docker")
 	if err != nil {
@@ -310,10 +310,19 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 		return err
 	}
 	listener.Close()
-	address, password := listener.Addr().String(), rand.Text()
-	p.url = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", password, address)
-	return p.supervise(ctx, dockerPostgres, settings, "IMAGE="+image, "ADDRESS="+address,
-		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+password)
+	address, secret, volume := listener.Addr().String(), rand.Text(), ""
+	if len(p.remove) == 0 { // the data are kept, with the password that they were made with
+		file := filepath.Join(p.home, "volume")
+		if kept, err := os.ReadFile(file); err == nil {
+			secret = string(kept)
+		} else if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
+			return err
+		}
+		volume = "-v app-postgres-" + strings.ToLower(secret) + ":/var/lib/postgresql/data"
+	}
+	p.url = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", secret, address)
+	return p.supervise(ctx, dockerPostgres, settings, "IMAGE="+image, "ADDRESS="+address, "VOLUME="+volume,
+		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+secret)
 }
 
 // supervise starts the shell with one kind of server, and returns once that takes connections.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -184,4 +185,27 @@ func TestFindPostgres(t *testing.T) {
 		assert.EqualError(t, err, "no PostgreSQL on this machine: install it (apt install postgresql, "+
 			"brew install postgresql), or start Docker, or set DATABASE_URL")
 	})
+}
+
+// In Docker, too, the data that are kept are there again, with their password; others have no name. The
+// engine is a script that notes what it is told, and starts nothing.
+func TestKeepsItsVolume(t *testing.T) {
+	bin, noted := t.TempDir(), filepath.Join(t.TempDir(), "noted")
+	script := "#!/bin/sh\n[ \"$1\" != run ] || { echo \"$POSTGRES_PASSWORD $*\" >>" + noted + "; exit 1; }\n" +
+		"[ \"$1\" != start ]\n"
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "docker"), []byte(script), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	kept := t.TempDir()
+	for _, dir := range []string{kept, kept, t.TempDir(), ""} {
+		_, err := devpg.StartContainer(t.Context(), dir)
+		require.ErrorContains(t, err, "PostgreSQL in ")
+	}
+	text, err := os.ReadFile(noted)
+	require.NoError(t, err)
+	volume := regexp.MustCompile(`(?m)^(\S+) run .* -v (app-postgres-\w+:/var/lib/postgresql/data) `)
+	runs := volume.FindAllStringSubmatch(string(text), -1)
+	require.Len(t, runs, 3, "%s", text)
+	assert.Equal(t, 4, strings.Count(string(text), "\n"))
+	assert.Equal(t, runs[0][1:], runs[1][1:])
+	assert.NotEqual(t, runs[0][1:], runs[2][1:])
 }

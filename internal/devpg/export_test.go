@@ -1,6 +1,13 @@
 package devpg
 
+import "context"
+
 var (
 	FindPostgres = findPostgres
 	PostgresDirs = postgresDirs
 )
+
+// StartContainer starts a server in Docker, whatever programs there are.
+func StartContainer(ctx context.Context, dir string) (*Server, error) {
+	return start(ctx, "", dir, nil)
+}
