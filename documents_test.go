@@ -1,6 +1,7 @@
 package main
 
 import (
+	"go/format"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,25 @@ import (
 func TestReadmeIsShort(t *testing.T) {
 	t.Parallel()
 	assert.LessOrEqual(t, strings.Count(readDocument(t, "README.md"), "\n"), 130, "lines of README.md; move details to docs/")
+}
+
+// The example of an operation is formatted as gofmt wants it.
+func TestReadmeExampleIsFormatted(t *testing.T) {
+	t.Parallel()
+	_, code, _ := strings.Cut(readDocument(t, "README.md"), "\n```go\n")
+	code, _, _ = strings.Cut(code, "```")
+	formatted, err := format.Source([]byte(code))
+	require.NoError(t, err)
+	assert.Equal(t, code, string(formatted))
+}
+
+// What Compose needs of .env.example is enough for the program beside it, which uses the service in Compose.
+func TestEnvExampleLeadsToCompose(t *testing.T) {
+	config, err := loadConfig(nil, ".env.example")
+	require.NoError(t, err)
+	assert.Equal(t, "http://127.0.0.1:8080", config.AppURL)
+	assert.Contains(t, readDocument(t, ".env.example"), "\nPORT=8080\n")
+	assert.Contains(t, readDocument(t, "README.md"), "Authorization: Bearer "+config.apiTokens[0])
 }
 
 var (

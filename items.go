@@ -193,7 +193,7 @@ func (in *itemRef) check() error {
 func (in *itemRef) describe(err error) error {
 	hint := ""
 	if in.By == "id" && isKind(err, notFound) {
-		hint = "; -by counter (?by=counter) finds an item by its counter"
+		hint = " (-by counter or ?by=counter finds an item by its counter)"
 	}
 	return fmt.Errorf("item with the %s %s: %w%s", in.By, in.ID, err, hint)
 }

@@ -84,7 +84,7 @@ func TestItemsBy(t *testing.T) {
 		if op[1] == "" { // Rollbar says of no item that it has no occurrences
 			detail = f.do(op[0], "/items/4", op[2]).requireProblem(404, "not-found")
 			assert.Contains(t, detail, "item with the id 4: Rollbar answered 40", op)
-			assert.Contains(t, detail, "-by counter (?by=counter) finds an item by its counter")
+			assert.Contains(t, detail, "(-by counter or ?by=counter finds an item by its counter)")
 		}
 		f.do(op[0], "/items/99"+op[1]+"?by=counter", op[2]).requireProblem(404, "not-found")
 		f.do(op[0], "/items/+3"+op[1], op[2]).requireProblem(400, "usage")
