@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"app/internal/datadog"
+	"app/internal/secrets"
 )
 
 // version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
@@ -36,6 +37,7 @@ type App struct {
 	store     *Store  // nil where no database is set
 	outbox    *outbox // and so is this
 	log       *slog.Logger
+	mask      *secrets.Mask
 	telemetry *datadog.Client
 }
 
@@ -46,8 +48,9 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 		return nil, err
 	}
 	app := &App{
-		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, telemetry),
+		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, config.mask(), telemetry),
 		log:       log,
+		mask:      config.mask(),
 		telemetry: telemetry,
 	}
 	if config.DatabaseURL == "" {

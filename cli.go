@@ -22,6 +22,7 @@ import (
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"app/internal/rawjson"
+	"app/internal/secrets"
 	"app/internal/spelling"
 )
 
@@ -34,8 +35,9 @@ type cli struct {
 
 	output   string   // the format asked for, or ""
 	settings []string // the settings given as flags: -name=value
-	refused  error    // the first thing wrong with the flags, or nil
-	exit     int      // the exit code of a run without an error
+	mask     *secrets.Mask
+	refused  error // the first thing wrong with the flags, or nil
+	exit     int   // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
@@ -52,6 +54,10 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	}
 	c.refuse(err)
 	if err := root.ParseAndRun(ctx, arranged); err != nil {
+		if c.mask == nil { // the settings were not needed
+			config, _ := loadConfig(c.settings, c.std.envFile)
+			c.mask = config.mask()
+		}
 		return c.fail(err)
 	}
 	return c.exit
@@ -88,6 +94,19 @@ func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 	return config.ReadOnly, output
 }
 
+// loadConfig loads the settings and reports misspelt ones. From then on standard error shows none of their
+// secrets.
+func (c *cli) loadConfig() (*Config, error) {
+	config, err := loadConfig(c.settings, c.std.envFile)
+	c.mask = config.mask()
+	for _, remark := range config.misspelt {
+		fmt.Fprintln(c.stderr(), "app:", remark)
+	}
+	return config, err
+}
+
+func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
+
 // refuse notes an error of the flags. They return none themselves, because package flag quotes the
 // values in its messages, and a value may be a secret.
 func (c *cli) refuse(err error) { c.refused = cmp.Or(c.refused, err) }
@@ -101,9 +120,9 @@ func (c *cli) fail(err error) int {
 		f.detail = "cannot write the result: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
-		_ = writeResult(c.safe(c.std.err), f.problem(rand.Text()))
+		_ = writeResult(c.stderr(), f.problem(rand.Text()))
 	} else {
-		fmt.Fprintln(c.safe(c.std.err), "app:", strings.Join(strings.Fields(f.detail), " "))
+		fmt.Fprintln(c.stderr(), "app:", strings.Join(strings.Fields(f.detail), " "))
 	}
 	return f.kind.exit
 }
@@ -184,15 +203,6 @@ func (c *cli) serveCommand() *ffcli.Command {
 		}
 		return c.serve(ctx, config, c.commands, *dev, c.std)
 	})
-}
-
-// loadConfig loads the settings and reports misspelt ones.
-func (c *cli) loadConfig() (*Config, error) {
-	config, err := loadConfig(c.settings, c.std.envFile)
-	for _, remark := range config.misspelt {
-		fmt.Fprintln(c.std.err, "app:", remark)
-	}
-	return config, err
 }
 
 func (c *cli) versionCommand() *ffcli.Command {
@@ -317,6 +327,7 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 		err = c.confirm(ctx, config, in)
 	}
 	config.telemetry.Log = c.log(config)
+	slog.SetDefault(config.telemetry.Log) // net/http prints through the standard logger
 	telemetry, telemetryErr := config.startTelemetry()
 	if telemetryErr != nil {
 		return cmp.Or(err, telemetryErr)
@@ -345,7 +356,7 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 		return err
 	}
 	if call.unstored != "" {
-		fmt.Fprintln(c.safe(c.std.err), "app: nothing is stored:", call.unstored)
+		fmt.Fprintln(c.stderr(), "app: nothing is stored:", call.unstored)
 	}
 	c.exit = outcomeOf(value).exit
 	return nil
@@ -433,7 +444,7 @@ func (c *cli) log(config *Config) *slog.Logger {
 	if config.LogLevel > slog.LevelDebug {
 		return slog.New(slog.DiscardHandler)
 	}
-	return slog.New(slog.NewTextHandler(c.std.err, &slog.HandlerOptions{Level: config.LogLevel}))
+	return slog.New(slog.NewTextHandler(c.stderr(), &slog.HandlerOptions{Level: config.LogLevel}))
 }
 
 // arrange puts the flags of each level before its arguments, because package flag stops at the first

@@ -87,7 +87,7 @@ func (c *cli) printRows(columns []string, list *List) error {
 		return err
 	}
 	for name := range list.Next {
-		fmt.Fprintf(c.safe(c.std.err), "next page: -%s %s\n", name, list.Next.Get(name))
+		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (c *cli) confirm(ctx context.Context, config *Config, in *invocation) error
 			}
 		}
 	}
-	fmt.Fprintf(c.safe(c.std.err), "%s [y/N] ", in.command.Confirm(about, strings.Join(filters, " ")))
+	fmt.Fprintf(c.stderr(), "%s [y/N] ", in.command.Confirm(about, strings.Join(filters, " ")))
 	answer, err := interruptible(ctx, func() ([]byte, error) {
 		answer, _ := bufio.NewReader(c.std.in).ReadBytes('\n')
 		return answer, nil // the end of the input means no

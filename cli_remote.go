@@ -135,7 +135,7 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 	case res.StatusCode/100 != 2 && !isKO:
 		return nil, strangeResponse(config, res)
 	case c == whichCmd && mediaType(res) == "text/plain":
-		return Text(strings.TrimSuffix(string(text), "\n")), nil
+		return Text(config.mask().Bytes(bytes.TrimSuffix(text, []byte("\n")))), nil
 	case c == whichCmd, err != nil, document[0] != '{':
 		return nil, strangeResponse(config, res)
 	case c.Columns == "":

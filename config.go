@@ -27,6 +27,7 @@ import (
 	"app/internal/datadog"
 	"app/internal/dotenv"
 	"app/internal/sandbox"
+	"app/internal/secrets"
 	"app/internal/spelling"
 )
 
@@ -309,9 +310,29 @@ func misspelt(names []string) (remarks []string) {
 	return remarks
 }
 
+// mask returns a mask that knows the secrets among the settings. A password that is also the user's name is none.
+func (c *Config) mask() *secrets.Mask {
+	known := append([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens...)
+	for _, address := range []string{c.RollbarURL, c.AppURL} {
+		if u, err := url.Parse(address); err == nil {
+			password, isSet := u.User.Password()
+			if !isSet {
+				password = u.User.Username()
+			}
+			known = append(known, password)
+		}
+	}
+	for _, database := range []string{c.DatabaseURL, c.DatabaseReadURL} {
+		if d, err := pgconn.ParseConfig(database); err == nil && d.Password != d.User {
+			known = append(known, d.Password)
+		}
+	}
+	return secrets.New(known...)
+}
+
 // startTelemetry returns a client of the Datadog Agent, or nil if none is set.
 func (c *Config) startTelemetry() (*datadog.Client, error) {
-	c.telemetry.Mask = maskOf(c.tokens()).Replace
+	c.telemetry.Mask = c.mask()
 	client, err := datadog.Start(c.telemetry)
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)

@@ -82,7 +82,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if span != nil {
 		r = r.WithContext(ctx)
 	}
-	x := &response{ResponseWriter: w, request: r, id: requestID(r), timeout: s.clientTimeout}
+	x := &response{ResponseWriter: w, request: r, id: requestID(r), mask: s.app.mask, timeout: s.clientTimeout}
 	defer x.release()
 	defer func() {
 		defer s.finishRequest(x, r, span, began)

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"app/internal/secrets"
 )
 
 const ndjson = "application/x-ndjson"
@@ -54,6 +56,7 @@ type response struct {
 	operation           string
 	counted             bool // the operation, by another surface
 	call                Call
+	mask                *secrets.Mask
 	failure             *Failure
 	timeout             time.Duration // for the client to take each part of the body
 
@@ -191,7 +194,7 @@ func (w *response) respondLines(list *List) error {
 	}
 	w.failure = failureOf(err)
 	line, _ := json.Marshal(map[string]any{"error": w.failure.problem(w.id)}) // texts and numbers
-	_, err = w.Write(append(line, '\n'))
+	_, err = w.Write(w.mask.Bytes(append(line, '\n')))
 	return err
 }
 
@@ -213,7 +216,7 @@ func (w *response) refuse(err error) {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
 	w.WriteHeader(w.failure.kind.status)
-	_ = writeResult(w, w.failure.problem(w.id)) // fits what is held back
+	_ = writeResult(w.mask.Writer(w), w.failure.problem(w.id)) // fits what is held back
 }
 
 func (w *response) noteUnstored() {

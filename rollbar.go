@@ -22,6 +22,7 @@ import (
 	"app/internal/async"
 	"app/internal/datadog"
 	"app/internal/rawjson"
+	"app/internal/secrets"
 )
 
 // maxResponse bounds the size of one response: 5000 items are about 7 MB, and occurrences are larger.
@@ -57,15 +58,14 @@ type Rollbar struct {
 	reads     async.Singleflight[json.RawMessage]
 	pages     async.Singleflight[*ItemPage]
 	limits    rateLimits
-	mask      *strings.Replacer // hides the tokens, which some of Rollbar's messages quote
+	mask      *secrets.Mask // hides the tokens, which some of Rollbar's messages quote
 	telemetry *datadog.Client
 }
 
 // newRollbar returns a client for the API at the base URL. The timeout is that of one attempt.
-func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration, telemetry *datadog.Client) *Rollbar {
+func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration, mask *secrets.Mask, telemetry *datadog.Client) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
-	mask := maskOf(tokens)
 	return &Rollbar{
 		base:      strings.TrimRight(base, "/"),
 		tokens:    tokens,
@@ -84,32 +84,6 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 }
 
 func refuseRedirects(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-
-// maskOf returns a replacer that hides the tokens, as they are and escaped. A token that is the prefix
-// of another one is replaced after it.
-func maskOf(tokens map[scope]accessToken) *strings.Replacer {
-	var secrets []string
-	for _, t := range tokens {
-		if t.value != "" {
-			secrets = append(secrets, t.value, url.QueryEscape(t.value), url.PathEscape(t.value))
-		}
-	}
-	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
-	var pairs []string
-	for _, secret := range secrets {
-		pairs = append(pairs, secret, "***")
-	}
-	return strings.NewReplacer(pairs...)
-}
-
-// A maskedError is an error without the tokens that its text might quote.
-type maskedError struct {
-	text string
-	err  error
-}
-
-func (e *maskedError) Error() string { return e.text }
-func (e *maskedError) Unwrap() error { return e.err }
 
 // callResource is the resource of a request's span: its method and path, with {id} for each id.
 func callResource(r *http.Request) string {
@@ -253,7 +227,6 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	if errors.As(err, &inside) {
 		err = inside.Err
 	}
-	err = &maskedError{r.mask.Replace(err.Error()), err}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
 	}
@@ -266,7 +239,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.Raw
 	if status/100 == 2 && string(rawjson.Get(answer, "err")) == "0" {
 		return nil
 	}
-	message := r.mask.Replace(rawjson.Unquote(rawjson.Get(answer, "message")))
+	message := string(r.mask.Bytes([]byte(rawjson.Unquote(rawjson.Get(answer, "message")))))
 	if message == "" {
 		message = http.StatusText(status)
 	}

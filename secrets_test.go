@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,17 +18,6 @@ import (
 	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
 )
-
-// Tokens are masked in every form, the longer one first where one is the beginning of another.
-func TestMask(t *testing.T) {
-	t.Parallel()
-	for range 20 { // the order of a map must not matter
-		mask := maskOf(map[scope]accessToken{scopeRead: {"a+b/c==", "R"}, scopeWrite: {"a+b", "W"}, scopePost: {"", "P"}})
-		for _, text := range []string{"a+b/c==", "a%2Bb%2Fc%3D%3D", "a+b%2Fc==", "a+b", "a%2Bb"} {
-			assert.Equal(t, "<***>", mask.Replace("<"+text+">"))
-		}
-	}
-}
 
 // brokenRollbar answers each request with the bytes that the function makes of the token in it.
 func brokenRollbar(t *testing.T, answer func(token string) string) string {
@@ -76,6 +66,10 @@ func TestNobodySeesTheToken(t *testing.T) {
 		"a message with it escaped": func(token string) string {
 			return json200("", `{"err":1,"message":"at /?access_token=`+url.QueryEscape(token)+`"}`)
 		},
+		"a message with it in many forms": func(token string) string {
+			basic := base64.StdEncoding.EncodeToString([]byte("user:" + token))
+			return json200("", fmt.Sprintf(`{"err":1,"message":"%s, %s, %s"}`, strings.ToUpper(token), token[:10], basic))
+		},
 		"a refusal": func(token string) string {
 			return strings.Replace(json200("", `{"err":1,"message":"access token not found: `+token+`"}`), "200 OK", "403 Forbidden", 1)
 		},
@@ -103,10 +97,85 @@ func TestNobodySeesTheToken(t *testing.T) {
 				fmt.Fprintln(&seen, got.out, got.err)
 			}
 			seen.WriteString(f.log.String())
-			for _, form := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret)} {
-				assert.NotContains(t, seen.String(), form)
+			basic := base64.StdEncoding.EncodeToString([]byte("user:" + secret))
+			for _, form := range []string{secret[:8], url.QueryEscape(secret)[:10], basic[8:20]} {
+				assert.NotContains(t, strings.ToLower(seen.String()), strings.ToLower(form))
 			}
 		})
+	}
+}
+
+// Bytes behind an answer, on an idle connection, are printed by net/http.
+func TestStandardLogger(t *testing.T) {
+	t.Parallel()
+	rollbar := brokenRollbar(t, func(token string) string {
+		return "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + `{"err":0,"result":{"items":[]}}` + token + "\r\n"
+	})
+	f := newFixture(t, 0, func(c *Config) { c.readToken, c.RollbarURL = "s3cret-token-for-tests", rollbar })
+	p := startServe(t, f.env())
+	until(t, "net/http has printed", func() bool {
+		f.at(p).get("/items")
+		return strings.Contains(p.stdout(), "idle HTTP channel")
+	})
+	assert.NotContains(t, p.stdout()+p.stderr(), "s3cret")
+	for line := range strings.Lines(p.stdout()) {
+		assert.True(t, json.Valid([]byte(line)), line)
+	}
+	assert.Empty(t, p.stderr())
+}
+
+// A server at APP_URL that echoes what it is sent gets nothing to standard error.
+func TestServerThatEchoes(t *testing.T) {
+	t.Parallel()
+	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given := r.Header.Get("Authorization")
+		switch r.URL.Path {
+		case "/which":
+			w.Header().Set("Content-Type", "text/plain")
+			fmt.Fprint(w, given)
+		case "/items":
+			w.Header().Set("Link", "<?page="+url.QueryEscape(given)+`>; rel="next"`)
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, `{"items":[]}`)
+		case "/reports":
+			w.Header().Set("Location", "/?"+given)
+			w.WriteHeader(http.StatusFound)
+		default:
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(http.StatusNotFound)
+			_ = json.NewEncoder(w).Encode(fail(notFound, "%s", given).problem("id"))
+		}
+	}))
+	defer echo.Close()
+	for name, secret := range map[string]string{"api-token": "s3cret-token-for-tests", "app-url": "s3cret-password"} {
+		server, settings := echo.URL, []string{}
+		if name == "app-url" {
+			server = strings.Replace(server, "//", "//caller:"+secret+"@", 1)
+		} else {
+			settings = []string{"-api-token", secret}
+		}
+		for _, args := range []string{"which", "items list -o table", "reports list", "reports get 7", "reports get 7 -o json"} {
+			got := runShell(t, "", append(append(settings, "-app-url", server), strings.Fields(args)...)...)
+			assert.NotContains(t, got.out+got.err, secret[:8], args)
+			assert.NotContains(t, got.out+got.err, base64.StdEncoding.EncodeToString([]byte("caller:" + secret))[:16])
+		}
+	}
+}
+
+// Credentials within the URL of Rollbar are hidden, in a user's name alone, too.
+func TestNobodySeesCredentialsInURLs(t *testing.T) {
+	t.Parallel()
+	for _, user := range []string{"caller:s3cret-password", "s3cret-password"} {
+		f, agent := newObserved(t, func(c *Config) {
+			rollbar := brokenRollbar(t, func(string) string { return "HTTP/1.1 s3cret-password\r\n\r\n" })
+			c.RollbarURL = strings.Replace(rollbar, "//", "//"+user+"@", 1)
+		})
+		var seen strings.Builder
+		require.NoError(t, json.NewEncoder(&seen).Encode(f.call("GET", "/items", "").body))
+		require.NoError(t, json.NewEncoder(&seen).Encode(agent.Trace("GET /items")))
+		got := f.run("items", "list")
+		assert.Contains(t, got.err, "***")
+		assert.NotContains(t, seen.String()+got.out+got.err+f.log.String(), "s3cret-p")
 	}
 }
 

@@ -23,9 +23,10 @@ import (
 // PostgreSQL and the sandbox.
 func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
-	out := &datadog.LogBuffer{Out: std.out}
+	out := &datadog.LogBuffer{Out: config.mask().Writer(std.out)}
 	defer out.Flush()
 	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
+	slog.SetDefault(log) // net/http prints through the standard logger
 	switch {
 	case dev && config.DatabaseURL != "":
 		db, _ := pgx.ParseConfig(config.DatabaseURL) // valid, as its setting checked

@@ -31,7 +31,6 @@ import (
 type Client struct {
 	traces  *traceSender  // nil if traces are not sent
 	metrics *metricSender // nil if metrics are not sent
-	mask    func(string) string
 
 	senders sync.WaitGroup
 	stop    context.CancelFunc // tells the senders to send what they have and to end
@@ -58,10 +57,7 @@ func Start(settings Settings) (*Client, error) {
 	}
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
-	c := &Client{mask: settings.Mask, stop: stop, abort: abort}
-	if c.mask == nil {
-		c.mask = func(text string) string { return text }
-	}
+	c := &Client{stop: stop, abort: abort}
 	drops := newDrops(settings.Log)
 	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
 		c.senders.Go(func() {
@@ -82,10 +78,12 @@ func Start(settings Settings) (*Client, error) {
 	identity := settings.identity()
 	if traceURL != nil {
 		c.traces = newTraceSender(traceURL, cmp.Or(settings.timeout, 5*time.Second), identity, drops)
+		c.traces.mask = settings.Mask
 		run(c.traces.full, c.traces.flush)
 	}
 	if metricURL != nil {
 		c.metrics = newMetricSender(metricURL, identity, drops)
+		c.metrics.mask = settings.Mask
 		run(nil, c.metrics.flush)
 	}
 	return c, nil

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"app/internal/secrets"
 )
 
 const (
@@ -68,6 +70,7 @@ type metricSender struct {
 	tags             []string
 	drops            *drops
 	runtimeTags      []string // of the runtime's metrics, as in Datadog's own clients
+	mask             *secrets.Mask
 
 	mu      sync.Mutex
 	series  map[string]*series
@@ -158,7 +161,7 @@ func (m *metricSender) flush(ctx context.Context, last bool) {
 	m.mu.Unlock()
 	packets := m.packets(all)
 	for i, packet := range packets {
-		if err := m.send(ctx, packet); err != nil {
+		if err := m.send(ctx, m.mask.Bytes(packet)); err != nil {
 			m.drops.add(packetUnit, len(packets)-i, err)
 			break
 		}

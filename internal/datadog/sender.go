@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"app/internal/rawjson"
+	"app/internal/secrets"
 )
 
 // maxBatch is the size at which a batch is sent at once. The agent accepts requests of 25 MiB.
@@ -31,8 +32,9 @@ type traceSender struct {
 	timeout   time.Duration
 	drops     *drops
 	service   string
-	tags      []spanTag     // of every span
-	once      []spanTag     // of the first span of a trace
+	tags      []spanTag // of every span
+	once      []spanTag // of the first span of a trace
+	mask      *secrets.Mask
 	full      chan struct{} // receives a value when the batch is full
 
 	mu    sync.Mutex
@@ -127,7 +129,7 @@ func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err erro
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	b.json[0] = '['
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(append(b.json, ']')))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(s.mask.Bytes(append(b.json, ']'))))
 	if err != nil {
 		return false, err
 	}

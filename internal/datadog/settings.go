@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"app/internal/secrets"
 )
 
 // Settings are the values of Datadog's environment variables, and what else a Client needs. The caller
@@ -31,7 +33,7 @@ type Settings struct {
 
 	DefaultService, DefaultVersion string // used if neither their variable nor DD_TAGS has a value
 
-	Mask func(string) string // hides secrets in the texts of errors; nil means none are known
+	Mask *secrets.Mask // hides secrets in all that is sent
 
 	Log      *slog.Logger  // receives warnings about dropped data; nil means nobody
 	Interval time.Duration // between two flushes to the agent; 0 means 2 s

@@ -190,7 +190,7 @@ func (s *Span) SetError(err error) {
 	first := false
 	s.change(func() { first, s.failed = !s.failed, true })
 	if first {
-		s.SetTag("error.message", s.trace.client.mask(errorMessage(err)))
+		s.SetTag("error.message", errorMessage(err))
 		s.SetTag("error.type", errorType(err))
 		s.SetTag("error.stack", string(debug.Stack()))
 	}

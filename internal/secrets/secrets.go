@@ -1,0 +1,147 @@
+// Package secrets hides secrets in what a program writes, in whatever form they are there: as they are, in the other
+// case, percent-encoded, escaped as in JSON, in base64, or cut to their first characters.
+package secrets
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"io"
+	"strings"
+)
+
+const (
+	least = 8 // characters by which a secret is known. A shorter one is known as a whole word only, as it is
+	never = 4 // characters below which a secret is none, since hiding it would hide every other word
+)
+
+// A Mask knows secrets. A nil one knows none.
+type Mask struct {
+	forms  []string
+	begins [1 << 16]bool // with which two bytes one can begin, so that most places are passed at once
+}
+
+// New returns a mask that knows the secrets.
+func New(secrets ...string) *Mask {
+	m := &Mask{}
+	for _, secret := range secrets {
+		if len(secret) < never {
+			continue
+		}
+		m.add(secret)
+		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what it is behind moves the bits
+			text := base64.RawStdEncoding.EncodeToString([]byte("::"[:skip] + secret))
+			text = text[(skip*8+5)/6 : (skip+len(secret))*8/6] // that depends on nothing else
+			m.add(text)
+			m.add(strings.NewReplacer("+", "-", "/", "_").Replace(text))
+		}
+	}
+	return m
+}
+
+func (m *Mask) add(form string) {
+	m.forms = append(m.forms, form)
+	for _, a := range cases(form[0]) {
+		for _, b := range append(cases(form[1]), '%', '\\') {
+			m.begins[int(a)<<8|int(b)] = true
+		}
+	}
+	for b := range 1 << 8 {
+		m.begins['%'<<8|b], m.begins['\\'<<8|b] = true, true
+	}
+}
+
+// Bytes returns the text, a part of it or a line of JSON, with *** for each secret. It does not change its argument.
+func (m *Mask) Bytes(text []byte) []byte {
+	var masked []byte
+	kept := 0
+	for i := 0; m != nil && i+1 < len(text); i++ {
+		if !m.begins[int(text[i])<<8|int(text[i+1])] {
+			continue
+		}
+		n := 0
+		for _, form := range m.forms {
+			n = max(n, matched(text, i, form))
+		}
+		if n == 0 {
+			continue
+		}
+		from := i
+		if before := text[kept:i]; (len(before)-len(bytes.TrimRight(before, `\`)))%2 == 1 {
+			from-- // half an escape would be no JSON
+		}
+		masked = append(append(masked, text[kept:from]...), "***"...)
+		i += n - 1
+		kept = i + 1
+	}
+	if masked == nil {
+		return text
+	}
+	return append(masked, text[kept:]...)
+}
+
+// matched returns how many bytes at the place are the form or its beginning, or 0 if that is too short.
+func matched(text []byte, from int, form string) int {
+	i, k := from, 0
+	for i < len(text) && k < len(form) {
+		c, width := text[i], 1
+		if lower(c) != lower(form[k]) {
+			c, width = decoded(text, i)
+		}
+		if lower(c) != lower(form[k]) || len(form) < least && c != form[k] {
+			break
+		}
+		i, k = i+width, k+1
+	}
+	isPart := len(form) < least && (from > 0 && isWord(text[from-1]) || i < len(text) && isWord(text[i]))
+	if k < min(least, len(form)) || isPart {
+		return 0
+	}
+	return i - from
+}
+
+// decoded returns the character at the place, which may be percent-encoded or escaped, and its length there.
+func decoded(text []byte, i int) (c byte, width int) {
+	digits, width := []byte(nil), 1
+	switch rest := text[i:]; {
+	case rest[0] == '%' && len(rest) >= 3:
+		digits, width = rest[1:3], 3
+	case rest[0] == '\\' && len(rest) >= 6 && string(rest[1:4]) == "u00":
+		digits, width = rest[4:6], 6
+	case rest[0] == '\\' && len(rest) >= 2 && strings.IndexByte(`"\/`, rest[1]) >= 0:
+		return rest[1], 2
+	}
+	var one [1]byte
+	if n, err := hex.Decode(one[:], digits); n == 1 && err == nil {
+		return one[0], width
+	}
+	return text[i], 1
+}
+
+func cases(c byte) []byte { return []byte{lower(c), bytes.ToUpper([]byte{c})[0]} }
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}
+
+func isWord(c byte) bool {
+	return 'a' <= lower(c) && lower(c) <= 'z' || '0' <= c && c <= '9' || c == '_' || c >= 0x80
+}
+
+// Writer returns a writer that hides secrets in each part, which should be whole lines, and writes the rest to out.
+func (m *Mask) Writer(out io.Writer) io.Writer { return writer{m, out} }
+
+type writer struct {
+	mask *Mask
+	out  io.Writer
+}
+
+func (w writer) Write(part []byte) (int, error) {
+	if _, err := w.out.Write(w.mask.Bytes(part)); err != nil {
+		return 0, err
+	}
+	return len(part), nil
+}
