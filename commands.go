@@ -315,7 +315,7 @@ func (c *Command) refuseNames(what string, names []string, other place, in ...pl
 	slices.Sort(names)
 	f := &Failure{kind: invalid}
 	misplaced := 0
-	for _, name := range names[:min(len(names), 8)] {
+	for _, name := range names[:min(len(names), maxFields)] {
 		message := fmt.Sprintf("unknown %s %q", what, cut(name))
 		if c.has(other, name) {
 			misplaced++

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // A failureKind is one row of the table.
@@ -85,11 +88,19 @@ func fail(kind failureKind, format string, args ...any) *Failure {
 	return &Failure{kind: kind, detail: err.Error(), err: errors.Unwrap(err)}
 }
 
+// maxFields is how many refused parameters a failure names.
+const maxFields = 8
+
 // invalidFields returns the failure of refused parameters.
 func invalidFields(fields []fieldError) *Failure {
-	messages := make([]string, len(fields))
-	for i, f := range fields {
-		messages[i] = f.Message
+	var messages []string
+	more := max(0, len(fields)-maxFields)
+	fields = fields[:len(fields)-more]
+	for _, f := range fields {
+		messages = append(messages, f.Message)
+	}
+	if more > 0 {
+		messages = append(messages, fmt.Sprintf("and %d more", more))
 	}
 	return &Failure{kind: invalid, detail: strings.Join(messages, "; "), fields: fields}
 }
@@ -107,14 +118,18 @@ func missingSetting(kind failureKind, name, why string) *Failure {
 	return f
 }
 
-// failureOf returns the failure that an error is to the caller. An unforeseen error is internal, and its
+// failureOf returns the failure that an error is to the caller, in less than 16 kB. An unforeseen error is internal, and its
 // text is not shown.
 func failureOf(err error) *Failure {
 	var f *Failure
 	switch {
 	case errors.As(err, &f):
 		detailed := *f
-		detailed.detail = err.Error() // includes the context that callers added
+		detailed.detail = rawjson.Cut(err.Error(), 6<<10) // includes the context that callers added
+		detailed.fields = slices.Clone(f.fields)
+		for i, field := range detailed.fields {
+			detailed.fields[i] = fieldError{rawjson.Cut(field.Field, 200), rawjson.Cut(field.Message, 800)}
+		}
 		return &detailed
 	case errors.Is(err, context.Canceled):
 		return &Failure{kind: interrupted, detail: "interrupted", err: err}

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -290,6 +292,50 @@ func TestManyUnknownNames(t *testing.T) {
 	got = f.do("POST", "/items", `{"`+strings.Repeat("x", 500_000)+`":0}`)
 	got.requireProblem(400, "usage")
 	assert.Less(t, len(got.body), 4_000)
+}
+
+// No failure is longer than 16 kB in an answer or 4 kB in the log, whatever callers and Rollbar send.
+func TestLongFailures(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("\u001b<\u202e", 3_000)
+	escaped, err := json.Marshal(strings.Repeat(long, 100))
+	require.NoError(t, err)
+	f := newFixture(t, 0, func(c *Config) {
+		answer := `{"err":1,"message":` + string(escaped) + `}`
+		c.RollbarURL = brokenRollbar(t, func(string) string {
+			return fmt.Sprintf("HTTP/1.1 422 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+		})
+	})
+	frames := strings.Repeat(`{},`, 20_000) + `{}`
+	for _, request := range []struct{ method, path, body string }{
+		{"GET", "/" + url.PathEscape(long), ""},
+		{"POST", "/items/" + url.PathEscape(long), ""},
+		{"GET", "/items/" + url.PathEscape(long), ""},
+		{"GET", "/items?x=" + url.QueryEscape(long), ""},
+		{"GET", "/items?status=" + url.QueryEscape(long), ""},
+		{"GET", "/items?" + strings.Repeat("status=&", 5_000), ""},
+		{"GET", "/items?" + url.QueryEscape(long), ""},
+		{"GET", "/items?" + strings.Repeat("%zz", 10_000), ""},
+		{"GET", "/reports?cursor=" + url.QueryEscape(long), ""},
+		{"GET", "/items", ""},
+		{"GET", "/items/1", ""},
+		{"POST", "/items", `{"message":"x"}`},
+		{"POST", "/items", `{"data":{"body":{"trace_chain":[` + frames + `]}}}`},
+		{"POST", "/items", `{"data":{"body":{"telemetry":[` + strings.ReplaceAll(frames, "{}", `{"timestamp_ms":""}`) + `]}}}`},
+		{"POST", "/items", strings.Repeat("[", 1<<20)},
+		{"POST", "/items", strings.Repeat("x", 1<<20)},
+		{"POST", "/items", `{"` + long + `":1,"` + long + `":1}`},
+	} {
+		got := f.do(request.method, request.path, request.body)
+		assert.GreaterOrEqual(t, got.status, 400)
+		assert.Less(t, len(got.body), 16_000, request.path[:min(30, len(request.path))])
+	}
+	f.app.log.Error(long, "error", errors.New(long), "detail", long, "error.stack", long)
+	lines := strings.SplitAfter(f.log.String(), "\n")
+	assert.Greater(t, len(lines), 15)
+	for _, line := range lines {
+		assert.LessOrEqual(t, len(line), 4_000+96, line[:min(200, len(line))])
+	}
 }
 
 // Monitors are answered whatever Host they send, and when they have closed their half of the connection.

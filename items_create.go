@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -278,37 +279,40 @@ func jsonKind(value json.RawMessage) string {
 // JSON, naming fields with what they are within.
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
+	members := maps.Collect(rawjson.Members(data)) // the last of several with the same name, as Get has it
+	get := func(first string, path ...string) json.RawMessage { return rawjson.Get(members[first], path...) }
 	for _, f := range payloadFields {
 		for name := range strings.FieldsSeq(f.names) {
-			c.optional(name, rawjson.Get(data, strings.Split(name, ".")...), f.kind, f.limit)
+			path := strings.Split(name, ".")
+			c.optional(name, get(path[0], path[1:]...), f.kind, f.limit)
 		}
 	}
-	switch environment := rawjson.Get(data, "environment"); {
+	switch environment := get("environment"); {
 	case isNull(environment):
 		c.refuse("environment", "is required")
 	case string(environment) == `""`:
 		c.refuse("environment", "must not be empty")
 	}
-	if level := rawjson.Get(data, "level"); level != nil && !slices.Contains(levels, rawjson.Unquote(level)) {
+	if level := get("level"); level != nil && !slices.Contains(levels, rawjson.Unquote(level)) {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
-	if uuid := rawjson.Get(data, "uuid"); uuid != nil {
+	if uuid := get("uuid"); uuid != nil {
 		text := rawjson.Unquote(uuid)
 		isOther := strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF })
 		if text == "" || isOther || utf8.RuneCountInString(text) > 36 {
 			c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 		}
 	}
-	id := rawjson.Get(data, "person", "id")
+	id := get("person", "id")
 	_, isInteger := rawjson.Int(id)
-	switch person := rawjson.Get(data, "person"); {
+	switch person := get("person"); {
 	case isNull(person) || jsonKind(person) != "an object" || isInteger:
 	case isNull(id) || string(id) == `""`:
 		c.refuse("person.id", "is required in %sperson", within)
 	default:
 		c.optional("person.id", id, "a string", 40)
 	}
-	c.body(rawjson.Get(data, "body"))
+	c.body(get("body"))
 	if len(c.wrong) == 0 {
 		return nil
 	}
@@ -318,8 +322,8 @@ func checkPayload(data json.RawMessage, within string) error {
 
 // body checks data.body, which must have exactly one of four members.
 func (c *payloadCheck) body(body json.RawMessage) {
-	trace, chain := rawjson.Get(body, "trace"), rawjson.Get(body, "trace_chain")
-	message, report := rawjson.Get(body, "message"), rawjson.Get(body, "crash_report")
+	parts := maps.Collect(rawjson.Members(body))
+	trace, chain, message, report := parts["trace"], parts["trace_chain"], parts["message"], parts["crash_report"]
 	given := slices.DeleteFunc([]json.RawMessage{trace, chain, message, report}, func(v json.RawMessage) bool { return v == nil })
 	traces := slices.Collect(rawjson.Elements(chain))
 	switch {
@@ -337,7 +341,7 @@ func (c *payloadCheck) body(body json.RawMessage) {
 	for i, trace := range traces {
 		c.trace(fmt.Sprintf("body.trace_chain[%d]", i), trace)
 	}
-	for i, entry := range slices.Collect(rawjson.Elements(rawjson.Get(body, "telemetry"))) {
+	for i, entry := range slices.Collect(rawjson.Elements(parts["telemetry"])) {
 		field := fmt.Sprintf("body.telemetry[%d].timestamp_ms", i)
 		c.optional(field, rawjson.Get(entry, "timestamp_ms"), "a number, Unix milliseconds", 0)
 	}

@@ -42,6 +42,7 @@ func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
 		return datadog.NewLogHandler(w, config.LogLevel, config.telemetry)
 	}
 	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: config.LogLevel, ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
+		attr = datadog.Shorten(attr)
 		if len(groups) == 0 && attr.Key == slog.TimeKey && attr.Value.Kind() == slog.KindTime {
 			attr.Value = slog.StringValue(attr.Value.Time().Format(time.TimeOnly))
 		}

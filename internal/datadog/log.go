@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"app/internal/rawjson"
 )
 
 // NewLogHandler returns a handler that writes records of at least the level to w, as lines of JSON.
@@ -27,7 +29,25 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 	return &logHandler{json.WithAttrs(attrs), buffer}
 }
 
+// Shorten shortens a text or an error of a record, so that a line with three of them and a stack is at most 4 kB.
+func Shorten(attr slog.Attr) slog.Attr {
+	most := 900
+	if attr.Key == "error.stack" {
+		most = 2200
+	}
+	if attr.Value.Kind() == slog.KindAny {
+		if err, ok := attr.Value.Any().(error); ok {
+			attr.Value = slog.StringValue(err.Error())
+		}
+	}
+	if attr.Value.Kind() == slog.KindString {
+		attr.Value = slog.StringValue(rawjson.Cut(attr.Value.String(), most))
+	}
+	return attr
+}
+
 func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
+	attr = Shorten(attr)
 	if len(groups) > 0 {
 		return attr
 	}

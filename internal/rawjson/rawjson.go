@@ -292,6 +292,14 @@ func stringLen(text []byte) int {
 			return end + 1
 		}
 		from = end + 1
+		for near := min(from+32, len(text)); from < near; from++ { // where one is escaped, others often are
+			switch text[from] {
+			case '"':
+				return from + 1
+			case '\\':
+				from++
+			}
+		}
 	}
 }
 
@@ -362,6 +370,23 @@ func AppendQuoted(buf []byte, text string) []byte {
 		plain = i + 1
 	}
 	return append(append(quick, text[plain:]...), '"')
+}
+
+// Cut shortens the text to what is at most so many bytes as a JSON string, whoever writes that.
+func Cut(text string, most int) string {
+	if len(text) <= most/6 {
+		return text
+	}
+	for i, r := range text {
+		most -= utf8.RuneLen(r)
+		if r < ' ' || strings.ContainsRune("\"\\<>&\u007f\u2028\u2029\uFFFD", r) {
+			most -= 5 // it may be escaped
+		}
+		if most < 0 {
+			return text[:i] + "…"
+		}
+	}
+	return text
 }
 
 // escapeLetters are the short escapes of common special characters.

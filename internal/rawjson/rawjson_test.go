@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
@@ -105,4 +106,36 @@ func FuzzCompact(f *testing.F) {
 			require.Equal(t, want.String(), string(got))
 		}
 	})
+}
+
+// Escaped quotes cost little more than other text, and strings end where they end.
+func TestManyEscapedQuotes(t *testing.T) {
+	t.Parallel()
+	for _, part := range []string{`\"`, `x\"`, `\\\"`, `\\`, `\"` + strings.Repeat("x", 31), strings.Repeat("x", 31) + `\"`} {
+		for n := range 70 {
+			value := `"` + strings.Repeat(`\"`, n%2) + strings.Repeat("y", n/2) + strings.Repeat(part, n) + `"`
+			require.Equal(t, value, string(Get(json.RawMessage(`{"a":`+value+`,"b":1}`), "a")))
+		}
+	}
+	fastest := time.Hour
+	object := json.RawMessage(`{"a":"` + strings.Repeat(`\"`, 1_000_000) + `","b":1}`)
+	for range 10 {
+		began := time.Now()
+		require.Equal(t, "1", string(Get(object, "b")))
+		fastest = min(fastest, time.Since(began))
+	}
+	require.Less(t, fastest, 8*time.Millisecond)
+}
+
+func TestCut(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "short", Cut("short", 10))
+	require.Equal(t, "short enough", Cut("short enough", 12))
+	require.Equal(t, "too lon…", Cut("too long", 7))
+	for _, text := range []string{"\x1b", "\u2028", "é", "<", "\"", "\xff", "x", "😀"} {
+		got, err := json.Marshal(Cut(strings.Repeat(text, 1000), 300))
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(got), 300+len(`"…"`))
+		require.Greater(t, len(got), 80)
+	}
 }
