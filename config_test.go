@@ -130,7 +130,7 @@ func TestDatabaseURL(t *testing.T) {
 		"postgresql+asyncpg://app:hunter2@h/db":                        usage,
 		"postgresql+asyncpg://app:hunter2@h/db?ssl=require":            usage,
 		"mysql://app:hunter2@h/db?sslmode=disable":                     usage,
-		"'postgres://app:hunter2@h/db?sslmode=disable'":                usage,
+		"'postgres://app:hunter2@h/db?sslmode=disable'":                "must not have quotes around it",
 		"Postgres://app:hunter2@h/db?sslmode=disable":                  usage,
 		"?password=hunter2":                                            usage,
 		"hunter2":                                                      usage,

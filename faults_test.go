@@ -405,7 +405,7 @@ func TestReadOnly(t *testing.T) {
 	for _, args := range []string{"items delete 5", "items create -message x", "items update 5 -level info", "reports clean -yes", "reports deliver"} {
 		got := runShell(t, "", append([]string{"-read-only"}, strings.Fields(args)...)...)
 		assert.Equal(t, 2, got.exit)
-		assert.Contains(t, got.err, "unknown command")
+		assert.Contains(t, got.err, "is left out by READ_ONLY")
 	}
 	assert.NotContains(t, runShell(t, "", "-read-only", "-h").out, "DELETE")
 	cmd := program(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
