@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -31,7 +32,7 @@ func bulkItems(t testing.TB, page, n int) []Item {
 	rollbar.Bulk(page * n)
 	answer, err := rawjson.Compact(pageOf(rollbar, page, n))
 	require.NoError(t, err)
-	items, err := itemsOf(rawjson.Get(answer, "result"))
+	items, err := itemsOf(reading{rawjson.Get(answer, "result"), &timing{time.Now(), time.Now()}})
 	require.NoError(t, err)
 	require.Len(t, items.Items, n)
 	return items.Items
@@ -46,7 +47,7 @@ func BenchmarkDecodePage(b *testing.B) {
 	for b.Loop() {
 		answer, err := rawjson.Compact(page)
 		require.NoError(b, err)
-		items, err := itemsOf(rawjson.Get(answer, "result"))
+		items, err := itemsOf(reading{result: rawjson.Get(answer, "result")})
 		require.NoError(b, err)
 		require.Len(b, items.Items, 100)
 	}

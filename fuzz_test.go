@@ -49,7 +49,7 @@ func FuzzCursor(f *testing.F) {
 		}
 		require.NoError(t, again.UnmarshalText([]byte(c.String())))
 		require.Equal(t, c, again)
-		require.GreaterOrEqual(t, min(c.before, c.after), int64(0))
+		require.GreaterOrEqual(t, min(c.before, c.from), int64(0))
 	})
 }
 

@@ -450,10 +450,7 @@ func TestPagesByLinks(t *testing.T) {
 					require.False(t, seen[id], "%s is there twice", id)
 					seen[id] = true
 				}
-				if len(page) > 0 {
-					forth = append(forth, ids(page))
-					last = path
-				}
+				forth, last = append(forth, ids(page)), path
 			}
 			for path, got := range f.walk(last, "prev") {
 				back = append(back, ids(got.list(test.list)))

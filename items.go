@@ -295,7 +295,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 	if err != nil {
 		return Item{}, fmt.Errorf("it was changed, but not read again: %w", err)
 	}
-	said := item
+	said := Item{ID: item.ID, JSON: item.JSON} // as of now, the end of the update
 	for name, value := range rawjson.Members(echo) {
 		if rawjson.Get(item.JSON, name) == nil {
 			said.JSON = rawjson.Set(said.JSON, name, value)

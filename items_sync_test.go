@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"app/internal/sandbox"
@@ -26,4 +27,21 @@ func TestSyncBeginsAgain(t *testing.T) {
 	assert.Equal(t, f.rows(`SELECT count(DISTINCT item_id)::text FROM reports`)[0], again.at("changed"), again.body)
 	assert.Equal(t, "5", again.at("pages"))
 	assert.Equal(t, "0", f.do("POST", "/items/sync", "").at("changed"))
+}
+
+// A sync reads what it finds itself, and not what another one was told before a change.
+func TestSyncBesideAnother(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	id := f.sandbox.ItemIDs()[0]
+	held, release := f.holdNext("GET /items/")
+	t.Cleanup(release)
+	var first sync.WaitGroup
+	first.Go(func() { assert.Equal(t, 200, f.do("POST", "/items/sync", "").status) })
+	<-held
+	f.sandbox.SetItem(id, "title", "changed")
+	assert.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	release()
+	first.Wait()
+	assert.Equal(t, "current changed", f.history(id, "title")[0])
 }

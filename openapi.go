@@ -263,6 +263,9 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 	properties, required := jsonObject{}, []string{}
 	schema := jsonObject{"type": "object", "properties": properties}
 	for _, field := range reflect.VisibleFields(t) {
+		if !field.IsExported() {
+			continue
+		}
 		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name == "-" {
 			maps.Copy(schema, schemaOf(field.Type, schemas))

@@ -123,7 +123,7 @@ func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
 	cursor := p.in.Cursor.Value
 	p.left, p.newest, p.oldest = p.limit, 0, cursor.newest()
 	hasPrev := cursor.before > 0
-	if cursor.after > 0 || p.in.isFiltered() {
+	if cursor.from > 0 || p.in.isFiltered() {
 		ids, err := p.in.find(ctx, conn)
 		if err != nil {
 			return err
@@ -144,16 +144,16 @@ func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
 	p.isFull = last > 0
 	switch {
 	case hasPrev && p.newest > 0:
-		p.prev = cursorTo(reportCursor{after: p.newest})
+		p.prev = cursorTo(reportCursor{from: p.newest + 1})
 	case hasPrev: // of an empty page
-		p.prev = cursorTo(reportCursor{after: cursor.before - 1})
+		p.prev = cursorTo(reportCursor{from: cursor.before})
 	}
 	switch {
 	case p.endless:
 	case last > 0:
 		p.next = cursorTo(reportCursor{before: last})
-	case cursor.after > 0 && p.newest == 0: // of an empty page
-		p.next = cursorTo(reportCursor{before: cursor.after + 1})
+	case cursor.from > 0 && p.newest == 0: // of an empty page
+		p.next = cursorTo(reportCursor{before: cursor.from})
 	}
 	return nil
 }
@@ -176,7 +176,7 @@ func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err 
 			err = nil
 		}
 		return id, err
-	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.Value.after > 0):
+	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.Value.from > 0):
 		if p.left > 0 {
 			return p.ids[p.left-1], nil
 		}
@@ -436,8 +436,9 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 	return report, nil
 }
 
-// A reportCursor is a place in the reports: the page before or behind an id. Callers do not look inside.
-type reportCursor struct{ before, after int64 }
+// A reportCursor is a place in the reports: the page of older ones before an id, or of newer ones from an
+// id on. Callers do not look inside.
+type reportCursor struct{ before, from int64 }
 
 // newest returns the id below which the page begins.
 func (c reportCursor) newest() int64 {
@@ -450,12 +451,12 @@ func (c reportCursor) newest() int64 {
 func (c reportCursor) String() string {
 	var space [40]byte
 	text := append(strconv.AppendInt(space[:0], c.before, 10), '.')
-	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.after, 10))
+	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.from, 10))
 }
 
 // UnmarshalText reads what String wrote.
 func (c *reportCursor) UnmarshalText(text []byte) (err error) {
-	c.before, c.after, err = cursorNumbers(text)
+	c.before, c.from, err = cursorNumbers(text)
 	return err
 }
 
@@ -544,13 +545,25 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 	var cleaned Cleaned
 	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
-			WITH deleted AS (
-				DELETE FROM reports
+			WITH chosen AS MATERIALIZED (
+				SELECT id
+				FROM reports
 				WHERE `+chosen+` AND `+state+`
+				ORDER BY id
+				FOR UPDATE
+			), deleted AS (
+				DELETE FROM reports
+				WHERE id IN (SELECT id FROM chosen)
 				RETURNING id
+			), sighted AS MATERIALIZED (
+				SELECT report_id
+				FROM seen
+				WHERE report_id IN (SELECT id FROM deleted)
+				ORDER BY report_id
+				FOR UPDATE
 			), forgotten AS (
 				DELETE FROM seen
-				WHERE report_id IN (SELECT id FROM deleted)
+				WHERE report_id IN (SELECT report_id FROM sighted)
 			)
 			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
 			in.args()).

@@ -49,12 +49,12 @@ func (in *reportsListInput) search() *reportSearch {
 	s := &reportSearch{
 		args: pgx.NamedArgs{
 			"item_id": in.ItemID.Value, "words": titleWords(in.Q.Value), "since": in.Since.Value.Time, "until": in.Until.Value.Time,
-			"before": in.Cursor.Value.newest(), "after": in.Cursor.Value.after,
+			"before": in.Cursor.Value.newest(), "from": in.Cursor.Value.from,
 		},
 		terms: titleWords(in.Q.Value), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: in.Limit.Value,
 	}
-	if in.Cursor.Value.after > 0 {
-		s.beyond, s.order, s.limit = "id > @after", "ASC", in.Limit.Value+1
+	if in.Cursor.Value.from > 0 {
+		s.beyond, s.order, s.limit = "id >= @from", "ASC", in.Limit.Value+1
 	}
 	for _, filter := range []struct {
 		column string
@@ -112,7 +112,7 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 	}
 	blocks := "generate_series(least(@before::bigint / 4096, " + newest + "), " + oldest + ", -1)"
 	if s.order == "ASC" {
-		blocks = "generate_series(greatest(@after::bigint / 4096, " + oldest + "), " + newest + ")"
+		blocks = "generate_series(greatest(@from::bigint / 4096, " + oldest + "), " + newest + ")"
 	}
 	buckets, materialized, within := "", "MATERIALIZED", rowTerms+" @> report_terms(e.block, @terms)"
 	if s.times != "" {

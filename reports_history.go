@@ -3,8 +3,13 @@
 //   - An item that is observed again unchanged moves last_seen, at most once a minute.
 //   - Where only the running counters changed, the report is updated in place.
 //   - Any other change makes a new report, and supersedes the one before.
+//   - An answer is an older one if its request was sent before the current report was last seen. It
+//     changes nothing about a state that the history of the item has; another one makes a report that
+//     is superseded from the start, and becomes current if the next answer shows it.
 //   - Rollbar's list and its single responses have different fields. A field that one of them lacks
 //     is no change, and the report keeps what either said.
+//
+// The times of a request are kept as ages, so that PostgreSQL's clock is the only one that counts.
 //
 // A report remembers digests of the responses that it holds, so that a page that is observed again
 // costs one statement, which writes nothing. Differences are worked out here and written by a second
@@ -24,6 +29,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/jackc/pgx/v5"
@@ -39,12 +45,13 @@ type observation struct {
 	itemID int64
 	digest string
 	data   json.RawMessage // as PostgreSQL can hold it
+	when   *timing         // nil for an update's own answer, which counts as of now
 }
 
 func observationOf(item Item) observation {
 	data := rawjson.Storable(item.JSON)
 	sum := sha256.Sum256(data)
-	return observation{item.ID, hex.EncodeToString(sum[:8]), data}
+	return observation{item.ID, hex.EncodeToString(sum[:8]), data, item.when}
 }
 
 func observationsOf(items []Item) []observation { return column(items, observationOf) }
@@ -120,9 +127,16 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 // items that are done; somebody else changed the reports of the others meanwhile.
 func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats *historyStats) (done []int64, err error) {
 	differences, err := compare(ctx, conn, seen)
+	for tries := 1; tries < 5 && slices.ContainsFunc(differences, func(d difference) bool { return d.isUnsure }); tries++ {
+		differences, err = compare(ctx, conn, seen)
+	}
+	if err == nil {
+		err = lookBack(ctx, conn, differences)
+	}
 	if err != nil {
 		return nil, err
 	}
+	differences = slices.DeleteFunc(differences, func(d difference) bool { return d.isOld && d.target != nil })
 	open := map[int64]*difference{}
 	for i := range differences {
 		open[differences[i].itemID] = &differences[i]
@@ -147,12 +161,16 @@ func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats 
 	return append(done, written...), err
 }
 
-// A difference is what an observation changes about an item's report.
+// A difference is what an observation changes about an item's reports.
 type difference struct {
 	itemID   int64
 	reportID *int64          // the current report, nil where there is none
-	before   string          // its digests when it was compared
-	after    string          // and then
+	version  *string         // of its row when it was compared
+	target   *int64          // the report to change, nil for a new one
+	isOld    bool            // the answer is an older one
+	isUnsure bool            // or perhaps not: it took too long to ask for PostgreSQL's time
+	seen     time.Time       // by PostgreSQL's clock
+	digests  string          // of the target then; "" where they stay as they are
 	change   change          // changed makes a new report
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
@@ -164,11 +182,13 @@ const replan = pgx.QueryExecModeCacheDescribe
 // compare returns the differences between the observations and the current reports. The LIMIT keeps
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
+	asked := time.Now()
 	rows, err := conn.Query(ctx, `
-		SELECT s.n, r.id, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END
+		SELECT s.n, r.id, r.version::text, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END,
+			r.last_seen, clock_timestamp()
 		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
 		LEFT JOIN LATERAL (
-			SELECT r.id, r.digests, r.data,
+			SELECT r.id, r.xmin AS version, r.digests, r.data,
 				greatest(r.last_seen, (SELECT last_seen FROM seen WHERE report_id = r.id)) AS last_seen
 			FROM reports r
 			WHERE r.item_id = s.item_id AND r.state = 'current'
@@ -176,49 +196,112 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 		) AS r ON TRUE
 		WHERE r.id IS NULL
 		OR strpos(r.digests, s.digest) = 0
-		OR r.last_seen < now() - interval '1 minute'`,
+		OR r.last_seen < now() - interval '1 minute'
+		OR @exact`,
 		replan, pgx.NamedArgs{
 			"ids":     column(seen, func(o observation) int64 { return o.itemID }),
 			"digests": column(seen, func(o observation) string { return o.digest }),
+			"exact":   seen[0].when == nil, // an update is of one item
 		})
 	if err != nil {
 		return nil, err
 	}
 	var n int64
-	var id *int64
+	var row difference
 	var known string
 	var stored json.RawMessage
+	var lastSeen *time.Time
+	var clock time.Time
 	var differences []difference
-	_, err = pgx.ForEachRow(rows, []any{&n, &id, &known, &stored}, func() error {
-		differences = append(differences, differ(seen[n-1], id, known, stored))
+	_, err = pgx.ForEachRow(rows, []any{&n, &row.reportID, &row.version, &known, &stored, &lastSeen, &clock}, func() error {
+		d := row
+		d.itemID, d.target = seen[n-1].itemID, d.reportID
+		d.date(seen[n-1].when, lastSeen, clock, asked)
+		d.differ(seen[n-1], known, stored)
+		differences = append(differences, d)
 		return nil
 	})
 	return differences, err
 }
 
-// differ works out one difference. stored is nil where the digest is known already.
-func differ(seen observation, reportID *int64, known string, stored json.RawMessage) difference {
-	d := difference{itemID: seen.itemID, reportID: reportID, before: known, after: known}
-	if reportID == nil {
-		d.change, d.data, d.after = changed, seen.data, seen.digest
-		return d
+// date works out when the answer was seen, and whether it is an older one. PostgreSQL's clock showed the time
+// at some moment between asked and now. A report that was last seen in the future is from before that clock
+// was set back. An answer that waited for long to be stored is seen late, for the sake of those who follow.
+func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.Time) {
+	if d.seen = clock; when == nil {
+		return
 	}
-	if stored == nil {
-		return d
+	age := asked.Sub(when.received)
+	if lastSeen != nil && !lastSeen.After(clock) {
+		ago := clock.Sub(*lastSeen)
+		d.isOld = time.Since(when.sent) > ago
+		d.isUnsure = d.isOld && asked.Sub(when.sent) <= ago
 	}
+	if d.isOld {
+		age = asked.Sub(when.sent)
+	}
+	d.seen = clock.Add(-min(age, 10*time.Second))
+}
+
+// differ works out what is different from the current report. stored is nil where the digest is known
+// already.
+func (d *difference) differ(seen observation, known string, stored json.RawMessage) {
 	var merged json.RawMessage
-	merged, d.change = mergeItem(stored, seen.data)
+	switch {
+	case d.reportID == nil:
+		d.change = changed
+	case stored == nil:
+		return
+	default:
+		merged, d.change = mergeItem(stored, seen.data)
+	}
 	switch d.change {
 	case changed:
-		d.data, d.after = seen.data, seen.digest
+		d.target, d.data, d.digests = nil, seen.data, seen.digest
 	case counted:
-		d.data, d.after = merged, seen.digest
+		d.data, d.digests = merged, seen.digest
 	case completed:
-		d.data, d.after = merged, remember(known, seen.digest)
+		d.data, d.digests = merged, remember(known, seen.digest)
 	case unchanged:
-		d.after = remember(known, seen.digest)
+		d.digests = remember(known, seen.digest)
 	}
-	return d
+}
+
+// lookBack looks for the changed states in the history of their items: an older answer may be known there,
+// and a newer one may be what only older ones have shown since the current report. Then that is the target.
+func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) error {
+	var news []*difference
+	for i := range differences {
+		if d := &differences[i]; d.change == changed && d.reportID != nil {
+			news = append(news, d)
+		}
+	}
+	if len(news) == 0 {
+		return nil
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT i.n, r.id, r.data
+		FROM unnest(@items::bigint[], @reports::bigint[], @old::boolean[]) WITH ORDINALITY AS i (item_id, report_id, is_old, n)
+		JOIN reports r ON r.item_id = i.item_id AND r.state = 'superseded' AND (i.is_old OR r.id > i.report_id)`,
+		replan, pgx.NamedArgs{
+			"items":   column(news, func(d *difference) int64 { return d.itemID }),
+			"reports": column(news, func(d *difference) *int64 { return d.reportID }),
+			"old":     column(news, func(d *difference) bool { return d.isOld }),
+		})
+	if err != nil {
+		return err
+	}
+	var n int64
+	var id *int64
+	var stored json.RawMessage
+	_, err = pgx.ForEachRow(rows, []any{&n, &id, &stored}, func() error {
+		d := news[n-1]
+		if merged, change := mergeItem(stored, d.data); change != changed {
+			d.target, d.data, d.change = id, merged, counted
+		}
+		return nil
+	})
+	return err
 }
 
 // remember adds a digest to the known ones, of which the last few are kept: the list and the
@@ -304,7 +387,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 	}
 	done := make([]int64, 0, len(differences))
 	_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
-		[]string{"item_id", "state", "status", "level", "environment", "words", "digests", "data"},
+		[]string{"item_id", "state", "first_seen", "last_seen", "status", "level", "environment", "words", "digests", "data"},
 		pgx.CopyFromFunc(func() ([]any, error) {
 			if len(done) == len(differences) {
 				return nil, nil
@@ -312,7 +395,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 			d := differences[len(done)]
 			done = append(done, d.itemID)
 			b := bucketOf(d.data)
-			return []any{d.itemID, "current", b.status, b.level, b.environment, append([]string{}, b.words...), d.after, d.data}, nil
+			return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, append([]string{}, b.words...), d.digests, d.data}, nil
 		}))
 	if err != nil {
 		return nil, err
@@ -320,74 +403,70 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 	return done, nil
 }
 
-// writeOthers writes what changes about items that have reports. Rows are locked in the order of the
-// items, so that writers of the same page wait for each other in turn.
+// writeOthers writes what changes about items that have reports. It first locks the current reports, also
+// for an older answer, in the order of ids, so that writers of the same items wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
 	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
 	rows, err := conn.Query(ctx, `
 		WITH input AS (
 			SELECT *
-			FROM unnest(@items::bigint[], @reports::bigint[], @before::text[], @after::text[], @fresh::boolean[],
-				@status::text[], @level::text[], @environment::text[], @title::text[], @data::json[])
-			AS i (item_id, report_id, before, after, fresh, status, level, environment, title, data)
+			FROM unnest(@items::bigint[], @reports::bigint[], @versions::text[], @targets::bigint[], @old::boolean[], @seen::timestamptz[],
+				@digests::text[], @status::text[], @level::text[], @environment::text[], @title::text[], @data::json[])
+			AS i (item_id, report_id, version, target, is_old, seen, digests, status, level, environment, title, data)
 		), locked AS MATERIALIZED (
 			SELECT r.id
 			FROM reports r
 			JOIN input i ON r.id = i.report_id
-			WHERE r.state = 'current' AND r.digests = i.before AND (i.data IS NOT NULL OR i.after <> i.before)
-			ORDER BY r.item_id
+			WHERE r.state = 'current' AND r.xmin::text = i.version AND i.digests <> ''
+			ORDER BY r.id
 			FOR NO KEY UPDATE OF r
-		), touched AS (
-			INSERT INTO seen (report_id, last_seen)
-			SELECT report_id, now()
-			FROM input
-			WHERE data IS NULL AND after = before
-			ORDER BY report_id
-			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
+		), superseded AS ( -- for an older answer, the row is written as it is, which makes it another version
+			UPDATE reports r
+			SET state = CASE WHEN i.is_old THEN 'current' ELSE 'superseded' END
+			FROM input i
+			JOIN locked l ON l.id = i.report_id
+			WHERE r.id = l.id AND i.target IS DISTINCT FROM i.report_id
+			RETURNING r.item_id, r.id, r.last_seen
 		), updated AS (
 			UPDATE reports r
-			SET last_seen = now(), digests = i.after, data = coalesce(i.data, r.data),
+			SET state = 'current', last_seen = greatest(r.last_seen, i.seen), digests = i.digests, data = coalesce(i.data, r.data),
 				status = coalesce(i.status, r.status), level = coalesce(i.level, r.level),
 				environment = coalesce(i.environment, r.environment),
 				words = CASE WHEN i.data IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
-			WHERE r.id = l.id AND NOT i.fresh
+			WHERE r.id = i.target AND (i.target = i.report_id OR i.item_id IN (SELECT item_id FROM superseded))
 			RETURNING r.item_id
-		), superseded AS (
-			UPDATE reports r
-			SET state = 'superseded'
-			FROM input i
-			JOIN locked l ON l.id = i.report_id
-			WHERE r.id = l.id AND i.fresh
-			RETURNING r.item_id, r.id, r.last_seen
-		), noted AS ( -- waits for a concurrent write to seen, which saw the report while it was current
-			INSERT INTO seen (report_id, last_seen)
-			SELECT id, last_seen
-			FROM superseded
-			ORDER BY id
-			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
 		), inserted AS (
-			INSERT INTO reports (item_id, state, status, level, environment, words, digests, data)
-			SELECT item_id, 'current', status, level, environment, string_to_array(title, ' '), after, data
+			INSERT INTO reports (item_id, state, first_seen, last_seen, status, level, environment, words, digests, data)
+			SELECT item_id, CASE WHEN is_old THEN 'superseded' ELSE 'current' END, seen, seen,
+				status, level, environment, string_to_array(title, ' '), digests, data
 			FROM input
-			WHERE item_id IN (SELECT item_id FROM superseded)
+			WHERE target IS NULL AND item_id IN (SELECT item_id FROM superseded)
 			ORDER BY item_id
 			ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
 			RETURNING item_id
+		), sighted AS ( -- a superseded one too: this waits for a concurrent write, which saw it while it was current
+			INSERT INTO seen (report_id, last_seen)
+			SELECT id, last_seen
+			FROM (SELECT report_id AS id, seen AS last_seen FROM input WHERE digests = '' UNION ALL SELECT id, last_seen FROM superseded) AS s
+			ORDER BY id
+			ON CONFLICT (report_id) DO UPDATE SET last_seen = greatest(seen.last_seen, excluded.last_seen)
 		)
-		SELECT item_id FROM input WHERE data IS NULL AND after = before
+		SELECT item_id FROM input WHERE digests = ''
 		UNION ALL
 		SELECT item_id FROM updated
 		UNION ALL
 		SELECT item_id FROM inserted`,
 		replan, pgx.NamedArgs{
-			"items":   column(differences, func(d difference) int64 { return d.itemID }),
-			"reports": column(differences, func(d difference) *int64 { return d.reportID }),
-			"before":  column(differences, func(d difference) string { return d.before }),
-			"after":   column(differences, func(d difference) string { return d.after }),
-			"fresh":   column(differences, func(d difference) bool { return d.change == changed }),
-			"data":    column(differences, func(d difference) json.RawMessage { return d.data }),
+			"items":    column(differences, func(d difference) int64 { return d.itemID }),
+			"reports":  column(differences, func(d difference) *int64 { return d.reportID }),
+			"versions": column(differences, func(d difference) *string { return d.version }),
+			"targets":  column(differences, func(d difference) *int64 { return d.target }),
+			"old":      column(differences, func(d difference) bool { return d.isOld }),
+			"seen":     column(differences, func(d difference) time.Time { return d.seen }),
+			"digests":  column(differences, func(d difference) string { return d.digests }),
+			"data":     column(differences, func(d difference) json.RawMessage { return d.data }),
 
 			"status":      column(buckets, func(b bucket) *string { return b.status }),
 			"level":       column(buckets, func(b bucket) *string { return b.level }),

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"app/internal/devpg/devpgtest"
 
@@ -37,7 +38,7 @@ func (s *Store) query(t testing.TB, sql string, args ...any) string {
 
 func mustItem(t testing.TB, text string) Item {
 	t.Helper()
-	item, err := itemOf(json.RawMessage(text))
+	item, err := itemOf(json.RawMessage(text), nil)
 	require.NoError(t, err)
 	return item
 }
@@ -136,6 +137,97 @@ func TestKeep(t *testing.T) {
 	}
 }
 
+// Answers come in another order than that of their requests.
+func TestKeepOlderAnswers(t *testing.T) {
+	t.Parallel()
+	const update = -1
+	type answer struct {
+		sent, received time.Duration // since the first request; update for an update's own
+		data           string
+	}
+	tests := []struct {
+		name string
+		seen []answer
+		want []string // the reports' states and data, oldest first
+	}{
+		{
+			name: "an older state that is known",
+			seen: []answer{{1, 2, `{"id":7,"a":1}`}, {3, 4, `{"id":7,"a":2}`}, {0, 5, `{"id":7,"a":1}`}},
+			want: []string{`superseded {"id":7,"a":1}`, `current {"id":7,"a":2}`},
+		},
+		{
+			name: "an older state with other counters and fields",
+			seen: []answer{{3, 4, `{"id":7,"total_occurrences":9}`}, {0, 5, `{"id":7,"total_occurrences":8,"list":1}`}},
+			want: []string{`current {"id":7,"total_occurrences":9}`},
+		},
+		{
+			name: "an older state that is new, twice",
+			seen: []answer{{3, 4, `{"id":7,"a":2}`}, {0, 5, `{"id":7,"a":1}`}, {1, 5, `{"id":7,"a":1,"b":1}`}},
+			want: []string{`current {"id":7,"a":2}`, `superseded {"id":7,"a":1}`},
+		},
+		{
+			name: "requests at the same time, of which the one that was answered last saw more",
+			seen: []answer{{1, 3, `{"id":7,"a":1}`}, {2, 4, `{"id":7,"a":2}`}, {5, 6, `{"id":7,"a":2,"b":1}`}},
+			want: []string{`superseded {"id":7,"a":1}`, `current {"id":7,"a":2,"b":1}`},
+		},
+		{
+			name: "a state that came back after an older one",
+			seen: []answer{{0, 1, `{"id":7,"a":1}`}, {2, 3, `{"id":7,"a":2}`}, {4, 5, `{"id":7,"a":1}`}},
+			want: []string{`superseded {"id":7,"a":1}`, `superseded {"id":7,"a":2}`, `current {"id":7,"a":1}`},
+		},
+		{
+			name: "a first request that was answered before the second was sent, but stored after it",
+			seen: []answer{{2, 3, `{"id":7,"a":2}`}, {0, 1, `{"id":7,"a":1}`}},
+			want: []string{`current {"id":7,"a":2}`, `superseded {"id":7,"a":1}`},
+		},
+		{
+			name: "an update",
+			seen: []answer{{0, 1, `{"id":7,"a":1}`}, {update, update, `{"id":7,"a":2}`}, {2, 3, `{"id":7,"a":3}`}},
+			want: []string{`superseded {"id":7,"a":1}`, `current {"id":7,"a":2}`, `superseded {"id":7,"a":3}`},
+		},
+		{
+			name: "an update that changes nothing",
+			seen: []answer{{0, 1, `{"id":7,"a":1}`}, {update, update, `{"id":7,"a":1}`}, {2, 3, `{"id":7,"a":3}`}},
+			want: []string{`current {"id":7,"a":1}`, `superseded {"id":7,"a":3}`},
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			store := newTestStore(t)
+			began := time.Now().Add(-time.Second) // a unit is a hundredth of it
+			for _, seen := range test.seen {
+				item := mustItem(t, seen.data)
+				if seen.sent != update {
+					item.when = &timing{began.Add(seen.sent * 10 * time.Millisecond), began.Add(seen.received * 10 * time.Millisecond)}
+				}
+				_, err := store.observe(t.Context(), observationsOf([]Item{item}))
+				require.NoError(t, err)
+			}
+			var got []string
+			for n := range len(test.want) {
+				got = append(got, store.query(t, `SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
+			}
+			assert.Equal(t, test.want, got)
+			assert.Equal(t, fmt.Sprint(len(test.want)), store.query(t, `SELECT count(*)::text FROM reports`))
+		})
+	}
+}
+
+// Times from before PostgreSQL's clock was set back make no answer an older one.
+func TestKeepAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	store := newTestStore(t)
+	for n := range 2 {
+		item := mustItem(t, fmt.Sprintf(`{"id":7,"a":%d}`, n))
+		item.when = &timing{time.Now().Add(-time.Second), time.Now()}
+		_, err := store.observe(t.Context(), observationsOf([]Item{item}))
+		require.NoError(t, err)
+		store.query(t, `UPDATE reports SET last_seen = last_seen + interval '10 minutes' RETURNING ''`)
+	}
+	assert.Equal(t, `{"id":7,"a":1}`, store.query(t, `SELECT data::text FROM reports WHERE state = 'current'`))
+}
+
 func TestKeepTakesTheBucketOutOfTheData(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -148,7 +240,8 @@ func TestKeepTakesTheBucketOutOfTheData(t *testing.T) {
 func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
-	items := []Item{mustItem(t, `{"id":7,"total_occurrences":1}`), mustItem(t, `{"id":8}`)}
+	now := &timing{time.Now(), time.Now()}
+	items := []Item{{7, json.RawMessage(`{"id":7,"total_occurrences":1}`), now}, {8, json.RawMessage(`{"id":8}`), now}}
 	version := func() string {
 		return store.query(t, `SELECT string_agg(xmin || ' ' || ctid, ',' ORDER BY item_id) FROM reports`)
 	}

@@ -55,7 +55,7 @@ type Rollbar struct {
 	backoff   time.Duration // before the first retry; it doubles
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
-	reads     async.Singleflight[json.RawMessage]
+	reads     async.Singleflight[reading]
 	pages     async.Singleflight[*ItemPage]
 	limits    rateLimits
 	mask      *secrets.Mask // hides the tokens, which some of Rollbar's messages quote
@@ -71,7 +71,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		tokens:    tokens,
 		timeout:   timeout,
 		slots:     make(chan struct{}, maxCalls),
-		reads:     async.Singleflight[json.RawMessage]{Span: "rollbar.shared"},
+		reads:     async.Singleflight[reading]{Span: "rollbar.shared"},
 		pages:     async.Singleflight[*ItemPage]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
 		mask:      mask,
@@ -116,11 +116,20 @@ type upstreamCall struct {
 	needs  scope // that the token must have, if that is not the one its setting is named for
 }
 
+// A timing is when the request was sent to which Rollbar gave an answer, and when the answer was there.
+type timing struct{ sent, received time.Time }
+
+// A reading is the member result of an answer.
+type reading struct {
+	result json.RawMessage
+	when   *timing
+}
+
 // do makes the call, retries it where that may help, and returns the member result of the response.
 // Reads that are the same share one call.
-func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
+func (r *Rollbar) do(ctx context.Context, call upstreamCall) (reading, error) {
 	if err := r.require(call.scope); err != nil {
-		return nil, err
+		return reading{}, err
 	}
 	if call.method != http.MethodGet {
 		defer r.pages.Forget() // what was read before the change is not for later callers
@@ -128,42 +137,42 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (json.RawMessage, e
 		return r.retry(ctx, call)
 	}
 	defer callOf(ctx).upstream.start()()
-	return r.reads.Do(ctx, call.path+"?"+call.query.Encode(), func() (json.RawMessage, error) { return r.retry(ctx, call) })
+	return r.reads.Do(ctx, call.path+"?"+call.query.Encode(), func() (reading, error) { return r.retry(ctx, call) })
 }
 
 // retry makes the call until it succeeds or another attempt cannot help.
-func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (json.RawMessage, error) {
+func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (reading, error) {
 	defer callOf(ctx).upstream.start()()
-	answer, err := r.attempt(ctx, call, r.timeout)
+	answer, when, err := r.attempt(ctx, call, r.timeout)
 	budget := &callOf(ctx).retries
 	for attempt := 0; err != nil; attempt++ {
 		wait, again := r.retryWait(err, attempt)
 		if !again || !budget.sleep(ctx, wait) {
-			return nil, err
+			return reading{}, err
 		}
 		r.telemetry.Count("app.rollbar.retries", 1, "method:"+call.method)
 		timeout := min(r.timeout, budget.left())
 		stop := budget.start()
 		var next error
-		answer, next = r.attempt(ctx, call, timeout)
+		answer, when, next = r.attempt(ctx, call, timeout)
 		stop()
 		if isKind(next, upstreamTimeout) && timeout < r.timeout {
-			return nil, err // the attempt was cut short by the budget: the failure before it says more
+			return reading{}, err // the attempt was cut short by the budget: the failure before it says more
 		}
 		err = next
 	}
-	return rawjson.Get(answer, "result"), nil
+	return reading{rawjson.Get(answer, "result"), &when}, nil
 }
 
 // attempt makes the call once and returns the whole response as compact JSON.
-func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (json.RawMessage, error) {
+func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (answer json.RawMessage, when timing, err error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-time.After(slotWait):
-		return nil, &Failure{kind: unavailable, detail: "too many requests are waiting for Rollbar", wait: time.Second}
+		return nil, when, &Failure{kind: unavailable, detail: "too many requests are waiting for Rollbar", wait: time.Second}
 	case <-ctx.Done():
-		return nil, r.noResponse(ctx, ctx.Err())
+		return nil, when, r.noResponse(ctx, ctx.Err())
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -173,39 +182,41 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	}
 	req, err := http.NewRequestWithContext(ctx, call.method, target, bytes.NewReader(call.body))
 	if err != nil {
-		return nil, err
+		return nil, when, err
 	}
 	req.Header.Set("X-Rollbar-Access-Token", r.tokens[call.scope].value)
 	req.Header.Set("Accept", "application/json")
 	if call.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	when.sent = time.Now()
 	res, err := r.client.Do(req)
 	if err != nil {
-		return nil, r.noResponse(ctx, err)
+		return nil, when, r.noResponse(ctx, err)
 	}
 	defer res.Body.Close()
 	if left, known := r.limits.read(call.scope, res.Header); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := readAll(res)
+	when.received = time.Now()
 	if err != nil {
-		return nil, r.noResponse(ctx, err)
+		return nil, when, r.noResponse(ctx, err)
 	}
 	if len(text) > maxResponse {
-		return nil, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
+		return nil, when, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
 	}
-	answer, err := rawjson.Compact(text)
+	answer, err = rawjson.Compact(text)
 	if rawjson.Get(answer, "err") == nil {
-		return nil, &Failure{
+		return nil, when, &Failure{
 			kind: badGateway, upstream: res.StatusCode, transient: true, err: err,
 			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", res.StatusCode),
 		}
 	}
 	if failure := r.refusal(call, res, answer); failure != nil {
-		return nil, failure
+		return nil, when, failure
 	}
-	return answer, nil
+	return answer, when, nil
 }
 
 // readAll reads the body up to one byte over the bound.
@@ -293,18 +304,19 @@ func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Heade
 type Item struct {
 	ID   int64           `json:"id"`
 	JSON json.RawMessage `json:"-"`
+	when *timing         // nil for what the service put together
 }
 
 // An Occurrence is one occurrence as Rollbar sent it, but without the access token that its metadata can
 // hold.
 type Occurrence Item
 
-func itemOf(raw json.RawMessage) (Item, error) {
+func itemOf(raw json.RawMessage, when *timing) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
 	if !ok {
 		return Item{}, fail(badGateway, "Rollbar's response holds something without an id")
 	}
-	return Item{id, raw}, nil
+	return Item{id, raw, when}, nil
 }
 
 // An ItemPage is one page of the project's items. Callers that ask for it at the same time share it.
@@ -324,31 +336,31 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 	}
 	defer callOf(ctx).upstream.start()()
 	return r.pages.Do(ctx, filter.Encode(), func() (*ItemPage, error) {
-		raw, err := r.retry(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
+		read, err := r.retry(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
 		if err != nil {
 			return nil, err
 		}
-		return itemsOf(raw)
+		return itemsOf(read)
 	})
 }
 
 // itemsOf returns the page of items that a result holds.
-func itemsOf(raw json.RawMessage) (*ItemPage, error) {
-	items, err := elementsOf(raw, "items")
-	total := cmp.Or(string(rawjson.Get(raw, "total_count")), "null")
+func itemsOf(read reading) (*ItemPage, error) {
+	items, err := elementsOf(read, "items")
+	total := cmp.Or(string(rawjson.Get(read.result, "total_count")), "null")
 	return &ItemPage{Items: items, Total: json.RawMessage(total)}, err
 }
 
 // elementsOf returns the elements of the list that a result must hold. A response without it is not an
 // empty list.
-func elementsOf(result json.RawMessage, name string) ([]Item, error) {
-	list := rawjson.Get(result, name)
+func elementsOf(read reading, name string) ([]Item, error) {
+	list := rawjson.Get(read.result, name)
 	if len(list) == 0 || list[0] != '[' {
 		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
 	}
 	var elements []Item
 	for raw := range rawjson.Elements(list) {
-		element, err := itemOf(raw)
+		element, err := itemOf(raw, read.when)
 		if err != nil {
 			return nil, err
 		}
@@ -369,16 +381,17 @@ func (r *Rollbar) ItemBy(ctx context.Context, key, value string) (Item, error) {
 }
 
 func (r *Rollbar) item(ctx context.Context, path string, query url.Values) (Item, error) {
-	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
 	if err != nil {
 		return Item{}, err
 	}
-	return itemOf(raw)
+	return itemOf(read.result, read.when)
 }
 
 // UpdateItem changes the item and returns the fields that Rollbar says it changed, not the whole item.
 func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
-	return r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
+	read, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
+	return read.result, err
 }
 
 // An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page
@@ -395,11 +408,11 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	case place.page > 1:
 		query.Set("page", strconv.FormatInt(place.page, 10))
 	}
-	raw, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/item/%d/instances", item), query: query})
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/item/%d/instances", item), query: query})
 	if err != nil {
 		return nil, false, err
 	}
-	elements, err := elementsOf(raw, "instances")
+	elements, err := elementsOf(read, "instances")
 	if err != nil {
 		return nil, false, err
 	}
@@ -407,7 +420,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	seen := map[int64]bool{}
 	for _, o := range elements {
 		if !seen[o.ID] {
-			occurrences = append(occurrences, Occurrence{o.ID, rawjson.Without(o.JSON, "data", "metadata", "access_token")})
+			occurrences = append(occurrences, Occurrence{ID: o.ID, JSON: rawjson.Without(o.JSON, "data", "metadata", "access_token")})
 		}
 		seen[o.ID] = true
 	}
