@@ -42,8 +42,8 @@ func completions(c *ffcli.Command, name string) []completion {
 		below = append(below, completions(sub, strings.TrimSpace(name+" "+sub.Name))...)
 	}
 	c.FlagSet.VisitAll(func(f *flag.Flag) {
-		if _, isSetting := f.Value.(*settingFlag); isSetting && len(c.Subcommands) > 0 {
-			return // there are many, and they may also follow the subcommand
+		if _, isSetting := f.Value.(*settingFlag); isSetting && c.Name != "serve" {
+			return // see settingWords
 		}
 		here.words = append(here.words, "-"+f.Name)
 		if values := flagValues(f); len(values) > 0 {
@@ -67,6 +67,15 @@ func flagValues(f *flag.Flag) []string {
 	return nil
 }
 
+// settingWords returns the flags that are settings. There are many, so that other commands than serve
+// complete them only once more than a dash is typed.
+func settingWords() (words []string) {
+	for _, s := range new(Config).settings() {
+		words = append(words, "-"+s.name)
+	}
+	return words
+}
+
 const (
 	bashHeader = "# app: completion for bash. Load it with: source <(app completion bash)\n"
 	fishHeader = "# app: completion for fish. Load it with: app completion fish | source\n"
@@ -82,7 +91,7 @@ bashcompinit
 // follow them. zsh can run them, too.
 func bashScript(all []completion) string {
 	var cases strings.Builder
-	for _, c := range all {
+	for _, c := range append(all, completion{command: "-", words: settingWords()}) {
 		fmt.Fprintf(&cases, "\t\t%q) choices=%q ;;\n", strings.TrimSpace(c.command+" "+c.flag), strings.Join(c.words, " "))
 	}
 	return `_app_choices() {
@@ -103,9 +112,13 @@ _app() {
 	before="${before/#--/-}"
 	[[ "$before" == -* ]] && choices="$(_app_choices "${line:+$line }$before")"
 	[[ -n "$choices" ]] || choices="$(_app_choices "$line")"
+	[[ "$line" != serve && "$current" == -*[a-z]* ]] && choices="$choices $(_app_choices -)"
+	[[ "$current" == --* ]] && choices=" $choices" && choices="${choices// -/ --}"
 	COMPREPLY=($(compgen -W "$choices" -- "$current"))
 }
 complete -o default -F _app app
+[[ "${funcstack[1]}" == _app ]] && _bash_complete -o default -F _app # zsh loads this file at the first Tab
+:
 `
 }
 
@@ -121,13 +134,22 @@ func fishScript(all []completion) string {
 		fmt.Fprintf(&names, " %q", c.command)
 		for _, word := range c.words {
 			if flag, isFlag := strings.CutPrefix(word, "-"); isFlag {
-				fmt.Fprintf(&rules, "%s -o %s\n", rule, flag)
+				fmt.Fprintf(&rules, "%s -o %s\n%s -n __app_long -l %s\n", rule, flag, rule, flag)
 			} else {
 				fmt.Fprintf(&rules, "%s -fa %s\n", rule, word)
 			}
 		}
 	}
-	return `function __app_at
+	for _, word := range settingWords() {
+		fmt.Fprintf(&rules, "complete -c app -n __app_setting -o %s\ncomplete -c app -n __app_long -l %s\n", word[1:], word[1:])
+	}
+	return `function __app_long
+	string match -qr -- '^--[a-z]' (commandline -ct)
+end
+function __app_setting
+	string match -qr -- '^-[a-z]' (commandline -ct)
+end
+function __app_at
 	set -l words
 	for word in (commandline -opc)[2..]
 		string match -q -- '-*' $word; and continue
