@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -44,7 +45,13 @@ func isTerminal(stream any) bool {
 func (c *cli) print(command *Command, value any) error {
 	list, isList := value.(*List)
 	_, isText := value.(Text)
+	summary, isSummary := value.(Summary)
+	if object, isRemote := value.(remoteObject); isRemote && command.Run.out == reflect.TypeFor[Summary]() {
+		isSummary = json.Unmarshal(object.RawMessage, &summary) == nil
+	}
 	switch {
+	case c.output == "table" && isSummary:
+		return printSummary(c.std.out, summary)
 	case c.output == "table" && isList:
 		return c.printRows(strings.Fields(command.Columns), list)
 	case c.output == "table" && !isText:

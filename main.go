@@ -32,6 +32,7 @@ var commands = []*Command{
 	reportsGetCmd,
 	reportsCleanCmd,
 	reportsDeliverCmd,
+	reportsSummaryCmd,
 }
 
 func init() { validate(commands) }

@@ -387,7 +387,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 	}
 	done := make([]int64, 0, len(differences))
 	_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
-		[]string{"item_id", "state", "first_seen", "last_seen", "status", "level", "environment", "words", "digests", "data"},
+		[]string{"item_id", "state", "first_seen", "last_seen", "status", "level", "environment", "words", "total_occurrences", "digests", "data"},
 		pgx.CopyFromFunc(func() ([]any, error) {
 			if len(done) == len(differences) {
 				return nil, nil
@@ -395,7 +395,8 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 			d := differences[len(done)]
 			done = append(done, d.itemID)
 			b := bucketOf(d.data)
-			return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, append([]string{}, b.words...), d.digests, d.data}, nil
+			words := append([]string{}, b.words...)
+			return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, words, b.total, d.digests, d.data}, nil
 		}))
 	if err != nil {
 		return nil, err
@@ -411,8 +412,8 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		WITH input AS (
 			SELECT *
 			FROM unnest(@items::bigint[], @reports::bigint[], @versions::text[], @targets::bigint[], @old::boolean[], @seen::timestamptz[],
-				@digests::text[], @status::text[], @level::text[], @environment::text[], @title::text[], @data::json[])
-			AS i (item_id, report_id, version, target, is_old, seen, digests, status, level, environment, title, data)
+				@digests::text[], @status::text[], @level::text[], @environment::text[], @title::text[], @total::bigint[], @data::json[])
+			AS i (item_id, report_id, version, target, is_old, seen, digests, status, level, environment, title, total, data)
 		), locked AS MATERIALIZED (
 			SELECT r.id
 			FROM reports r
@@ -431,16 +432,16 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			UPDATE reports r
 			SET state = 'current', last_seen = greatest(r.last_seen, i.seen), digests = i.digests, data = coalesce(i.data, r.data),
 				status = coalesce(i.status, r.status), level = coalesce(i.level, r.level),
-				environment = coalesce(i.environment, r.environment),
+				environment = coalesce(i.environment, r.environment), total_occurrences = coalesce(i.total, r.total_occurrences),
 				words = CASE WHEN i.data IS NULL THEN r.words ELSE string_to_array(i.title, ' ') END
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = i.target AND (i.target = i.report_id OR i.item_id IN (SELECT item_id FROM superseded))
 			RETURNING r.item_id
 		), inserted AS (
-			INSERT INTO reports (item_id, state, first_seen, last_seen, status, level, environment, words, digests, data)
+			INSERT INTO reports (item_id, state, first_seen, last_seen, status, level, environment, words, total_occurrences, digests, data)
 			SELECT item_id, CASE WHEN is_old THEN 'superseded' ELSE 'current' END, seen, seen,
-				status, level, environment, string_to_array(title, ' '), digests, data
+				status, level, environment, string_to_array(title, ' '), total, digests, data
 			FROM input
 			WHERE target IS NULL AND item_id IN (SELECT item_id FROM superseded)
 			ORDER BY item_id
@@ -472,6 +473,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			"level":       column(buckets, func(b bucket) *string { return b.level }),
 			"environment": column(buckets, func(b bucket) *string { return b.environment }),
 			"title":       column(buckets, func(b bucket) string { return strings.Join(b.words, " ") }),
+			"total":       column(buckets, func(b bucket) *int64 { return b.total }),
 		})
 	if err != nil {
 		return nil, err
@@ -488,35 +490,38 @@ func column[Row, T any](rows []Row, value func(Row) T) []T {
 	return values
 }
 
-// A bucket is the values that reports are filtered by; nil for one that the data lack.
+// A bucket is the values that reports are filtered and counted by; nil for one that the data lack.
 type bucket struct {
 	status, level, environment *string
 	words                      []string // of the title
+	total                      *int64   // occurrences
 }
 
 // bucketOf returns the bucket of the data of an item or of a created occurrence.
 func bucketOf(data json.RawMessage) bucket {
 	var b bucket
-	for name, value := range rawjson.RawMembers(data) {
+	text := func(value json.RawMessage) *string {
 		if value[0] != '"' {
-			continue
-		}
-		var column **string
-		switch string(name) {
-		case `"status"`:
-			column = &b.status
-		case `"level"`:
-			column = &b.level
-		case `"environment"`:
-			column = &b.environment
-		case `"title"`:
-			b.words = titleWords(rawjson.Unquote(value))
-			continue
-		default:
-			continue
+			return nil
 		}
 		text := rawjson.Unquote(value)
-		*column = &text
+		return &text
+	}
+	for name, value := range rawjson.RawMembers(data) {
+		switch string(name) {
+		case `"status"`:
+			b.status = text(value)
+		case `"level"`:
+			b.level = text(value)
+		case `"environment"`:
+			b.environment = text(value)
+		case `"title"`:
+			b.words = titleWords(rawjson.Unquote(value))
+		case `"total_occurrences"`:
+			if n, ok := rawjson.Int(value); ok {
+				b.total = &n
+			}
+		}
 	}
 	return b
 }

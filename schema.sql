@@ -32,10 +32,8 @@ COMMENT ON COLUMN reports.words       IS 'The words of the title in lower case, 
 COMMENT ON COLUMN reports.digests     IS 'Digests of the responses of Rollbar that data already holds, so that the same response need not be compared again.';
 COMMENT ON COLUMN reports.data        IS 'What Rollbar sent, or what was created, digit for digit. It is json and not jsonb, which would rewrite numbers.';
 
--- Each item has one current report; each created occurrence is there once.
-CREATE UNIQUE INDEX IF NOT EXISTS reports_current ON reports (item_id)     WHERE state = 'current';
-CREATE        INDEX IF NOT EXISTS reports_past    ON reports (item_id, id) WHERE state <> 'current' AND item_id IS NOT NULL;
-CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid    ON reports (uuid)        WHERE uuid IS NOT NULL;
+-- Each created occurrence is there once.
+CREATE UNIQUE INDEX IF NOT EXISTS reports_uuid ON reports (uuid) WHERE uuid IS NOT NULL;
 
 DROP INDEX IF EXISTS reports_item, reports_facet, reports_state, reports_status, reports_level, reports_environment, reports_last_seen, reports_words;
 
@@ -192,6 +190,26 @@ CREATE INDEX IF NOT EXISTS reports_waiting ON reports (next_attempt, id) WHERE s
 CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup)      WHERE next_lookup IS NOT NULL;
 
 DROP INDEX IF EXISTS reports_queue;
+
+-- Each item has one current report. Summaries read nothing but these indexes, and need to know how many
+-- days there are to read them in parallel.
+ALTER TABLE reports ADD COLUMN IF NOT EXISTS total_occurrences bigint;
+
+COMMENT ON COLUMN reports.total_occurrences IS 'Taken out of data for summaries; null for what was created.';
+
+UPDATE reports
+SET total_occurrences = (data ->> 'total_occurrences')::bigint
+WHERE state = 'current' AND total_occurrences IS NULL AND data ->> 'total_occurrences' ~ '^[0-9]{1,18}$';
+
+CREATE UNIQUE INDEX IF NOT EXISTS reports_of_items ON reports (item_id)
+INCLUDE (status, level, environment, first_seen, total_occurrences) WHERE state = 'current';
+CREATE INDEX IF NOT EXISTS reports_before ON reports (item_id, id)
+INCLUDE (state, first_seen) WHERE state <> 'current' AND item_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS reports_rejected ON reports (id) WHERE state = 'rejected';
+
+CREATE STATISTICS IF NOT EXISTS reports_days ON ((first_seen AT TIME ZONE 'UTC')::date) FROM reports;
+
+DROP INDEX IF EXISTS reports_current, reports_past;
 
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (

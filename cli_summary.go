@@ -1,0 +1,54 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// printSummary prints a summary as bars, and the days as lines of eighths.
+func printSummary(out io.Writer, s Summary) error {
+	w := newTable(out)
+	for _, group := range []struct {
+		title  string
+		counts map[string]int64
+	}{{"STATUS", s.Items.ByStatus}, {"LEVEL", s.Items.ByLevel}, {"ENVIRONMENT", s.Items.ByEnvironment}} {
+		names := slices.SortedFunc(maps.Keys(group.counts), func(a, b string) int {
+			return cmp.Or(cmp.Compare(group.counts[b], group.counts[a]), cmp.Compare(a, b))
+		})
+		fmt.Fprintf(w, "%s\tITEMS\t\n", group.title)
+		for _, name := range names {
+			count := group.counts[name]
+			fmt.Fprintf(w, "%s\t%d\t%s\n", printable(name), count, strings.Repeat("█", int(count*40/max(1, s.Items.Total))))
+		}
+		fmt.Fprintf(w, "\t\t\n")
+	}
+	var added, changed []int64
+	for _, day := range s.Days {
+		added, changed = append(added, day.New), append(changed, day.Changed)
+	}
+	fmt.Fprintf(w, "SINCE %s\tMOST A DAY\t\n", s.Days[0].Date)
+	fmt.Fprintf(w, "new items\t%d\t%s\n", slices.Max(added), eighths(added))
+	fmt.Fprintf(w, "changed\t%d\t%s\n\t\t\n", slices.Max(changed), eighths(changed))
+	fmt.Fprintf(w, "TOP ITEMS\tOCCURRENCES\t\n")
+	for _, item := range s.Top {
+		title, _ := json.Marshal(item.Title) // for cell
+		fmt.Fprintf(w, "%d\t%d\t%s %s %s\n", item.ItemID, item.TotalOccurrences, item.Level, item.Status, cell(title))
+	}
+	fmt.Fprintf(w, "\t\t\nQUEUE\t%d\t%d rejected\n", s.Queue.Queued, s.Queue.Rejected)
+	return w.Flush()
+}
+
+// eighths draws counts as bars of one line's height.
+func eighths(counts []int64) string {
+	bars, most := []rune(" ▁▂▃▄▅▆▇█"), max(1, slices.Max(counts))
+	line := make([]rune, len(counts))
+	for i, count := range counts {
+		line[i] = bars[(count*8+most-1)/most] // the least that is not nothing is one eighth
+	}
+	return string(line)
+}
