@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -48,6 +49,7 @@ func TestParity(t *testing.T) {
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	require.Equal(t, 200, f.do("DELETE", "/items/"+gone, "").status)
 	const uuid = "7f1d3c52-55a0-4a38-9a35-0a6a2f1d9c11"
+	lastWeek := time.Now().AddDate(0, 0, -7).Format(time.DateOnly)
 	tests := []struct {
 		name, method, path, body string
 		args                     string
@@ -74,6 +76,7 @@ func TestParity(t *testing.T) {
 		{"reports.get", "GET", "/reports/999999", "", "reports get 999999", 404, 4},
 		{"reports.clean", "DELETE", "/reports?before=52w", "", "reports clean -before 52w -yes", 200, 0},
 		{"reports.deliver", "POST", "/reports/deliver", "", "reports deliver", 200, 0},
+		{"reports.summary", "GET", "/reports/summary?since=" + lastWeek, "", "reports summary -since " + lastWeek, 200, 0},
 	}
 	tried := map[string]bool{}
 	for _, test := range tests {

@@ -83,7 +83,7 @@ func reportsSummary(ctx context.Context, app *App, in reportsSummaryInput) (summ
 	snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return pgx.BeginTxFunc(ctx, conn, snapshot, func(tx pgx.Tx) error {
-			summary = newSummary(in.Since.UTC())
+			summary = newSummary(in.Since.UTC().Truncate(time.Second))
 			return cmp.Or(summary.readItems(ctx, tx), summary.readHistory(ctx, tx), summary.readTop(ctx, tx), summary.readQueue(ctx, tx))
 		})
 	})
