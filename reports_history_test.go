@@ -140,9 +140,9 @@ func TestKeep(t *testing.T) {
 // Answers come in another order than that of their requests.
 func TestKeepOlderAnswers(t *testing.T) {
 	t.Parallel()
-	const update = -1
+	const unit, update = time.Second / 2, -1
 	type answer struct {
-		sent, received time.Duration // since the first request; update for an update's own
+		sent, received time.Duration // in units since the beginning; update for an update's own
 		data           string
 	}
 	tests := []struct {
@@ -195,11 +195,11 @@ func TestKeepOlderAnswers(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			store := newTestStore(t)
-			began := time.Now().Add(-time.Second) // a unit is a hundredth of it
+			began := time.Now().Add(-4 * time.Second)
 			for _, seen := range test.seen {
 				item := mustItem(t, seen.data)
 				if seen.sent != update {
-					item.when = &timing{began.Add(seen.sent * 10 * time.Millisecond), began.Add(seen.received * 10 * time.Millisecond)}
+					item.when = &timing{began.Add(seen.sent * unit), began.Add(seen.received * unit)}
 				}
 				_, err := store.observe(t.Context(), observationsOf([]Item{item}))
 				require.NoError(t, err)
