@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"main"},
 	{"serve"},
 	{"handlers", "response", "cli", "openapi", "mcp"},
-	{"items", "reports"},
+	{"items", "occurrences", "reports"},
 	{"rollbar", "store", "telemetry"},
 }
 

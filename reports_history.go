@@ -530,20 +530,24 @@ func bucketOf(data json.RawMessage) bucket {
 // be as long as a book.
 const maxTitle = 255
 
-// titleWords are the different words of a title, or of a search in titles: runs of letters and
-// digits, in lower case.
-func titleWords(title string) []string {
+// cutTitle returns what counts of a title.
+func cutTitle(title string) string {
 	if len(title) > maxTitle {
 		count := 0
 		for i := range title {
 			count++
 			if count > maxTitle {
-				title = title[:i]
-				break
+				return title[:i]
 			}
 		}
 	}
-	words := strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
+	return title
+}
+
+// titleWords are the different words of a title, or of a search in titles: runs of letters and
+// digits, in lower case.
+func titleWords(title string) []string {
+	words := strings.FieldsFunc(strings.ToLower(cutTitle(title)), func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
 	})
 	slices.Sort(words)

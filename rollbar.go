@@ -307,9 +307,20 @@ type Item struct {
 	when *timing         // nil for what the service put together
 }
 
-// An Occurrence is one occurrence as Rollbar sent it, but without the access token that its metadata can
-// hold.
-type Occurrence Item
+// An Occurrence is one occurrence as Rollbar sent it, in compact JSON, but without the access token that
+// its metadata can hold.
+type Occurrence struct {
+	ID     int64           `json:"id"`
+	ItemID int64           `json:"item_id"` // 0 if unknown
+	JSON   json.RawMessage `json:"-"`
+}
+
+// occurrenceOf returns the occurrence in compact JSON.
+func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
+	o, err := itemOf(raw, nil)
+	item, _ := rawjson.Int(rawjson.Get(raw, "item_id"))
+	return Occurrence{o.ID, item, rawjson.Purge(raw, "access_token", "data", "metadata")}, err
+}
 
 func itemOf(raw json.RawMessage, when *timing) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
@@ -418,9 +429,11 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	}
 	var occurrences []Occurrence
 	seen := map[int64]bool{}
-	for _, o := range elements {
+	for _, e := range elements {
+		o, _ := occurrenceOf(e.JSON) // it has an id
+		o.ItemID = cmp.Or(o.ItemID, item)
 		if !seen[o.ID] {
-			occurrences = append(occurrences, Occurrence{ID: o.ID, JSON: rawjson.Without(o.JSON, "data", "metadata", "access_token")})
+			occurrences = append(occurrences, o)
 		}
 		seen[o.ID] = true
 	}

@@ -211,6 +211,30 @@ CREATE STATISTICS IF NOT EXISTS reports_days ON ((first_seen AT TIME ZONE 'UTC')
 
 DROP INDEX IF EXISTS reports_current, reports_past;
 
+-- The archive: occurrences as Rollbar showed them, which are kept longer than there.
+CREATE TABLE IF NOT EXISTS occurrences (
+	id          bigint      PRIMARY KEY,
+	item_id     bigint,
+	occurred_at timestamptz NOT NULL,
+	environment text        NOT NULL,
+	level       text        NOT NULL,
+	data        json        NOT NULL
+);
+
+COMMENT ON TABLE  occurrences             IS 'One row for each occurrence that was seen. It is written once.';
+COMMENT ON COLUMN occurrences.id          IS 'Rollbar''s id of the occurrence, which grows with time, more or less.';
+COMMENT ON COLUMN occurrences.item_id     IS 'Rollbar''s system-wide id of the item.';
+COMMENT ON COLUMN occurrences.occurred_at IS 'The occurrence''s timestamp; when it was stored, for one without.';
+COMMENT ON COLUMN occurrences.environment IS 'The environment, at most 255 characters, for filters; empty for none.';
+COMMENT ON COLUMN occurrences.level       IS 'The level for filters; empty for none of the five.';
+COMMENT ON COLUMN occurrences.data        IS 'The whole occurrence as Rollbar sent it, digit for digit, without access tokens.';
+
+-- Lists look into each level by itself, along the ids. Times are found by the day, in UTC.
+CREATE INDEX IF NOT EXISTS occurrences_item        ON occurrences (item_id, level, id)     INCLUDE (environment, occurred_at);
+CREATE INDEX IF NOT EXISTS occurrences_environment ON occurrences (environment, level, id) INCLUDE (occurred_at);
+CREATE INDEX IF NOT EXISTS occurrences_level       ON occurrences (level, id)              INCLUDE (occurred_at);
+CREATE INDEX IF NOT EXISTS occurrences_day         ON occurrences (((occurred_at AT TIME ZONE 'UTC')::date), id, occurred_at);
+
 -- Which version of this file the database was last brought up to date by.
 CREATE TABLE IF NOT EXISTS schema_version (
 	digest text NOT NULL

@@ -179,18 +179,20 @@ func TestNobodySeesCredentialsInURLs(t *testing.T) {
 	}
 }
 
-// An occurrence's access token is removed, as often and in whatever spelling it is there.
+// An occurrence's access token is removed, as often, as deep and in whatever spelling it is there.
 func TestAccessTokenIsRemoved(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{
-		`{"id":1,"data":{"metadata":{"access_token":"T","x":1e3},"y":null}}`:                    `{"id":1,"data":{"metadata":{"x":1e3},"y":null}}`,
-		`{"data":{"metadata":{"access_token":"T"},"metadata":{}}}`:                              `{"data":{"metadata":{},"metadata":{}}}`,
-		`{"data":{"metadata":{"access\u005ftoken":"T","access_token":"T"}},"data":{"z":[1,2]}}`: `{"data":{"metadata":{}},"data":{"z":[1,2]}}`,
+		`{"id":1,"data":{"metadata":{"access_token":"T","x":1e3},"y":null}}`:                     `{"id":1,"data":{"metadata":{"x":1e3},"y":null}}`,
+		`{"data":{"metadata":{"access_token":"T"},"metadata":{}}}`:                               `{"data":{"metadata":{},"metadata":{}}}`,
+		`{"data":{"metadata":{"access\u005ftoken":"T","access_token":"T"}},"data":{"z":[1,2]}}`:  `{"data":{"metadata":{}},"data":{"z":[1,2]}}`,
+		`{"data":{"metadata":{"a":[1,{"access_token":"T"},[]],"b":{"access_token":{},"c":{}}}}}`: `{"data":{"metadata":{"a":[1,{},[]],"b":{"c":{}}}}}`,
+		`{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`:                 `{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`,
 		`{"data":{"metadata":null}}`: `{"data":{"metadata":null}}`,
 		`{"data":"text"}`:            `{"data":"text"}`,
 		`{}`:                         `{}`,
 	} {
-		assert.Equal(t, want, string(rawjson.Without(json.RawMessage(given), "data", "metadata", "access_token")))
+		assert.Equal(t, want, string(rawjson.Purge(json.RawMessage(given), "access_token", "data", "metadata")))
 	}
 }
 

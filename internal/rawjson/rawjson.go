@@ -392,19 +392,36 @@ func Cut(text string, most int) string {
 // escapeLetters are the short escapes of common special characters.
 var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '\\'}
 
-// Without returns the object without the members that the path of names leads to.
-func Without(object json.RawMessage, path ...string) json.RawMessage {
-	changed := json.RawMessage{'{'}
-	for name, value := range RawMembers(object) {
-		switch named := isNamed(name, path[0]); {
-		case named && len(path) == 1:
-			value = nil
-		case named && value[0] == '{':
-			value = Without(value, path[1:]...)
+// Purge returns the value without the members of the name, however deep in the value that the path of
+// names leads to.
+func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
+	switch {
+	case value[0] == '{':
+		purged := json.RawMessage{'{'}
+		for n, v := range RawMembers(value) {
+			switch {
+			case len(path) > 0 && isNamed(n, path[0]):
+				v = Purge(v, name, path[1:]...)
+			case len(path) > 0:
+			case isNamed(n, name):
+				v = nil
+			default:
+				v = Purge(v, name)
+			}
+			purged = appendMember(purged, n, v)
 		}
-		changed = appendMember(changed, name, value)
+		return append(purged, '}')
+	case value[0] == '[' && len(path) == 0:
+		purged := json.RawMessage{'['}
+		for v := range Elements(value) {
+			if len(purged) > 1 {
+				purged = append(purged, ',')
+			}
+			purged = append(purged, Purge(v, name)...)
+		}
+		return append(purged, ']')
 	}
-	return append(changed, '}')
+	return value
 }
 
 // StorableText returns the text with U+FFFD for what PostgreSQL's type text cannot hold: NUL, and bytes
