@@ -36,6 +36,7 @@ type App struct {
 	rollbar   *Rollbar
 	store     *Store  // nil where no database is set
 	outbox    *outbox // and so is this
+	retention retention
 	log       *slog.Logger
 	mask      *secrets.Mask
 	telemetry *datadog.Client
@@ -49,6 +50,7 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 	}
 	app := &App{
 		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, config.mask(), telemetry),
+		retention: retention{config.ReportsKeep, config.OccurrencesKeep},
 		log:       log,
 		mask:      config.mask(),
 		telemetry: telemetry,

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // A Call is one run of an operation, whichever surface it came from: what the run may spend, what the
@@ -14,7 +15,8 @@ type Call struct {
 	progress func(format string, args ...any) // shows how far long work has come; may be nil
 
 	mu       sync.Mutex
-	unstored string // why the result was not stored, or ""
+	unstored string    // why the result was not stored, or ""
+	lastSeen time.Time // when a result that comes from the archive was last seen at Rollbar; else zero
 }
 
 type callKey struct{}
@@ -41,6 +43,16 @@ func (c *Call) notStored(why string) {
 	defer c.mu.Unlock()
 	c.unstored = why
 }
+
+// fromArchive notes that the result does not come from Rollbar, which showed it last at that time.
+func (c *Call) fromArchive(lastSeen time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastSeen = lastSeen
+}
+
+// age returns how long ago a result from the archive was last seen.
+func (c *Call) age() time.Duration { return max(0, time.Since(c.lastSeen)).Truncate(time.Second) }
 
 // report shows progress where someone looks at it.
 func (c *Call) report(format string, args ...any) {

@@ -358,6 +358,9 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 	if call.unstored != "" {
 		fmt.Fprintln(c.stderr(), "app: nothing is stored:", call.unstored)
 	}
+	if !call.lastSeen.IsZero() {
+		fmt.Fprintf(c.std.err, "app: this is from the archive, as it was last seen %v ago\n", call.age())
+	}
 	c.exit = outcomeOf(value).exit
 	return nil
 }

@@ -106,6 +106,9 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if res.Header.Get("Report-Stored") == "false" {
 		callOf(ctx).notStored("the server's PostgreSQL does not answer")
 	}
+	if age, err := strconv.ParseInt(res.Header.Get("Age"), 10, 32); err == nil && res.Header.Get("Report-Source") == "archive" {
+		callOf(ctx).fromArchive(time.Now().Add(-time.Duration(age) * time.Second))
+	}
 	if res.StatusCode == http.StatusOK && mediaType(res) == ndjson {
 		return remoteLines(config, res), nil
 	}

@@ -47,6 +47,7 @@ func TestParity(t *testing.T) {
 	f := newFixture(t, 120)
 	id, gone := fmt.Sprint(f.sandbox.ItemIDs()[1]), fmt.Sprint(f.sandbox.ItemIDs()[4])
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	require.Equal(t, 200, f.do("POST", "/occurrences/sync", "").status)
 	require.Equal(t, 200, f.do("DELETE", "/items/"+gone, "").status)
 	const uuid = "7f1d3c52-55a0-4a38-9a35-0a6a2f1d9c11"
 	lastWeek := time.Now().AddDate(0, 0, -7).Format(time.DateOnly)
@@ -62,6 +63,7 @@ func TestParity(t *testing.T) {
 		{"items.get", "GET", "/items/" + id, "", "items get " + id, 200, 0},
 		{"items.get", "GET", "/items/7?by=counter", "", "items get 7 -by counter", 200, 0},
 		{"items.get", "GET", "/items/999", "", "items get 999", 404, 4},
+		{"occurrences.sync", "POST", "/occurrences/sync?since=1m", "", "occurrences sync -since 1m", 200, 0},
 		{"items.create", "POST", "/items", `{"message":"x","uuid":"` + uuid + `"}`, "items create -message x -uuid " + uuid, 201, 0},
 		{"items.create", "POST", "/items", `{"data":{"environment":"e","body":{}}}`, "items create -data -", 400, 2},
 		{"items.update", "PATCH", "/items/" + id, `{"status":"muted","assigned_user_id":null}`, "items update -status muted " + id + " -assigned-user-id null", 200, 0},
@@ -77,6 +79,9 @@ func TestParity(t *testing.T) {
 		{"reports.clean", "DELETE", "/reports?before=52w", "", "reports clean -before 52w -yes", 200, 0},
 		{"reports.deliver", "POST", "/reports/deliver", "", "reports deliver", 200, 0},
 		{"reports.summary", "GET", "/reports/summary?since=" + lastWeek, "", "reports summary -since " + lastWeek, 200, 0},
+		{"occurrences.list", "GET", "/occurrences?level=error&since=1w", "", "occurrences list -level error -since 1w", 200, 0},
+		{"occurrences.get", "GET", "/occurrences/7", "", "occurrences get 7", 404, 4},
+		{"occurrences.clean", "DELETE", "/occurrences?before=52w", "", "occurrences clean -before 52w -yes", 200, 0},
 	}
 	tried := map[string]bool{}
 	for _, test := range tests {
@@ -149,7 +154,7 @@ func callOfRequest(t *testing.T, name, path, body string) string {
 // Help needs no settings, and names the route.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "items", "reports", "serve", "mcp", "version", "completion"} {
+	for _, args := range []string{"", "items", "reports", "occurrences", "serve", "mcp", "version", "completion"} {
 		got := runShell(t, "", append(strings.Fields(args), "-h")...)
 		assert.Equal(t, 0, got.exit)
 		assert.Empty(t, got.err)

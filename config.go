@@ -42,6 +42,8 @@ type Config struct {
 	AppURL          string
 	LogLevel        slog.Level
 	Sandbox         bool
+	ReportsKeep     time.Duration // 0 for ever
+	OccurrencesKeep time.Duration
 
 	token, readToken, writeToken, postToken string
 
@@ -88,7 +90,9 @@ func (c *Config) settings() []setting {
 		{"rollbar-post-token", "Rollbar access token with the scope post_server_item (default ROLLBAR_TOKEN)", "", parsed(&c.postToken, parseToken)},
 		{"rollbar-timeout", "time limit for one call to Rollbar", "10s", parsed(&c.RollbarTimeout, parseTimeout)},
 		{"api-token", "token that callers of the service must send; several are separated by commas", "", parsed(&c.apiTokens, parseTokens)},
-		{"read-only", "disable the operations that change Rollbar or delete reports", "false", parsed(&c.ReadOnly, parseBool)},
+		{"read-only", "disable the operations that change Rollbar or delete reports or occurrences", "false", parsed(&c.ReadOnly, parseBool)},
+		{"reports-keep", "delete reports that were last seen longer ago than this, such as 400d (serve; default: never)", "", parsed(&c.ReportsKeep, parseAge)},
+		{"occurrences-keep", "delete archived occurrences that are older than this, such as 400d (serve; default: never)", "", parsed(&c.OccurrencesKeep, parseAge)},
 		{"app-url", "URL of a server that runs the command line's operations instead of this program", "", checked(&c.AppURL, isURL)},
 		{"log-level", "lowest level to log: debug, info, warn or error", "info", parsed(&c.LogLevel, parseLevel)},
 		{"sandbox", "use a built-in fake Rollbar", "false", parsed(&c.Sandbox, parseBool)},
@@ -206,6 +210,17 @@ func parseTimeout(value string) (time.Duration, error) {
 		return 0, errors.New("must be a duration such as 10s or 1m30s")
 	}
 	return d, nil
+}
+
+// parseAge parses an age as operations take it. Nothing is kept for no time at all.
+func parseAge(value string) (time.Duration, error) {
+	last := max(0, len(value)-1)
+	n, err := literal{text: value[:last]}.int()
+	unit := ageUnits[(value + " ")[last]]
+	if err != nil || n < 1 || unit == 0 {
+		return 0, errors.New("must be an age such as 36h, 400d or 52w")
+	}
+	return unit * min(time.Duration(n), longestAge/unit), nil
 }
 
 func parseBool(value string) (bool, error) {

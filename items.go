@@ -7,12 +7,16 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"app/internal/rawjson"
 )
@@ -120,7 +124,11 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 	filter.Set("page", strconv.FormatInt(number, 10))
 	page, err := app.rollbar.Items(ctx, filter)
 	if err != nil {
-		return nil, fmt.Errorf("page %d of the items: %w", number, err)
+		err = fmt.Errorf("page %d of the items: %w", number, err)
+		if isRollbarOut(err) && app.store != nil {
+			err = fmt.Errorf("%w; what is stored is at /reports?latest=true (app reports list -latest)", err)
+		}
+		return nil, err
 	}
 	app.observePage(ctx, page)
 	return page, nil
@@ -165,7 +173,17 @@ var itemsGetCmd = &Command{
 	Run:   typed(itemsGet),
 }
 
-type itemsGetInput struct{ itemRef }
+type itemsGetInput struct {
+	itemRef
+	Source string `query:"source" default:"auto" enum:"auto,live,archive" help:"where to read it: Rollbar, and its report while Rollbar does not answer (auto), only Rollbar (live), or only its report (archive; by id)"`
+}
+
+func (in *itemsGetInput) check() error {
+	if in.Source == "archive" && in.By != "id" {
+		return invalidField("by", "must be id, since source is archive")
+	}
+	return in.itemRef.check()
+}
 
 // An itemRef says which item is meant.
 type itemRef struct {
@@ -222,12 +240,52 @@ func (app *App) itemID(ctx context.Context, in itemRef) (int64, error) {
 }
 
 func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage, error) {
+	if in.Source == "archive" {
+		return app.lastKnownItem(ctx, in.ID)
+	}
 	item, err := app.readItem(ctx, in.itemRef)
+	if isRollbarOut(err) && in.By == "id" && in.Source == "auto" {
+		if known, unknown := app.lastKnownItem(ctx, in.ID); unknown == nil {
+			return known, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	app.observe(ctx, item)
 	return item.JSON, nil
+}
+
+// isRollbarOut reports whether the error of a call means that Rollbar is down, slow or limits us, rather
+// than what it says about the call.
+func isRollbarOut(err error) bool {
+	return isKind(err, badGateway, unavailable, upstreamTimeout, rateLimited)
+}
+
+// lastKnownItem returns the item with the id as its current report has it, and marks the call accordingly.
+func (app *App) lastKnownItem(ctx context.Context, id string) (item json.RawMessage, err error) {
+	store, err := app.database()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	var lastSeen time.Time
+	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `
+			SELECT data, greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))
+			FROM reports r
+			WHERE item_id = @id::text::bigint AND state = 'current'`,
+			pgx.NamedArgs{"id": id}).Scan((*[]byte)(&item), &lastSeen)
+	})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, fail(notFound, "there is no report of item %s", id)
+	case err != nil:
+		return nil, fmt.Errorf("item %s: %w", id, err)
+	}
+	callOf(ctx).fromArchive(lastSeen)
+	return item, nil
 }
 
 var itemsUpdateCmd = &Command{
@@ -345,6 +403,7 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	if err != nil {
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
+	app.archive(ctx, occurrences...)
 	list := &List{
 		Name: "occurrences",
 		Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON }),

@@ -1,8 +1,9 @@
 // items_delete.go deletes items. Rollbar has no call for that: its documented way is to delete every
-// occurrence. Then the item is resolved, so that it leaves the active list.
+// occurrence. Then the item is resolved, so that it leaves the active list. Both are stored before.
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,7 +19,7 @@ var itemsDeleteCmd = &Command{
 	Name:  "items.delete",
 	Route: "DELETE /items/{id}",
 	Short: "Delete an item's occurrences and resolve the item",
-	Long:  "Rollbar cannot delete the item itself. The item is stored as a report first.",
+	Long:  "Rollbar cannot delete the item itself. The item and its occurrences are stored first.",
 	Confirm: func(item json.RawMessage, _ string) string {
 		return fmt.Sprintf("Permanently delete all occurrences of item %s, %q (%s so far), from Rollbar?",
 			rawjson.Get(item, "id"), rawjson.Unquote(rawjson.Get(item, "title")), rawjson.Get(item, "total_occurrences"))
@@ -52,15 +53,15 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", item.ID)
 	}
-	ids, err := app.occurrenceIDs(ctx, item.ID, in.Max)
+	ids, unarchived, err := app.occurrenceIDs(ctx, item.ID, in.Max)
 	if err != nil {
 		return Deleted{}, err
 	}
 	if int64(len(ids)) > in.Max {
 		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item.ID, in.Max)
 	}
-	if unstored != nil {
-		return Deleted{}, unstored
+	if err := cmp.Or(unstored, unarchived); err != nil {
+		return Deleted{}, err
 	}
 	count, err := app.deleteOccurrences(ctx, item.ID, ids)
 	if err != nil {
@@ -88,15 +89,21 @@ func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	return nil
 }
 
-// occurrenceIDs lists an item's occurrences. It stops when it has more than the maximum.
-func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) ([]int64, error) {
-	var ids []int64
+// occurrenceIDs lists an item's occurrences and archives them, since they are to be deleted. It stops when it
+// has more than the maximum. What could not be archived forbids the deletion, unless there is no database.
+func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) (ids []int64, unstored, err error) {
 	seen := map[int64]bool{}
 	place := occurrencePlace{page: 1}
 	for {
 		occurrences, more, err := app.rollbar.Occurrences(ctx, item, place, min(maximum+1, 100))
 		if err != nil {
-			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
+			return nil, nil, fmt.Errorf("occurrences of item %d: %w", item, err)
+		}
+		if app.store != nil && unstored == nil {
+			if _, err := app.store.archive(ctx, occurrences); err != nil {
+				callOf(ctx).notStored(err.Error())
+				unstored = fmt.Errorf("occurrences of item %d are not deleted, because they must be archived first: %w", item, err)
+			}
 		}
 		for _, o := range occurrences {
 			if !seen[o.ID] {
@@ -105,7 +112,7 @@ func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) ([]int64
 			}
 		}
 		if !more || int64(len(ids)) > maximum {
-			return ids, nil
+			return ids, unstored, nil
 		}
 		place.before = lowestID(occurrences)
 	}
@@ -130,10 +137,14 @@ func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) 
 			gone[id] = true
 		}
 		callOf(ctx).report("%d occurrences deleted", count)
-		if ids, err = app.occurrenceIDs(ctx, item, int64(len(gone))); err != nil {
+		var unstored error
+		if ids, unstored, err = app.occurrenceIDs(ctx, item, int64(len(gone))); err != nil {
 			return count, err
 		}
 		ids = slices.DeleteFunc(ids, func(id int64) bool { return gone[id] })
+		if len(ids) > 0 && unstored != nil {
+			return count, unstored
+		}
 	}
 	return count, nil
 }

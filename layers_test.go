@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"main"},
 	{"serve"},
 	{"handlers", "response", "cli", "openapi", "mcp"},
-	{"items", "occurrences", "reports"},
+	{"items", "occurrences", "reports", "retention"},
 	{"rollbar", "store", "telemetry"},
 }
 

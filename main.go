@@ -33,6 +33,10 @@ var commands = []*Command{
 	reportsCleanCmd,
 	reportsDeliverCmd,
 	reportsSummaryCmd,
+	occurrencesListCmd,
+	occurrencesGetCmd,
+	occurrencesSyncCmd,
+	occurrencesCleanCmd,
 }
 
 func init() { validate(commands) }

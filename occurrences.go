@@ -1,18 +1,349 @@
 // occurrences.go is the archive: occurrences are kept as they were first seen, so that their stack traces
-// outlive Rollbar.
+// outlive Rollbar. It lists, shows, syncs and deletes them.
 package main
 
 import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"app/internal/rawjson"
 )
+
+var occurrencesListCmd = &Command{
+	Name:    "occurrences.list",
+	Route:   "GET /occurrences",
+	Short:   "List archived occurrences, newest first",
+	Columns: "id item_id timestamp data.level data.environment data.title",
+	Shape:   Occurrence{},
+	Run:     typed(occurrencesList),
+}
+
+type occurrencesListInput struct {
+	ItemID      Opt[int64]        `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
+	Environment Opt[string]       `query:"environment" min:"1" help:"only occurrences in this environment"`
+	Level       Opt[string]       `query:"level" enum:"debug,info,warning,error,critical" help:"only occurrences with this level"`
+	Since       Opt[Moment]       `query:"since" help:"only occurrences since this time (RFC 3339) or within this age (36h, 7d)"`
+	Until       Opt[Moment]       `query:"until" help:"only occurrences until this time, or longer ago than this age"`
+	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"occurrences per page (default 20; all with ndjson)"`
+	Cursor      Opt[reportCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
+}
+
+func occurrencesList(ctx context.Context, app *App, in occurrencesListInput) (*List, error) {
+	store, err := app.database()
+	if err != nil {
+		return nil, err
+	}
+	return listRows(ctx, store, "occurrences", &in)
+}
+
+func (in *occurrencesListInput) page() (*Opt[int64], *reportCursor) {
+	return &in.Limit, &in.Cursor.Value
+}
+
+// isFiltered has the ids of each page found first: the rows are too large to be read in vain.
+func (in *occurrencesListInput) isFiltered() bool { return true }
+
+func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
+	args := pgx.NamedArgs{
+		"item_id": in.ItemID.Value, "environment": cutTitle(in.Environment.Value), "levels": append([]string{""}, levels...),
+		"since": in.Since.Value.Time, "until": in.Until.Value.Time,
+		"before": in.Cursor.Value.newest(), "from": in.Cursor.Value.from,
+	}
+	conditions, order, limit := "id < @before", "DESC", in.Limit.Value
+	if in.Cursor.Value.from > 0 {
+		conditions, order, limit = "id >= @from", "ASC", limit+1
+	}
+	end := " ORDER BY id " + order + " LIMIT " + strconv.FormatInt(limit, 10)
+	if in.Since.Set || in.Until.Set {
+		oldest, newest, err := occurrencesWithin(ctx, conn, in.Since, in.Until)
+		if err != nil {
+			return nil, err
+		}
+		args["oldest"], args["newest"] = oldest, newest
+		conditions += " AND id BETWEEN @oldest AND @newest"
+	}
+	if in.Since.Set {
+		conditions += " AND occurred_at >= @since"
+	}
+	if in.Until.Set {
+		conditions += " AND occurred_at <= @until"
+	}
+	if in.ItemID.Set {
+		conditions += " AND item_id = @item_id"
+	}
+	if in.Environment.Set {
+		conditions += " AND environment = @environment"
+	}
+	if in.Level.Set {
+		args["levels"] = []string{in.Level.Value}
+	}
+	statement := "SELECT id FROM occurrences WHERE " + conditions + end
+	if in.ItemID.Set || in.Environment.Set || in.Level.Set { // all indexes but the primary key have the level before the id
+		statement = `
+			SELECT o.id
+			FROM unnest(@levels::text[]) AS l (level)
+			CROSS JOIN LATERAL (
+				SELECT id FROM occurrences WHERE level = l.level AND ` + conditions + end + `
+			) AS o` + end
+	}
+	rows, err := conn.Query(ctx, statement, replan, args)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// occurredOn is the day of an occurrence, as its index has it.
+const occurredOn = "(occurred_at AT TIME ZONE 'UTC')::date"
+
+// occurrencesWithin returns the lowest and the highest id of the occurrences within a range of time, 0 for
+// none. It looks into one day after the other, and into the first and the last one for the time.
+func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Moment]) (oldest, newest int64, err error) {
+	if !until.Set {
+		until.Value.Time = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	}
+	err = conn.QueryRow(ctx, `
+		WITH RECURSIVE days AS (
+			SELECT min(`+occurredOn+`) AS day
+			FROM occurrences
+			WHERE `+occurredOn+` >= (@since::timestamptz AT TIME ZONE 'UTC')::date
+			UNION ALL
+			SELECT (SELECT min(`+occurredOn+`) FROM occurrences WHERE `+occurredOn+` > days.day)
+			FROM days
+			WHERE days.day < (@until::timestamptz AT TIME ZONE 'UTC')::date
+		)
+		SELECT coalesce(min(oldest.id), 0), coalesce(max(newest.id), 0)
+		FROM days
+		CROSS JOIN LATERAL (
+			SELECT id
+			FROM occurrences
+			WHERE `+occurredOn+` = days.day AND occurred_at BETWEEN @since AND @until
+			ORDER BY id
+			LIMIT 1
+		) AS oldest
+		CROSS JOIN LATERAL (
+			SELECT id
+			FROM occurrences
+			WHERE `+occurredOn+` = days.day AND occurred_at BETWEEN @since AND @until
+			ORDER BY id DESC
+			LIMIT 1
+		) AS newest`,
+		replan, pgx.NamedArgs{"since": since.Value.Time, "until": until.Value.Time}).Scan(&oldest, &newest)
+	return oldest, newest, err
+}
+
+func (in *occurrencesListInput) query(ctx context.Context, conn *pgx.Conn, ids []int64, _, _ int64) (pgx.Rows, error) {
+	return conn.Query(ctx, `SELECT id, data FROM occurrences WHERE id = ANY($1) ORDER BY id DESC`, ids)
+}
+
+func (in *occurrencesListInput) scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error) {
+	return func(buf []byte) ([]byte, int64, error) {
+		var id int64
+		err := rows.Scan(&id, nil)
+		return append(buf, rows.RawValues()[1]...), id, err // json is text in PostgreSQL's binary format, too
+	}
+}
+
+var occurrencesGetCmd = &Command{
+	Name:  "occurrences.get",
+	Route: "GET /occurrences/{id}",
+	Short: "Show one occurrence, from the archive or else from Rollbar",
+	Shape: Occurrence{},
+	Run:   typed(occurrencesGet),
+}
+
+type occurrencesGetInput struct {
+	ID int64 `path:"id" min:"1" help:"the occurrence's id"`
+}
+
+func occurrencesGet(ctx context.Context, app *App, in occurrencesGetInput) (json.RawMessage, error) {
+	kept, unread := app.archived(ctx, in.ID)
+	if kept != nil {
+		return kept, nil
+	}
+	o, err := app.rollbar.Occurrence(ctx, in.ID)
+	switch {
+	case isKind(err, notFound) && unread != nil:
+		return nil, fmt.Errorf("occurrence %d is not at Rollbar: %w", in.ID, unread)
+	case err != nil:
+		return nil, fmt.Errorf("occurrence %d: %w", in.ID, err)
+	case unread != nil:
+		callOf(ctx).notStored(unread.Error())
+	default:
+		app.archive(ctx, o)
+	}
+	return o.JSON, nil
+}
+
+// archived returns the archived occurrence with the id, or nil. It waits no longer than storeTimeout, since
+// Rollbar can answer, too.
+func (app *App) archived(ctx context.Context, id int64) (occurrence json.RawMessage, err error) {
+	if app.store == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT data FROM occurrences WHERE id = $1`, id).Scan((*[]byte)(&occurrence))
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return occurrence, err
+}
+
+var occurrencesSyncCmd = &Command{
+	Name:  "occurrences.sync",
+	Route: "POST /occurrences/sync",
+	Short: "Store the project's recent occurrences in the archive",
+	Long:  "Reads Rollbar's list, newest first, up to the first page with an older one than since.",
+	Run:   typed(occurrencesSync),
+}
+
+type occurrencesSyncInput struct {
+	Since Moment `query:"since" default:"7d" help:"how far back to read: to this time (RFC 3339) or age (36h, 7d)"`
+}
+
+// SyncedOccurrences counts what a sync read: the occurrences, those that were new, and the pages that held
+// any.
+type SyncedOccurrences struct {
+	Occurrences int64 `json:"occurrences"`
+	Stored      int64 `json:"stored"`
+	Pages       int64 `json:"pages"`
+}
+
+func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (SyncedOccurrences, error) {
+	const pageSize = 100
+	store, err := app.database()
+	if err == nil {
+		err = app.rollbar.require(scopeRead)
+	}
+	if err != nil {
+		return SyncedOccurrences{}, err
+	}
+	var total SyncedOccurrences
+	var before map[int64]bool // the page before, which moves into this one when occurrences come meanwhile
+	for isOlder := false; !isOlder; {
+		if !sleep(ctx, app.rollbar.limits.throttle(scopeRead)) {
+			return SyncedOccurrences{}, ctx.Err()
+		}
+		// Cursors would pass over some: ids are not quite in the order of time.
+		page, _, err := app.rollbar.Occurrences(ctx, 0, occurrencePlace{page: total.Pages + 1}, pageSize)
+		if err != nil {
+			return SyncedOccurrences{}, fmt.Errorf("page %d of the occurrences: %w", total.Pages+1, err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		stored, err := store.archive(ctx, page)
+		if err != nil {
+			return SyncedOccurrences{}, fmt.Errorf("store occurrences: %w", err)
+		}
+		total.Pages++
+		total.Stored += int64(stored)
+		seen := map[int64]bool{}
+		for _, o := range page {
+			seen[o.ID] = true
+			if !before[o.ID] {
+				total.Occurrences++
+			}
+			at, ok := o.time()
+			isOlder = isOlder || ok && at.Before(in.Since.Time)
+		}
+		before = seen
+		callOf(ctx).report("%d occurrences read, %d pages", total.Occurrences, total.Pages)
+	}
+	return total, nil
+}
+
+var occurrencesCleanCmd = &Command{
+	Name:  "occurrences.clean",
+	Route: "DELETE /occurrences",
+	Short: "Delete archived occurrences",
+	Confirm: func(count json.RawMessage, filters string) string {
+		return fmt.Sprintf("Permanently delete %s archived occurrences (%s)?", cmp.Or(string(count), "the"), cmp.Or(filters, "all"))
+	},
+	About:   &Command{Run: typed(occurrencesChosen)},
+	Changes: true,
+	Run:     typed(occurrencesClean),
+}
+
+type occurrencesCleanInput struct {
+	Before Opt[Moment] `query:"before" help:"only occurrences before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
+	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
+}
+
+// condition returns that on the occurrences to delete, with its arguments.
+func (in *occurrencesCleanInput) condition() (string, pgx.NamedArgs) {
+	chosen := "TRUE"
+	if in.Before.Set {
+		chosen += " AND occurred_at < @before"
+	}
+	if in.ItemID.Set {
+		chosen += " AND item_id = @item_id"
+	}
+	return chosen, pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value}
+}
+
+// occurrencesChosen counts the occurrences that occurrencesClean would delete.
+func occurrencesChosen(ctx context.Context, app *App, in occurrencesCleanInput) (count json.RawMessage, err error) {
+	store, err := app.database()
+	if err != nil {
+		return nil, err
+	}
+	chosen, args := in.condition()
+	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT count(*)::text FROM occurrences WHERE `+chosen, args).Scan((*[]byte)(&count))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count occurrences: %w", err)
+	}
+	return count, nil
+}
+
+// CleanedOccurrences says how many occurrences were deleted.
+type CleanedOccurrences struct {
+	Deleted int64 `json:"deleted"`
+}
+
+func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (cleaned CleanedOccurrences, err error) {
+	store, err := app.database()
+	if err != nil {
+		return cleaned, err
+	}
+	chosen, args := in.condition()
+	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		tag, err := conn.Exec(ctx, `DELETE FROM occurrences WHERE `+chosen, args)
+		cleaned.Deleted = tag.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return CleanedOccurrences{}, fmt.Errorf("clean occurrences: %w", err)
+	}
+	return cleaned, nil
+}
+
+// archive stores the occurrences. If that fails, the call is marked as not stored, and the operation goes on.
+func (app *App) archive(ctx context.Context, seen ...Occurrence) {
+	why := "DATABASE_URL is not set"
+	if app.store != nil {
+		_, err := app.store.archive(context.WithoutCancel(ctx), seen)
+		if err == nil {
+			return
+		}
+		app.log.WarnContext(ctx, "occurrences not stored", "occurrences", len(seen), "error", err)
+		why = err.Error()
+	}
+	callOf(ctx).notStored(why)
+}
 
 // archive stores the occurrences, in any order, and returns how many were new. One that is there already
 // stays as it is. What is not done within storeTimeout has failed.
@@ -41,7 +372,7 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 			for n < len(fresh) && size < partBytes {
 				size, n = size+len(fresh[n].JSON), n+1
 			}
-			inserted, err := insertOccurrences(ctx, conn, column(fresh[:n], archivedOf))
+			inserted, err := insertOccurrences(ctx, conn, column(fresh[:n], archiveRowOf))
 			if err != nil {
 				return err
 			}
@@ -52,20 +383,18 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	return stored, err
 }
 
-// An archived occurrence is a row of the archive.
-type archived struct {
+// An archiveRow is a row of the archive.
+type archiveRow struct {
 	id, itemID         int64
 	at                 *time.Time // nil for an occurrence without a time
 	environment, level string
 	data               json.RawMessage
 }
 
-func archivedOf(o Occurrence) archived {
-	const year10000 = 253_402_300_800
+func archiveRowOf(o Occurrence) archiveRow {
 	data := rawjson.Storable(o.JSON)
-	row := archived{id: o.ID, itemID: o.ItemID, data: data}
-	if seconds, ok := rawjson.Int(rawjson.Get(data, "timestamp")); ok && 0 <= seconds && seconds < year10000 {
-		at := time.Unix(seconds, 0)
+	row := archiveRow{id: o.ID, itemID: o.ItemID, data: data}
+	if at, ok := o.time(); ok {
 		row.at = &at
 	}
 	payload := rawjson.Get(data, "data")
@@ -78,7 +407,7 @@ func archivedOf(o Occurrence) archived {
 
 // insertOccurrences inserts rows in the order of their ids, so that writers of the same ones wait for each
 // other in turn.
-func insertOccurrences(ctx context.Context, conn *pgx.Conn, rows []archived) (int, error) {
+func insertOccurrences(ctx context.Context, conn *pgx.Conn, rows []archiveRow) (int, error) {
 	tag, err := conn.Exec(ctx, `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)
 		SELECT id, nullif(item_id, 0), coalesce(at, now()), environment, level, data
@@ -87,12 +416,12 @@ func insertOccurrences(ctx context.Context, conn *pgx.Conn, rows []archived) (in
 		ORDER BY id
 		ON CONFLICT (id) DO NOTHING`,
 		pgx.NamedArgs{
-			"ids":          column(rows, func(r archived) int64 { return r.id }),
-			"items":        column(rows, func(r archived) int64 { return r.itemID }),
-			"times":        column(rows, func(r archived) *time.Time { return r.at }),
-			"environments": column(rows, func(r archived) string { return r.environment }),
-			"levels":       column(rows, func(r archived) string { return r.level }),
-			"data":         column(rows, func(r archived) json.RawMessage { return r.data }),
+			"ids":          column(rows, func(r archiveRow) int64 { return r.id }),
+			"items":        column(rows, func(r archiveRow) int64 { return r.itemID }),
+			"times":        column(rows, func(r archiveRow) *time.Time { return r.at }),
+			"environments": column(rows, func(r archiveRow) string { return r.environment }),
+			"levels":       column(rows, func(r archiveRow) string { return r.level }),
+			"data":         column(rows, func(r archiveRow) json.RawMessage { return r.data }),
 		})
 	return int(tag.RowsAffected()), err
 }

@@ -189,6 +189,10 @@ func (c *Command) responses(schemas jsonObject) jsonObject {
 	if !c.Open {
 		headers["Report-Stored"] = header("false if what Rollbar said could not be stored", "string")
 	}
+	if c.has(inQuery, "source") {
+		headers["Report-Source"] = header("archive if the response is not Rollbar's, but what a report has", "string")
+		headers["Age"] = header("how many seconds ago Rollbar showed that last", "integer")
+	}
 	if c.hasETag() {
 		headers["ETag"] = header("for If-None-Match", "string")
 		responses["304"] = jsonObject{"description": "Not Modified: the ETag is still right"}

@@ -61,53 +61,78 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 	if err != nil {
 		return nil, err
 	}
-	page := &reportPage{in: in, store: store, limit: cmp.Or(in.Limit.Value, 20), reportPart: spareParts.Get().(*reportPart)}
-	if callOf(ctx).stream && !in.Limit.Set {
-		page.endless, page.limit = true, endlessPage
-	}
-	page.in.Limit.Value = page.limit
-	if err := page.read(ctx, (*reportPage).begin); err != nil {
-		return nil, fmt.Errorf("list reports: %w", err)
-	}
-	return &List{Name: "reports", Rows: page.rows(ctx), Rest: restWithCursor(page.next), Prev: page.prev, Next: page.next}, nil
+	return listRows(ctx, store, "reports", &in)
 }
 
+// A rowFilter is the input of a list of reports or archived occurrences.
+type rowFilter interface {
+	page() (limit *Opt[int64], cursor *reportCursor)
+	// isFiltered reports whether the list is of some rows only.
+	isFiltered() bool
+	// find returns the ids of the page in any order, and one more on the way up.
+	find(ctx context.Context, conn *pgx.Conn) ([]int64, error)
+	// query asks for the rows with the ids, or, where those are nil, for the first rows below an id.
+	query(ctx context.Context, conn *pgx.Conn, ids []int64, below, limit int64) (pgx.Rows, error)
+	// scanner returns a function that appends the row as callers see it and returns its id.
+	scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error)
+}
+
+// listRows lists what the input chooses of the table: a page, or all.
+func listRows(ctx context.Context, store *Store, table string, in rowFilter) (*List, error) {
+	limit, cursor := in.page()
+	page := &rowPage{in: in, cursor: cursor, table: table, store: store, rowPart: spareParts.Get().(*rowPart)}
+	page.endless = callOf(ctx).stream && !limit.Set
+	page.limit = cmp.Or(limit.Value, 20)
+	if page.endless {
+		page.limit = endlessPage
+	}
+	limit.Value = page.limit
+	if err := page.read(ctx, (*rowPage).begin); err != nil {
+		return nil, fmt.Errorf("list %s: %w", table, err)
+	}
+	return &List{Name: table, Rows: page.rows(ctx), Rest: restWithCursor(page.next), Prev: page.prev, Next: page.next}, nil
+}
+
+func (in *reportsListInput) page() (*Opt[int64], *reportCursor) { return &in.Limit, &in.Cursor.Value }
+
 const (
-	partBytes   = 1 << 20 // of reports that are read at a time, give or take one report
+	partBytes   = 1 << 20 // of rows that are read at a time, give or take one row
 	partRows    = 100     // of the first part, when their size is not known
-	endlessPage = 1000    // reports of a page where all are wanted
+	endlessPage = 1000    // rows of a page where all are wanted
 )
 
-// A reportPage is a page of reports that is read in parts: neither a large page nor a slow client
-// holds much memory, or a connection. Where all reports are wanted, one page follows another.
-type reportPage struct {
-	in      reportsListInput
+// A rowPage is a page of rows that is read in parts: neither a large page nor a slow client holds much
+// memory, or a connection. Where all rows are wanted, one page follows another.
+type rowPage struct {
+	in      rowFilter
+	cursor  *reportCursor // of in
+	table   string
 	store   *Store
 	limit   int64
 	endless bool
 
-	ids    []int64 // the reports to read, newest first; nil for those below oldest
-	left   int64   // how many reports are still to be read
-	newest int64   // the id of the first report, 0 for none
+	ids    []int64 // the rows to read, newest first; nil for those below oldest
+	left   int64   // how many rows are still to be read
+	newest int64   // the id of the first row, 0 for none
 	oldest int64   // the id of the last one that was read
-	isFull bool    // the page has limit reports, so others may follow
+	isFull bool    // the page has limit rows, so others may follow
 	prev   url.Values
 	next   url.Values
 
-	*reportPart
+	*rowPart
 }
 
-// A reportPart is the reports that are in memory.
-type reportPart struct {
-	text []byte // reports as JSON, one behind the other
-	ends []int  // of the reports in text
+// A rowPart is the rows that are in memory.
+type rowPart struct {
+	text []byte // rows as JSON, one behind the other
+	ends []int  // of the rows in text
 }
 
 // spareParts are used again: to grow new ones takes as long as all the rest.
-var spareParts = sync.Pool{New: func() any { return &reportPart{} }}
+var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 
 // read takes a step of reading. A step may run twice, so it works on a copy.
-func (p *reportPage) read(ctx context.Context, step func(*reportPage, context.Context, *pgx.Conn) error) error {
+func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context, *pgx.Conn) error) error {
 	return p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		after := *p
 		err := step(&after, ctx, conn)
@@ -119,8 +144,8 @@ func (p *reportPage) read(ctx context.Context, step func(*reportPage, context.Co
 }
 
 // begin finds the page, reads its first part and works out the neighbouring pages.
-func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
-	cursor := p.in.Cursor.Value
+func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) error {
+	cursor := *p.cursor
 	p.left, p.newest, p.oldest = p.limit, 0, cursor.newest()
 	hasPrev := cursor.before > 0
 	if cursor.from > 0 || p.in.isFiltered() {
@@ -159,7 +184,7 @@ func (p *reportPage) begin(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // lastID returns the id of the page's last report, or 0 where no report can follow.
-func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err error) {
+func (p *rowPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err error) {
 	read := int64(len(p.ends))
 	switch {
 	case p.ids == nil && p.left == 0 && read == p.limit:
@@ -167,7 +192,7 @@ func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err 
 	case p.ids == nil && p.left > 0:
 		err = conn.QueryRow(ctx, `
 			SELECT id
-			FROM reports
+			FROM `+p.table+`
 			WHERE id < @oldest
 			ORDER BY id DESC
 			LIMIT 1 OFFSET @left::bigint - 1`,
@@ -176,7 +201,7 @@ func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err 
 			err = nil
 		}
 		return id, err
-	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.in.Cursor.Value.from > 0):
+	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.cursor.from > 0):
 		if p.left > 0 {
 			return p.ids[p.left-1], nil
 		}
@@ -189,8 +214,8 @@ func (p *reportPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err 
 const reportSelect = `
 	SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data`
 
-// readPart reads reports until the part is full or the page ends.
-func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
+// readPart reads rows until the part is full or the page ends.
+func (p *rowPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	rowsWanted := int64(partRows)
 	if n := len(p.ends); n > 0 { // of about the size of the part before
 		rowsWanted = int64(max(1, partBytes*n/max(1, p.ends[n-1])))
@@ -200,20 +225,20 @@ func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	if rowsWanted == 0 {
 		return nil
 	}
-	rows, err := p.query(ctx, conn, rowsWanted)
+	rows, err := p.in.query(ctx, conn, p.ids[:min(int64(len(p.ids)), rowsWanted)], p.oldest, rowsWanted)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	var row reportRow
 	var more bool
+	scan := p.in.scanner(rows)
 	for more = rows.Next(); more && len(p.text) < partBytes; more = rows.Next() {
-		if err := row.scan(rows); err != nil {
+		var id int64
+		if p.text, id, err = scan(p.text); err != nil {
 			return err
 		}
-		p.text = row.appendJSON(p.text)
 		p.ends = append(p.ends, len(p.text))
-		p.newest, p.oldest = cmp.Or(p.newest, row.id), row.id
+		p.newest, p.oldest = cmp.Or(p.newest, id), id
 	}
 	rows.Close()
 	switch {
@@ -231,14 +256,13 @@ func (p *reportPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	return rows.Err()
 }
 
-// query asks for the next reports of the page.
-func (p *reportPage) query(ctx context.Context, conn *pgx.Conn, limit int64) (pgx.Rows, error) {
-	if p.ids != nil {
+func (in *reportsListInput) query(ctx context.Context, conn *pgx.Conn, ids []int64, below, limit int64) (pgx.Rows, error) {
+	if ids != nil {
 		return conn.Query(ctx, reportSelect+`
 			FROM reports r
 			LEFT JOIN seen s ON s.report_id = r.id
 			WHERE r.id = ANY($1)
-			ORDER BY r.id DESC`, p.ids[:limit])
+			ORDER BY r.id DESC`, ids)
 	}
 	// The limits are written into the statement, since PostgreSQL takes an unknown one for a tenth of
 	// all rows. The rows of both tables come in the order of ids, so that joining them costs little.
@@ -258,11 +282,21 @@ func (p *reportPage) query(ctx context.Context, conn *pgx.Conn, limit int64) (pg
 			ORDER BY report_id DESC
 			LIMIT `+n+`
 		) AS s ON s.report_id = r.id
-		ORDER BY r.id DESC`, p.oldest)
+		ORDER BY r.id DESC`, below)
 }
 
-// rows yields the reports of the page as JSON, and where all are wanted those of the pages behind it.
-func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
+func (in *reportsListInput) scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error) {
+	var row reportRow
+	return func(buf []byte) ([]byte, int64, error) {
+		if err := row.scan(rows); err != nil {
+			return buf, 0, err
+		}
+		return row.appendJSON(buf), row.id, nil
+	}
+}
+
+// rows yields the rows of the page as JSON, and where all are wanted those of the pages behind it.
+func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		defer p.release()
 		for {
@@ -273,15 +307,15 @@ func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error]
 				}
 				begin = end
 			}
-			step := (*reportPage).readPart
+			step := (*rowPage).readPart
 			if p.left == 0 {
 				if !p.endless || !p.isFull {
 					return
 				}
-				p.in.Cursor.Value, step = reportCursor{before: p.oldest}, (*reportPage).begin
+				*p.cursor, step = reportCursor{before: p.oldest}, (*rowPage).begin
 			}
 			if err := p.read(ctx, step); err != nil {
-				yield(nil, fmt.Errorf("list reports: %w", err))
+				yield(nil, fmt.Errorf("list %s: %w", p.table, err))
 				return
 			}
 		}
@@ -289,10 +323,10 @@ func (p *reportPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error]
 }
 
 // release makes the part available to other pages, unless it is a large one.
-func (p *reportPage) release() {
+func (p *rowPage) release() {
 	if cap(p.text) <= 2*partBytes {
 		p.ends = p.ends[:0]
-		spareParts.Put(p.reportPart)
+		spareParts.Put(p.rowPart)
 	}
 }
 

@@ -154,6 +154,10 @@ func (w *response) respond(result any) {
 	w.noteUnstored()
 	w.WriteHeader(outcomeOf(result).status)
 	h := w.Header()
+	if !w.call.lastSeen.IsZero() {
+		h.Set("Report-Source", "archive")
+		h.Set("Age", strconv.FormatInt(int64(w.call.age().Seconds()), 10))
+	}
 	h["Content-Type"] = jsonType
 	list, isList := result.(*List)
 	switch value := result.(type) {

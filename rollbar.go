@@ -311,21 +311,31 @@ type Item struct {
 // its metadata can hold.
 type Occurrence struct {
 	ID     int64           `json:"id"`
-	ItemID int64           `json:"item_id"` // 0 if unknown
+	ItemID int64           `json:"-"` // 0 if unknown
 	JSON   json.RawMessage `json:"-"`
 }
 
-// occurrenceOf returns the occurrence in compact JSON.
+// occurrenceOf returns an occurrence, which it takes in compact JSON. It needs an id.
 func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
-	o, err := itemOf(raw, nil)
+	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
+	if !ok {
+		return Occurrence{}, fail(badGateway, "Rollbar's response holds an occurrence without an id")
+	}
 	item, _ := rawjson.Int(rawjson.Get(raw, "item_id"))
-	return Occurrence{o.ID, item, rawjson.Purge(raw, "access_token", "data", "metadata")}, err
+	return Occurrence{id, item, rawjson.Purge(raw, "access_token", "data", "metadata")}, nil
+}
+
+// time returns when it occurred, in UTC, and false if its timestamp does not say.
+func (o Occurrence) time() (time.Time, bool) {
+	const year10000 = 253_402_300_800
+	seconds, ok := rawjson.Int(rawjson.Get(o.JSON, "timestamp"))
+	return time.Unix(seconds, 0).UTC(), ok && 0 <= seconds && seconds < year10000
 }
 
 func itemOf(raw json.RawMessage, when *timing) (Item, error) {
 	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
 	if !ok {
-		return Item{}, fail(badGateway, "Rollbar's response holds something without an id")
+		return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
 	}
 	return Item{id, raw, when}, nil
 }
@@ -409,8 +419,8 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 // with the number, whose contents shift as occurrences come.
 type occurrencePlace struct{ page, before int64 }
 
-// Occurrences reads one page of the item's occurrences, at most limit of them. Their order is nearly
-// that of the ids, newest first. The second result is false on the last page.
+// Occurrences reads one page of the item's occurrences, or with 0 of the project's, at most limit of them.
+// Their order is nearly that of the ids, newest first. The second result is false on the last page.
 func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, bool, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
 	switch {
@@ -419,7 +429,11 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	case place.page > 1:
 		query.Set("page", strconv.FormatInt(place.page, 10))
 	}
-	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/item/%d/instances", item), query: query})
+	path := "/instances"
+	if item > 0 {
+		path = fmt.Sprintf("/item/%d/instances", item)
+	}
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
 	if err != nil {
 		return nil, false, err
 	}
@@ -438,6 +452,15 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 		seen[o.ID] = true
 	}
 	return occurrences, int64(len(elements)) >= limit, nil
+}
+
+// Occurrence reads the occurrence with the id.
+func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) {
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/instance/%d", id)})
+	if err != nil {
+		return Occurrence{}, err
+	}
+	return occurrenceOf(read.result)
 }
 
 // DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show

@@ -75,6 +75,7 @@ func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()
 	background.Go(func() { app.watch(ctx) })
 	background.Go(func() {
 		app.awaitDatabase(ctx)
+		background.Go(func() { app.expire(ctx) })
 		if !readOnly {
 			app.deliverQueue(ctx)
 		}
