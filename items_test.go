@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
@@ -60,6 +61,66 @@ func TestItemsGet(t *testing.T) {
 		assert.NotContains(t, r, "sandbox-", "a token")
 		assert.NotContains(t, r, "item_by_counter")
 	}
+}
+
+// While Rollbar does not answer, an item that is known is shown as it was last seen, which is said loudly.
+func TestItemsGetFromTheArchive(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Slow, sandbox.LimitedFar} {
+		t.Run(string(fault), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 4, withTimeout(200*time.Millisecond))
+			id := fmt.Sprint(f.sandbox.ItemIDs()[2])
+			require.Equal(t, 200, f.get("/items/"+id).status)
+			f.do("PATCH", "/items/"+id, `{"status":"muted"}`)
+			live := f.get("/items/" + id)
+			assert.Empty(t, live.header.Get("Report-Source")+live.header.Get("Age"))
+			f.exec(`UPDATE reports SET last_seen = last_seen - interval '2 hours'`)
+			f.exec(`UPDATE seen SET last_seen = last_seen - interval '1 hour'`)
+			f.sandbox.SetFault(fault)
+			got := f.get("/items/" + id)
+			require.Equal(t, 200, got.status, got.body)
+			assert.JSONEq(t, live.body, got.body)
+			assert.Equal(t, "archive", got.header.Get("Report-Source"))
+			assert.InDelta(t, 7200, atoi(got.header.Get("Age")), 60)
+			assert.NotEmpty(t, got.header.Get("ETag"))
+			for _, settings := range [][]string{{}, {"-app-url=" + f.url}} {
+				shell := f.run(append(settings, "items", "get", id)...)
+				assert.Equal(t, 0, shell.exit, shell.err)
+				assert.Equal(t, got.body, shell.out)
+				assert.Regexp(t, `^app: this is from the archive, as it was last seen 2h0m\d+s ago\n$`, shell.err)
+			}
+			status := map[sandbox.Fault]int{sandbox.Slow: 504, sandbox.LimitedFar: 429}
+			for _, path := range []string{"?source=live", "?by=counter"} {
+				number := map[bool]string{true: "3", false: id}[strings.Contains(path, "counter")]
+				assert.Equal(t, cmp.Or(status[fault], 502), f.get("/items/"+number+path).status, path)
+			}
+			assert.Equal(t, cmp.Or(status[fault], 502), f.get("/items/"+fmt.Sprint(f.sandbox.ItemIDs()[0])).status, "it was never seen")
+		})
+	}
+}
+
+func TestItemsGetSource(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 4)
+	id := fmt.Sprint(f.sandbox.ItemIDs()[2])
+	assert.Contains(t, f.get("/items/"+id+"?source=archive").requireProblem(404, "not-found"), "there is no report of item "+id)
+	live := f.get("/items/" + id)
+	asked := len(f.sandbox.Requests())
+	got := f.get("/items/" + id + "?source=archive")
+	assert.Equal(t, live.body, got.body)
+	assert.Equal(t, "archive", got.header.Get("Report-Source"))
+	assert.Len(t, f.sandbox.Requests(), asked, "Rollbar is not asked")
+	for _, path := range []string{"/items/3?by=counter&source=archive", "/items/" + f.sandbox.UUID(2, 0) + "?by=uuid&source=archive"} {
+		assert.Contains(t, f.get(path).requireProblem(400, "usage"), "by must be id, since source is archive")
+	}
+	f.sandbox.SetFault(sandbox.Forbidden)
+	f.get("/items/"+id).requireProblem(502, "rollbar-auth")
+	f.sandbox.SetFault(sandbox.Down)
+	assert.Contains(t, f.get("/items").requireProblem(502, "unavailable"), "/reports?latest=true")
+	f.exec(`ALTER TABLE reports RENAME TO elsewhere`)
+	assert.Contains(t, f.get("/items/"+id).requireProblem(502, "unavailable"), "Rollbar does not answer")
+	f.get("/items/"+id+"?source=archive").requireProblem(503, "unavailable")
 }
 
 // Every operation on one item finds it by its counter and by an occurrence's uuid, and says so.

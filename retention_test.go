@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// What is older than it is kept goes, and nothing else; what waits for delivery stays, however old.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.ReportsKeep, c.OccurrencesKeep = 10*24*time.Hour, 5*24*time.Hour })
+	addReports(t, f.app.store, 9000)
+	addOccurrences(t, f.app.store, 3000)
+	f.exec(`UPDATE reports SET last_seen = last_seen - interval '20 days', first_seen = first_seen - interval '20 days' WHERE id <= 6000`)
+	f.exec(`UPDATE seen SET last_seen = last_seen - interval '20 days' WHERE report_id BETWEEN 101 AND 6000`)
+	f.exec(`INSERT INTO reports (uuid, state, first_seen, last_seen, data)
+		SELECT 'u' || g, 'queued', now() - interval '90 days', now() - interval '90 days', '{}' FROM generate_series(1, 9) AS g`)
+	stop := f.app.startBackground(t.Context(), true) // retention goes on without deliveries
+	defer stop()
+	count := func(what string) string { return f.rows(`SELECT count(*)::text FROM ` + what)[0] }
+	require.Eventually(t, func() bool {
+		return count("occurrences") == count("occurrences WHERE occurred_at > now() - interval '5 days'") && count("reports") == "3034"
+	}, waitLimit, waitTick)
+	assert.Equal(t, "9", count("reports WHERE state = 'queued'"))
+	assert.Equal(t, "25", count("reports WHERE id <= 100"), "those that were seen again")
+	assert.Equal(t, count("reports WHERE id % 4 = 0 AND state <> 'queued'"), count("seen"))
+	assert.InDelta(t, 5*24*6*0.98, atoi(count("occurrences")), 30)
+	assert.NotContains(t, f.log.String(), "retention is late")
+}
+
+func TestRetentionIsOff(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	addOccurrences(t, f.app.store, 100)
+	f.app.expire(t.Context()) // returns at once
+	assert.Equal(t, "100", f.rows(`SELECT count(*)::text FROM occurrences`)[0])
+}
+
+// One replica deletes at a time, and waits for nobody's rows.
+func TestRetentionTakesTurns(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	addOccurrences(t, f.app.store, 300)
+	other, err := pgx.Connect(t.Context(), f.config.DatabaseURL)
+	require.NoError(t, err)
+	defer other.Close(t.Context())
+	_, err = other.Exec(t.Context(), fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d)`, retentionLock))
+	require.NoError(t, err)
+	_, err = f.app.store.expire(t.Context(), oldOccurrences, time.Now())
+	require.ErrorIs(t, err, errOtherExpires)
+	_, err = other.Exec(t.Context(), `ROLLBACK; BEGIN; SELECT id FROM occurrences WHERE id = 30 FOR UPDATE`)
+	require.NoError(t, err)
+	deleted, err := f.app.store.expire(t.Context(), oldOccurrences, time.Now())
+	require.NoError(t, err)
+	assert.EqualValues(t, 299, deleted)
+	assert.Equal(t, []string{"30"}, f.rows(`SELECT id::text FROM occurrences`))
+}
