@@ -158,13 +158,15 @@ func (s *Store) check(ctx context.Context) error {
 	}
 }
 
-// tryWriting runs a statement that needs the rights of a create and writes no row.
+// tryWriting runs a statement that needs the rights of a create and of the archive, and writes no row.
 func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `
 		WITH inserted AS (
 			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
 		), deleted AS (
 			DELETE FROM reports WHERE FALSE
+		), archived AS (
+			INSERT INTO occurrences (id, data) SELECT 0, '{}' WHERE FALSE
 		)
 		UPDATE reports SET state = state WHERE FALSE`)
 	return err

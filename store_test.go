@@ -112,11 +112,12 @@ func TestPooler(t *testing.T) {
 	f := newFixture(t, 5, func(c *Config) { c.DatabaseURL = pooler })
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	report := "/reports/" + f.get("/reports").at("reports", "0", "id")
+	occurrences := fmt.Sprintf("/items/%d/occurrences", f.sandbox.ItemIDs()[4])
 	var clients sync.WaitGroup
 	for range 4 {
 		clients.Go(func() {
 			for range 5 {
-				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", report} {
+				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", report, occurrences, "/occurrences?level=error&since=1d"} {
 					got := f.get(path)
 					assert.Equal(t, 200, got.status, got.body)
 					assert.Empty(t, got.header.Get("Report-Stored"), path)
@@ -195,6 +196,7 @@ func TestDatabaseThatIsNotOurs(t *testing.T) {
 		"somebody else's reports":   {grant + `; CREATE TABLE reports (id uuid)`, ``, taken},
 		"a view":                    {grant + `; CREATE VIEW reports AS SELECT 1 AS id` + owned, ``, taken},
 		"somebody's schema_version": {grant + `; CREATE TABLE schema_version (n int)`, ``, taken},
+		"somebody's occurrences":    {grant + `; CREATE TABLE occurrences (id uuid)`, ``, taken},
 		"somebody's seen":           {grant + `; CREATE TABLE seen (n int); ALTER TABLE seen OWNER TO app`, ``, taken},
 	} {
 		t.Run(name, func(t *testing.T) {
