@@ -142,13 +142,13 @@ func addOccurrences(t testing.TB, store *Store, n int) {
 // obviousOccurrences finds a page as one would without thinking of cost.
 func obviousOccurrences(ctx context.Context, conn *pgx.Conn, in occurrencesListInput) ([]int64, error) {
 	order, limit := "DESC", in.Limit.Value
-	if in.Cursor.Value.after > 0 {
+	if in.Cursor.Value.from > 0 {
 		order, limit = "ASC", limit+1
 	}
 	rows, err := conn.Query(ctx, `
 		SELECT id
 		FROM occurrences
-		WHERE id > @after AND id < @before
+		WHERE id >= @from AND id < @before
 		AND (item_id = @item_id OR @item_id = 0)
 		AND (level = @level OR @level = '')
 		AND (environment = @environment OR @environment = '')
@@ -156,7 +156,7 @@ func obviousOccurrences(ctx context.Context, conn *pgx.Conn, in occurrencesListI
 		AND (occurred_at <= @until OR @no_until)
 		ORDER BY id `+order+`
 		LIMIT @limit`, pgx.NamedArgs{
-		"after": in.Cursor.Value.after, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value, "level": in.Level.Value,
+		"from": in.Cursor.Value.from, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value, "level": in.Level.Value,
 		"environment": in.Environment.Value, "since": in.Since.Value.Time, "until": in.Until.Value.Time, "no_until": in.Until.IsZero(),
 		"limit": limit,
 	})
@@ -196,7 +196,7 @@ func TestFindOccurrencesIsRight(t *testing.T) {
 		case 0:
 			in.Cursor.Value.before = 1 + random.Int64N(9010)
 		case 1:
-			in.Cursor.Value.after = 1 + random.Int64N(9010)
+			in.Cursor.Value.from = 1 + random.Int64N(9010)
 		case 2:
 			in.ItemID = Opt[int64]{Set: true, Value: 1 + random.Int64N(8)}
 		}
