@@ -405,7 +405,8 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 }
 
 // writeOthers writes what changes about items that have reports. It first locks the current reports, also
-// for an older answer, in the order of ids, so that writers of the same items wait for each other in turn.
+// for an older answer, and those that become current again, in the order of ids, so that writers of the same
+// items wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
 	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
 	rows, err := conn.Query(ctx, `
@@ -417,8 +418,12 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		), locked AS MATERIALIZED (
 			SELECT r.id
 			FROM reports r
-			JOIN input i ON r.id = i.report_id
-			WHERE r.state = 'current' AND r.xmin::text = i.version AND i.digests <> ''
+			JOIN (
+				SELECT report_id AS id, version FROM input WHERE digests <> ''
+				UNION ALL
+				SELECT target, NULL FROM input WHERE target <> report_id
+			) AS i ON r.id = i.id
+			WHERE i.version IS NULL OR r.state = 'current' AND r.xmin::text = i.version
 			ORDER BY r.id
 			FOR NO KEY UPDATE OF r
 		), superseded AS ( -- for an older answer, the row is written as it is, which makes it another version

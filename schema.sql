@@ -97,7 +97,9 @@ COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen a
 
 -- widen_blocks makes the times wide enough for some reports. They are half a second wider than need
 -- be, and written only when they are too narrow: creating one report after another must not wait for the
--- previous commit. Its plan is kept from when the tables may have been empty, hence the settings.
+-- previous commit. Those that write take turns, since the triggers of one statement would lock blocks in
+-- another order than those of the next. Its plan is kept from when the tables may have been empty, hence the
+-- settings.
 CREATE OR REPLACE FUNCTION widen_blocks(ids bigint[]) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
@@ -114,11 +116,11 @@ BEGIN
 		GROUP BY 1, 2, 3, 4, 5
 		ORDER BY 1, 2, 3, 4, 5
 	) AS n
-	WHERE (
+	WHERE CASE WHEN (
 		SELECT o.first_seen <= n.first_seen AND o.last_seen >= n.last_seen
 		FROM blocks o
 		WHERE (o.block, o.state, o.status, o.level, o.environment) = (n.block, n.state, n.status, n.level, n.environment)
-	) IS NOT TRUE
+	) THEN FALSE ELSE (SELECT pg_advisory_xact_lock('blocks'::regclass::oid::bigint)::text = '') END
 	ON CONFLICT (block, state, status, level, environment) DO UPDATE
 	SET first_seen = least(b.first_seen, excluded.first_seen), last_seen = greatest(b.last_seen, excluded.last_seen);
 END $$;
