@@ -414,6 +414,8 @@ func TestCheck(t *testing.T) {
 	check := f.run("check")
 	assert.Equal(t, shell{7, `{"status":"KO"}` + "\n", check.err}, check)
 	assert.Contains(t, check.err, "app: nothing is stored: PostgreSQL at DATABASE_URL: ")
+	remote := runShell(t, "", "check", "-app-url", f.url)
+	assert.Equal(t, shell{7, check.out, "app: nothing is stored: the server's PostgreSQL does not answer\n"}, remote)
 	postgres.Resume()
 	requireCheck(200, `{"status":"OK"}`)
 	assert.Equal(t, shell{0, `{"status":"OK"}` + "\n", ""}, f.run("check"))

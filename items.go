@@ -194,15 +194,16 @@ type itemRef struct {
 var uuidForm = regexp.MustCompile(`(?i)^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$`)
 
 func (in *itemRef) check() error {
-	n, err := literal{text: in.ID}.int()
 	isUUID := uuidForm.MatchString(in.ID)
-	switch {
-	case in.By == "uuid" && !isUUID:
+	if in.By == "uuid" && !isUUID {
 		return invalidField("id", "must be a UUID, since by is uuid")
-	case in.By != "uuid" && isUUID && err != nil:
-		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s; -by uuid (?by=uuid) finds the item of an occurrence", in.By))
-	case in.By != "uuid" && (err != nil || n < 1):
-		return invalidField("id", fmt.Sprintf("must be a whole number at least 1, since by is %s", in.By))
+	}
+	if n, err := (literal{text: in.ID}).int(); in.By != "uuid" && (err != nil || n < 1) {
+		message := "must be a whole number at least 1, since by is " + in.By
+		if isUUID {
+			message += "; -by uuid (?by=uuid) finds the item of an occurrence"
+		}
+		return invalidField("id", message)
 	}
 	return nil
 }

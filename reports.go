@@ -531,8 +531,9 @@ type Cleaned struct {
 	KeptQueued int64 `json:"kept_queued"`
 }
 
-// conditions returns those on the rows that the filters other than state choose, and on their states.
-func (in *reportsCleanInput) conditions() (chosen, state string) {
+// conditions returns what the filters other than state choose, which states, and the arguments of both.
+func (in *reportsCleanInput) conditions() (chosen, state string, args pgx.NamedArgs) {
+	args = pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
 	chosen, state = "TRUE", "state <> 'queued'"
 	if in.Before.Set {
 		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
@@ -543,11 +544,7 @@ func (in *reportsCleanInput) conditions() (chosen, state string) {
 	if in.State.Set {
 		state = "state = @state"
 	}
-	return chosen, state
-}
-
-func (in *reportsCleanInput) args() pgx.NamedArgs {
-	return pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
+	return chosen, state, args
 }
 
 // reportsChosen counts the reports that reportsClean would delete.
@@ -556,12 +553,12 @@ func reportsChosen(ctx context.Context, app *App, in reportsCleanInput) (count j
 	if err != nil {
 		return nil, err
 	}
-	chosen, state := in.conditions()
+	chosen, state, args := in.conditions()
 	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 			SELECT count(*)::text
 			FROM reports
-			WHERE `+chosen+` AND `+state, in.args()).Scan((*[]byte)(&count))
+			WHERE `+chosen+` AND `+state, args).Scan((*[]byte)(&count))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("count reports: %w", err)
@@ -575,7 +572,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 		return Cleaned{}, err
 	}
 	store.deliveries.Flush(ctx)
-	chosen, state := in.conditions()
+	chosen, state, args := in.conditions()
 	var cleaned Cleaned
 	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
@@ -600,8 +597,7 @@ func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned,
 				WHERE report_id IN (SELECT report_id FROM sighted)
 			)
 			SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM reports WHERE `+chosen+` AND state = 'queued')`,
-			in.args()).
-			Scan(&cleaned.Deleted, &cleaned.KeptQueued)
+			args).Scan(&cleaned.Deleted, &cleaned.KeptQueued)
 	})
 	if err != nil {
 		return Cleaned{}, fmt.Errorf("clean reports: %w", err)
