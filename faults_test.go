@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -433,4 +435,80 @@ func TestRequestID(t *testing.T) {
 	for _, insane := range []string{"", "a b", "<script>", strings.Repeat("x", 129)} {
 		assert.NotEqual(t, insane, f.do("GET", "/which", "", "X-Request-Id", insane).header.Get("X-Request-Id"))
 	}
+}
+
+// Resident memory stays within what Compose gives the service, whatever Rollbar answers, however many ask and
+// however slowly they read. Small requests are answered meanwhile.
+func TestMemoryIsBounded(t *testing.T) {
+	t.Parallel()
+	compose, err := os.ReadFile("docker-compose.yml")
+	require.NoError(t, err)
+	assert.Contains(t, string(compose), fmt.Sprintf("    mem_limit: %dm ", memoryLimit>>20))
+
+	var pages atomic.Int64
+	rollbar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, name, size := pages.Add(1), "items", 100
+		switch level := r.URL.Query().Get("level"); {
+		case r.Method == http.MethodPost:
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = io.WriteString(w, `{"err":0,"result":{}}`)
+			return
+		case level == "debug": // many small elements
+			_, _ = io.WriteString(w, `{"err":0,"result":{"items":[`+strings.Repeat(`{"id":1},`, 3_000_000)+`{"id":1}]}}`)
+			return
+		case strings.HasSuffix(r.URL.Path, "/instances"):
+			name, size = "instances", 300<<10
+		case level == "info": // too large
+			size = 600 << 10
+		case level == "error":
+			size = 300 << 10
+		}
+		rows := make([]string, 100)
+		for i := range rows {
+			rows[i] = fmt.Sprintf(`{"id":%d,"environment":"a","title":"%s","data":{"metadata":{"access_token":"x"}}}`,
+				n*100+int64(i), strings.Repeat("x", size))
+		}
+		indent := strings.Repeat(" ", int(n%2)) // makes a copy necessary
+		_, _ = io.WriteString(w, `{"err":0,"result":{"`+name+`":[`+indent+strings.Join(rows, ",")+"]}}\n")
+	}))
+	defer rollbar.Close()
+	f := newFixture(t, 0, withTimeout(30*time.Second), func(c *Config) { c.RollbarURL = rollbar.URL })
+	p := startServe(t, f.env())
+	until(t, "the service is ready", func() bool { return f.at(p).get("/check").status == 200 })
+	var clients sync.WaitGroup
+	ask := func(method, path, body string, statuses ...int) {
+		clients.Go(func() { assert.Contains(t, statuses, f.at(p).do(method, path, body).status, path) })
+	}
+	for n := range 6 {
+		ask("GET", fmt.Sprintf("/items?level=error&page=%d", n+1), "", 200, 503)
+		ask("GET", fmt.Sprintf("/items?level=info&page=%d", n+1), "", 502, 503)
+		ask("GET", fmt.Sprintf("/items?level=debug&page=%d", n+1), "", 502, 503)
+		ask("GET", fmt.Sprintf("/items/%d/occurrences", n+1), "", 200, 503)
+	}
+	clients.Wait()
+	assert.Equal(t, 200, f.at(p).get("/items?level=error").status, "alone, it is answered")
+	for range 24 {
+		ask("POST", "/items", `{"message":"`+strings.Repeat(`\"`, 450_000)+`"}`, 201, 202, 503)
+	}
+	clients.Wait()
+	for n := range 12 {
+		for _, request := range []string{
+			fmt.Sprintf("/items?level=error&page=%d HTTP/1.1", n+1), "/reports HTTP/1.1\r\nAccept: " + ndjson,
+			"/reports?limit=1000 HTTP/1.1\r\nAccept-Encoding: gzip",
+		} {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+			require.NoError(t, err)
+			defer conn.Close()
+			require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
+			_, err = io.WriteString(conn, "GET "+request+"\r\nHost: localhost\r\n\r\n")
+			require.NoError(t, err)
+		}
+	}
+	for n := range 12 {
+		until(t, "small requests are answered", func() bool {
+			return f.at(p).get(fmt.Sprintf("/items?page=%d", n+1)).status == 200 &&
+				f.at(p).do("POST", "/items", `{"message":"x"}`).status < 300 && f.at(p).get("/reports/1").status < 500
+		})
+	}
+	assert.Less(t, memoryOf(p.cmd.Process.Pid, "VmHWM:"), float64(memoryLimit>>20))
 }

@@ -25,7 +25,7 @@ func FuzzArguments(f *testing.F) {
 			r := httptest.NewRequest(method, strings.Replace(path, "{id}", "5", 1), strings.NewReader(body))
 			r.URL.RawQuery = query
 			r.SetPathValue("id", "5")
-			args, err := s.arguments(httptest.NewRecorder(), r, c)
+			args, err := s.arguments(&response{ResponseWriter: httptest.NewRecorder(), request: r}, r, c)
 			if err == nil {
 				_, err = c.Run.prepare(args)
 			}

@@ -306,7 +306,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 func paramName(p *param) string { return p.name }
 
 // arguments takes the command's arguments out of the path, the query and the body.
-func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (arguments, error) {
+func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments, error) {
 	args := arguments{label: paramName}
 	if len(c.Run.params) == 0 && r.URL.RawQuery == "" && r.Body == http.NoBody {
 		return args, nil
@@ -350,7 +350,7 @@ func (s *server) arguments(w http.ResponseWriter, r *http.Request, c *Command) (
 }
 
 // body reads the members of a request's JSON body.
-func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.RawMessage, error) {
+func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage, error) {
 	text, err := s.bodyText(w, r)
 	if err != nil || len(text) == 0 {
 		return nil, err
@@ -365,7 +365,7 @@ func (s *server) body(w http.ResponseWriter, r *http.Request) (map[string]json.R
 // bodyText reads a request's JSON body, which may be compressed. What its header says about it is
 // checked before it is read. A body of no declared type is JSON, and so is one of the type that a plain
 // `curl -d` declares.
-func (s *server) bodyText(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil
 	}
@@ -386,12 +386,17 @@ func (s *server) bodyText(w http.ResponseWriter, r *http.Request) ([]byte, error
 	}
 	var text []byte
 	if err == nil {
-		text, err = io.ReadAll(io.LimitReader(content, maxBody+1))
+		text, err = memory.ReadAll(r.Context(), content, 0, maxBody)
+	}
+	if err == nil {
+		err = w.hold(2 * len(text)) // it is copied, and those stay until the response
 	}
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over), len(text) > maxBody:
 		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	case isKind(err, unavailable):
+		return nil, err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fail(invalid, "the body did not come to its end within %v", s.clientTimeout)
 	case err != nil:

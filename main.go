@@ -43,7 +43,7 @@ func init() { validate(commands) }
 
 func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(44 << 20) // it runs beside other services
+		debug.SetMemoryLimit(usualHeap)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200) // a tenth more requests a second while there is little garbage

@@ -88,6 +88,7 @@ func listRows(ctx context.Context, store *Store, table string, in rowFilter) (*L
 	}
 	limit.Value = page.limit
 	if err := page.read(ctx, (*rowPage).begin); err != nil {
+		page.release()
 		return nil, fmt.Errorf("list %s: %w", table, err)
 	}
 	return &List{Name: table, Rows: page.rows(ctx), Rest: restWithCursor(page.next), Prev: page.prev, Next: page.next}, nil
@@ -120,6 +121,7 @@ type rowPage struct {
 	next   url.Values
 
 	*rowPart
+	held int // bytes of the memory
 }
 
 // A rowPart is the rows that are in memory.
@@ -133,7 +135,13 @@ var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 
 // read takes a step of reading. A step may run twice, so it works on a copy.
 func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context, *pgx.Conn) error) error {
-	return p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	memory.Add(-p.held)
+	p.held = 0
+	size := min(partBytes, int(p.limit)<<12)
+	if err := memory.Take(ctx, size); err != nil {
+		return err
+	}
+	err := p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		after := *p
 		err := step(&after, ctx, conn)
 		if err == nil {
@@ -141,6 +149,9 @@ func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context,
 		}
 		return err
 	})
+	p.held = cap(p.text)
+	memory.Add(p.held - size)
+	return err
 }
 
 // begin finds the page, reads its first part and works out the neighbouring pages.
@@ -324,6 +335,7 @@ func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 
 // release makes the part available to other pages, unless it is a large one.
 func (p *rowPage) release() {
+	memory.Add(-p.held)
 	if cap(p.text) <= 2*partBytes {
 		p.ends = p.ends[:0]
 		spareParts.Put(p.rowPart)

@@ -27,6 +27,7 @@ const (
 	heldBack    = 256 << 10 // bytes of a body that are held back at most
 	worthZip    = 4 << 10   // bytes; compressing less costs more time than it saves
 	shortEnough = 1 << 10   // bytes; net/http itself finds out the length of such a body
+	zipperSize  = 1 << 20   // bytes of a gzip.Writer, about
 )
 
 // Values of headers that many responses have.
@@ -65,6 +66,7 @@ type response struct {
 	body    []byte       // that is held back
 	zipper  *gzip.Writer // nil for a body that is not compressed
 	lost    error        // why the client gets no more
+	held    int          // bytes of the memory
 }
 
 // Unwrap returns net/http's own ResponseWriter, for http.ResponseController.
@@ -77,6 +79,7 @@ func (w *response) WriteHeader(status int) { w.status = status }
 func (w *response) Write(p []byte) (int, error) {
 	if w.body == nil {
 		w.body = spareBodies.Get().(*[heldBack]byte)[:0]
+		w.use(heldBack)
 	}
 	if len(w.body)+len(p) > heldBack {
 		if err := w.send(w.body); err != nil {
@@ -103,6 +106,7 @@ func (w *response) send(part []byte) error {
 			h.Set("Vary", "Accept-Encoding")
 			h.Del("Content-Length")
 			w.zipper = zippers.Get().(*gzip.Writer)
+			w.use(zipperSize)
 			w.zipper.Reset(w.ResponseWriter)
 		}
 		w.ResponseWriter.WriteHeader(w.status)
@@ -131,8 +135,23 @@ func (w *response) finish() {
 	}
 }
 
+// hold waits for memory, and use takes what is in use already, both until the response is over.
+func (w *response) hold(n int) error {
+	err := memory.Take(w.request.Context(), n)
+	if err == nil {
+		w.held += n
+	}
+	return err
+}
+
+func (w *response) use(n int) {
+	memory.Add(n)
+	w.held += n
+}
+
 // release makes the parts of the response available to others.
 func (w *response) release() {
+	memory.Add(-w.held)
 	if w.body != nil {
 		spareBodies.Put((*[heldBack]byte)(w.body[:heldBack]))
 	}
@@ -171,6 +190,9 @@ func (w *response) respond(result any) {
 	case *List:
 		setLinks(h, w.request.URL, value)
 		if w.request.Method == http.MethodHead {
+			for range value.Rows { // which lets go of them
+				return
+			}
 			return
 		}
 	}

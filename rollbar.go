@@ -10,9 +10,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,9 +24,6 @@ import (
 	"app/internal/rawjson"
 	"app/internal/secrets"
 )
-
-// maxResponse bounds the size of one response: 5000 items are about 7 MB, and occurrences are larger.
-const maxResponse = 64 << 20
 
 const (
 	maxCalls = 32              // to Rollbar at the same time
@@ -198,15 +195,26 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	if left, known := r.limits.read(call.scope, res.Header); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
-	text, err := readAll(res)
-	when.received = time.Now()
-	if err != nil {
-		return nil, when, r.noResponse(ctx, err)
+	var text []byte
+	if res.ContentLength <= maxResponse {
+		text, err = memory.ReadAll(ctx, res.Body, int(res.ContentLength), maxResponse)
 	}
-	if len(text) > maxResponse {
+	when.received = time.Now()
+	switch {
+	case isKind(err, unavailable):
+		return nil, when, err
+	case err != nil:
+		return nil, when, r.noResponse(ctx, err)
+	case len(text) > maxResponse, res.ContentLength > maxResponse:
 		return nil, when, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
 	}
+	if len(text) > largeResponse && debug.SetMemoryLimit(-1) == usualHeap {
+		debug.SetMemoryLimit(heapLimit)
+	}
 	answer, err = rawjson.Compact(text)
+	if len(answer) > 0 && &answer[0] != &text[0] { // it is a copy
+		memory.Own(answer)
+	}
 	if rawjson.Get(answer, "err") == nil {
 		return nil, when, &Failure{
 			kind: badGateway, upstream: res.StatusCode, transient: true, err: err,
@@ -217,16 +225,6 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, when, failure
 	}
 	return answer, when, nil
-}
-
-// readAll reads the body up to one byte over the bound.
-func readAll(res *http.Response) ([]byte, error) {
-	var text bytes.Buffer
-	if n := res.ContentLength; n > 0 && n <= maxResponse {
-		text.Grow(int(n) + bytes.MinRead)
-	}
-	_, err := text.ReadFrom(io.LimitReader(res.Body, maxResponse+1))
-	return text.Bytes(), err
 }
 
 // noResponse returns the failure of a call that ended without a response.
@@ -385,6 +383,9 @@ func elementsOf(read reading, name string) ([]Item, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(elements) == maxElements {
+			return nil, fail(badGateway, "Rollbar's response holds more than %d %s", maxElements, name)
+		}
 		elements = append(elements, element)
 	}
 	return elements, nil
@@ -447,6 +448,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 		o, _ := occurrenceOf(e.JSON) // it has an id
 		o.ItemID = cmp.Or(o.ItemID, item)
 		if !seen[o.ID] {
+			memory.Own(o.JSON)
 			occurrences = append(occurrences, o)
 		}
 		seen[o.ID] = true

@@ -11,12 +11,32 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"app/internal/async"
 )
 
 const (
 	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
 	maxAttempts = 4               // of one call, the first one included
 )
+
+// The memory of the process is one calculation. Compose's mem_limit is the first line.
+const (
+	memoryLimit = 256 << 20            // resident
+	heapLimit   = memoryLimit - 48<<20 // GOMEMLIMIT; the rest is for the program itself
+	heldLimit   = heapLimit / 4        // of responses, bodies and pages, which are copied while they are worked on
+	maxResponse = 32 << 20             // of one response of Rollbar's: 5000 items are about 7 MB, and occurrences are larger
+	maxElements = 10_000               // of a list of Rollbar's: twice what it gives
+
+	usualHeap     = 44 << 20 // GOMEMLIMIT until there was a large response: the service runs beside others
+	largeResponse = 4 << 20
+)
+
+// memory is what requests hold together. A slow client's large page leaves some of it to small ones.
+var memory = &async.Budget{
+	Bytes: heldLimit, Reserve: 8 << 20, Small: 512 << 10, Wait: retryLimit,
+	Full: &Failure{kind: unavailable, detail: "too many large requests and responses are in progress", wait: time.Second},
+}
 
 // A retryBudget is the time that one request has left for retries, over all its calls. Retries that
 // run at the same time cost it once. The budget is spent while its stopwatch runs.

@@ -1,0 +1,106 @@
+package async
+
+import (
+	"context"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// A Budget bounds the bytes that callers hold together.
+type Budget struct {
+	Bytes   int           // that may be held
+	Reserve int           // the part of them that is left to takes of at most Small
+	Small   int           // bytes
+	Wait    time.Duration // for bytes to become free
+	Full    error         // if that was too short
+
+	growing sync.Mutex // of the one that reads a large text of unknown size: others wait, so that it comes to its end
+
+	mu        sync.Mutex
+	held      int
+	collected time.Time
+}
+
+// Take waits until so many bytes are free, and takes them.
+func (b *Budget) Take(ctx context.Context, n int) error {
+	return b.wait(ctx, func() bool { return b.try(n) })
+}
+
+func (b *Budget) wait(ctx context.Context, done func() bool) error {
+	for began := time.Now(); !done(); {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if time.Since(began) > b.Wait {
+			return b.Full
+		}
+	}
+	return nil
+}
+
+func (b *Budget) try(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	free := b.Bytes - b.held
+	if n > b.Small {
+		free -= b.Reserve
+	}
+	switch {
+	case n <= free:
+		b.held += n
+	case time.Since(b.collected) > 50*time.Millisecond:
+		b.collected = time.Now()
+		go runtime.GC() // some of what is held may be garbage
+	}
+	return n <= free
+}
+
+// Add takes bytes that are in use already, or gives them back if n is negative.
+func (b *Budget) Add(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held += n
+}
+
+// Own takes the bytes of a text until it is garbage.
+func (b *Budget) Own(text []byte) {
+	if n := cap(text); n > 0 {
+		b.Add(n)
+		runtime.AddCleanup(&text[:1][0], b.Add, -n)
+	}
+}
+
+// ReadAll is io.ReadAll for a text that the budget owns. It ends with the first byte over most. The size is that of
+// the text, if it is known, or else 0.
+func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text []byte, err error) {
+	taken, grows := 0, false
+	for err == nil && len(text) <= most {
+		if len(text) == taken {
+			next := min(max(2*taken, size+1, 4<<10), most+1) // one byte more, to see the end
+			if taken > 0 && next > b.Small && !grows {
+				if err = b.wait(ctx, b.growing.TryLock); err != nil {
+					break
+				}
+				grows = true
+				defer b.growing.Unlock()
+			}
+			if err = b.Take(ctx, next-taken); err != nil {
+				break
+			}
+			text, taken = append(make([]byte, 0, next), text...), next
+		}
+		var n int
+		n, err = r.Read(text[len(text):taken])
+		text = text[:len(text)+n]
+	}
+	b.Add(-taken)
+	b.Own(text)
+	if err == io.EOF {
+		err = nil
+	}
+	return text, err
+}
