@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -588,8 +589,36 @@ func TestOutboxRepeatsStatements(t *testing.T) {
 			f.answerPosts(422, `{"err":1}`)
 			require.Equal(t, 422, f.create(rejected).status)
 			assert.Equal(t, "rejected", f.state(rejected))
+			assert.Contains(t, f.do("DELETE", "/reports?state=rejected", "").body, `{"deleted":1,`)
 		})
 	}
+}
+
+// Cleans beside each other and beside creates all succeed.
+func TestOutboxBesideCleans(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.deliver(f.app)
+	until(t, "everything succeeds and something is deleted", func() bool {
+		var clients sync.WaitGroup
+		var deleted atomic.Int64
+		for range 4 {
+			clients.Go(func() {
+				for range 20 {
+					assert.Equal(t, 201, f.create(newUUID()).status)
+				}
+			})
+			for _, filter := range []string{"", "?state=delivered"} {
+				clients.Go(func() {
+					got := f.do("DELETE", "/reports"+filter, "")
+					assert.Equal(t, 200, got.status, got.body)
+					deleted.Add(int64(atoi(got.at("deleted"))))
+				})
+			}
+		}
+		clients.Wait()
+		return deleted.Load() > 0
+	})
 }
 
 // A database of an earlier release gets the index that the outbox reads by.

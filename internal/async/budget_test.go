@@ -1,0 +1,90 @@
+package async
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var errFull = errors.New("full")
+
+// Large takes leave the reserve to small ones, and wait for what others give back.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	b := &Budget{Bytes: 100, Reserve: 20, Small: 10, Wait: 30 * time.Millisecond, Full: errFull}
+	require.NoError(t, b.Take(t.Context(), 80))
+	assert.ErrorIs(t, b.Take(t.Context(), 11), errFull)
+	require.NoError(t, b.Take(t.Context(), 10))
+	require.NoError(t, b.Take(t.Context(), 10))
+	assert.ErrorIs(t, b.Take(t.Context(), 1), errFull)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	assert.ErrorIs(t, b.Take(ctx, 1), context.Canceled)
+
+	b.Wait = time.Minute
+	time.AfterFunc(20*time.Millisecond, func() { b.Add(-80) })
+	assert.NoError(t, b.Take(t.Context(), 60))
+}
+
+// A text costs until it is garbage, which waiters have collected.
+func TestBudgetOwns(t *testing.T) {
+	t.Parallel()
+	b := &Budget{Bytes: 1 << 20, Wait: time.Minute, Full: errFull}
+	text := make([]byte, 900_000)
+	b.Own(text)
+	b.Own(nil)
+	taken := make(chan error)
+	go func() { taken <- b.Take(t.Context(), 500_000) }()
+	select {
+	case <-taken:
+		t.Error("it is in use")
+	case <-time.After(200 * time.Millisecond):
+	}
+	runtime.KeepAlive(text)
+	assert.NoError(t, <-taken)
+}
+
+func TestBudgetReadAll(t *testing.T) {
+	t.Parallel()
+	const most = 100_000
+	for _, n := range []int{0, 1, 4095, 4096, 4097, 99_999, most, most + 1, 3 * most} {
+		for _, size := range []int{-1, 0, n, n / 2, most} {
+			b := &Budget{Bytes: 1 << 20, Wait: time.Minute, Full: errFull}
+			given := bytes.Repeat([]byte("x"), n)
+			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(bytes.NewReader(given)), size, most)
+			require.NoError(t, err)
+			assert.Equal(t, min(n, most+1), len(got))
+			assert.Equal(t, cap(got), b.held)
+		}
+	}
+	b := &Budget{Bytes: 10_000, Wait: time.Millisecond, Full: errFull}
+	_, err := b.ReadAll(t.Context(), strings.NewReader(strings.Repeat("x", 20_000)), 0, most)
+	assert.ErrorIs(t, err, errFull)
+	b = &Budget{Bytes: 10_000}
+	_, err = b.ReadAll(t.Context(), io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0, most)
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a text that was cut off is not whole")
+}
+
+// Of many that read large texts of unknown size, each comes to its end.
+func TestBudgetReadAllTogether(t *testing.T) {
+	t.Parallel()
+	b := &Budget{Bytes: 600_000, Small: 20_000, Wait: time.Minute, Full: errFull}
+	var readers sync.WaitGroup
+	for range 16 {
+		readers.Go(func() {
+			_, err := b.ReadAll(t.Context(), iotest.HalfReader(strings.NewReader(strings.Repeat("x", 200_000))), 0, 1<<20)
+			assert.NoError(t, err)
+		})
+	}
+	readers.Wait()
+}
