@@ -92,8 +92,8 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if err != nil {
 		return nil, err
 	}
-	if len(config.apiTokens) > 0 {
-		req.Header.Set("Authorization", "Bearer "+config.apiTokens[0])
+	if tokens, _ := config.ownTokens(); len(tokens) > 0 {
+		req.Header.Set("Authorization", "Bearer "+tokens[0])
 	}
 	if callOf(ctx).stream {
 		req.Header.Set("Accept", ndjson)
@@ -286,12 +286,12 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 	if req.Method != http.MethodGet && !impliesPost {
 		words = append(words, "-X", req.Method)
 	}
-	switch {
-	case in.command.Open || len(config.apiTokens) == 0:
-	case len(config.apiTokens) == 1:
-		words = append(words, "-H", `"Authorization: Bearer $API_TOKEN"`)
+	switch tokens, setting := config.ownTokens(); {
+	case in.command.Open || len(tokens) == 0:
+	case len(tokens) == 1:
+		words = append(words, "-H", `"Authorization: Bearer $`+setting+`"`)
 	default:
-		words = append(words, "-H", `"Authorization: Bearer ${API_TOKEN%%,*}"`)
+		words = append(words, "-H", `"Authorization: Bearer ${`+setting+`%%,*}"`)
 	}
 	if c.output == "ndjson" {
 		words = append(words, "-H", shellQuote("Accept: "+ndjson))

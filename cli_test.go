@@ -279,8 +279,9 @@ func TestMissingSettings(t *testing.T) {
 		"check":                             "DATABASE_URL is not set",
 		"serve":                             "DATABASE_URL is not set",
 		"serve -database-url postgres:///x": "ROLLBAR_TOKEN is not set",
-		"serve -database-url postgres:///x -sandbox -addr :0":                     "API_TOKEN is not set",
-		"serve -database-url postgres:///x -rollbar-token x -api-token change-me": "API_TOKEN is still the placeholder",
+		"serve -database-url postgres:///x -sandbox -addr :0":                                   "API_TOKEN is not set",
+		"serve -database-url postgres:///x -rollbar-token x -addr :0 -api-read-token change-me": "API_TOKEN or API_READ_TOKEN is still the placeholder",
+		"serve -database-url postgres:///x -rollbar-token x -api-token change-me":               "API_TOKEN or API_READ_TOKEN is still the placeholder",
 	} {
 		got := runShell(t, "", strings.Fields(args)...)
 		assert.Equal(t, 3, got.exit, args)

@@ -47,7 +47,8 @@ type Config struct {
 
 	token, readToken, writeToken, postToken string
 
-	apiTokens []string // any of which callers must send; without one, every caller on this machine may call
+	apiTokens     []string // any of which callers must send; without one, every caller on this machine may call
+	apiReadTokens []string // of callers who may change nothing
 
 	telemetry datadog.Settings
 
@@ -90,6 +91,7 @@ func (c *Config) settings() []setting {
 		{"rollbar-post-token", "Rollbar access token with the scope post_server_item (default ROLLBAR_TOKEN)", "", parsed(&c.postToken, parseToken)},
 		{"rollbar-timeout", "time limit for one call to Rollbar", "10s", parsed(&c.RollbarTimeout, parseTimeout)},
 		{"api-token", "token that callers of the service must send; several are separated by commas", "", parsed(&c.apiTokens, parseTokens)},
+		{"api-read-token", "token of callers who may only do what read-only leaves; several are separated by commas", "", parsed(&c.apiReadTokens, parseTokens)},
 		{"read-only", "disable the operations that change Rollbar or delete reports or occurrences", "false", parsed(&c.ReadOnly, parseBool)},
 		{"reports-keep", "delete reports that were last seen longer ago than this, such as 400d (serve; default: never)", "", parsed(&c.ReportsKeep, parseAge)},
 		{"occurrences-keep", "delete archived occurrences that are older than this, such as 400d (serve; default: never)", "", parsed(&c.OccurrencesKeep, parseAge)},
@@ -327,7 +329,7 @@ func misspelt(names []string) (remarks []string) {
 
 // mask returns a mask that knows the secrets among the settings. A password that is also the user's name is none.
 func (c *Config) mask() *secrets.Mask {
-	known := append([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens...)
+	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens, c.apiReadTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {
 		if u, err := url.Parse(address); err == nil {
 			password, isSet := u.User.Password()
@@ -370,6 +372,17 @@ func (c *Config) tokens() map[scope]accessToken {
 	}
 }
 
+// asksForTokens reports whether callers must send a token.
+func (c *Config) asksForTokens() bool { return len(c.apiTokens)+len(c.apiReadTokens) > 0 }
+
+// ownTokens returns the tokens that the command line sends one of, and the setting that they came from.
+func (c *Config) ownTokens() (tokens []string, setting string) {
+	if len(c.apiTokens) > 0 {
+		return c.apiTokens, "API_TOKEN"
+	}
+	return c.apiReadTokens, "API_READ_TOKEN"
+}
+
 // startSandbox starts a fake Rollbar for the rest of the program, if the settings ask for one.
 func (c *Config) startSandbox() error {
 	if !c.Sandbox {
@@ -403,10 +416,10 @@ func (c *Config) checkServe() error {
 		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
 	case !hasToken && !c.Sandbox:
 		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
-	case len(c.apiTokens) == 0 && !isLoopback(host):
+	case !c.asksForTokens() && !isLoopback(host):
 		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on loopback addresses only, and ADDR is %s", c.Addr))
-	case slices.Contains(c.apiTokens, placeholderToken) && !c.Sandbox:
-		return fail(misconfigured, "API_TOKEN is still the placeholder of .env.example, which everybody knows: set your own, such as the output of `openssl rand -hex 32`")
+	case slices.Contains(append(c.apiReadTokens, c.apiTokens...), placeholderToken) && !c.Sandbox:
+		return fail(misconfigured, "API_TOKEN or API_READ_TOKEN is still the placeholder of .env.example, which everybody knows: set your own, such as the output of `openssl rand -hex 32`")
 	}
 	return nil
 }

@@ -156,7 +156,7 @@ func TestTraceOfAPanic(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	broken := &Command{Name: "break", Route: "GET /break", Short: "Break", Run: typed(func(context.Context, *App, struct{}) (Text, error) { panic("oh no") })}
-	f.serve(newHandler(f.app, []*Command{broken}, nil))
+	f.serve(newHandler(f.app, []*Command{broken}, &Config{}))
 	f.get("/break").requireProblem(500, "internal")
 	root := agent.Trace("GET /break")[0]
 	assert.EqualValues(t, 1, root.Error)

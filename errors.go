@@ -32,7 +32,7 @@ var (
 	misconfigured   = failureKind{"config", 500, 3, "Missing or bad setting"}
 	notFound        = failureKind{"not-found", 404, 4, "Not found"}
 	unauthorized    = failureKind{"auth", 401, 5, "Not authorized"}
-	crossOrigin     = failureKind{"auth", 403, 5, "Cross-origin request refused"}
+	forbidden       = failureKind{"auth", 403, 5, "Not allowed"}
 	wrongHost       = failureKind{"auth", 421, 5, "Not a local host name"}
 	rollbarAuth     = failureKind{"rollbar-auth", 502, 5, "Rollbar refused the service's token"}
 	rateLimited     = failureKind{"rate-limited", 429, 6, "Rollbar's rate limit is reached"}
@@ -46,7 +46,7 @@ var (
 // failureKinds are all rows, for kindOf.
 var failureKinds = []failureKind{
 	internal, invalid, wrongMethod, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
-	unauthorized, crossOrigin, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable,
+	unauthorized, forbidden, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable,
 	upstreamTimeout, conflict, interrupted,
 }
 

@@ -326,7 +326,7 @@ func TestPanicIsOneAnswerAndOneLogLine(t *testing.T) {
 	broken := &Command{Name: "broken", Route: "GET /broken", Short: "x", Run: typed(func(context.Context, *App, struct{}) (Text, error) {
 		panic("a secret detail")
 	})}
-	f.serve(newHandler(f.app, []*Command{broken}, nil))
+	f.serve(newHandler(f.app, []*Command{broken}, &Config{}))
 	got := f.get("/broken")
 	assert.Equal(t, "internal error", got.requireProblem(500, "internal"))
 	assert.NotContains(t, got.body, "secret")
@@ -339,7 +339,7 @@ func TestPanicIsOneAnswerAndOneLogLine(t *testing.T) {
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	handler := newHandler(f.app, commands, nil).(*server)
+	handler := newHandler(f.app, commands, &Config{}).(*server)
 	handler.clientTimeout = 50 * time.Millisecond
 	row := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
 	cut := make(chan error, 1)
@@ -380,7 +380,7 @@ func TestSlowClients(t *testing.T) {
 func TestSlowWork(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	handler := newHandler(f.app, commands, nil).(*server)
+	handler := newHandler(f.app, commands, &Config{}).(*server)
 	handler.clientTimeout = 100 * time.Millisecond
 	f.serve(handler)
 	f.sandbox.FailOnly("GET /items", 1, sandbox.Slow)
@@ -395,7 +395,7 @@ func TestSlowWork(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	f.serve(newHandler(f.app, allowed(commands, true), nil))
+	f.serve(newHandler(f.app, allowed(commands, true), &Config{}))
 	id := f.sandbox.ItemIDs()[0]
 	f.do("POST", "/items", `{"message":"x"}`).requireProblem(405, "usage")
 	f.do("DELETE", "/reports", "").requireProblem(405, "usage")

@@ -18,7 +18,7 @@ func FuzzArguments(f *testing.F) {
 	f.Add("since=7d&until=2026-01-31T12:00:00Z&q=a+b&cursor=MTIuMA", `{"data":{"environment":"e","body":{"trace_chain":[{}]}}}`)
 	f.Add("limit=-1&limit=%00", `{"status":"resolved","assigned_user_id":null}`)
 	f.Add("=&;&%", `{"a":{"b":[}]}`)
-	s := newHandler(&App{}, commands, nil).(*server)
+	s := newHandler(&App{}, commands, &Config{}).(*server)
 	f.Fuzz(func(t *testing.T, query, body string) {
 		for _, c := range commands {
 			method, path, _ := strings.Cut(c.Route, " ")

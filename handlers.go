@@ -37,8 +37,8 @@ const maxBody = 1 << 20
 // A server answers requests.
 type server struct {
 	app    *App
+	config *Config
 	mux    *http.ServeMux // ends with a route for all that no other route matches
-	tokens []string       // that callers may send; without one, anybody on this machine may call
 	origin *http.CrossOriginProtection
 	paths  []string // of the routes, as patterns
 
@@ -52,12 +52,12 @@ type server struct {
 // noRoute is the pattern of the route for all that no other route matches.
 const noRoute = "/"
 
-// newHandler returns the service as a handler. Callers must send one of the tokens, if there are any.
-func newHandler(app *App, commands []*Command, tokens []string) http.Handler {
+// newHandler returns the service as a handler. Callers must send one of the API's tokens, if there are any.
+func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	s := &server{
-		app: app, mux: http.NewServeMux(), tokens: tokens, origin: http.NewCrossOriginProtection(), commands: commands,
+		app: app, config: config, mux: http.NewServeMux(), origin: http.NewCrossOriginProtection(), commands: commands,
 		clientTimeout: 30 * time.Second,
-		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, len(tokens) > 0) }),
+		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, config.asksForTokens()) }),
 	}
 	handle := func(pattern string, serve func(w *response, r *http.Request)) {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { serve(w.(*response), r) })
@@ -200,7 +200,7 @@ func (s *server) admit(r *http.Request, open bool) error {
 	if open {
 		return nil
 	}
-	if len(s.tokens) == 0 {
+	if !s.config.asksForTokens() {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
@@ -209,19 +209,41 @@ func (s *server) admit(r *http.Request, open bool) error {
 			return fail(wrongHost, "the Host header must be localhost or a loopback address, since no API_TOKEN is set")
 		}
 		if err := s.origin.Check(r); err != nil {
-			return fail(crossOrigin, "requests from other origins must not change anything, since no API_TOKEN is set")
+			return fail(forbidden, "requests from other origins must not change anything, since no API_TOKEN is set")
 		}
 		return nil
 	}
-	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	valid := 0
-	for _, token := range s.tokens {
-		valid |= subtle.ConstantTimeCompare([]byte(given), []byte(token))
-	}
-	if !strings.EqualFold(scheme, "Bearer") || valid == 0 {
+	if given := bearerOf(r); !isOneOf(given, s.config.apiTokens) && !isOneOf(given, s.config.apiReadTokens) {
 		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …")
 	}
 	return nil
+}
+
+// mayChange reports whether a caller who is admitted may use the commands that change something.
+func (s *server) mayChange(r *http.Request) bool {
+	return !s.config.asksForTokens() || isOneOf(bearerOf(r), s.config.apiTokens)
+}
+
+func refuseReadToken(c *Command) *Failure {
+	return fail(forbidden, "%s needs one of the tokens in API_TOKEN: yours is for what changes nothing", c.Name)
+}
+
+// bearerOf returns the token that the caller sent, or "".
+func bearerOf(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
+}
+
+// isOneOf reports whether somebody has sent one of the tokens. The time that takes says nothing about them.
+func isOneOf(given string, tokens []string) bool {
+	valid := 0
+	for _, token := range tokens {
+		valid |= subtle.ConstantTimeCompare([]byte(given), []byte(token))
+	}
+	return valid == 1
 }
 
 // methods are those that a route may have.
@@ -285,6 +307,9 @@ func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if err := s.admit(r, c.Open); err != nil {
 		return nil, err
+	}
+	if c.Changes && !s.mayChange(r) {
+		return nil, refuseReadToken(c)
 	}
 	args, err := s.arguments(w, r, c)
 	if err != nil {

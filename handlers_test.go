@@ -469,7 +469,7 @@ func TestPagesByLinks(t *testing.T) {
 func TestLinksBelowAPrefix(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
-	f.serve(http.StripPrefix("/rollbar", newHandler(f.app, commands, nil)))
+	f.serve(http.StripPrefix("/rollbar", newHandler(f.app, commands, &Config{})))
 	for path, list := range map[string]string{"/rollbar/items?limit=2": "items", "/rollbar/reports?limit=2": "reports"} {
 		var last string
 		seen := 0
@@ -501,7 +501,7 @@ func TestListThatFailsHalfWay(t *testing.T) {
 				yield(nil, fail(unavailable, "gone"))
 			},
 		}
-		s := newHandler(f.app, nil, nil).(*server)
+		s := newHandler(f.app, nil, &Config{}).(*server)
 		s.mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { w.(*response).respond(list) })
 		return s.ServeHTTP
 	}
@@ -518,4 +518,45 @@ func TestListThatFailsHalfWay(t *testing.T) {
 	}
 	assert.ErrorContains(t, err, "EOF")
 	assert.NotEqual(t, "EOF", err.Error())
+}
+
+// A read token opens what READ_ONLY leaves, and nothing else.
+func TestAPIReadToken(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name         string
+		tokens       []string
+		mayAnyChange bool
+	}{{"beside others", []string{"all", "more"}, true}, {"alone", nil, false}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 1, func(c *Config) { c.apiTokens, c.apiReadTokens = test.tokens, []string{"old-reader", "reader"} })
+			f.get("/items").requireProblem(401, "auth")
+			for _, token := range []string{"reader", "all"} {
+				isKnown, mayChange := token == "reader" || test.mayAnyChange, token == "all" && test.mayAnyChange
+				for _, c := range commands {
+					for _, route := range c.routes() {
+						method, path, _ := strings.Cut(strings.ReplaceAll(route, "{id}", "7"), " ")
+						got := f.do(method, path, `{"x":1}`, "Authorization", "Bearer "+token)
+						switch {
+						case c.Open || isKnown && (mayChange || !c.Changes):
+							assert.NotContains(t, []int{401, 403}, got.status, route)
+						case isKnown:
+							assert.Contains(t, got.requireProblem(403, "auth"), "API_TOKEN", route)
+							assert.Equal(t, `"Not allowed"`, got.at("title"))
+						default:
+							got.requireProblem(401, "auth")
+						}
+					}
+				}
+			}
+			for command, exit := range map[string]int{"items list": 0, "items create -message x": 5} {
+				args := append(strings.Fields(command), "-app-url", f.url, "-api-read-token", "reader,other")
+				got := runShell(t, "", args...)
+				assert.Equal(t, exit, got.exit, got.err)
+				assert.Contains(t, runShell(t, "", append(args, "-as-curl")...).out, `"Authorization: Bearer ${API_READ_TOKEN%%,*}"`)
+			}
+			assert.Empty(t, f.sandbox.PostsOf(""))
+		})
+	}
 }

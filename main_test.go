@@ -93,7 +93,7 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 			conn.Release()
 		}
 	}
-	f.serve(newHandler(f.app, commands, f.config.apiTokens))
+	f.serve(newHandler(f.app, commands, f.config))
 	return f
 }
 

@@ -183,13 +183,14 @@ func decodeHeader(value string) string {
 // An mcpServer answers the requests of agents.
 type mcpServer struct {
 	commands  []*Command // that exist here
+	readOnly  bool       // the caller may not use those that change something
 	telemetry *datadog.Client
 	failureOf func(error) *Failure
 	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
 
 // usable returns the commands that the caller may use.
-func (s *mcpServer) usable() []*Command { return s.commands }
+func (s *mcpServer) usable() []*Command { return allowed(s.commands, s.readOnly) }
 
 // answer returns the answer to a message as one line.
 func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) []byte {
@@ -317,6 +318,9 @@ func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcEr
 }
 
 func (s *mcpServer) runTool(ctx context.Context, c *Command, given json.RawMessage) (value any, texts []string, err error) {
+	if c.Changes && s.readOnly {
+		return nil, nil, refuseReadToken(c)
+	}
 	args, err := c.toolArguments(given)
 	if err != nil {
 		return nil, nil, err
@@ -421,7 +425,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 	w.operation = "mcp"
 	err := s.admit(r, false)
 	if err == nil && s.origin.Check(r) != nil {
-		err = fail(crossOrigin, "agents in pages of other origins are not served")
+		err = fail(forbidden, "agents in pages of other origins are not served")
 	}
 	var text []byte
 	if err == nil {
@@ -437,7 +441,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		return
 	}
 	m.requestID = w.id
-	agents := &mcpServer{s.commands, s.app.telemetry, failureOf, func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
+	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, failureOf, func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
 		return operation(withCall(ctx, &w.call), s.app)
 	}}
 	answer := agents.answer(r.Context(), m)
@@ -476,7 +480,7 @@ func (c *cli) runMCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	agents := &mcpServer{c.commands, telemetry, failureWithCause, func(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
+	agents := &mcpServer{c.commands, false, telemetry, failureWithCause, func(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
 		if config.AppURL != "" {
 			return runRemotely(ctx, config, command, args)
 		}

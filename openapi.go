@@ -45,7 +45,9 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 	}}}
 	security := []jsonObject{}
 	if secured {
-		components["securitySchemes"] = jsonObject{"token": jsonObject{"type": "http", "scheme": "bearer"}}
+		components["securitySchemes"] = jsonObject{"token": jsonObject{
+			"type": "http", "scheme": "bearer", "description": "one of the tokens in API_TOKEN, or for operations that change nothing, in API_READ_TOKEN",
+		}}
 		security = []jsonObject{{"token": []string{}}}
 	}
 	return json.MarshalIndent(jsonObject{

@@ -277,7 +277,7 @@ func TestOpenAPIWithTokensAndReadOnly(t *testing.T) {
 	assert.NotContains(t, document.Paths["/items"]["get"], "security", "it is the document's")
 	assert.NotContains(t, f.do("GET", openAPIPath, "", "Authorization", "Bearer token").body, "Bearer token")
 
-	f.serve(newHandler(f.app, allowed(commands, true), nil))
+	f.serve(newHandler(f.app, allowed(commands, true), &Config{}))
 	document = f.document()
 	assert.Equal(t, []map[string][]string{}, document.Security)
 	assert.Equal(t, ".", document.Servers[0]["url"], "relative to the document, so that a prefix holds")

@@ -284,7 +284,7 @@ func TestQueueHearsOfNewWork(t *testing.T) {
 	patient.outbox.backoff = 24 * time.Hour // it does not look for work
 	f.deliver(patient)
 	f.app = patient
-	f.serve(newHandler(patient, commands, f.config.apiTokens))
+	f.serve(newHandler(patient, commands, f.config))
 	f.sandbox.FailNext(maxAttempts, sandbox.Error)
 	uuid = newUUID()
 	require.Equal(t, 202, f.create(uuid).status)

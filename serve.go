@@ -64,7 +64,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 		printExports(std, config, listener.Addr())
 	}
 	defer app.startBackground(ctx, config.ReadOnly)()
-	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config.apiTokens), log)
+	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config), log)
 }
 
 // startBackground starts what the service does without a request, and returns a function that stops it
@@ -139,8 +139,8 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 func printExports(std console, config *Config, addr net.Addr) {
 	fmt.Fprintf(std.err, "\nThe service listens on http://%s. To use ./app in another shell, run there first:\n\n", addr)
 	fmt.Fprintf(std.err, "export APP_URL=http://%s\n", addr)
-	if len(config.apiTokens) > 0 {
-		fmt.Fprintf(std.err, "export API_TOKEN=%s\n", shellQuote(config.apiTokens[0]))
+	if tokens, setting := config.ownTokens(); len(tokens) > 0 {
+		fmt.Fprintf(std.err, "export %s=%s\n", setting, shellQuote(tokens[0]))
 	}
 	fmt.Fprintln(std.err)
 }
