@@ -63,6 +63,7 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 		return nil, err
 	}
 	app.outbox = newOutbox(app)
+	app.outbox.capacity = config.QueueLimit
 	return app, nil
 }
 

@@ -38,6 +38,7 @@ type Config struct {
 	DatabaseReadURL string
 	RollbarURL      string
 	RollbarTimeout  time.Duration
+	QueueLimit      int
 	ReadOnly        bool
 	AppURL          string
 	LogLevel        slog.Level
@@ -45,10 +46,12 @@ type Config struct {
 	ReportsKeep     time.Duration // 0 for ever
 	OccurrencesKeep time.Duration
 
-	token, readToken, writeToken, postToken string
+	token, readToken, writeToken, postToken, postClientToken string
 
 	apiTokens     []string // any of which callers must send; without one, every caller on this machine may call
 	apiReadTokens []string // of callers who may change nothing
+	relayTokens   []string // of Rollbar's SDKs; without one there is no relay
+	webhookTokens []string // in the URL of Rollbar's webhooks; without one they are not taken
 
 	telemetry datadog.Settings
 
@@ -89,9 +92,13 @@ func (c *Config) settings() []setting {
 		{"rollbar-read-token", "Rollbar access token with the scope read (default ROLLBAR_TOKEN)", "", parsed(&c.readToken, parseToken)},
 		{"rollbar-write-token", "Rollbar access token with the scope write (default ROLLBAR_TOKEN)", "", parsed(&c.writeToken, parseToken)},
 		{"rollbar-post-token", "Rollbar access token with the scope post_server_item (default ROLLBAR_TOKEN)", "", parsed(&c.postToken, parseToken)},
+		{"rollbar-post-client-token", "Rollbar access token with the scope post_client_item, for occurrences of browsers and apps (default ROLLBAR_TOKEN)", "", parsed(&c.postClientToken, parseToken)},
 		{"rollbar-timeout", "time limit for one call to Rollbar", "10s", parsed(&c.RollbarTimeout, parseTimeout)},
 		{"api-token", "token that callers of the service must send; several are separated by commas", "", parsed(&c.apiTokens, parseTokens)},
 		{"api-read-token", "token of callers who may only do what read-only leaves; several are separated by commas", "", parsed(&c.apiReadTokens, parseTokens)},
+		{"relay-token", "token that Rollbar's SDKs send to /api/1/item/, which delivers what they report; several are separated by commas", "", parsed(&c.relayTokens, parseTokens)},
+		{"webhook-token", "token in the URL of Rollbar's webhooks, /webhooks/rollbar?token=…; several are separated by commas", "", parsed(&c.webhookTokens, parseTokens)},
+		{"queue-limit", "how many occurrences may wait for delivery", "100000", parsed(&c.QueueLimit, parseCount)},
 		{"read-only", "disable the operations that change Rollbar or delete reports or occurrences", "false", parsed(&c.ReadOnly, parseBool)},
 		{"reports-keep", "delete reports that were last seen longer ago than this, such as 400d (serve; default: never)", "", parsed(&c.ReportsKeep, parseAge)},
 		{"occurrences-keep", "delete archived occurrences that are older than this, such as 400d (serve; default: never)", "", parsed(&c.OccurrencesKeep, parseAge)},
@@ -225,6 +232,14 @@ func parseAge(value string) (time.Duration, error) {
 	return unit * min(time.Duration(n), longestAge/unit), nil
 }
 
+func parseCount(value string) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 1 {
+		return 0, errors.New("must be a whole number at least 1")
+	}
+	return n, nil
+}
+
 func parseBool(value string) (bool, error) {
 	b, err := strconv.ParseBool(value)
 	if err != nil {
@@ -329,7 +344,7 @@ func misspelt(names []string) (remarks []string) {
 
 // mask returns a mask that knows the secrets among the settings. A password that is also the user's name is none.
 func (c *Config) mask() *secrets.Mask {
-	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens, c.apiReadTokens)
+	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {
 		if u, err := url.Parse(address); err == nil {
 			password, isSet := u.User.Password()
@@ -369,6 +384,8 @@ func (c *Config) tokens() map[scope]accessToken {
 		scopeRead:  either(c.readToken, "ROLLBAR_READ_TOKEN"),
 		scopeWrite: either(c.writeToken, "ROLLBAR_WRITE_TOKEN"),
 		scopePost:  either(c.postToken, "ROLLBAR_POST_TOKEN"),
+
+		scopePostClient: either(c.postClientToken, "ROLLBAR_POST_CLIENT_TOKEN"),
 	}
 }
 
@@ -404,21 +421,22 @@ const sandboxItems = 250
 func (c *Config) useSandbox(base string) {
 	c.RollbarURL = base
 	c.token = ""
-	c.readToken, c.writeToken, c.postToken = sandbox.ReadToken, sandbox.WriteToken, sandbox.PostToken
+	c.readToken, c.writeToken = sandbox.ReadToken, sandbox.WriteToken
+	c.postToken, c.postClientToken = sandbox.PostToken, sandbox.ClientPostToken
 }
 
 // checkServe returns an error if serve lacks a setting or would be unsafe.
 func (c *Config) checkServe() error {
 	host, _, _ := net.SplitHostPort(c.Addr)
-	hasToken := cmp.Or(c.token, c.readToken, c.writeToken, c.postToken) != ""
+	hasToken := cmp.Or(c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken) != ""
 	switch {
 	case c.DatabaseURL == "":
 		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
 	case !hasToken && !c.Sandbox:
-		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
+		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN, ROLLBAR_POST_CLIENT_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
 	case !c.asksForTokens() && !isLoopback(host):
 		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on loopback addresses only, and ADDR is %s", c.Addr))
-	case slices.Contains(append(c.apiReadTokens, c.apiTokens...), placeholderToken) && !c.Sandbox:
+	case slices.Contains(slices.Concat(c.apiTokens, c.apiReadTokens), placeholderToken) && !c.Sandbox:
 		return fail(misconfigured, "API_TOKEN or API_READ_TOKEN is still the placeholder of .env.example, which everybody knows: set your own, such as the output of `openssl rand -hex 32`")
 	}
 	return nil

@@ -29,7 +29,7 @@ func TestConfigDefaults(t *testing.T) {
 	config, err := loadConfig(nil, filepath.Join(t.TempDir(), "missing"))
 	require.NoError(t, err)
 	assert.Equal(t, &Config{
-		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second, LogLevel: slog.LevelInfo,
+		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second, QueueLimit: 100_000, LogLevel: slog.LevelInfo,
 		telemetry: datadog.Settings{TraceEnabled: true, DefaultService: "app", DefaultVersion: buildVersion()},
 	}, config)
 }

@@ -114,17 +114,9 @@ func (c Created) outcome() outcome {
 func (Created) outcomes() []outcome { return []outcome{created, accepted} }
 
 func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, error) {
-	if err := app.rollbar.require(scopePost); err != nil {
+	data, uuid := identified(in.payload())
+	if err := app.rollbar.require(postScope(data)); err != nil {
 		return Created{}, err
-	}
-	data := in.payload()
-	if isNull(rawjson.Get(data, "timestamp")) { // it may arrive hours later
-		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
-	}
-	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
-	if uuid == "" {
-		uuid = newUUID()
-		data = rawjson.Set(data, "uuid", rawjson.AppendQuoted(nil, uuid))
 	}
 	if err := checkSize(data); err != nil {
 		return Created{}, err
@@ -139,11 +131,24 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 	return app.create(ctx, uuid, data)
 }
 
+// identified returns the data with a timestamp, since they may arrive hours later, and with a uuid.
+func identified(data json.RawMessage) (json.RawMessage, string) {
+	if isNull(rawjson.Get(data, "timestamp")) {
+		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
+	}
+	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
+	if uuid == "" {
+		uuid = newUUID()
+		data = rawjson.Set(data, "uuid", rawjson.AppendQuoted(nil, uuid))
+	}
+	return data, uuid
+}
+
 // create stores the occurrence, sends it and records what became of it.
 func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (Created, error) {
 	sending, cancel := context.WithTimeout(ctx, app.outbox.lease()) // until then nobody else sends it
 	defer cancel()
-	e, err := app.outbox.enqueue(ctx, uuid, data)
+	e, err := app.outbox.enqueue(ctx, uuid, data, true)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return Created{}, fmt.Errorf("create %s: %w", uuid, ctx.Err())
@@ -153,18 +158,24 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 		return e.created()
 	}
 	app.telemetry.Count("app.reports.stored", 1)
+	lane := app.outbox.laneOf(data)
 	err = app.rollbar.Post(sending, data)
 	switch {
 	case err == nil:
 		app.store.deliveries.Put(ctx, e.id)
-		app.outbox.succeeded()
+		lane.succeeded()
 		return Created{uuid, "delivered"}, nil
 	case isFinal(err):
 		app.outbox.reject(ctx, e, err)
 	case isKind(err, rollbarAuth):
 		app.outbox.discard(ctx, e)
+	case app.outbox.isOver(ctx):
+		app.outbox.discard(ctx, e)
+		f := app.outbox.full()
+		f.err, f.upstream = err, failureOf(err).upstream
+		err = f
 	default:
-		app.outbox.makeAvailable(ctx, e)
+		lane.makeAvailable(ctx, e)
 		if ctx.Err() == nil {
 			return Created{uuid, "queued"}, nil
 		}

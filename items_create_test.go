@@ -133,13 +133,31 @@ func TestCreateWithoutRollbar(t *testing.T) {
 	assert.Equal(t, "queued", f.state(uuid))
 }
 
-// Whose token it is that Rollbar refuses is said with the scope that it needs.
+// The platform decides on the token. Whose token it is that is missing or refused is said with its scope.
 func TestCreateForABrowser(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 0)
-	detail := f.do("POST", "/items", `{"data":{"environment":"e","platform":"browser","body":{"message":{"body":"x"}}}}`).requireProblem(502, "rollbar-auth")
-	assert.Contains(t, detail, "Rollbar refused ROLLBAR_POST_TOKEN, which needs the scope post_client_item: ")
-	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
+	const payload = `{"data":{"environment":"e","platform":"browser","body":{"message":{"body":"x"}}}}`
+	for _, test := range []struct {
+		name, token, any string
+		want             string
+	}{
+		{"a token of its own", sandbox.ClientPostToken, "", ""},
+		{"the wrong one", sandbox.PostToken, "", "Rollbar refused ROLLBAR_POST_CLIENT_TOKEN, which needs the scope post_client_item: "},
+		{"the old one for everything", "", sandbox.Token, "Rollbar refused ROLLBAR_TOKEN, which needs the scope post_client_item: "},
+		{"none", "", "", "ROLLBAR_POST_CLIENT_TOKEN is not set"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0, func(c *Config) { c.postClientToken, c.token = test.token, test.any })
+			got := f.do("POST", "/items", payload)
+			if test.want == "" {
+				assert.Equal(t, 201, got.status, got.body)
+				return
+			}
+			assert.Contains(t, got.requireProblem(502, "rollbar-auth"), test.want)
+			assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
+		})
+	}
 }
 
 // Entries whose token Rollbar refuses wait, hold up no other, and are tried again when the service starts,

@@ -239,6 +239,7 @@ func (f *fixture) runWith(stdin string, args ...string) shell {
 	settings := []string{
 		"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + f.config.readToken,
 		"-rollbar-write-token=" + f.config.writeToken, "-rollbar-post-token=" + f.config.postToken,
+		"-rollbar-post-client-token=" + f.config.postClientToken,
 		"-rollbar-timeout=" + f.config.RollbarTimeout.String(), "-database-url=" + f.config.DatabaseURL,
 	}
 	return runShell(f.t, stdin, append(settings, args...)...)

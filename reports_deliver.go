@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -44,105 +45,144 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	if err != nil {
 		return Delivery{}, err
 	}
-	if err := app.rollbar.require(scopePost); err != nil {
+	if err := app.rollbar.require(scopePost); err != nil && app.rollbar.require(scopePostClient) != nil {
 		return Delivery{}, err
 	}
-	ids, err := app.outbox.queued(ctx)
-	d := newDrain(app.outbox)
+	var total Delivery
+	for _, l := range app.outbox.lanes {
+		if app.rollbar.require(l.scope) != nil {
+			continue
+		}
+		d, err := l.deliverOnce(ctx)
+		if err != nil {
+			return Delivery{}, fmt.Errorf("deliver: %w", err)
+		}
+		total.Delivered += d.delivered.Load()
+		total.Rejected += d.rejected.Load()
+	}
+	store.deliveries.Flush(ctx)
+	for _, l := range app.outbox.lanes {
+		ids, err := l.queued(ctx)
+		if err != nil {
+			return Delivery{}, err
+		}
+		total.Queued += int64(len(ids))
+	}
+	return total, nil
+}
+
+// deliverOnce tries what is in the lane now, until Rollbar limits us.
+func (l *lane) deliverOnce(ctx context.Context) (*drain, error) {
+	ids, err := l.queued(ctx)
+	d := newDrain(l)
 	claim := func(ctx context.Context) (*entry, error) {
 		for len(ids) > 0 && !d.limited.Load() {
 			id := ids[0]
 			ids = ids[1:]
-			if e, err := app.outbox.claim(ctx, id); e != nil || err != nil {
+			if e, err := l.claim(ctx, id); e != nil || err != nil {
 				return e, err
 			}
 		}
 		return nil, nil
 	}
-	for found := true; found && err == nil; {
-		found, err = d.next(ctx, claim)
+	for e := new(entry); e != nil && err == nil; {
+		e, err = d.next(ctx, claim, true)
 	}
 	d.workers.Wait()
-	if err != nil {
-		return Delivery{}, fmt.Errorf("deliver: %w", err)
-	}
-	store.deliveries.Flush(ctx)
-	ids, err = app.outbox.queued(ctx)
-	return Delivery{d.delivered.Load(), int64(len(ids)), d.rejected.Load()}, err
+	return d, err
 }
 
-// deliverQueue delivers what is queued until the context ends. It learns at once of entries from its own
-// process, and looks for those of others every second.
+// deliverQueue delivers what is queued until the context ends.
 func (app *App) deliverQueue(ctx context.Context) {
-	o := app.outbox
-	d := newDrain(o)
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() { app.findItems(ctx) })
+	for _, l := range app.outbox.lanes {
+		work.Go(func() { l.deliver(ctx) })
+	}
+}
+
+// deliver delivers what is in the lane until the context ends. It learns at once of entries from its own
+// process, and looks for those of others every second. An entry that comes while none is due begins at once.
+func (l *lane) deliver(ctx context.Context) {
+	o := l.outbox
+	if err := o.app.rollbar.require(l.scope); err != nil {
+		if ids, _ := l.queued(ctx); len(ids) > 0 {
+			o.app.log.WarnContext(ctx, "occurrences wait for a token of Rollbar's", "occurrences", len(ids), "error", err)
+		}
+		return
+	}
+	d := newDrain(l)
 	defer d.workers.Wait()
-	d.workers.Go(func() { app.findItems(ctx) })
-	for ctx.Err() == nil {
-		if limit := o.limit(); limit > 0 {
-			o.await(ctx, limit)
+	for wait := true; ctx.Err() == nil; {
+		if limit := l.limit(); limit > 0 {
+			l.await(ctx, limit)
 			continue
 		}
-		found, err := d.next(ctx, o.claimDue)
+		e, err := d.next(ctx, l.claimDue, wait)
 		switch {
-		case err != nil && ctx.Err() == nil:
-			app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
-			sleep(ctx, 5*o.backoff)
-		case !found:
-			o.await(ctx, o.backoff)
+		case err != nil:
+			if ctx.Err() == nil {
+				o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
+				sleep(ctx, 5*o.backoff)
+			}
+		case e != nil:
+			wait = e.others
+		default:
+			wait = !l.await(ctx, o.backoff)
 		}
 	}
 }
 
 // claimDue claims the next entry that is due. After an outage all are.
-func (o *outbox) claimDue(ctx context.Context) (*entry, error) {
-	if o.recovered.Swap(false) {
-		if err := o.makeAllAvailable(ctx); err != nil {
-			o.recovered.Store(true)
+func (l *lane) claimDue(ctx context.Context) (*entry, error) {
+	if l.recovered.Swap(false) {
+		if err := l.makeAllAvailable(ctx); err != nil {
+			l.recovered.Store(true)
 			return nil, err
 		}
 	}
-	return o.claim(ctx, 0)
+	return l.claim(ctx, 0)
 }
 
-// A drain delivers entries, several at a time, and counts the results. Its owner waits for the workers.
+// A drain delivers a lane's entries, several at a time, and counts the results. Its owner waits for the workers.
 type drain struct {
-	outbox              *outbox
+	lane                *lane
 	slots               chan struct{} // taken by workers
 	workers             sync.WaitGroup
 	delivered, rejected atomic.Int64
 	limited             atomic.Bool // Rollbar's rate limit was hit
 }
 
-func newDrain(o *outbox) *drain {
-	return &drain{outbox: o, slots: make(chan struct{}, deliveryWorkers)}
+func newDrain(l *lane) *drain {
+	return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)}
 }
 
-// next waits until another delivery may begin, claims an entry and starts to deliver it. It reports whether
-// there was one.
-func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error)) (bool, error) {
+// next claims an entry and starts to deliver it, if it is to wait, in its turn. It returns nil where there is
+// none.
+func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool) (*entry, error) {
 	d.slots <- struct{}{}
 	var e *entry
-	err := d.outbox.turn(ctx)
+	err := d.lane.turn(ctx, wait)
 	if err == nil {
 		e, err = claim(ctx)
 	}
 	if e == nil {
 		<-d.slots
-		return false, err
+		return nil, err
 	}
 	d.workers.Go(func() {
 		defer func() { <-d.slots }()
 		if err := async.Protect(func() error { d.deliver(ctx, e); return nil }); err != nil {
-			d.outbox.app.log.ErrorContext(ctx, "panic", "uuid", e.uuid, "error", err)
+			d.lane.outbox.app.log.ErrorContext(ctx, "panic", "uuid", e.uuid, "error", err)
 		}
 	})
-	return true, nil
+	return e, nil
 }
 
 // deliver sends an entry once and records what became of it.
 func (d *drain) deliver(ctx context.Context, e *entry) {
-	o, app := d.outbox, d.outbox.app
+	l, o, app := d.lane, d.lane.outbox, d.lane.outbox.app
 	ctx, cancel := finishing(ctx, e.until)
 	defer cancel()
 	ctx, span := app.telemetry.StartSpan(app.telemetry.ContinueTrace(ctx, e.traceContext), "queue.deliver", "custom", "queue.deliver")
@@ -154,17 +194,17 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	case err == nil:
 		app.store.deliveries.Put(ctx, e.id)
 		d.delivered.Add(1)
-		o.succeeded()
+		l.succeeded()
 	case isFinal(err):
 		o.reject(ctx, e, err)
 		d.rejected.Add(1)
-		o.succeeded()
+		l.succeeded()
 	default:
 		app.log.WarnContext(ctx, "occurrence stays queued", "uuid", e.uuid, "attempts", e.attempts, "error", err)
 		if isKind(err, rateLimited) {
 			d.limited.Store(true)
 		}
-		o.failed(e.attempts, err)
+		l.failed(e.attempts, err)
 		o.reschedule(ctx, e, o.pause(e.attempts))
 	}
 }
@@ -177,18 +217,30 @@ func finishing(ctx context.Context, until time.Time) (context.Context, context.C
 	return finish, func() { stop(); cancel() }
 }
 
-// An outbox enqueues and delivers. It also tracks the outage that its process sees: a run of failures that
-// ends with the first success, including that of a request.
+// An outbox enqueues and delivers.
 type outbox struct {
-	app       *App
-	entries   async.Batcher[*entry, *entry] // to be enqueued
-	pace      time.Duration                 // between two deliveries
-	backoff   time.Duration                 // before the second attempt; it doubles
+	app      *App
+	entries  async.Batcher[*entry, *entry] // to be enqueued
+	pace     time.Duration                 // between two deliveries, where Rollbar's rate limit is not known
+	backoff  time.Duration                 // before the second attempt; it doubles
+	capacity int                           // how many occurrences may be queued
+	lanes    [2]*lane                      // of servers and of clients
+
+	mu      sync.Mutex
+	length  int       // of the queue, when it was counted, and what has come since
+	counted time.Time // or zero
+}
+
+// A lane is the occurrences that are sent with one of Rollbar's tokens, and held up by nothing else. It also
+// tracks the outage that its process sees: a run of failures that ends with the first success, including that
+// of a request.
+type lane struct {
+	outbox    *outbox
+	scope     scope // of the token
 	notified  chan struct{}
 	recovered atomic.Bool // all waiting entries are to be made available
 
 	mu           sync.Mutex
-	next         time.Time // the next delivery's turn
 	failures     int       // in a row
 	fresh        bool      // one of them was an entry's first
 	limitedUntil time.Time // Rollbar's rate limit lasts until then
@@ -196,61 +248,77 @@ type outbox struct {
 
 // newOutbox returns an outbox that tries all entries soon: the service may have been started for a new token.
 func newOutbox(app *App) *outbox {
-	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff, notified: make(chan struct{}, 1), fresh: true}
+	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff}
+	for i, s := range []scope{scopePost, scopePostClient} {
+		o.lanes[i] = &lane{outbox: o, scope: s, notified: make(chan struct{}, 1), fresh: true}
+		o.lanes[i].recovered.Store(true)
+	}
 	o.entries.Run, o.entries.Key = o.enqueueAll, func(e *entry) string { return e.uuid }
 	o.entries.Pause = 200 * time.Microsecond
 	o.entries.Limit, o.entries.Alone, o.entries.Span = storeTimeout, itemAtFault, "store.shared"
 	app.store.deliveries.Run = o.complete
-	o.recovered.Store(true)
 	return o
 }
 
+// laneOf returns the lane of an occurrence.
+func (o *outbox) laneOf(data json.RawMessage) *lane {
+	if postScope(data) == scopePostClient {
+		return o.lanes[1]
+	}
+	return o.lanes[0]
+}
+
 // failed records a failure. The attempts are those of the entry so far.
-func (o *outbox) failed(attempts int, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.failures++
-	o.fresh = o.fresh || attempts == 1
+func (l *lane) failed(attempts int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failures++
+	l.fresh = l.fresh || attempts == 1
 	var f *Failure
 	if errors.As(err, &f) && f.kind == rateLimited {
-		o.limitedUntil = time.Now().Add(min(f.wait, longestPause)) // it may be lifted before
+		l.limitedUntil = time.Now().Add(min(f.wait, longestPause)) // it may be lifted before
 	}
 }
 
 // succeeded records that Rollbar took or refused an occurrence, which ends an outage. If only entries failed
 // that had failed before, there was none, and they keep their pauses.
-func (o *outbox) succeeded() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.failures == 0 {
+func (l *lane) succeeded() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failures == 0 {
 		return
 	}
-	if o.fresh {
-		o.recovered.Store(true)
+	if l.fresh {
+		l.recovered.Store(true)
 	}
-	o.failures, o.fresh, o.limitedUntil = 0, false, time.Time{}
-	o.notify()
+	l.failures, l.fresh, l.limitedUntil = 0, false, time.Time{}
+	l.notify()
 }
 
-// turn waits until another delivery may begin. Its error is the context's.
-func (o *outbox) turn(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// turn waits until another delivery may begin, at the pace that Rollbar allows. Unless it is to wait, it may
+// begin at once while all is well. Its error is the context's.
+func (l *lane) turn(ctx context.Context, wait bool) error {
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		slowdown := max(1, min(l.failures/outageAfter, longestSlowdown))
+		if !wait && l.failures == 0 {
+			slowdown = 0
+		}
+		l.mu.Unlock()
+		left := l.outbox.app.rollbar.limits.turn(l.scope, l.outbox.pace, slowdown)
+		if left <= 0 {
+			break
+		}
+		sleep(ctx, min(left, time.Second)) // more may be known by then
 	}
-	o.mu.Lock()
-	wait := max(0, time.Until(o.next))
-	slowdown := max(1, min(o.failures/outageAfter, longestSlowdown))
-	o.next = time.Now().Add(wait + o.pace*time.Duration(slowdown))
-	o.mu.Unlock()
-	sleep(ctx, wait)
 	return ctx.Err()
 }
 
 // limit is how long Rollbar's rate limit still lasts.
-func (o *outbox) limit() time.Duration {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return time.Until(o.limitedUntil)
+func (l *lane) limit() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(time.Until(l.limitedUntil), l.outbox.app.rollbar.limits.rest(l.scope))
 }
 
 // pause is the time between an attempt and the next one. It doubles, with jitter.
@@ -260,18 +328,20 @@ func (o *outbox) pause(attempts int) time.Duration {
 }
 
 // notify says that there may be something to deliver.
-func (o *outbox) notify() {
+func (l *lane) notify() {
 	select {
-	case o.notified <- struct{}{}:
+	case l.notified <- struct{}{}:
 	default: // already notified
 	}
 }
 
-// await waits for a notification, but not longer than atMost.
-func (o *outbox) await(ctx context.Context, atMost time.Duration) {
+// await waits for a notification, but not longer than atMost. It reports whether there was one.
+func (l *lane) await(ctx context.Context, atMost time.Duration) bool {
 	select {
-	case <-o.notified:
+	case <-l.notified:
+		return true
 	case <-time.After(atMost):
 	case <-ctx.Done():
 	}
+	return false
 }

@@ -21,6 +21,9 @@ import (
 	"app/internal/sandbox"
 )
 
+// newLane returns the lane of servers of an outbox without a database.
+func newLane() *lane { return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{}}).lanes[0] }
+
 // tried reports whether the queue has tried something in vain.
 func (f *fixture) tried() bool {
 	return len(f.rows(`SELECT '' FROM reports WHERE state = 'queued' AND attempts > 0 AND leased_until <= now()`)) > 0
@@ -128,11 +131,11 @@ func TestDeliveryBehindManyThatFail(t *testing.T) {
 // The longer an outage lasts, the more rest Rollbar gets, up to a second between two deliveries.
 func TestDeliverySlowsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutbox(&App{store: &Store{}})
+		o := newLane()
 		began := time.Now()
 		fail := func(times int) {
 			for range times {
-				assert.NoError(t, o.turn(t.Context()))
+				assert.NoError(t, o.turn(t.Context(), true))
 				o.failed(1, errors.New("500"))
 			}
 		}
@@ -145,9 +148,9 @@ func TestDeliverySlowsDown(t *testing.T) {
 		fail(10)
 		assert.Equal(t, 10*time.Second, time.Since(began))
 		o.succeeded()
-		assert.NoError(t, o.turn(t.Context()))
+		assert.NoError(t, o.turn(t.Context(), true))
 		began = time.Now()
-		assert.NoError(t, o.turn(t.Context()))
+		assert.NoError(t, o.turn(t.Context(), true))
 		assert.Equal(t, deliveryPace, time.Since(began))
 	})
 }
@@ -172,11 +175,11 @@ func TestDeliveryInOrder(t *testing.T) {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			return next.RoundTrip(r)
 		})
-		d := newDrain(f.app.outbox)
+		d := newDrain(f.app.outbox.lanes[0])
 		for range uuids {
-			found, err := d.next(t.Context(), f.app.outbox.claimDue)
+			e, err := d.next(t.Context(), d.lane.claimDue, true)
 			require.NoError(t, err)
-			require.True(t, found)
+			require.NotNil(t, e)
 			d.workers.Wait()
 		}
 		assert.Equal(t, uuids, order)
@@ -187,7 +190,7 @@ func TestDeliveryInOrder(t *testing.T) {
 // no outage.
 func TestDeliveryDuringAnOutage(t *testing.T) {
 	t.Parallel()
-	o := newOutbox(&App{store: &Store{}})
+	o := newLane()
 	assert.True(t, o.recovered.Swap(false), "all are tried when the service starts")
 	down := fail(badGateway, "500")
 	for _, step := range []struct {
@@ -204,11 +207,11 @@ func TestDeliveryDuringAnOutage(t *testing.T) {
 
 func TestDeliveryPauses(t *testing.T) {
 	t.Parallel()
-	o := newOutbox(&App{store: &Store{}})
+	o := newLane()
 	for attempts, longest := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 50: longestPause, 5000: longestPause} {
 		for range 20 {
-			assert.LessOrEqual(t, o.pause(attempts), longest)
-			assert.GreaterOrEqual(t, o.pause(attempts), longest/2)
+			assert.LessOrEqual(t, o.outbox.pause(attempts), longest)
+			assert.GreaterOrEqual(t, o.outbox.pause(attempts), longest/2)
 		}
 	}
 	assert.LessOrEqual(t, o.limit(), time.Duration(0))
@@ -227,14 +230,15 @@ func TestDeliveryTurnsAreNotForLookups(t *testing.T) {
 	require.Equal(t, 201, f.create(newUUID()).status)
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
 	next := time.Now().Add(time.Hour)
-	f.app.outbox.next = next
+	limit := f.app.rollbar.limits.of(scopePost)
+	limit.delivery = next
 	ctx, stop := newContext(t)
 	done := make(chan struct{})
 	go func() { f.app.findItems(ctx); close(done) }()
 	until(t, "the item is known", func() bool { return f.rows(`SELECT count(item_id)::text FROM reports`)[0] == "1" })
 	stop()
 	<-done
-	assert.Equal(t, next, f.app.outbox.next)
+	assert.Equal(t, next, limit.delivery)
 }
 
 // While Rollbar limits us, reports.deliver does not try the rest.
@@ -270,7 +274,7 @@ func TestPauseEndsWithADelivery(t *testing.T) {
 	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
 	f.sandbox.SetFault(sandbox.None)
 	require.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":1,`)
-	f.sandbox.FailOnly("POST /item", 1, sandbox.LimitedFar)
+	f.sandbox.FailOnly("POST /item", 4, sandbox.Error) // all attempts of the create
 	require.Equal(t, 202, f.create(second).status)
 	f.eventually(second, "delivered")
 }
@@ -297,4 +301,193 @@ func TestQueueRestsAndRecovers(t *testing.T) {
 			f.eventually(second, "delivered")
 		})
 	}
+}
+
+// The queue makes at most half of the calls that Rollbar's limit leaves, spread over the rest of the window.
+func TestDeliveryPace(t *testing.T) {
+	headers := func(status int, left, seconds string) *http.Response {
+		return &http.Response{StatusCode: status, Header: http.Header{"X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}}
+	}
+	for _, tt := range []struct {
+		name       string
+		res        *http.Response
+		pace, rest time.Duration
+	}{
+		{"nothing known", &http.Response{StatusCode: 200}, deliveryPace, 0},
+		{"plenty", headers(200, "48000", "60"), 2500 * time.Microsecond, 0},
+		{"little", headers(200, "10", "600"), 100 * time.Second, 0},
+		{"odd number", headers(422, "3", "30"), 15 * time.Second, 0},
+		{"one", headers(200, "1", "30"), 30 * time.Second, 30 * time.Second},
+		{"nothing for long", headers(200, "0", "66988"), trusted, trusted},
+		{"window ended", headers(200, "0", "0"), deliveryPace, 0},
+		{"over the limit", headers(429, "0", "66988"), deliveryPace, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLane()
+				require.NoError(t, l.turn(t.Context(), true))
+				l.outbox.app.rollbar.limits.read(scopePost, tt.res)
+				began := time.Now()
+				for rest := l.limit(); rest > 0; rest = l.limit() {
+					time.Sleep(min(rest, time.Second))
+				}
+				assert.Equal(t, tt.rest, time.Since(began))
+				require.NoError(t, l.turn(t.Context(), true))
+				assert.InDelta(t, tt.pace, time.Since(began), float64(tt.pace)/100)
+				began = time.Now()
+				require.NoError(t, l.outbox.lanes[1].turn(t.Context(), true))
+				assert.Zero(t, time.Since(began), "another token's")
+			})
+		})
+	}
+}
+
+// Half of a window's calls are left to others.
+func TestDeliveryPaceOfAWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLane()
+		began, left := time.Now(), 1000
+		for ; time.Since(began) < 59*time.Second; left-- {
+			seconds := fmt.Sprintf("%.0f", (time.Minute - time.Since(began)).Seconds())
+			l.outbox.app.rollbar.limits.read(scopePost, &http.Response{Header: http.Header{
+				"X-Rate-Limit-Remaining": {fmt.Sprint(left)}, "X-Rate-Limit-Remaining-Seconds": {seconds},
+			}})
+			time.Sleep(l.limit())
+			require.NoError(t, l.turn(t.Context(), true))
+		}
+		assert.InDelta(t, 500, left, 10)
+	})
+}
+
+// A token that serves both lanes has one pace.
+func TestDeliveryPaceOfASharedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newLane().outbox
+		o.app.rollbar.limits.tokens = map[scope]accessToken{scopePost: {value: "x"}, scopePostClient: {value: "x"}}
+		began := time.Now()
+		for n := range 10 {
+			require.NoError(t, o.lanes[n%2].turn(t.Context(), true))
+		}
+		assert.Equal(t, 9*deliveryPace, time.Since(began))
+	})
+}
+
+// What comes while nothing waits is tried at once, unless Rollbar fails.
+func TestDeliveryBeginsAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.app.outbox.pace, f.app.outbox.backoff = time.Hour, time.Hour
+	f.deliver(f.app)
+	for range 3 {
+		uuid := newUUID()
+		_, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), false)
+		require.NoError(t, err)
+		f.app.outbox.lanes[0].notify()
+		f.eventually(uuid, "delivered")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := newLane()
+		l.failed(1, errors.New("500"))
+		began := time.Now()
+		for range 3 {
+			require.NoError(t, l.turn(t.Context(), false))
+		}
+		assert.Equal(t, 2*deliveryPace, time.Since(began))
+	})
+}
+
+// Whatever is wrong with one token, the occurrences for the other one are delivered.
+func TestTokensHoldUpTheirOwn(t *testing.T) {
+	t.Parallel()
+	of := map[string]string{"server": "", "client": `,"platform":"ios"`}
+	for _, test := range []struct{ name, post, client, good string }{
+		{"no token for clients", sandbox.PostToken, "", "server"},
+		{"no token for servers", "", sandbox.ClientPostToken, "client"},
+		{"a wrong token for clients", sandbox.PostToken, "wrong", "server"},
+		{"a wrong token for servers", "wrong", sandbox.ClientPostToken, "client"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0, func(c *Config) { c.postToken, c.postClientToken = test.post, test.client })
+			queue := func(kind string) (uuids []string) {
+				for range 30 {
+					uuid := newUUID()
+					data := fmt.Appendf(nil, `{"environment":"e","body":{"message":{"body":"x"}},"uuid":%q%s}`, uuid, of[kind])
+					_, err := f.app.outbox.enqueue(t.Context(), uuid, data, false)
+					require.NoError(t, err)
+					uuids = append(uuids, uuid)
+				}
+				return uuids
+			}
+			bad := "client"
+			if test.good == bad {
+				bad = "server"
+			}
+			held, first := queue(bad), queue(test.good)
+			assert.Equal(t, `{"delivered":30,"queued":30,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
+			second := queue(test.good)
+			f.deliver(f.app)
+			for _, uuid := range append(first, second...) {
+				f.eventually(uuid, "delivered")
+			}
+			assert.Equal(t, []string{"30"}, f.rows(`SELECT count(*)::text FROM reports WHERE state = 'queued'`))
+			if test.post == "" || test.client == "" {
+				until(t, "it is said", func() bool { return strings.Contains(f.log.String(), "occurrences wait for a token") })
+				assert.Equal(t, []string{"0"}, f.rows(`SELECT max(attempts)::text FROM reports WHERE uuid = '`+held[0]+`'`))
+			}
+			f.config.postToken, f.config.postClientToken = sandbox.PostToken, sandbox.ClientPostToken
+			f.deliver(f.newApp())
+			f.eventually(held[29], "delivered")
+		})
+	}
+}
+
+// A full queue refuses what would have to wait, and nothing else.
+func TestQueueLimit(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 3 })
+	full := func(got *answer) {
+		t.Helper()
+		assert.Contains(t, got.requireProblem(503, "unavailable"), "QUEUE_LIMIT")
+		assert.Equal(t, "10", got.header.Get("Retry-After"))
+	}
+	f.sandbox.SetFault(sandbox.Down)
+	for _, uuid := range []string{"one", "two", "three"} {
+		require.Equal(t, 202, f.create(uuid).status)
+	}
+	full(f.create("four"))
+	assert.Equal(t, 202, f.create("two").status, "it is there already")
+	_, err := f.app.outbox.enqueue(t.Context(), "five", occurrence("five"), false)
+	assert.True(t, isKind(err, unavailable), err)
+	e, err := f.app.outbox.enqueue(t.Context(), "three", occurrence("three"), false)
+	require.NoError(t, err)
+	assert.False(t, e.isNew)
+	assert.Equal(t, 7, f.run("items", "create", "-message", "x", "-queue-limit", "3").exit)
+	assert.Equal(t, []string{"one", "three", "two"}, f.rows(`SELECT uuid FROM reports ORDER BY uuid`))
+
+	f.sandbox.SetFault(sandbox.None)
+	assert.Equal(t, 201, f.create("six").status, "it need not wait")
+	f.do("POST", "/reports/deliver", "")
+	e, err = f.app.outbox.enqueue(t.Context(), "seven", occurrence("seven"), false)
+	require.NoError(t, err)
+	assert.True(t, e.isNew)
+}
+
+// Of many at once, as many are queued as there is room for.
+func TestQueueLimitOfMany(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 25 })
+	var queued atomic.Int64
+	var callers sync.WaitGroup
+	for range 100 {
+		callers.Go(func() {
+			uuid := newUUID()
+			if _, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), false); err == nil {
+				queued.Add(1)
+			}
+		})
+	}
+	callers.Wait()
+	assert.Equal(t, int64(25), queued.Load())
+	assert.Equal(t, []string{"25"}, f.rows(`SELECT count(*)::text FROM reports`))
 }

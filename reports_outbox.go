@@ -22,6 +22,9 @@ import (
 // clock was set back.
 const longestPause = 5 * time.Minute
 
+// fullWait is how long a caller should wait whose occurrence found the queue full.
+const fullWait = 10 * time.Second
+
 // An entry is a created occurrence: a report that is queued, delivered or rejected.
 type entry struct {
 	id           int64
@@ -29,10 +32,13 @@ type entry struct {
 	data         json.RawMessage
 	traceContext string    // of the request that created it, or ""
 	attempts     int       // of the outbox, the current one included
+	leased       bool      // a new one is for the caller to send
 	lease        time.Time // its end by PostgreSQL's clock
 	until        time.Time // its end by ours, or somewhat earlier
+	others       bool      // are due, too
 
 	isNew   bool // false if the uuid was there before
+	refused bool // since the queue is full
 	state   string
 	refusal int // the status with which Rollbar refused a rejected one
 	reason  string
@@ -43,14 +49,19 @@ func (o *outbox) lease() time.Duration {
 	return min(o.app.rollbar.timeout+2*retryLimit, longestPause)
 }
 
-// enqueue stores the occurrence as queued, with a lease for the caller, unless its uuid is there already.
-// Concurrent calls share a statement and its commit.
-func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage) (*entry, error) {
+// enqueue stores the occurrence as queued, unless its uuid is there already. A caller who sends it gets a
+// lease; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.
+func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage, leased bool) (*entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	e, err := o.entries.Do(ctx, &entry{uuid: uuid, data: rawjson.Storable(data), traceContext: datadog.SpanFrom(ctx).TraceContext()})
-	if err != nil {
+	e, err := o.entries.Do(ctx, &entry{
+		uuid: uuid, data: rawjson.Storable(data), leased: leased, traceContext: datadog.SpanFrom(ctx).TraceContext(),
+	})
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("enqueue: %w", databaseError(err))
+	case e.refused:
+		return nil, o.full()
 	}
 	return e, nil
 }
@@ -69,6 +80,20 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 		return err
 	}
 	err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		room, err := o.room(ctx, conn, len(missing))
+		if err == nil && room < len(missing) { // those that are there already take none
+			err = collect(acknowledge(ctx, conn, missing))
+			missing = slices.DeleteFunc(missing, func(e *entry) bool {
+				room--
+				if room < 0 && !e.leased {
+					stored[e.uuid] = &entry{refused: true}
+				}
+				return stored[e.uuid] != nil
+			})
+		}
+		if err != nil {
+			return err
+		}
 		for len(missing) > 0 { // again if one was deleted between the statements
 			if err := collect(o.insert(ctx, conn, missing)); err != nil || len(missing) == 0 {
 				return err
@@ -83,6 +108,9 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 	results := make([]*entry, len(entries))
 	for i, e := range entries {
 		results[i] = stored[e.uuid]
+		if err == nil && results[i].isNew {
+			o.count(1)
+		}
 	}
 	return results, err
 }
@@ -92,22 +120,26 @@ func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) p
 	n := len(entries)
 	uuids, data, traces := make([]string, n), make([]json.RawMessage, n), make([]string, n)
 	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
+	clients, leased := make([]bool, n), make([]bool, n)
 	for i, e := range entries {
 		b := bucketOf(e.data)
 		uuids[i], data[i], traces[i] = e.uuid, e.data, e.traceContext
+		clients[i], leased[i] = postScope(e.data) == scopePostClient, e.leased
 		levels[i], environments[i], words[i] = b.level, b.environment, strings.Join(titleWords(occurrenceTitle(e.data)), " ")
 	}
 	rows, _ := conn.Query(ctx, `
-		INSERT INTO reports (uuid, state, level, environment, words, data, leased_until, traceparent)
-		SELECT uuid, 'queued', level, environment, string_to_array(words, ' '), data, now() + @lease, nullif(trace, '')
-		FROM unnest(@uuids::text[], @levels::text[], @environments::text[], @words::text[], @data::json[], @traces::text[])
-		AS e (uuid, level, environment, words, data, trace)
+		INSERT INTO reports (uuid, state, client, level, environment, words, data, leased_until, traceparent)
+		SELECT uuid, 'queued', client, level, environment, string_to_array(words, ' '), data,
+			CASE WHEN leased THEN now() + @lease ELSE '-infinity' END, nullif(trace, '')
+		FROM unnest(@uuids::text[], @clients::boolean[], @levels::text[], @environments::text[], @words::text[], @data::json[],
+			@leased::boolean[], @traces::text[])
+		AS e (uuid, client, level, environment, words, data, leased, trace)
 		ORDER BY uuid
 		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING
-		RETURNING uuid, id, TRUE, leased_until, state, 0, ''`,
+		RETURNING uuid, id, TRUE, greatest(leased_until, now()), state, 0, ''`,
 		pgx.NamedArgs{
-			"uuids": uuids, "levels": levels, "environments": environments, "words": words,
-			"data": data, "traces": traces, "lease": o.lease(),
+			"uuids": uuids, "clients": clients, "levels": levels, "environments": environments, "words": words,
+			"data": data, "leased": leased, "traces": traces, "lease": o.lease(),
 		})
 	return rows // with the error
 }
@@ -152,13 +184,53 @@ func (e *entry) created() (Created, error) {
 	return Created{}, f
 }
 
-// claim leases the next entry that is due, or the one with the id, due or not. It returns nil if there is
-// none, or another process works on it.
-func (o *outbox) claim(ctx context.Context, id int64) (*entry, error) {
-	wanted := "(next_attempt <= now() OR next_attempt > now() + @longest)"
+// room returns how many more occurrences may be queued. It counts them only where it has to: an estimate
+// that leaves room for n, and is not old, is low enough.
+func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.capacity-o.length < n || time.Since(o.counted) > time.Second {
+		began := time.Now()
+		err := conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
+			replan, pgx.NamedArgs{"most": o.capacity + 1}).Scan(&o.length)
+		if err != nil {
+			return 0, err
+		}
+		o.counted = began
+	}
+	return o.capacity - o.length, nil
+}
+
+func (o *outbox) count(queued int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.length += queued
+}
+
+// isOver reports whether more occurrences are queued than may be.
+func (o *outbox) isOver(ctx context.Context) bool {
+	room := 0
+	_ = o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) { // there is room if nobody knows
+		room, err = o.room(ctx, conn, 0)
+		return err
+	})
+	return room < 0
+}
+
+// full returns the failure of an occurrence that was not queued.
+func (o *outbox) full() *Failure {
+	o.app.telemetry.Count("app.queue.dropped", 1)
+	return &Failure{kind: unavailable, detail: fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.capacity), wait: fullWait}
+}
+
+// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if
+// there is none, or another process works on it.
+func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
+	o, wanted := l.outbox, "(next_attempt <= now() OR next_attempt > now() + @longest)"
 	if id != 0 {
 		wanted = "id = @id"
 	}
+	wanted = "state = 'queued' AND client = @client AND (leased_until <= now() OR leased_until > now() + @longest) AND " + wanted
 	var e entry
 	err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		e.until = time.Now().Add(o.lease())
@@ -168,14 +240,15 @@ func (o *outbox) claim(ctx context.Context, id int64) (*entry, error) {
 			WHERE id = (
 				SELECT id
 				FROM reports
-				WHERE state = 'queued' AND (leased_until <= now() OR leased_until > now() + @longest) AND `+wanted+`
+				WHERE `+wanted+`
 				ORDER BY next_attempt, id
 				LIMIT 1
 				FOR UPDATE SKIP LOCKED
 			)
-			RETURNING id, uuid, data, coalesce(traceparent, ''), attempts, leased_until`,
-			pgx.NamedArgs{"id": id, "lease": o.lease(), "longest": longestPause}).
-			Scan(&e.id, &e.uuid, &e.data, &e.traceContext, &e.attempts, &e.lease)
+			RETURNING id, uuid, data, coalesce(traceparent, ''), attempts, leased_until,
+				1 < (SELECT count(*) FROM (SELECT FROM reports WHERE `+wanted+` LIMIT 2) AS due)`,
+			pgx.NamedArgs{"id": id, "client": l.scope == scopePostClient, "lease": o.lease(), "longest": longestPause}).
+			Scan(&e.id, &e.uuid, &e.data, &e.traceContext, &e.attempts, &e.lease, &e.others)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
@@ -186,14 +259,14 @@ func (o *outbox) claim(ctx context.Context, id int64) (*entry, error) {
 	return &e, nil
 }
 
-// queued returns the ids of the queued entries, in the order of their turns.
-func (o *outbox) queued(ctx context.Context) (ids []int64, err error) {
-	err = o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
+// queued returns the ids of the lane's entries, in the order of their turns.
+func (l *lane) queued(ctx context.Context) (ids []int64, err error) {
+	err = l.outbox.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
 		rows, _ := conn.Query(ctx, `
 			SELECT id
 			FROM reports
-			WHERE state = 'queued'
-			ORDER BY next_attempt, id`)
+			WHERE state = 'queued' AND client = @client
+			ORDER BY next_attempt, id`, pgx.NamedArgs{"client": l.scope == scopePostClient})
 		ids, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 		return err
 	})
@@ -237,12 +310,12 @@ func (o *outbox) reject(ctx context.Context, e *entry, why error) {
 }
 
 // makeAvailable hands a new entry over to the outbox. It is due at once, by any clock.
-func (o *outbox) makeAvailable(ctx context.Context, e *entry) {
-	o.mark(ctx, e, "queued", `
+func (l *lane) makeAvailable(ctx context.Context, e *entry) {
+	l.outbox.mark(ctx, e, "queued", `
 		UPDATE reports
 		SET leased_until = '-infinity'
 		WHERE id = @id AND state = 'queued' AND leased_until = @lease`, pgx.NamedArgs{})
-	o.notify()
+	l.notify()
 }
 
 // reschedule ends the lease of an entry that is to be tried again after the wait.
@@ -271,16 +344,16 @@ func (o *outbox) mark(ctx context.Context, e *entry, what, sql string, args pgx.
 	o.app.telemetry.Count("app.queue."+what, 1)
 }
 
-// makeAllAvailable makes all waiting entries due, behind those that are due already. It takes small batches:
+// makeAllAvailable makes all waiting entries of the lane due, behind those that are due already. It takes small batches:
 // a trigger runs for each row.
-func (o *outbox) makeAllAvailable(ctx context.Context) error {
+func (l *lane) makeAllAvailable(ctx context.Context) error {
 	const batch = 500
 	for {
-		rows, err := o.app.store.exec(ctx, `
+		rows, err := l.outbox.app.store.exec(ctx, `
 			WITH locked AS (
 				SELECT id
 				FROM reports
-				WHERE state = 'queued' AND next_attempt > now()
+				WHERE state = 'queued' AND client = @client AND next_attempt > now()
 				ORDER BY id
 				LIMIT @batch
 				FOR UPDATE SKIP LOCKED
@@ -288,7 +361,7 @@ func (o *outbox) makeAllAvailable(ctx context.Context) error {
 			UPDATE reports r
 			SET next_attempt = now()
 			FROM locked
-			WHERE r.id = locked.id`, pgx.NamedArgs{"batch": batch})
+			WHERE r.id = locked.id`, pgx.NamedArgs{"batch": batch, "client": l.scope == scopePostClient})
 		if err != nil || rows < batch {
 			return err
 		}

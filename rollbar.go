@@ -71,6 +71,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		reads:     async.Singleflight[reading]{Span: "rollbar.shared"},
 		pages:     async.Singleflight[*ItemPage]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
+		limits:    rateLimits{tokens: tokens},
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
@@ -110,7 +111,6 @@ type upstreamCall struct {
 	path   string
 	query  url.Values
 	body   []byte
-	needs  scope // that the token must have, if that is not the one its setting is named for
 }
 
 // A timing is when the request was sent to which Rollbar gave an answer, and when the answer was there.
@@ -192,7 +192,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return nil, when, r.noResponse(ctx, err)
 	}
 	defer res.Body.Close()
-	if left, known := r.limits.read(call.scope, res.Header); known {
+	if left, known := r.limits.read(call.scope, res); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	var text []byte
@@ -277,7 +277,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.Raw
 
 func (r *Rollbar) refusedToken(call upstreamCall, failure *Failure, message string) *Failure {
 	failure.kind = rollbarAuth
-	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, cmp.Or(call.needs, call.scope), message)
+	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
 	return failure
 }
 
@@ -479,12 +479,16 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 // the same one, so that a retry is harmless.
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
-	call := upstreamCall{scope: scopePost, method: http.MethodPost, path: "/item/", body: body}
-	if slices.Contains(clientPlatforms, rawjson.Unquote(rawjson.Get(data, "platform"))) {
-		call.needs = scopePostClient
-	}
-	_, err := r.do(ctx, call)
+	_, err := r.do(ctx, upstreamCall{scope: postScope(data), method: http.MethodPost, path: "/item/", body: body})
 	return err
+}
+
+// postScope is the scope that Rollbar demands for the data of an occurrence.
+func postScope(data json.RawMessage) scope {
+	if slices.Contains(clientPlatforms, rawjson.Unquote(rawjson.Get(data, "platform"))) {
+		return scopePostClient
+	}
+	return scopePost
 }
 
 // clientPlatforms are those whose occurrences need a token with the scope post_client_item.

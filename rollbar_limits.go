@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -14,6 +15,9 @@ import (
 
 	"app/internal/async"
 )
+
+// trusted is how long a rate limit is taken for true: it may be lifted.
+const trusted = 5 * time.Minute
 
 const (
 	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
@@ -114,20 +118,38 @@ func (w *stopwatch) total() time.Duration {
 	return w.took
 }
 
-// rateLimits are Rollbar's rate limits as its last responses gave them, by the token's scope.
+// rateLimits are Rollbar's rate limits as its last responses gave them. Each token has its own.
 type rateLimits struct {
+	tokens map[scope]accessToken // which may be the same for several scopes
+
 	mu   sync.Mutex
-	left map[scope]rateLimit
+	left map[string]*rateLimit
 }
 
-// A rateLimit is the number of calls that are left until a window ends.
+// A rateLimit is the number of calls that are left for a token until a window ends.
 type rateLimit struct {
 	limit, left int
 	ends        time.Time
+	read        time.Time // zero for a call over the limit, after which each lane of the queue rests by itself
+	delivery    time.Time // when the last one out of the queue began
+	delivered   int       // by the queue in this window
+}
+
+// of returns the limit of the scope's token.
+func (a *rateLimits) of(s scope) *rateLimit {
+	token := cmp.Or(a.tokens[s].value, string(s))
+	if a.left == nil {
+		a.left = map[string]*rateLimit{}
+	}
+	if a.left[token] == nil {
+		a.left[token] = &rateLimit{}
+	}
+	return a.left[token]
 }
 
 // read takes the limit from the headers of a response and returns how many calls are left.
-func (a *rateLimits) read(s scope, header http.Header) (left int, known bool) {
+func (a *rateLimits) read(s scope, res *http.Response) (left int, known bool) {
+	header := res.Header
 	limit, _ := strconv.Atoi(header.Get("X-Rate-Limit-Limit"))
 	left, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
 	seconds, _ := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
@@ -136,10 +158,15 @@ func (a *rateLimits) read(s scope, header http.Header) (left int, known bool) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.left == nil {
-		a.left = map[scope]rateLimit{}
+	is := a.of(s)
+	ends := time.Now().Add(time.Duration(seconds) * time.Second)
+	if ends.Sub(is.ends).Abs() > 2*time.Second { // whole seconds are inexact
+		is.delivered = 0
 	}
-	a.left[s] = rateLimit{limit, left, time.Now().Add(time.Duration(seconds) * time.Second)}
+	is.limit, is.left, is.ends, is.read = limit, left, ends, time.Now()
+	if res.StatusCode == http.StatusTooManyRequests {
+		is.read = time.Time{}
+	}
 	return left, true
 }
 
@@ -149,9 +176,47 @@ func (a *rateLimits) read(s scope, header http.Header) (left int, known bool) {
 func (a *rateLimits) throttle(s scope) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	is := a.left[s]
+	is := a.of(s)
 	if is.left >= is.limit/4 {
 		return 0
 	}
 	return max(0, min(time.Second, time.Until(is.ends)/time.Duration(max(is.left, 1))))
+}
+
+// share returns how many calls the queue may still make, half of those that others have left, and for how
+// long they must last: for no time where nothing is known.
+func (is *rateLimit) share() (calls int, lasting time.Duration) {
+	if time.Since(is.read) >= trusted {
+		return 0, 0
+	}
+	return (is.left+is.delivered)/2 - is.delivered, max(0, time.Until(is.ends))
+}
+
+// rest returns how long the queue must not deliver anything, since no call is left for it.
+func (a *rateLimits) rest(s scope) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	calls, lasting := a.of(s).share()
+	if calls > 0 {
+		return 0
+	}
+	return lasting
+}
+
+// turn returns how long the queue must wait before its next delivery, which is to begin now where that is
+// no time. Deliveries are spread over the window, or keep the pace where nothing is known. The slowdown
+// multiplies the time between two; for 0 there is none.
+func (a *rateLimits) turn(s scope, pace time.Duration, slowdown int) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	is := a.of(s)
+	if calls, lasting := is.share(); calls > 0 && lasting > 0 {
+		pace = lasting / time.Duration(calls)
+	}
+	wait := time.Until(is.delivery.Add(pace * time.Duration(slowdown)))
+	if wait <= 0 {
+		is.delivery = time.Now()
+		is.delivered++
+	}
+	return wait
 }

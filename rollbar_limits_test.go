@@ -32,7 +32,7 @@ func TestThrottle(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			var limits rateLimits
-			limits.read(scopeRead, tt.header)
+			limits.read(scopeRead, &http.Response{Header: tt.header})
 			assert.InDelta(t, tt.want, limits.throttle(scopeRead), float64(2*time.Millisecond))
 			assert.Zero(t, limits.throttle(scopeWrite), "another token's")
 		})

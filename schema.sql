@@ -188,10 +188,15 @@ COMMENT ON COLUMN reports.traceparent IS 'The span in which it was created, as t
 -- The column went with an index that had the name of the next one.
 ALTER TABLE reports DROP COLUMN IF EXISTS held;
 
-CREATE INDEX IF NOT EXISTS reports_waiting ON reports (next_attempt, id) WHERE state = 'queued';
-CREATE INDEX IF NOT EXISTS reports_lookup  ON reports (next_lookup)      WHERE next_lookup IS NOT NULL;
+-- Servers' and clients' occurrences wait for tokens of their own.
+ALTER TABLE reports ADD COLUMN IF NOT EXISTS client boolean NOT NULL DEFAULT FALSE;
 
-DROP INDEX IF EXISTS reports_queue;
+COMMENT ON COLUMN reports.client IS 'Whether its platform is one of those for which Rollbar wants a client''s token.';
+
+CREATE INDEX IF NOT EXISTS reports_turn   ON reports (client, next_attempt, id) WHERE state = 'queued';
+CREATE INDEX IF NOT EXISTS reports_lookup ON reports (next_lookup)              WHERE next_lookup IS NOT NULL;
+
+DROP INDEX IF EXISTS reports_queue, reports_waiting;
 
 -- Each item has one current report. Summaries read nothing but these indexes, and need to know how many
 -- days there are to read them in parallel.
