@@ -33,13 +33,14 @@ const shutdownLimit = 20 * time.Second
 
 // App is what operations work with.
 type App struct {
-	rollbar   *Rollbar
-	store     *Store  // nil where no database is set
-	outbox    *outbox // and so is this
-	retention retention
-	log       *slog.Logger
-	mask      *secrets.Mask
-	telemetry *datadog.Client
+	rollbar    *Rollbar
+	store      *Store  // nil where no database is set
+	outbox     *outbox // and so is this
+	retention  retention
+	queueLimit int // of occurrences
+	log        *slog.Logger
+	mask       *secrets.Mask
+	telemetry  *datadog.Client
 }
 
 // newApp returns an App with the settings. It starts the sandbox if they ask for one, but opens no
@@ -49,11 +50,12 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 		return nil, err
 	}
 	app := &App{
-		rollbar:   newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, config.mask(), telemetry),
-		retention: retention{config.ReportsKeep, config.OccurrencesKeep},
-		log:       log,
-		mask:      config.mask(),
-		telemetry: telemetry,
+		rollbar:    newRollbar(config.RollbarURL, config.tokens(), config.RollbarTimeout, config.mask(), telemetry),
+		retention:  retention{config.ReportsKeep, config.OccurrencesKeep},
+		log:        log,
+		queueLimit: config.QueueLimit,
+		mask:       config.mask(),
+		telemetry:  telemetry,
 	}
 	if config.DatabaseURL == "" {
 		return app, nil
@@ -63,7 +65,6 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 		return nil, err
 	}
 	app.outbox = newOutbox(app)
-	app.outbox.capacity = config.QueueLimit
 	return app, nil
 }
 

@@ -38,6 +38,7 @@ var (
 	rateLimited     = failureKind{"rate-limited", 429, 6, "Rollbar's rate limit is reached"}
 	badGateway      = failureKind{"unavailable", 502, 7, "Rollbar does not answer as it should"}
 	unavailable     = failureKind{"unavailable", 503, 7, "Not available now"}
+	queueFull       = failureKind{"unavailable", 503, 7, "The queue is full"}
 	upstreamTimeout = failureKind{"unavailable", 504, 7, "Rollbar did not answer in time"}
 	conflict        = failureKind{"conflict", 409, 8, "Conflict"}
 	interrupted     = failureKind{"interrupted", 499, 130, "Interrupted"}
@@ -46,7 +47,7 @@ var (
 // failureKinds are all rows, for kindOf.
 var failureKinds = []failureKind{
 	internal, invalid, wrongMethod, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
-	unauthorized, forbidden, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable,
+	unauthorized, forbidden, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable, queueFull,
 	upstreamTimeout, conflict, interrupted,
 }
 
@@ -68,6 +69,7 @@ type Failure struct {
 	fields    []fieldError  // one for each refused parameter
 	upstream  int           // the status of Rollbar's response, or 0
 	wait      time.Duration // before another attempt, or 0
+	limit     int           // that was reached, where a caller is told
 	setting   string        // the setting that is missing, or ""
 	transient bool          // another attempt may succeed
 	err       error         // the cause, for logs; may be nil

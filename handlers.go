@@ -69,6 +69,12 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 			s.paths = append(s.paths, path)
 		}
 	}
+	if len(config.relayTokens) > 0 && !config.ReadOnly {
+		for _, path := range relayPaths {
+			handle("POST "+path, s.serveRelay)
+			handle("OPTIONS "+path, s.servePreflight)
+		}
+	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
 	handle("POST "+mcpPath, s.serveMCP)
 	handle(noRoute, s.serveNoRoute)
@@ -147,7 +153,10 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 	if !w.counted {
 		countOperation(s.app.telemetry, w.operation, "http", outcome, took)
 	}
-	span.FinishRequest(r, strings.TrimPrefix(r.Pattern, noRoute), w.status, err)
+	if w.operation != "" {
+		span.SetTag("operation", w.operation)
+	}
+	span.FinishRequest(r, strings.TrimSuffix(strings.TrimPrefix(r.Pattern, noRoute), "{$}"), w.status, err)
 }
 
 // logRequest writes the line about a request. The line names no place in the program, which would take
@@ -398,10 +407,15 @@ func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 	if err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded" {
 		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
 	}
-	if r.ContentLength > maxBody {
-		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	return s.readBody(w, r, maxBody)
+}
+
+// readBody reads the body of a request, which may be compressed, up to the limit.
+func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byte, err error) {
+	if r.ContentLength > limit {
+		return nil, fail(tooLarge, "the body is larger than %d bytes", limit)
 	}
-	content := io.Reader(http.MaxBytesReader(w, r.Body, maxBody))
+	content := io.Reader(http.MaxBytesReader(w, r.Body, limit))
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 	case "gzip", "x-gzip":
@@ -409,17 +423,16 @@ func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 	default:
 		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip, or none, and is %q", cut(encoding))
 	}
-	var text []byte
 	if err == nil {
-		text, err = memory.ReadAll(r.Context(), content, 0, maxBody)
+		text, err = memory.ReadAll(r.Context(), content, 0, int(limit))
 	}
 	if err == nil {
 		err = w.hold(2 * len(text)) // it is copied, and those stay until the response
 	}
 	var over *http.MaxBytesError
 	switch {
-	case errors.As(err, &over), len(text) > maxBody:
-		return nil, fail(tooLarge, "the body is larger than %d bytes", maxBody)
+	case errors.As(err, &over), int64(len(text)) > limit:
+		return nil, fail(tooLarge, "the body is larger than %d bytes", limit)
 	case isKind(err, unavailable):
 		return nil, err
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -219,12 +219,11 @@ func finishing(ctx context.Context, until time.Time) (context.Context, context.C
 
 // An outbox enqueues and delivers.
 type outbox struct {
-	app      *App
-	entries  async.Batcher[*entry, *entry] // to be enqueued
-	pace     time.Duration                 // between two deliveries, where Rollbar's rate limit is not known
-	backoff  time.Duration                 // before the second attempt; it doubles
-	capacity int                           // how many occurrences may be queued
-	lanes    [2]*lane                      // of servers and of clients
+	app     *App
+	entries async.Batcher[*entry, *entry] // to be enqueued
+	pace    time.Duration                 // between two deliveries, where Rollbar's rate limit is not known
+	backoff time.Duration                 // before the second attempt; it doubles
+	lanes   [2]*lane                      // of servers and of clients
 
 	mu      sync.Mutex
 	length  int       // of the queue, when it was counted, and what has come since

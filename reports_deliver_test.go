@@ -458,7 +458,7 @@ func TestQueueLimit(t *testing.T) {
 	full(f.create("four"))
 	assert.Equal(t, 202, f.create("two").status, "it is there already")
 	_, err := f.app.outbox.enqueue(t.Context(), "five", occurrence("five"), false)
-	assert.True(t, isKind(err, unavailable), err)
+	assert.True(t, isKind(err, queueFull), err)
 	e, err := f.app.outbox.enqueue(t.Context(), "three", occurrence("three"), false)
 	require.NoError(t, err)
 	assert.False(t, e.isNew)

@@ -189,16 +189,16 @@ func (e *entry) created() (Created, error) {
 func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.capacity-o.length < n || time.Since(o.counted) > time.Second {
+	if o.app.queueLimit-o.length < n || time.Since(o.counted) > time.Second {
 		began := time.Now()
 		err := conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
-			replan, pgx.NamedArgs{"most": o.capacity + 1}).Scan(&o.length)
+			replan, pgx.NamedArgs{"most": o.app.queueLimit + 1}).Scan(&o.length)
 		if err != nil {
 			return 0, err
 		}
 		o.counted = began
 	}
-	return o.capacity - o.length, nil
+	return o.app.queueLimit - o.length, nil
 }
 
 func (o *outbox) count(queued int) {
@@ -220,7 +220,7 @@ func (o *outbox) isOver(ctx context.Context) bool {
 // full returns the failure of an occurrence that was not queued.
 func (o *outbox) full() *Failure {
 	o.app.telemetry.Count("app.queue.dropped", 1)
-	return &Failure{kind: unavailable, detail: fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.capacity), wait: fullWait}
+	return &Failure{kind: queueFull, detail: fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.app.queueLimit), wait: fullWait}
 }
 
 // claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if

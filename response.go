@@ -59,7 +59,8 @@ type response struct {
 	call                Call
 	mask                *secrets.Mask
 	failure             *Failure
-	timeout             time.Duration // for the client to take each part of the body
+	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
+	timeout             time.Duration                   // for the client to take each part of the body
 
 	status  int          // 0 until it is known
 	started bool         // the header has gone out
@@ -241,8 +242,12 @@ func (w *response) refuse(err error) {
 	if w.failure.kind == unauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
+	body := any(w.failure.problem(w.id))
+	if w.refusal != nil {
+		h["Content-Type"], body = jsonType, w.refusal(h, w.failure)
+	}
 	w.WriteHeader(w.failure.kind.status)
-	_ = writeResult(w.mask.Writer(w), w.failure.problem(w.id)) // fits what is held back
+	_ = writeResult(w.mask.Writer(w), body) // fits what is held back
 }
 
 func (w *response) noteUnstored() {

@@ -24,9 +24,11 @@ import (
 //	app.queue.oldest                     gauge  age of the oldest one in seconds
 //	app.queue.delivered                  count  occurrences that Rollbar accepted
 //	app.queue.rejected                   count  occurrences that Rollbar refused for good
-//	app.queue.queued                     count  new occurrences left to the queue, since Rollbar did not accept them at once
+//	app.queue.limit                      gauge  how many may be queued
+//	app.queue.queued                     count  new occurrences left to the queue: an SDK's, or Rollbar did not accept them at once
 //	app.queue.rescheduled                count  occurrences kept in the queue after a failed delivery
-//	app.queue.discarded                  count  new occurrences removed because Rollbar refused the token
+//	app.queue.discarded                  count  new occurrences removed because Rollbar refused the token, or the queue is full
+//	app.queue.dropped                    count  new occurrences that were refused because the queue is full
 //	app.reports.stored                   count  reports that are new, or new states of a known item
 //	app.reports.updated                  count  reports whose counters changed
 //	app.reports.unchanged                count  reports seen again without a change
@@ -113,6 +115,7 @@ func (app *App) watch(ctx context.Context) {
 		if length, oldest, err := app.store.queueLength(ctx); err == nil {
 			app.telemetry.Gauge("app.queue.length", length)
 			app.telemetry.Gauge("app.queue.oldest", oldest)
+			app.telemetry.Gauge("app.queue.limit", float64(app.queueLimit))
 		}
 		if !sleep(ctx, 5*time.Second) {
 			return

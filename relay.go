@@ -1,0 +1,188 @@
+// relay.go is the door for Rollbar's SDKs. It speaks Rollbar's own protocol, so that an SDK whose endpoint is
+// this service loses nothing while Rollbar is down: an occurrence is acknowledged as soon as PostgreSQL has
+// it, whatever Rollbar does, and the outbox delivers it. Only what Rollbar is known to refuse is refused.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"app/internal/rawjson"
+)
+
+// relayPaths are where SDKs post to, whichever way their endpoint is written. A redirect would lose their
+// occurrences.
+var relayPaths = []string{"/api/1/item/{$}", "/api/1/item", "/api/1/items/{$}", "/api/1/items"}
+
+// serveRelay answers an SDK that posts an occurrence.
+func (s *server) serveRelay(w *response, r *http.Request) {
+	w.operation, w.refusal = "relay.item", relayRefusal
+	w.Header().Set("Access-Control-Allow-Origin", "*")
+	uuid, err := s.relay(w, r)
+	if err != nil {
+		w.refuse(err)
+		return
+	}
+	w.respond(json.RawMessage(fmt.Appendf(nil, `{"err":0,"result":{"id":null,"uuid":%s}}`, rawjson.AppendQuoted(nil, uuid))))
+}
+
+// servePreflight answers a browser that asks whether a page may post an occurrence: any page may.
+func (s *server) servePreflight(w *response, r *http.Request) {
+	w.operation, w.refusal = "relay.item", relayRefusal
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", http.MethodPost)
+	h.Set("Access-Control-Max-Age", "86400")
+	h.Add("Vary", "Access-Control-Request-Headers")
+	if asked := strings.Join(r.Header.Values("Access-Control-Request-Headers"), ", "); asked != "" {
+		h.Set("Access-Control-Allow-Headers", asked)
+	}
+	w.respond(json.RawMessage(`{"err":0}`))
+}
+
+// relayRefusal is a failure as Rollbar would put it.
+func relayRefusal(h http.Header, f *Failure) any {
+	if f.kind == rateLimited {
+		if f.limit > 0 {
+			h.Set("X-Rate-Limit-Limit", strconv.Itoa(f.limit))
+		}
+		h.Set("X-Rate-Limit-Remaining", "0")
+		h.Set("X-Rate-Limit-Remaining-Seconds", strconv.Itoa(f.retryAfter()))
+		h.Set("X-Rate-Limit-Reset", strconv.FormatInt(time.Now().Add(f.wait).Unix(), 10))
+	}
+	return struct {
+		Err     int    `json:"err"`
+		Message string `json:"message"`
+	}{1, f.detail}
+}
+
+// relay accepts the occurrence in a request and returns its uuid. The SDK's token ends here.
+func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
+	token, inHeader := r.Header.Get("X-Rollbar-Access-Token"), r.Header.Get("X-Rollbar-Access-Token") != ""
+	var payload json.RawMessage
+	if !inHeader || isOneOf(token, s.config.relayTokens) {
+		payload, err = s.relayPayload(w, r)
+	}
+	if !inHeader {
+		token = rawjson.Unquote(rawjson.Get(payload, "access_token"))
+	}
+	data := rawjson.Get(payload, "data")
+	switch {
+	case !isOneOf(token, s.config.relayTokens):
+		return "", fail(forbidden, "invalid access token")
+	case err != nil:
+		return "", err
+	case isNull(data) || jsonKind(data) != "an object":
+		return "", fail(invalid, "data must be an object")
+	}
+	data = rawjson.Storable(withSender(data, senderOf(r)))
+	if err := checkPayload(data, "data."); err != nil {
+		return "", fail(unprocessable, "Invalid format. %w", err)
+	}
+	data, uuid = identified(data)
+	return uuid, s.relayData(w, r, uuid, data)
+}
+
+// relayPayload reads the payload in a request: JSON, or the field of a form that holds it. What the header
+// says about the type counts for nothing, since some SDKs say nothing or something wrong.
+func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, error) {
+	text, err := s.readBody(w, r, maxBody)
+	if err != nil {
+		return nil, err
+	}
+	if text = bytes.TrimSpace(text); !bytes.HasPrefix(text, []byte("{")) {
+		form, _ := url.ParseQuery(string(text)) // as far as it can be read
+		text = []byte(form.Get("payload"))
+	}
+	payload, err := rawjson.Compact(text)
+	if err == nil && payload[0] != '{' {
+		err = errors.New("it is no object")
+	}
+	if err != nil {
+		return nil, fail(invalid, "the payload is not JSON: %w", err)
+	}
+	return payload, nil
+}
+
+// relayData queues an occurrence. What PostgreSQL does not take is sent while the SDK waits.
+func (s *server) relayData(w *response, r *http.Request, uuid string, data json.RawMessage) error {
+	app, ctx := s.app, withCall(r.Context(), callWithoutRetries())
+	lane := app.outbox.laneOf(data)
+	e, err := app.outbox.enqueue(ctx, uuid, data, false)
+	switch {
+	case err == nil && e.isNew:
+		app.telemetry.Count("app.reports.stored", 1)
+		app.telemetry.Count("app.queue.queued", 1)
+		lane.notify()
+		if err := app.rollbar.require(lane.scope); err != nil {
+			app.log.WarnContext(ctx, "occurrence waits for a token of Rollbar's", "uuid", uuid, "error", err)
+		}
+		return nil
+	case err == nil || ctx.Err() != nil:
+		return ctx.Err()
+	case !isKind(err, queueFull):
+		if _, err = app.createUnstored(ctx, uuid, data, err); err == nil || isFinal(err) {
+			return err
+		}
+	}
+	f := failureOf(err)
+	switch {
+	case f.kind == interrupted:
+	case f.kind == queueFull:
+		f.kind, f.limit = rateLimited, app.queueLimit
+	case f.kind != rollbarAuth && f.upstream == rateLimited.status:
+		f.kind = rateLimited
+	default:
+		f.kind = unavailable
+	}
+	return f
+}
+
+// withSender puts the sender's address into the data where an SDK leaves that to Rollbar, which would take
+// ours. The anonymous form lacks the last 8 bits, of IPv6 the last 80.
+func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
+	bits := 24
+	if sender.Is6() {
+		bits = 48
+	}
+	network, _ := sender.Prefix(bits)
+	addresses := map[string]netip.Addr{"$remote_ip": sender, "$remote_ip_anonymize": network.Addr()}
+	for _, name := range []string{"request", "client"} {
+		object := rawjson.Get(data, name)
+		if address := addresses[rawjson.Unquote(rawjson.Get(object, "user_ip"))]; address.IsValid() {
+			data = rawjson.Set(data, name, rawjson.Set(object, "user_ip", rawjson.AppendQuoted(nil, address.String())))
+		}
+	}
+	return data
+}
+
+// senderOf returns the address of the peer or, where that is a proxy of ours, the one that it names.
+func senderOf(r *http.Request) netip.Addr {
+	peer := addressOf(peerOf(r))
+	if peer.IsValid() && !peer.IsLoopback() && !peer.IsPrivate() {
+		return peer
+	}
+	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	if named := addressOf(strings.TrimSpace(forwarded[len(forwarded)-1])); named.IsValid() {
+		return named
+	}
+	return peer
+}
+
+// addressOf parses an address, with a port or without.
+func addressOf(text string) netip.Addr {
+	address, err := netip.ParseAddr(strings.Trim(text, "[]"))
+	if err != nil {
+		withPort, _ := netip.ParseAddrPort(text)
+		address = withPort.Addr()
+	}
+	return address.Unmap().WithZone("")
+}
