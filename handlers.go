@@ -75,6 +75,9 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 			handle("OPTIONS "+path, s.servePreflight)
 		}
 	}
+	if len(config.webhookTokens) > 0 {
+		handle("POST /webhooks/rollbar", s.serveWebhook)
+	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
 	handle("POST "+mcpPath, s.serveMCP)
 	handle(noRoute, s.serveNoRoute)

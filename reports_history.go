@@ -26,8 +26,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -45,13 +47,15 @@ type observation struct {
 	itemID int64
 	digest string
 	data   json.RawMessage // as PostgreSQL can hold it
-	when   *timing         // nil for an update's own answer, which counts as of now
+	when   *timing         // nil for an update's own answer and for an event, which count as of now
+
+	isEvent bool // a webhook's, which may come late and must not undo what came after it
 }
 
 func observationOf(item Item) observation {
 	data := rawjson.Storable(item.JSON)
 	sum := sha256.Sum256(data)
-	return observation{item.ID, hex.EncodeToString(sum[:8]), data, item.when}
+	return observation{itemID: item.ID, digest: hex.EncodeToString(sum[:8]), data: data, when: item.when}
 }
 
 func observationsOf(items []Item) []observation { return column(items, observationOf) }
@@ -214,6 +218,9 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 	var clock time.Time
 	var differences []difference
 	_, err = pgx.ForEachRow(rows, []any{&n, &row.reportID, &row.version, &known, &stored, &lastSeen, &clock}, func() error {
+		if o := seen[n-1]; o.isEvent && isOlder(o.data, stored) {
+			return nil
+		}
 		d := row
 		d.itemID, d.target = seen[n-1].itemID, d.reportID
 		d.date(seen[n-1].when, lastSeen, clock, asked)
@@ -331,7 +338,7 @@ func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 		is, there := now[name]
 		delete(now, name)
 		switch {
-		case !there || equalJSON(was, is):
+		case !there || equalJSON(was, is) || name == "integrations_data" && isNothing(was) && isNothing(is):
 		case slices.Contains(counters, name):
 			merged, result = rawjson.Set(merged, name, is), counted
 		default:
@@ -344,6 +351,29 @@ func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 		}
 	}
 	return merged, result
+}
+
+// isNothing reports whether a value is one of the two that Rollbar has for no integrations.
+func isNothing(value json.RawMessage) bool { return string(value) == "null" || string(value) == "{}" }
+
+// isOlder reports whether an event is older than what a report shows: the first of the fields that both have
+// and that differs decides. A null is older than any time.
+func isOlder(event, report json.RawMessage) bool {
+	for _, name := range []string{"last_occurrence_timestamp", "last_activated_timestamp", "last_resolved_timestamp", "total_occurrences"} {
+		is, was := rawjson.Get(event, name), rawjson.Get(report, name)
+		if n, m := numberOf(is), numberOf(was); is != nil && was != nil && n != m {
+			return n < m
+		}
+	}
+	return false
+}
+
+func numberOf(value json.RawMessage) float64 {
+	n, err := strconv.ParseFloat(string(value), 64)
+	if err != nil {
+		return math.Inf(-1)
+	}
+	return n
 }
 
 // equalJSON reports whether two values mean the same. Numbers must agree digit for digit.

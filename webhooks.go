@@ -1,0 +1,133 @@
+// webhooks.go is the door for Rollbar's webhooks: the item that an event holds becomes a report as if it had
+// been read, and its last occurrence goes into the archive. An event may come twice, or weeks late. Rollbar
+// signs nothing, so a token in the URL is all that tells it from others. No query may get into a log.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"app/internal/rawjson"
+)
+
+const (
+	maxEvent  = 2 << 20                 // bytes; an occurrence alone may have half of that
+	eventTime = 2500 * time.Millisecond // for storing one: after 3 s Rollbar takes it for lost
+)
+
+// A Receipt says whether an event held something to store.
+type Receipt struct {
+	Stored bool `json:"stored"`
+}
+
+// serveWebhook answers Rollbar, which sends an event again unless the answer is a success.
+func (s *server) serveWebhook(w *response, r *http.Request) {
+	w.operation = "webhooks.rollbar"
+	stored, err := s.webhook(w, r)
+	if err != nil {
+		w.refuse(err)
+		return
+	}
+	w.respond(Receipt{stored})
+}
+
+// webhook stores what the event in a request holds.
+func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) {
+	if !isOneOf(r.URL.Query().Get("token"), s.config.webhookTokens) {
+		return false, fail(unauthorized, "the webhook's URL must end with ?token= and a token in WEBHOOK_TOKEN")
+	}
+	text, err := s.readBody(w, r, maxEvent)
+	if err != nil {
+		return false, err
+	}
+	event, err := rawjson.Compact(text)
+	switch {
+	case strings.Contains(r.Header.Get("Content-Type"), "xml"), strings.HasPrefix(strings.TrimSpace(string(text)), "<"):
+		return false, fail(wrongMedia, "the event must be JSON: set the webhook's format to JSON in Rollbar")
+	case err != nil:
+		return false, fail(invalid, "the event is not JSON: %w", err)
+	case event[0] != '{':
+		return false, fail(invalid, "the event is not a JSON object")
+	}
+	item, last := lastOfEvent(event)
+	if item == nil {
+		s.app.log.InfoContext(r.Context(), "webhook without an item", "event", cut(rawjson.Unquote(rawjson.Get(event, "event_name"))))
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), eventTime)
+	defer cancel()
+	if _, err = s.app.store.archive(ctx, last); err == nil {
+		err = s.app.observeEvent(ctx, *item)
+	}
+	if err != nil {
+		return false, fail(unavailable, "the event is not stored: %w", databaseError(err))
+	}
+	return true, nil
+}
+
+func (app *App) observeEvent(ctx context.Context, item Item) error {
+	seen := observationOf(item)
+	seen.isEvent = true
+	stats, err := app.store.observe(ctx, []observation{seen})
+	if err == nil {
+		countReports(app.telemetry, 1, stats.reports, stats.updated)
+	}
+	return err
+}
+
+// lastOfEvent returns the item in an event as Rollbar's API would show it, or nil, and the item's last
+// occurrence, which is within it or beside it, or missing.
+func lastOfEvent(event json.RawMessage) (*Item, []Occurrence) {
+	raw := rawjson.Get(event, "data", "item")
+	if isNull(raw) || jsonKind(raw) != "an object" {
+		return nil, nil
+	}
+	item, err := itemOf(named(rawjson.Set(raw, "last_occurrence", nil)), nil)
+	if err != nil {
+		return nil, nil
+	}
+	data := rawjson.Get(event, "data", "occurrence")
+	if data == nil {
+		data = rawjson.Get(raw, "last_occurrence")
+	}
+	if isNull(data) || jsonKind(data) != "an object" {
+		return &item, nil
+	}
+	at := rawjson.Get(raw, "last_occurrence_timestamp")
+	if isNull(at) {
+		at = rawjson.Get(data, "timestamp")
+	}
+	last := rawjson.Set(json.RawMessage(`{}`), "id", rawjson.Get(raw, "last_occurrence_id"))
+	last = rawjson.Set(last, "item_id", rawjson.Get(raw, "id"))
+	last = rawjson.Set(last, "project_id", rawjson.Get(raw, "project_id"))
+	last = rawjson.Set(last, "timestamp", at)
+	occurrence, err := occurrenceOf(rawjson.Set(last, "data", data))
+	if err != nil {
+		return &item, nil
+	}
+	return &item, []Occurrence{occurrence}
+}
+
+// numbered are the names behind the numbers that events have where the API has names.
+var numbered = map[string][]string{
+	"level":    {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"},
+	"status":   {1: "active", 2: "resolved", 3: "muted"},
+	"platform": strings.Fields("unknown browser flash android ios heroku google-app-engine client"),
+	"framework": strings.Fields("unknown rails django pyramid node-js pylons php browser-js rollbar-system android ios mailgun" +
+		" logentries python ruby sidekiq flask celery rq java dotnet go react-native macos apex spring bottle twisted asgi starlette" +
+		" fastapi karafka flutter"),
+}
+
+// named returns the item of an event with names for numbers. A number without a name stays.
+func named(item json.RawMessage) json.RawMessage {
+	for member, names := range numbered {
+		n, ok := rawjson.Int(rawjson.Get(item, member))
+		if ok && 0 <= n && n < int64(len(names)) && names[n] != "" {
+			item = rawjson.Set(item, member, rawjson.AppendQuoted(nil, names[n]))
+		}
+	}
+	return item
+}
