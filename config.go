@@ -414,6 +414,19 @@ func (c *Config) startSandbox() error {
 	return nil
 }
 
+// devToken is the token of SDKs and webhooks for serve -dev, unless there are others.
+const devToken = "dev"
+
+// useDev sets what serve -dev brings along.
+func (c *Config) useDev() {
+	c.Sandbox = true
+	for _, tokens := range []*[]string{&c.relayTokens, &c.webhookTokens} {
+		if len(*tokens) == 0 {
+			*tokens = []string{devToken}
+		}
+	}
+}
+
 // sandboxItems is the number of items in a new sandbox.
 const sandboxItems = 250
 

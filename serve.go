@@ -40,7 +40,9 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 		defer server.Stop()
 		config.DatabaseURL = server.URL()
 	}
-	config.Sandbox = config.Sandbox || dev
+	if dev {
+		config.useDev()
+	}
 	if err := config.checkServe(); err != nil {
 		return err
 	}
@@ -135,12 +137,27 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 	return nil
 }
 
-// printExports prints the settings with which another shell uses this service, also after a restart.
+// printExports prints the settings with which another shell uses this service, also after a restart, and what
+// SDKs and webhooks would send.
 func printExports(std console, config *Config, addr net.Addr) {
 	fmt.Fprintf(std.err, "\nThe service listens on http://%s. To use ./app in another shell, run there first:\n\n", addr)
 	fmt.Fprintf(std.err, "export APP_URL=http://%s\n", addr)
 	if tokens, setting := config.ownTokens(); len(tokens) > 0 {
 		fmt.Fprintf(std.err, "export %s=%s\n", setting, shellQuote(tokens[0]))
 	}
-	fmt.Fprintln(std.err)
+	if !config.ReadOnly {
+		fmt.Fprintf(std.err, "\nWhat an SDK sends:\n\ncurl -H \"X-Rollbar-Access-Token: %s\" -d %s http://%s/api/1/item/\n", shown(config.relayTokens, "RELAY_TOKEN"),
+			shellQuote(`{"data":{"environment":"dev","body":{"message":{"body":"hello from an SDK"}}}}`), addr)
+	}
+	fmt.Fprintf(std.err, "\nWhat a webhook sends:\n\ncurl -d %s \"http://%s/webhooks/rollbar?token=%s\"\n\n",
+		shellQuote(`{"event_name":"new_item","data":{"item":{"id":1,"title":"hello from a webhook","environment":"dev","level":40,"status":1}}}`),
+		addr, shown(config.webhookTokens, "WEBHOOK_TOKEN"))
+}
+
+// shown is how a shell that has the setting writes the first of its tokens, unless everybody knows it.
+func shown(tokens []string, setting string) string {
+	if tokens[0] == devToken {
+		return devToken
+	}
+	return "${" + setting + "%%,*}"
 }

@@ -265,6 +265,13 @@ func TestServeDev(t *testing.T) {
 	out, err = program(t, exports, "reports", "list", "-o", "ndjson").Output()
 	require.NoError(t, err)
 	assert.Equal(t, 5, bytes.Count(out, []byte("\n")))
+	lines := regexp.MustCompile(`(?m)^curl .*`).FindAllString(p.stderr(), -1)
+	require.Len(t, lines, 2)
+	for _, line := range lines {
+		out, err := exec.Command("sh", "-c", "curl() { exec curl -sS \"$@\"; }\n"+line).CombinedOutput()
+		require.NoError(t, err, string(out))
+		assert.Regexp(t, `^({"err":0,"result":{"id":null,"uuid":"[^"]+"}}|{"stored":true})\n$`, string(out), line)
+	}
 	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
 	assert.Equal(t, 0, p.wait(), p.stderr())
 }

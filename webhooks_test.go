@@ -51,8 +51,8 @@ func event(name, more string) string {
 	return fmt.Sprintf(`{"event_name":%q,"data":{"item":%s}}`, name, item)
 }
 
-// history returns what the reports of the events' item have as a member, newest first.
-func (f *fixture) history(member string) []string {
+// eventHistory returns what the reports of the events' item have as a member, newest first.
+func (f *fixture) eventHistory(member string) []string {
 	f.t.Helper()
 	return f.rows(`SELECT concat(state, ' ', data ->> '` + member + `') FROM reports WHERE item_id = 700100200 ORDER BY id DESC`)
 }
@@ -190,7 +190,7 @@ func TestWebhooksThatComeLate(t *testing.T) {
 				assert.Equal(t, []string{"2026"}, f.rows(`SELECT to_char(max(last_seen), 'YYYY') FROM (SELECT last_seen FROM reports UNION ALL SELECT last_seen FROM seen) AS s WHERE last_seen < '2026-01-02'`))
 				assert.Empty(t, f.rows(`SELECT '' FROM seen`))
 			}
-			assert.Equal(t, want, f.history("title"))
+			assert.Equal(t, want, f.eventHistory("title"))
 			assert.Equal(t, []string{"5"}, f.rows(`SELECT id::text FROM occurrences`))
 		})
 	}
