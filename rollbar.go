@@ -320,7 +320,9 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 		return Occurrence{}, fail(badGateway, "Rollbar's response holds an occurrence without an id")
 	}
 	item, _ := rawjson.Int(rawjson.Get(raw, "item_id"))
-	return Occurrence{id, item, rawjson.Purge(raw, "access_token", "data", "metadata")}, nil
+	purged := rawjson.Purge(raw, "access_token", "data", "metadata")
+	memory.Own(purged) // an object, so it is a copy
+	return Occurrence{id, item, purged}, nil
 }
 
 // time returns when it occurred, in UTC, and false if its timestamp does not say.
@@ -448,7 +450,6 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 		o, _ := occurrenceOf(e.JSON) // it has an id
 		o.ItemID = cmp.Or(o.ItemID, item)
 		if !seen[o.ID] {
-			memory.Own(o.JSON)
 			occurrences = append(occurrences, o)
 		}
 		seen[o.ID] = true
