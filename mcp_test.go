@@ -164,7 +164,7 @@ func TestMCPTools(t *testing.T) {
 func TestMCPReadOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	f.serve(newHandler(f.app, allowed(commands, true), nil))
+	f.serve(newHandler(f.app, allowed(commands, true), f.config))
 	call := callTool(itemsDeleteCmd, `{"id":1}`)
 	for surface, ask := range map[string]func(string) string{
 		"http":  func(message string) string { return f.do("POST", "/mcp", message).body },

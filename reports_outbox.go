@@ -246,7 +246,7 @@ func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 				FOR UPDATE SKIP LOCKED
 			)
 			RETURNING id, uuid, data, coalesce(traceparent, ''), attempts, leased_until,
-				1 < (SELECT count(*) FROM (SELECT FROM reports WHERE `+wanted+` LIMIT 2) AS due)`,
+				1 < (SELECT count(*) FROM (SELECT FROM reports WHERE `+wanted+` ORDER BY next_attempt, id LIMIT 2) AS due)`,
 			pgx.NamedArgs{"id": id, "client": l.scope == scopePostClient, "lease": o.lease(), "longest": longestPause}).
 			Scan(&e.id, &e.uuid, &e.data, &e.traceContext, &e.attempts, &e.lease, &e.others)
 	})

@@ -4,8 +4,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -81,34 +83,21 @@ func (app *App) observeEvent(ctx context.Context, item Item) error {
 // lastOfEvent returns the item in an event as Rollbar's API would show it, or nil, and the item's last
 // occurrence, which is within it or beside it, or missing.
 func lastOfEvent(event json.RawMessage) (*Item, []Occurrence) {
-	raw := rawjson.Get(event, "data", "item")
-	if isNull(raw) || jsonKind(raw) != "an object" {
-		return nil, nil
+	get := func(object json.RawMessage, path ...string) string {
+		return cmp.Or(string(rawjson.Get(object, path...)), "null")
 	}
+	raw := rawjson.Get(event, "data", "item")
 	item, err := itemOf(named(rawjson.Set(raw, "last_occurrence", nil)), nil)
 	if err != nil {
 		return nil, nil
 	}
-	data := rawjson.Get(event, "data", "occurrence")
-	if data == nil {
-		data = rawjson.Get(raw, "last_occurrence")
-	}
-	if isNull(data) || jsonKind(data) != "an object" {
+	data := cmp.Or(string(rawjson.Get(event, "data", "occurrence")), get(raw, "last_occurrence"))
+	last, err := occurrenceOf(fmt.Appendf(nil, `{"id":%s,"item_id":%d,"project_id":%s,"timestamp":%s,"data":%s}`,
+		get(raw, "last_occurrence_id"), item.ID, get(raw, "project_id"), get(raw, "last_occurrence_timestamp"), data))
+	if err != nil || !strings.HasPrefix(data, "{") {
 		return &item, nil
 	}
-	at := rawjson.Get(raw, "last_occurrence_timestamp")
-	if isNull(at) {
-		at = rawjson.Get(data, "timestamp")
-	}
-	last := rawjson.Set(json.RawMessage(`{}`), "id", rawjson.Get(raw, "last_occurrence_id"))
-	last = rawjson.Set(last, "item_id", rawjson.Get(raw, "id"))
-	last = rawjson.Set(last, "project_id", rawjson.Get(raw, "project_id"))
-	last = rawjson.Set(last, "timestamp", at)
-	occurrence, err := occurrenceOf(rawjson.Set(last, "data", data))
-	if err != nil {
-		return &item, nil
-	}
-	return &item, []Occurrence{occurrence}
+	return &item, []Occurrence{last}
 }
 
 // numbered are the names behind the numbers that events have where the API has names.
