@@ -184,15 +184,7 @@ func (c *cli) confirm(ctx context.Context, config *Config, in *invocation) error
 	if err != nil {
 		return err
 	}
-	var filters []string
-	for _, p := range in.command.Run.params {
-		for _, value := range in.args.values[p.name] {
-			if p.in == inQuery {
-				filters = append(filters, label(p), value.text)
-			}
-		}
-	}
-	fmt.Fprintf(c.stderr(), "%s [y/N] ", in.command.Confirm(about, strings.Join(filters, " ")))
+	fmt.Fprintf(c.stderr(), "%s [y/N] ", in.command.ask(about, in.args))
 	answer, err := interruptible(ctx, func() ([]byte, error) {
 		answer, _ := bufio.NewReader(c.std.in).ReadBytes('\n')
 		return answer, nil // the end of the input means no

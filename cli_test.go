@@ -24,7 +24,7 @@ import (
 // go test -update runs only the tests that rewrite the golden files.
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-const goldenTests = "^(TestHelp|TestMCPExchanges|TestMCPExchangesOverHTTP|TestMCPTools|TestOpenAPI|TestReference)$"
+const goldenTests = "^(TestHelp|TestMCPExchanges|TestMCPExchangesOverHTTP|TestMCPTools|TestOpenAPI|TestPages|TestReference)$"
 
 // requireGolden compares the text with a file in testdata.
 func requireGolden(t *testing.T, name, got string) {

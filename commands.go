@@ -40,6 +40,19 @@ type Command struct {
 // the caller wrote them.
 type question func(about json.RawMessage, filters string) string
 
+// ask returns the question of the command.
+func (c *Command) ask(about json.RawMessage, args arguments) string {
+	var filters []string
+	for _, p := range c.Run.params {
+		for _, value := range args.values[p.name] {
+			if p.in == inQuery {
+				filters = append(filters, args.label(p), value.text)
+			}
+		}
+	}
+	return c.Confirm(about, strings.Join(filters, " "))
+}
+
 // An operation is a typed function as the surfaces see it.
 type operation struct {
 	params   []*param

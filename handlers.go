@@ -39,6 +39,7 @@ type server struct {
 	app    *App
 	config *Config
 	mux    *http.ServeMux // ends with a route for all that no other route matches
+	forms  *http.ServeMux // for forms of pages, which become requests to mux
 	origin *http.CrossOriginProtection
 	paths  []string // of the routes, as patterns
 
@@ -56,8 +57,8 @@ const noRoute = "/"
 func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	s := &server{
 		app: app, config: config, mux: http.NewServeMux(), origin: http.NewCrossOriginProtection(), commands: commands,
-		clientTimeout: 30 * time.Second,
-		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, config.asksForTokens()) }),
+		forms: http.NewServeMux(), clientTimeout: 30 * time.Second,
+		document: sync.OnceValues(func() ([]byte, error) { return openAPI(commands, config.asksForTokens()) }),
 	}
 	handle := func(pattern string, serve func(w *response, r *http.Request)) {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { serve(w.(*response), r) })
@@ -66,6 +67,9 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 		for _, route := range c.routes() {
 			handle(route, func(w *response, r *http.Request) { s.serveCommand(w, r, c) })
 			_, path, _ := strings.Cut(route, " ")
+			if !slices.Contains(s.paths, path) {
+				s.forms.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.serveForm(w.(*response), r) })
+			}
 			s.paths = append(s.paths, path)
 		}
 	}
@@ -78,8 +82,10 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	if len(config.webhookTokens) > 0 {
 		handle("POST /webhooks/rollbar", s.serveWebhook)
 	}
+	s.forms.Handle(noRoute, s.mux)
 	handle("GET "+openAPIPath, s.serveOpenAPI)
 	handle("POST "+mcpPath, s.serveMCP)
+	handle("GET "+stylePath, serveStyle)
 	handle(noRoute, s.serveNoRoute)
 	return s
 }
@@ -106,10 +112,18 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h["X-Content-Type-Options"] = noSniff
 	h["Cache-Control"] = noStore
 	h["X-Request-Id"] = []string{x.id}
+	h["Vary"] = varyAccept
+	mux := s.mux
+	if wantsPage(r) {
+		x.page = s.newPage(x, r)
+		if isForm(r) {
+			mux = s.forms
+		}
+	}
 	if isUnclean(r.URL.Path) {
 		s.serveNoRoute(x, r)
 	} else {
-		s.mux.ServeHTTP(x, r)
+		mux.ServeHTTP(x, r)
 	}
 	x.finish()
 }
@@ -207,7 +221,8 @@ func peerOf(r *http.Request) string {
 }
 
 // admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
-// not a web page in a browser: neither across origins nor by a host name that leads here.
+// not a web page in a browser: neither across origins nor by a host name that leads here. A browser sends
+// the password of Basic to our origin whoever made the page, so that is not enough to change anything.
 func (s *server) admit(r *http.Request, open bool) error {
 	if open {
 		return nil
@@ -220,28 +235,39 @@ func (s *server) admit(r *http.Request, open bool) error {
 		if !isLoopback(strings.Trim(host, "[]")) {
 			return fail(wrongHost, "the Host header must be localhost or a loopback address, since no API_TOKEN is set")
 		}
-		if err := s.origin.Check(r); err != nil {
-			return fail(forbidden, "requests from other origins must not change anything, since no API_TOKEN is set")
-		}
-		return nil
+		return s.checkOrigin(r, "since no API_TOKEN is set")
 	}
-	if given := bearerOf(r); !isOneOf(given, s.config.apiTokens) && !isOneOf(given, s.config.apiReadTokens) {
-		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …")
+	if given := tokenOf(r); !isOneOf(given, s.config.apiTokens) && !isOneOf(given, s.config.apiReadTokens) {
+		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …, or as the password of Basic")
+	}
+	if _, _, isBasic := r.BasicAuth(); isBasic {
+		return s.checkOrigin(r, "signed in by Basic")
+	}
+	return nil
+}
+
+// checkOrigin refuses a request that a page of another origin had a browser send, unless it only reads.
+func (s *server) checkOrigin(r *http.Request, why string) error {
+	if s.origin.Check(r) != nil {
+		return fail(forbidden, "requests from other origins must not change anything, %s", why)
 	}
 	return nil
 }
 
 // mayChange reports whether a caller who is admitted may use the commands that change something.
 func (s *server) mayChange(r *http.Request) bool {
-	return !s.config.asksForTokens() || isOneOf(bearerOf(r), s.config.apiTokens)
+	return !s.config.asksForTokens() || isOneOf(tokenOf(r), s.config.apiTokens)
 }
 
 func refuseReadToken(c *Command) *Failure {
 	return fail(forbidden, "%s needs one of the tokens in API_TOKEN: yours is for what changes nothing", c.Name)
 }
 
-// bearerOf returns the token that the caller sent, or "".
-func bearerOf(r *http.Request) string {
+// tokenOf returns the token that the caller sent, which is the password of Basic whatever the name, or "".
+func tokenOf(r *http.Request) string {
+	if _, password, ok := r.BasicAuth(); ok {
+		return password
+	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		return ""
@@ -265,6 +291,10 @@ var methods = []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.
 func (s *server) serveNoRoute(w *response, r *http.Request) {
 	if err := s.admit(r, false); err != nil {
 		w.refuse(err)
+		return
+	}
+	if w.page != nil && r.URL.Path == "/" {
+		w.page.leadHome()
 		return
 	}
 	other := r.Clone(r.Context())
@@ -307,12 +337,18 @@ func (s *server) nearestPath(path string) string {
 // serveCommand answers a request that the command's route matches.
 func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 	w.operation = c.Name
-	result, err := s.run(w, r, c)
-	if err != nil {
-		w.refuse(err)
-		return
+	if w.page != nil {
+		w.page.begin(c)
 	}
-	w.respond(result)
+	result, err := s.run(w, r, c)
+	switch {
+	case err != nil:
+		w.refuse(err)
+	case w.page != nil && (w.form != nil || r.Method == http.MethodGet || r.Method == http.MethodHead):
+		w.page.respond(result)
+	default:
+		w.respond(result)
+	}
 }
 
 // run runs the command with the arguments of the request.
@@ -331,18 +367,27 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.call.stream = wantsLines(r)
+	w.call.stream = w.page == nil && wantsLines(r)
 	ctx := r.Context()
 	if c.Open { // net/http takes a monitor that has closed its half of the connection for one that is gone
 		ctx = context.WithoutCancel(ctx)
 	}
-	return operation(withCall(ctx, &w.call), s.app)
+	ctx = withCall(ctx, &w.call)
+	if w.form != nil && c.Confirm != nil && !w.form.Has(confirmField) {
+		about, err := c.About.Run.prepare(args)
+		if err != nil {
+			return nil, err
+		}
+		thing, err := about(ctx, s.app)
+		return confirmation{thing, args}, err
+	}
+	return operation(ctx, s.app)
 }
 
 // paramName names a parameter as HTTP's users know it.
 func paramName(p *param) string { return p.name }
 
-// arguments takes the command's arguments out of the path, the query and the body.
+// arguments takes the command's arguments out of the path, the query and the body, or the form.
 func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments, error) {
 	args := arguments{label: paramName}
 	if len(c.Run.params) == 0 && r.URL.RawQuery == "" && r.Body == http.NoBody {
@@ -370,6 +415,15 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 	if len(unknownInQuery) > 0 {
 		return args, c.refuseNames("query parameter", unknownInQuery, inBody, inQuery)
 	}
+	for name, values := range w.form {
+		if name != confirmField && !c.has(inQuery, name) && !c.has(inBody, name) {
+			unknownInBody = append(unknownInBody, name)
+		}
+		args.values[name] = nil
+		for _, value := range values {
+			args.values[name] = append(args.values[name], literal{text: value})
+		}
+	}
 	body, err := s.body(w, r)
 	if err != nil {
 		return args, err
@@ -386,8 +440,11 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 	return args, nil
 }
 
-// body reads the members of a request's JSON body.
+// body reads the members of a request's JSON body, where it is no form.
 func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage, error) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || w.form != nil {
+		return nil, nil
+	}
 	text, err := s.bodyText(w, r)
 	if err != nil || len(text) == 0 {
 		return nil, err
@@ -399,7 +456,7 @@ func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage,
 	return object, nil
 }
 
-// bodyText reads a request's JSON body, which may be compressed. What its header says about it is
+// bodyText reads a request's body, which may be compressed. What its header says about it is
 // checked before it is read. A body of no declared type is JSON, and so is one of the type that a plain
 // `curl -d` declares.
 func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {

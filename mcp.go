@@ -452,7 +452,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		w.refuse(err)
 		return
 	}
-	w.noteUnstored()
+	w.note()
 	w.Header()["Content-Type"] = jsonType
 	w.WriteHeader(http.StatusOK)
 	if m.err != nil {

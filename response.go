@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
@@ -37,6 +38,7 @@ var (
 	jsonType    = []string{"application/json"}
 	plainType   = []string{"text/plain; charset=utf-8"}
 	problemType = []string{"application/problem+json"}
+	varyAccept  = []string{"Accept"}
 	ndjsonType  = []string{ndjson}
 )
 
@@ -59,6 +61,8 @@ type response struct {
 	call                Call
 	mask                *secrets.Mask
 	failure             *Failure
+	page                *page                           // nil for a caller who does not prefer pages
+	form                url.Values                      // what the form of a page gave; nil without one
 	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
 	timeout             time.Duration                   // for the client to take each part of the body
 
@@ -104,7 +108,7 @@ func (w *response) send(part []byte) error {
 		if len(part) >= worthZip && w.request.Method != http.MethodHead && preference(w.request, "Accept-Encoding", "gzip", "*") > 0 {
 			h := w.Header()
 			h.Set("Content-Encoding", "gzip")
-			h.Set("Vary", "Accept-Encoding")
+			h.Add("Vary", "Accept-Encoding")
 			h.Del("Content-Length")
 			w.zipper = zippers.Get().(*gzip.Writer)
 			w.use(zipperSize)
@@ -171,13 +175,9 @@ func (w *response) interrupt() {
 // respond makes the response of an operation's result. A list that fails half way is cut off, so that
 // a truncated response cannot pass for a complete one.
 func (w *response) respond(result any) {
-	w.noteUnstored()
+	w.note()
 	w.WriteHeader(outcomeOf(result).status)
 	h := w.Header()
-	if !w.call.lastSeen.IsZero() {
-		h.Set("Report-Source", "archive")
-		h.Set("Age", strconv.FormatInt(int64(w.call.age().Seconds()), 10))
-	}
 	h["Content-Type"] = jsonType
 	list, isList := result.(*List)
 	switch value := result.(type) {
@@ -190,6 +190,9 @@ func (w *response) respond(result any) {
 		}
 	case *List:
 		setLinks(h, w.request.URL, value)
+		if w.call.stream {
+			h["Content-Type"] = ndjsonType
+		}
 		if w.request.Method == http.MethodHead {
 			for range value.Rows { // which lets go of them
 				return
@@ -199,7 +202,6 @@ func (w *response) respond(result any) {
 	}
 	var err error
 	if isList && w.call.stream {
-		h["Content-Type"] = ndjsonType
 		err = w.respondLines(list)
 	} else {
 		err = writeResult(w, result)
@@ -232,14 +234,17 @@ func (w *response) refuse(err error) {
 	if w.started {
 		panic(http.ErrAbortHandler)
 	}
-	w.noteUnstored()
+	w.note()
 	w.body = w.body[:0]
 	h := w.Header()
 	h["Content-Type"] = problemType
 	if w.failure.wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(w.failure.retryAfter()))
 	}
-	if w.failure.kind == unauthorized {
+	switch {
+	case w.failure.kind == unauthorized && w.page != nil:
+		h.Set("WWW-Authenticate", `Basic realm="app", charset="UTF-8"`) // a browser asks for it
+	case w.failure.kind == unauthorized:
 		h.Set("WWW-Authenticate", "Bearer")
 	}
 	body := any(w.failure.problem(w.id))
@@ -247,12 +252,22 @@ func (w *response) refuse(err error) {
 		h["Content-Type"], body = jsonType, w.refusal(h, w.failure)
 	}
 	w.WriteHeader(w.failure.kind.status)
+	if w.page != nil && w.refusal == nil {
+		w.page.fail(w.failure)
+		return
+	}
 	_ = writeResult(w.mask.Writer(w), body) // fits what is held back
 }
 
-func (w *response) noteUnstored() {
+// note says what the call left to say beside the result.
+func (w *response) note() {
+	h := w.Header()
 	if w.call.unstored != "" {
-		w.Header().Set("Report-Stored", "false")
+		h.Set("Report-Stored", "false")
+	}
+	if !w.call.lastSeen.IsZero() {
+		h.Set("Report-Source", "archive")
+		h.Set("Age", strconv.FormatInt(int64(w.call.age().Seconds()), 10))
 	}
 }
 
@@ -282,21 +297,33 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 		rel     string
 		changes url.Values
 	}{{"prev", list.Prev}, {"next", list.Next}} {
-		if link.changes == nil {
-			continue
+		if url := neighbour(page, link.changes); url != "" {
+			h.Add("Link", "<"+url+`>; rel="`+link.rel+`"`)
 		}
-		query := page.Query()
-		for name, values := range link.changes {
-			query[name] = values
-		}
-		h.Add("Link", "<?"+query.Encode()+`>; rel="`+link.rel+`"`)
 	}
+}
+
+// neighbour returns the URL of a page with changed parameters, or "" for nil.
+func neighbour(page *url.URL, changes url.Values) string {
+	if changes == nil {
+		return ""
+	}
+	query := page.Query()
+	maps.Copy(query, changes)
+	return "?" + query.Encode()
 }
 
 // wantsLines reports whether the caller asks for the elements of a list one a line, by that name.
 func wantsLines(r *http.Request) bool {
 	lines := preference(r, "Accept", ndjson)
 	return lines > 0 && lines >= preference(r, "Accept", "application/json", "application/*", "*/*")
+}
+
+// wantsPage reports whether the caller prefers a page, by that name, to what programs read.
+func wantsPage(r *http.Request) bool {
+	page := preference(r, "Accept", "text/html")
+	return page > max(preference(r, "Accept", "application/json"), preference(r, "Accept", ndjson)) &&
+		page >= preference(r, "Accept", "application/*", "*/*")
 }
 
 var qualityForm = regexp.MustCompile(`^(0(\.\d{0,3})?|1(\.0{0,3})?)$`)

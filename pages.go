@@ -1,0 +1,495 @@
+// pages.go answers browsers. It makes the pages from the registry: they show the result of an operation and
+// offer the other operations on its route. Titles and stack traces are hostile input, which html/template
+// escapes.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"maps"
+	"mime"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"app/internal/rawjson"
+)
+
+//go:embed pages
+var pageFiles embed.FS
+
+var (
+	pageTemplates = template.Must(template.New("").Funcs(templateFuncs).ParseFS(pageFiles, "pages/*.html"))
+	styleSheet, _ = pageFiles.ReadFile("pages/style.css")
+	stylePath     = fmt.Sprintf("/style-%.4x.css", sha256.Sum256(styleSheet)) // changes with the style sheet
+)
+
+// pagePolicy lets a page load its style sheet, have an icon, and send forms to this service.
+const pagePolicy = "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+// Fields of forms that are no parameters: methodField holds the method that is meant where it is not POST,
+// and confirmField says that the question was answered.
+const methodField, confirmField = "_method", "_confirm"
+
+// A confirmation is what is asked before a form is obeyed: what it is about, and what the form says.
+type confirmation struct {
+	about any
+	args  arguments
+}
+
+// A page is a response to a caller who prefers pages. The template "page" shows its exported fields.
+type page struct {
+	server  *server
+	w       *response
+	request *http.Request
+	command *Command   // nil where no route matches
+	usable  []*Command // by the caller
+	given   url.Values // for the command's parameters
+	id      string     // of the thing that is shown, or ""
+
+	Root, Style, Title string // Root leads to the root of the service, also below a prefix
+	Nav, Trail, Links  []link
+	Failure            *problem
+	Notes              []string
+	Question           string
+	Forms              []form
+	Text               Text
+	Table              *table
+	Members            []member
+	Item               *itemView
+	Occurrence         *thingView
+	Summary            *thingView
+}
+
+type link struct {
+	Text, URL         string
+	IsCurrent, IsVerb bool
+}
+
+type table struct {
+	Columns    []string
+	Rows       [][]member
+	Rest       []member // of the list's members
+	Prev, Next string
+}
+
+// A member is a named value as a page shows it.
+type member struct {
+	Label, Text string
+	URL         string // of the thing that it names, or ""
+	At          string // RFC 3339, for a time
+	IsTag       bool   // it has a colour
+	IsLong      bool   // it is folded
+}
+
+// A form runs an operation.
+type form struct {
+	Command                *Command
+	Action, Back           string
+	Method, Meant          string // Meant is the method, where Method cannot be
+	Fields                 []field
+	IsOpen, IsConfirmation bool
+}
+
+type field struct {
+	Name, Label, Help, Default, Kind string
+	Options, Values                  []string
+	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
+}
+
+func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
+
+func (s *server) newPage(w *response, r *http.Request) *page {
+	if query, err := url.ParseQuery(r.URL.RawQuery); err == nil {
+		r.URL.RawQuery = withoutEmpty(query).Encode()
+	}
+	root := cmp.Or(strings.Repeat("../", max(0, strings.Count(r.URL.EscapedPath(), "/")-1)), "./")
+	return &page{server: s, w: w, request: r, usable: allowed(s.commands, !s.mayChange(r)), Root: root, Style: root + stylePath[1:]}
+}
+
+// withoutEmpty removes the values of fields that were left empty.
+func withoutEmpty(values url.Values) url.Values {
+	for name, given := range values {
+		values[name] = slices.DeleteFunc(given, func(text string) bool { return text == "" })
+	}
+	maps.DeleteFunc(values, func(_ string, given []string) bool { return len(given) == 0 })
+	return values
+}
+
+// isForm reports whether a request by a caller who prefers pages is that of a form.
+func isForm(r *http.Request) bool {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && r.Method == http.MethodPost && kind == "application/x-www-form-urlencoded"
+}
+
+// serveForm answers a form as the request that it stands for.
+func (s *server) serveForm(w *response, r *http.Request) {
+	if err := s.takeForm(w, r); err != nil {
+		w.refuse(err)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+func (s *server) takeForm(w *response, r *http.Request) error {
+	if err := s.admit(r, false); err != nil {
+		return err
+	}
+	text, err := s.bodyText(w, r)
+	if err != nil {
+		return err
+	}
+	w.form, err = url.ParseQuery(string(text))
+	if err != nil {
+		return fail(invalid, "the form cannot be read: %w", err)
+	}
+	withoutEmpty(w.form)
+	switch method := w.form.Get(methodField); method {
+	case "":
+	case http.MethodPut, http.MethodPatch, http.MethodDelete:
+		r.Method = method
+	default:
+		return invalidField(methodField, "must be PUT, PATCH or DELETE")
+	}
+	delete(w.form, methodField)
+	return nil
+}
+
+// serveStyle sends the style sheet, to anybody.
+func serveStyle(w *response, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/css; charset=utf-8")
+	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(styleSheet)
+}
+
+// begin says which command the page is about.
+func (p *page) begin(c *Command) {
+	p.command, p.given = c, p.request.URL.Query()
+	maps.Copy(p.given, p.w.form)
+}
+
+// respond makes the page of a result. A form leads to the page that shows what it did.
+func (p *page) respond(result any) {
+	p.w.note()
+	p.w.WriteHeader(outcomeOf(result).status)
+	asked, isQuestion := result.(confirmation)
+	switch {
+	case isQuestion:
+		about, _ := asked.about.(json.RawMessage)
+		f := p.form(p.command, p.given)
+		f.IsConfirmation, f.IsOpen, f.Back = true, true, p.URL(p.back())
+		p.Question, p.Forms = p.command.ask(about, asked.args), []form{f}
+	case p.w.form != nil && len(p.command.names(inPath)) == 0 && slices.Contains([]outcome{created, accepted}, outcomeOf(result)):
+		p.lead("/reports")
+		return
+	case p.w.form != nil:
+		p.lead(p.back())
+		return
+	default:
+		if err := p.show(result); err != nil {
+			p.w.refuse(err)
+			return
+		}
+	}
+	p.render()
+}
+
+// fail makes the page of a failure, with the form that led to it.
+func (p *page) fail(f *Failure) {
+	failed := page{server: p.server, w: p.w, request: p.request, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style}
+	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
+	failed.Failure.Detail = p.detail(f)
+	switch {
+	case f.kind == unauthorized || f.kind == wrongHost:
+		failed.usable = slices.DeleteFunc(slices.Clone(p.usable), func(c *Command) bool { return !c.Open })
+	case p.command != nil:
+		failed.Forms = []form{p.form(p.command, p.given)}
+		failed.Forms[0].IsOpen = true
+	}
+	failed.render()
+}
+
+// detail returns the detail of an error without secrets.
+func (p *page) detail(err error) string { return string(p.w.mask.Bytes([]byte(failureOf(err).detail))) }
+
+func (p *page) render() {
+	p.w.note()
+	h := p.w.Header()
+	h["Content-Type"] = []string{"text/html; charset=utf-8"}
+	h["Content-Security-Policy"] = []string{pagePolicy}
+	h["Referrer-Policy"] = []string{"no-referrer"}
+	if h.Get("Report-Stored") == "false" {
+		p.Notes = append(p.Notes, "PostgreSQL does not answer, so nothing of this is stored.")
+	}
+	if h.Get("Report-Source") == "archive" {
+		p.Notes = append(p.Notes, "This is from the archive, seen "+h.Get("Age")+" s ago.")
+	}
+	p.navigate()
+	switch err := pageTemplates.ExecuteTemplate(p.w, "page", p); {
+	case p.w.lost != nil:
+		p.w.interrupt()
+	case err != nil:
+		panic(err) // a mistake in a template
+	}
+}
+
+// lead leads the browser to another page.
+func (p *page) lead(path string) {
+	p.w.Header().Set("Location", p.URL(path))
+	p.w.WriteHeader(http.StatusSeeOther)
+}
+
+// leadHome leads the browser to the page that gives an overview.
+func (p *page) leadHome() {
+	path := "/reports"
+	if p.find("GET /reports/summary") != nil {
+		path = "/reports/summary"
+	}
+	p.lead(path)
+}
+
+// back returns the path of the thing that the command changes, or else of the list of its noun.
+func (p *page) back() string {
+	_, path, _ := strings.Cut(p.command.Route, " ")
+	i := strings.LastIndexByte(path, '}') + 1
+	if i == 0 {
+		i = 1 + strings.IndexByte(path[1:]+"/", '/')
+	}
+	path = p.fill(path[:i])
+	if by := p.given.Get("by"); by != "" {
+		path += "?" + url.Values{"by": {by}}.Encode()
+	}
+	return path
+}
+
+// URL returns the path, which begins with a slash, as a relative URL.
+func (p *page) URL(path string) string { return p.Root + path[1:] }
+
+// fill returns the path of a route with the fields of this request, or of the thing that is shown.
+func (p *page) fill(path string) string {
+	return pathField.ReplaceAllStringFunc(path, func(name string) string {
+		if name == "{id}" && p.id != "" {
+			return p.id
+		}
+		return url.PathEscape(p.request.PathValue(strings.Trim(name, "{}")))
+	})
+}
+
+// find returns the command with the route, or nil if the caller has none.
+func (p *page) find(route string) *Command {
+	for _, c := range p.usable {
+		if c.Route == route {
+			return c
+		}
+	}
+	return nil
+}
+
+// owner returns the command whose page offers the command: the one that reads its path, or the longest part
+// of that. What nothing reads stands on the first page.
+func (p *page) owner(c *Command) *Command {
+	method, path, _ := strings.Cut(c.Route, " ")
+	for ; path != ""; path = path[:strings.LastIndexByte(path, '/')] {
+		if reader := p.find("GET " + path); reader != nil && reader != c {
+			return reader
+		}
+	}
+	first := slices.IndexFunc(p.usable, func(c *Command) bool { return strings.HasPrefix(c.Route, "GET ") })
+	if method == http.MethodGet || first < 0 {
+		return nil
+	}
+	return p.usable[first]
+}
+
+// navigate makes the links to what can be read without an id, and those from there to this page.
+func (p *page) navigate() {
+	for _, c := range p.usable {
+		method, path, _ := strings.Cut(c.Route, " ")
+		if method == http.MethodGet && len(c.names(inPath)) == 0 {
+			name := strings.TrimSuffix(strings.Join(c.words(), " "), " list")
+			p.Nav = append(p.Nav, link{name, p.URL(path), c == p.command, len(c.words()) == 1})
+		}
+	}
+	if p.command == nil {
+		return
+	}
+	_, path, _ := strings.Cut(p.command.Route, " ")
+	at := ""
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		at += "/" + segment
+		if name, _ := url.PathUnescape(p.fill(segment)); at == path || p.find("GET "+at) != nil {
+			p.Trail = append(p.Trail, link{Text: name, URL: p.URL(p.fill(at)), IsCurrent: at == path})
+			p.Title = strings.TrimSpace(name + " " + p.Title)
+		}
+	}
+}
+
+// show shows the result of a command that reads, and the other commands that belong to its route.
+func (p *page) show(result any) (err error) {
+	switch value := result.(type) {
+	case Text:
+		p.Text = value
+	case *List:
+		setLinks(p.w.Header(), p.request.URL, value)
+		err = p.showList(value)
+	default:
+		err = p.showThing(value)
+	}
+	for _, c := range p.usable {
+		method, path, _ := strings.Cut(c.Route, " ")
+		switch {
+		case c == p.command && len(c.names(inQuery)) > 0:
+			p.Forms = append(p.Forms, p.form(c, p.given))
+		case c == p.command || p.owner(c) != p.command:
+		case method != http.MethodGet:
+			p.Forms = append(p.Forms, p.form(c, nil))
+		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
+			p.Links = append(p.Links, link{Text: path[strings.LastIndexByte(path, '/')+1:], URL: p.URL(p.fill(path))})
+		}
+	}
+	return err
+}
+
+// form returns the form of a command, filled with what was given.
+func (p *page) form(c *Command, given url.Values) form {
+	method, path, _ := strings.Cut(c.Route, " ")
+	f := form{Command: c, Action: p.URL(p.fill(path)), Method: "post"}
+	switch method {
+	case http.MethodGet:
+		f.Method = "get"
+	case http.MethodPost:
+	default:
+		f.Meant = method
+	}
+	for _, param := range c.Run.params {
+		switch {
+		case param.in == inPath || param.in == inFlag:
+			continue
+		case c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name):
+			continue // it says which thing is meant, and this page knows
+		}
+		f.Fields = append(f.Fields, field{
+			Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
+			Options: param.enum, Values: given[param.name], IsRepeated: param.repeated, IsRequired: param.required && param.unless == "",
+			IsPlace: slices.Contains([]string{"page", "limit", "cursor"}, param.name),
+		})
+	}
+	return f
+}
+
+// showList reads a list, of which it keeps what the table shows.
+func (p *page) showList(list *List) error {
+	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
+	p.Table = &table{Prev: neighbour(p.request.URL, list.Prev), Next: neighbour(p.request.URL, list.Next)}
+	for _, column := range columns {
+		p.Table.Columns = append(p.Table.Columns, words(column[strings.LastIndexByte(column, '.')+1:]))
+	}
+	for row, err := range list.Rows {
+		if err != nil {
+			return err
+		}
+		cells := make([]member, len(columns))
+		for i, column := range columns {
+			cells[i] = p.Member(noun, column, rawjson.Get(row, strings.Split(column, ".")...))
+			cells[i].Text = shorten(cells[i].Text, 300)
+		}
+		if last := &cells[len(cells)-1]; len(cells) > 1 && last.URL == "" {
+			last.URL = cells[0].URL
+		}
+		p.Table.Rows = append(p.Table.Rows, cells)
+	}
+	for name, value := range rawjson.Members(list.Rest) {
+		if name != "next" && !isNull(value) {
+			p.Table.Rest = append(p.Table.Rest, p.Member("", name, value))
+		}
+	}
+	return nil
+}
+
+// showThing shows a single thing.
+func (p *page) showThing(value any) error {
+	var text bytes.Buffer
+	if err := writeResult(&text, value); err != nil {
+		return err
+	}
+	thing := json.RawMessage(bytes.TrimSpace(text.Bytes()))
+	if _, isNumber := rawjson.Int(rawjson.Get(thing, "id")); isNumber {
+		p.id = string(rawjson.Get(thing, "id"))
+	}
+	for name, value := range rawjson.Members(thing) {
+		p.Members = append(p.Members, p.Member(p.command.words()[0], name, value))
+	}
+	p.draw(thing)
+	return nil
+}
+
+// thingName matches members that hold the id of a thing, such as item_id and last_occurrence_id.
+var thingName = regexp.MustCompile(`^(?:(?:first|last|activating)_)?([a-z]+)_id$`)
+
+// Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts.
+func (p *page) Member(noun, name string, value json.RawMessage) member {
+	name = name[strings.LastIndexByte(name, '.')+1:]
+	m := member{Label: words(name), Text: text(value)}
+	seconds, isNumber := rawjson.Int(value)
+	thing := thingName.FindStringSubmatch(name)
+	switch at, err := time.Parse(time.RFC3339Nano, m.Text); {
+	case isNull(value):
+		m.Text = "–"
+	case err == nil:
+		m.setTime(at)
+	case isNumber && strings.HasSuffix(name, "timestamp"):
+		m.setTime(time.Unix(seconds, 0))
+	case isNumber && name == "id":
+		m.URL = p.thing(noun, m.Text)
+	case isNumber && thing != nil:
+		m.URL = p.thing(thing[1]+"s", m.Text)
+	case value[0] == '{' || value[0] == '[':
+		m.Text, m.IsLong = indented(value), len(value) > 100
+	}
+	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)
+	return m
+}
+
+func (m *member) setTime(at time.Time) {
+	m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
+}
+
+// thing returns the URL of a thing, or "" where things of its noun have no page.
+func (p *page) thing(noun, id string) string {
+	if p.find("GET /"+noun+"/{id}") == nil {
+		return ""
+	}
+	return p.URL("/" + noun + "/" + id)
+}
+
+// ago puts an age into words: "3h ago".
+func ago(age time.Duration) string {
+	switch {
+	case age < time.Minute:
+		return "just now"
+	case age < time.Hour:
+		return fmt.Sprintf("%dm ago", age/time.Minute)
+	case age < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", age/time.Hour)
+	}
+	return fmt.Sprintf("%dd ago", age/(24*time.Hour))
+}
+
+func words(name string) string { return strings.ReplaceAll(name, "_", " ") }
+
+// shorten cuts a text to about so many bytes.
+func shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}

@@ -1,0 +1,234 @@
+// pages_item.go reads what the page of an item shows beside it: its history and its occurrences, which
+// outlive Rollbar. What of them is shown is up to the templates.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"math"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+
+	"app/internal/rawjson"
+)
+
+// How many reports and occurrences the page of an item shows. Its list of reports has the others.
+const shownStates, shownOccurrences = 20, 5
+
+// A thingView is a thing with a template of its own, which reads its members by functions.
+type thingView struct {
+	Page *page
+	JSON json.RawMessage
+}
+
+// An itemView is an item with what belongs to it.
+type itemView struct {
+	thingView
+	Change      *form // of its status alone
+	History     []state
+	Occurrences []thingView
+	AllURL      string // of all its occurrences
+	Errors      []string
+}
+
+// A state is a report in the history of an item.
+type state struct {
+	thingView
+	IsFirst bool // of those that are left
+	Changes []fieldChange
+}
+
+type fieldChange struct{ Old, New member }
+
+// draw keeps what is shown of a thing beside its members, by what it is.
+func (p *page) draw(thing json.RawMessage) {
+	switch {
+	case reflect.TypeOf(p.command.Shape) == reflect.TypeFor[Item]():
+		p.Item = p.item(thing)
+	case p.command.Run.out == reflect.TypeFor[Summary]():
+		p.Summary = &thingView{p, thing}
+	case get(thing, "data.body") != nil:
+		p.Occurrence = &thingView{p, thing}
+	}
+}
+
+// item returns the view of an item. What cannot be read is left out, and the page says why.
+func (p *page) item(item json.RawMessage) *itemView {
+	v := &itemView{thingView: thingView{p, item}, AllURL: "/occurrences?item_id=" + p.id}
+	read := func(route string, limit int, key string) []json.RawMessage {
+		rows, err := p.read(route, url.Values{key: {p.id}, "limit": {fmt.Sprint(limit)}})
+		if err != nil {
+			v.Errors = append(v.Errors, p.detail(err))
+		}
+		return rows
+	}
+	v.History = p.history(read("GET /reports", shownStates+1, "item_id"))
+	occurrences := read("GET /occurrences", shownOccurrences, "item_id")
+	if len(occurrences) == 0 && p.w.call.lastSeen.IsZero() { // none is archived, but Rollbar may have some
+		occurrences, v.AllURL = read("GET /items/{id}/occurrences", shownOccurrences, "id"), "/items/"+p.id+"/occurrences"
+	}
+	for _, o := range occurrences {
+		v.Occurrences = append(v.Occurrences, thingView{p, o})
+	}
+	if c := p.find("PATCH /items/{id}"); c != nil {
+		v.Change = new(p.form(c, nil))
+		v.Change.Fields = slices.DeleteFunc(v.Change.Fields, func(f field) bool { return f.Name != "status" })
+	}
+	return v
+}
+
+// history compares each report with the state before it. Of more than shownStates reports the last one is
+// only compared with.
+func (p *page) history(reports []json.RawMessage) (states []state) {
+	for i, report := range reports[:min(len(reports), shownStates)] {
+		s := state{thingView: thingView{p, report}}
+		if before := slices.IndexFunc(reports[i+1:], isState); isState(report) && before >= 0 {
+			s.Changes = p.changes(rawjson.Get(reports[i+1+before], "data"), rawjson.Get(report, "data"))
+		} else {
+			s.IsFirst = isState(report)
+		}
+		states = append(states, s)
+	}
+	return states
+}
+
+// isState reports whether a report is an item's state, and not what was created here.
+func isState(report json.RawMessage) bool {
+	return slices.Contains([]string{"current", "superseded"}, rawjson.Unquote(rawjson.Get(report, "state")))
+}
+
+// changes returns the fields that differ. One that only one of the states has was not seen in the other, and
+// of the counters one is enough.
+func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
+	for name, is := range rawjson.Members(now) {
+		was := rawjson.Get(old, name)
+		if was != nil && !equalJSON(was, is) && (name == "total_occurrences" || !slices.Contains(counters, name)) {
+			changes = append(changes, fieldChange{p.Member("", name, was), p.Member("", name, is)})
+		}
+	}
+	return changes
+}
+
+// A codeLine is a line of a program with its number.
+type codeLine struct {
+	Number    int64
+	Text      string
+	IsCurrent bool
+}
+
+// codeLines returns the line of a frame with those around it.
+func codeLines(frame json.RawMessage) (lines []codeLine) {
+	number, _ := rawjson.Int(rawjson.Get(frame, "lineno"))
+	pre := elements(rawjson.Get(frame, "context", "pre"))
+	all := slices.Concat(pre, []json.RawMessage{get(frame, "code")}, elements(get(frame, "context.post")))
+	for i, code := range all {
+		if code != nil {
+			lines = append(lines, codeLine{number - int64(len(pre)-i), text(code), i == len(pre)})
+		}
+	}
+	return lines
+}
+
+// headline says what an occurrence is about.
+func headline(thing json.RawMessage) string {
+	for _, path := range []string{"title", "body.message.body", "body.crash_report.raw", "body.trace.exception.message"} {
+		if found := text(get(thing, "data."+path)); found != "" {
+			return found
+		}
+	}
+	for _, first := range elements(get(thing, "data.body.trace_chain")) {
+		return text(get(first, "exception.message"))
+	}
+	return ""
+}
+
+// read returns the elements of the list that a route gives for the parameters, none where there is no such
+// route.
+func (p *page) read(route string, parameters url.Values) (rows []json.RawMessage, err error) {
+	c := p.find(route)
+	if c == nil {
+		return nil, nil
+	}
+	args := arguments{map[string][]literal{}, paramName}
+	for name := range parameters {
+		args.values[name] = []literal{{text: parameters.Get(name)}}
+	}
+	operation, err := c.Run.prepare(args)
+	if err != nil {
+		return nil, err
+	}
+	result, err := operation(withCall(p.request.Context(), &p.w.call), p.server.app)
+	if err != nil {
+		return nil, err
+	}
+	for row, err := range result.(*List).Rows {
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, slices.Clone(row))
+	}
+	return rows, nil
+}
+
+// templateFuncs take JSON apart, whatever is in it.
+var templateFuncs = template.FuncMap{
+	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines, "headline": headline,
+	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled,
+	"verb":      func(name string) string { return name[strings.LastIndexByte(name, '.')+1:] },
+	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
+}
+
+const longestText = 10_000 // bytes of one value that a page shows
+
+// text returns a JSON value as text: a string without its quotes.
+func text(value json.RawMessage) string {
+	if len(value) > 0 && value[0] == '"' {
+		return shorten(rawjson.Unquote(value), longestText)
+	}
+	return shorten(string(value), longestText)
+}
+
+// indented returns a JSON value as text on several lines.
+func indented(value json.RawMessage) string {
+	var lines bytes.Buffer
+	_ = json.Indent(&lines, value, "", "  ") // it is valid
+	return shorten(lines.String(), longestText)
+}
+
+// get returns what a path such as data.body leads to, nil also for null.
+func get(object json.RawMessage, path string) json.RawMessage {
+	if value := rawjson.Get(object, strings.Split(path, ".")...); !isNull(value) {
+		return value
+	}
+	return nil
+}
+
+func elements(array json.RawMessage) []json.RawMessage {
+	return slices.Collect(rawjson.Elements(array))
+}
+
+// most returns the largest number among the values, or among their members of the name.
+func most(values json.RawMessage, name string) (largest int64) {
+	rows := elements(values)
+	for _, value := range rawjson.Members(values) {
+		rows = append(rows, value)
+	}
+	for _, row := range rows {
+		if name != "" {
+			row = rawjson.Get(row, name)
+		}
+		n, _ := rawjson.Int(row)
+		largest = max(largest, n)
+	}
+	return largest
+}
+
+// scaled returns a number as a part of the largest one, in per cent.
+func scaled(value json.RawMessage, largest int64) float64 {
+	n, _ := rawjson.Int(value)
+	return math.Round(1000*float64(n)/float64(max(1, largest))) / 10
+}
