@@ -28,7 +28,7 @@ import (
 func (f *fixture) replica() *fixture {
 	other := *f
 	other.app = f.newApp()
-	other.serve(newHandler(other.app, commands, nil))
+	other.serve(newHandler(other.app, commands, other.config))
 	return &other
 }
 
