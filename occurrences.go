@@ -70,17 +70,13 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn) ([]int
 		args["oldest"], args["newest"] = oldest, newest
 		conditions += " AND id BETWEEN @oldest AND @newest"
 	}
-	if in.Since.Set {
-		conditions += " AND occurred_at >= @since"
-	}
-	if in.Until.Set {
-		conditions += " AND occurred_at <= @until"
-	}
-	if in.ItemID.Set {
-		conditions += " AND item_id = @item_id"
-	}
-	if in.Environment.Set {
-		conditions += " AND environment = @environment"
+	for condition, isGiven := range map[string]bool{
+		"occurred_at >= @since": in.Since.Set, "occurred_at <= @until": in.Until.Set,
+		"item_id = @item_id": in.ItemID.Set, "environment = @environment": in.Environment.Set,
+	} {
+		if isGiven {
+			conditions += " AND " + condition
+		}
 	}
 	if in.Level.Set {
 		args["levels"] = []string{in.Level.Value}
@@ -120,22 +116,13 @@ func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Mom
 			FROM days
 			WHERE days.day < (@until::timestamptz AT TIME ZONE 'UTC')::date
 		)
-		SELECT coalesce(min(oldest.id), 0), coalesce(max(newest.id), 0)
+		SELECT coalesce(min(oldest), 0), coalesce(max(newest), 0)
 		FROM days
 		CROSS JOIN LATERAL (
-			SELECT id
+			SELECT min(id) AS oldest, max(id) AS newest
 			FROM occurrences
 			WHERE `+occurredOn+` = days.day AND occurred_at BETWEEN @since AND @until
-			ORDER BY id
-			LIMIT 1
-		) AS oldest
-		CROSS JOIN LATERAL (
-			SELECT id
-			FROM occurrences
-			WHERE `+occurredOn+` = days.day AND occurred_at BETWEEN @since AND @until
-			ORDER BY id DESC
-			LIMIT 1
-		) AS newest`,
+		) AS o`,
 		replan, pgx.NamedArgs{"since": since.Value.Time, "until": until.Value.Time}).Scan(&oldest, &newest)
 	return oldest, newest, err
 }
@@ -294,19 +281,9 @@ func (in *occurrencesCleanInput) condition() (string, pgx.NamedArgs) {
 }
 
 // occurrencesChosen counts the occurrences that occurrencesClean would delete.
-func occurrencesChosen(ctx context.Context, app *App, in occurrencesCleanInput) (count json.RawMessage, err error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
+func occurrencesChosen(ctx context.Context, app *App, in occurrencesCleanInput) (json.RawMessage, error) {
 	chosen, args := in.condition()
-	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `SELECT count(*)::text FROM occurrences WHERE `+chosen, args).Scan((*[]byte)(&count))
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count occurrences: %w", err)
-	}
-	return count, nil
+	return app.countRows(ctx, "occurrences", chosen, args)
 }
 
 // CleanedOccurrences says how many occurrences were deleted.
@@ -362,52 +339,38 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 		if err != nil {
 			return err
 		}
-		slices.Sort(known)
-		fresh := slices.DeleteFunc(slices.Clone(seen), func(o Occurrence) bool {
-			_, isKnown := slices.BinarySearch(known, o.ID)
-			return isKnown
-		})
-		for len(fresh) > 0 {
-			size, n := 0, 0
-			for n < len(fresh) && size < partBytes {
-				size, n = size+len(fresh[n].JSON), n+1
-			}
-			inserted, err := insertOccurrences(ctx, conn, column(fresh[:n], archiveRowOf))
-			if err != nil {
-				return err
-			}
-			stored, fresh = stored+inserted, fresh[n:]
+		fresh := slices.DeleteFunc(slices.Clone(seen), func(o Occurrence) bool { return slices.Contains(known, o.ID) })
+		for len(fresh) > 0 && err == nil {
+			var inserted int
+			fresh, inserted, err = insertOccurrences(ctx, conn, fresh)
+			stored += inserted
 		}
-		return nil
+		return err
 	})
 	return stored, err
 }
 
-// An archiveRow is a row of the archive.
-type archiveRow struct {
-	id, itemID         int64
-	at                 *time.Time // nil for an occurrence without a time
-	environment, level string
-	data               json.RawMessage
-}
-
-func archiveRowOf(o Occurrence) archiveRow {
-	data := rawjson.Storable(o.JSON)
-	row := archiveRow{id: o.ID, itemID: o.ItemID, data: data}
-	if at, ok := o.time(); ok {
-		row.at = &at
+// insertOccurrences inserts some of the occurrences, and returns the others. They come in the order of their
+// ids, so that writers of the same ones wait for each other in turn.
+func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (rest []Occurrence, inserted int, err error) {
+	var ids, items []int64
+	var times []*time.Time // nil for an occurrence without a time
+	var environments, severities []string
+	var data []json.RawMessage
+	for size := 0; len(seen) > 0 && size < partBytes; seen = seen[1:] {
+		text := rawjson.Storable(seen[0].JSON)
+		at, level := (*time.Time)(nil), rawjson.Unquote(rawjson.Get(text, "data", "level"))
+		if t, ok := seen[0].time(); ok {
+			at = &t
+		}
+		if !slices.Contains(levels, level) {
+			level = ""
+		}
+		size += len(text)
+		ids, items, times, data = append(ids, seen[0].ID), append(items, seen[0].ItemID), append(times, at), append(data, text)
+		environments = append(environments, cutTitle(rawjson.Unquote(rawjson.Get(text, "data", "environment")))) // as long at Rollbar
+		severities = append(severities, level)
 	}
-	payload := rawjson.Get(data, "data")
-	row.environment = cutTitle(rawjson.Unquote(rawjson.Get(payload, "environment"))) // as long at Rollbar
-	if level := rawjson.Unquote(rawjson.Get(payload, "level")); slices.Contains(levels, level) {
-		row.level = level
-	}
-	return row
-}
-
-// insertOccurrences inserts rows in the order of their ids, so that writers of the same ones wait for each
-// other in turn.
-func insertOccurrences(ctx context.Context, conn *pgx.Conn, rows []archiveRow) (int, error) {
 	tag, err := conn.Exec(ctx, `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)
 		SELECT id, nullif(item_id, 0), coalesce(at, now()), environment, level, data
@@ -415,13 +378,6 @@ func insertOccurrences(ctx context.Context, conn *pgx.Conn, rows []archiveRow) (
 		AS o (id, item_id, at, environment, level, data)
 		ORDER BY id
 		ON CONFLICT (id) DO NOTHING`,
-		pgx.NamedArgs{
-			"ids":          column(rows, func(r archiveRow) int64 { return r.id }),
-			"items":        column(rows, func(r archiveRow) int64 { return r.itemID }),
-			"times":        column(rows, func(r archiveRow) *time.Time { return r.at }),
-			"environments": column(rows, func(r archiveRow) string { return r.environment }),
-			"levels":       column(rows, func(r archiveRow) string { return r.level }),
-			"data":         column(rows, func(r archiveRow) json.RawMessage { return r.data }),
-		})
-	return int(tag.RowsAffected()), err
+		pgx.NamedArgs{"ids": ids, "items": items, "times": times, "environments": environments, "levels": severities, "data": data})
+	return seen, int(tag.RowsAffected()), err
 }

@@ -560,20 +560,21 @@ func (in *reportsCleanInput) conditions() (chosen, state string, args pgx.NamedA
 }
 
 // reportsChosen counts the reports that reportsClean would delete.
-func reportsChosen(ctx context.Context, app *App, in reportsCleanInput) (count json.RawMessage, err error) {
+func reportsChosen(ctx context.Context, app *App, in reportsCleanInput) (json.RawMessage, error) {
+	chosen, state, args := in.conditions()
+	return app.countRows(ctx, "reports", chosen+" AND "+state, args)
+}
+
+func (app *App) countRows(ctx context.Context, table, condition string, args pgx.NamedArgs) (count json.RawMessage, err error) {
 	store, err := app.database()
 	if err != nil {
 		return nil, err
 	}
-	chosen, state, args := in.conditions()
 	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, `
-			SELECT count(*)::text
-			FROM reports
-			WHERE `+chosen+` AND `+state, args).Scan((*[]byte)(&count))
+		return conn.QueryRow(ctx, `SELECT count(*)::text FROM `+table+` WHERE `+condition, args).Scan((*[]byte)(&count))
 	})
 	if err != nil {
-		return nil, fmt.Errorf("count reports: %w", err)
+		return nil, fmt.Errorf("count %s: %w", table, err)
 	}
 	return count, nil
 }

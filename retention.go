@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,25 +14,16 @@ import (
 // A retention says how long reports and archived occurrences are kept; 0 is for ever.
 type retention struct{ reports, occurrences time.Duration }
 
-// expire deletes old reports and occurrences, now and then about every hour, until the context ends.
+// expire deletes what is too old, now and then about every hour, until the context ends.
 func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
-		for name, kept := range map[string]struct {
-			age   time.Duration
-			table expiring
-		}{"reports": {app.retention.reports, oldReports}, "occurrences": {app.retention.occurrences, oldOccurrences}} {
-			if kept.age == 0 {
-				continue
-			}
-			deleted, err := app.store.expire(ctx, kept.table, time.Now().Add(-kept.age))
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err != nil && !errors.Is(err, errOtherExpires):
-				app.log.WarnContext(ctx, "retention is late", "table", name, "deleted", deleted, "error", err)
-			case deleted > 0:
-				app.log.InfoContext(ctx, "retention", "table", name, "deleted", deleted)
-			}
+		reports, err := app.store.expire(ctx, oldReports, app.retention.reports)
+		occurrences, other := app.store.expire(ctx, oldOccurrences, app.retention.occurrences)
+		if err := errors.Join(err, other); err != nil && ctx.Err() == nil {
+			app.log.WarnContext(ctx, "not all that is too old is deleted", "error", err)
+		}
+		if reports+occurrences > 0 {
+			app.log.InfoContext(ctx, "deleted what was too old", "reports", reports, "occurrences", occurrences)
 		}
 		if !sleep(ctx, 54*time.Minute+rand.N(12*time.Minute)) {
 			return
@@ -39,15 +31,20 @@ func (app *App) expire(ctx context.Context) {
 	}
 }
 
-// An expiring table says how its rows that are older than @before are found, and deleted some at a time.
+// An expiring table says how its rows from before @before are found and deleted.
 type expiring struct {
+	lock   int64  // the advisory lock of the replica at it; the first one that finds it taken leaves the table to the other
 	find   string // the first ids, which may be those above @above
-	delete string // those of the @ids that are still older
+	delete string // those of the @ids that are still old, unless another replica is at it
 }
 
-const oldReport = `state <> 'queued' AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) < @before`
+const (
+	oldReport = `state <> 'queued' AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) < @before`
+	isMyTurn  = `(SELECT pg_try_advisory_xact_lock(@lock))`
+)
 
 var oldReports = expiring{
+	lock: schemaLock + 1,
 	find: `
 		SELECT id
 		FROM reports r
@@ -59,16 +56,17 @@ var oldReports = expiring{
 	delete: `
 		WITH deleted AS (
 			DELETE FROM reports
-			WHERE id IN (SELECT id FROM reports r WHERE id = ANY(@ids) AND ` + oldReport + ` FOR UPDATE SKIP LOCKED)
+			WHERE id IN (SELECT id FROM reports r WHERE id = ANY(@ids) AND ` + oldReport + ` AND ` + isMyTurn + ` FOR UPDATE SKIP LOCKED)
 			RETURNING id
 		), forgotten AS (
 			DELETE FROM seen
 			WHERE report_id IN (SELECT id FROM deleted)
 		)
-		SELECT count(*) FROM deleted`,
+		SELECT id FROM deleted`,
 }
 
 var oldOccurrences = expiring{
+	lock: schemaLock + 2,
 	find: `
 		SELECT id
 		FROM occurrences
@@ -77,26 +75,15 @@ var oldOccurrences = expiring{
 		ORDER BY ` + occurredOn + `, id
 		LIMIT 10000`,
 	delete: `
-		WITH deleted AS (
-			DELETE FROM occurrences
-			WHERE id IN (SELECT id FROM occurrences WHERE id = ANY(@ids) AND occurred_at < @before FOR UPDATE SKIP LOCKED)
-			RETURNING id
-		)
-		SELECT count(*) FROM deleted`,
+		DELETE FROM occurrences
+		WHERE id IN (SELECT id FROM occurrences WHERE id = ANY(@ids) AND occurred_at < @before AND ` + isMyTurn + ` FOR UPDATE SKIP LOCKED)`,
 }
 
-// errOtherExpires ends an expiry while another replica is at it.
-var errOtherExpires = errors.New("another replica is at it")
-
-// retentionLock is the advisory lock under which old rows are deleted.
-const retentionLock = schemaLock + 1
-
-// expire deletes the rows of the table that are older than the time, and returns how many. Each batch is a
-// transaction of its own, as large as takes a moment.
-func (s *Store) expire(ctx context.Context, table expiring, before time.Time) (deleted int64, err error) {
-	args := pgx.NamedArgs{"before": before, "above": int64(0)}
-	batch := 20
-	for {
+// expire deletes the rows of the table that are older than the age, and returns how many. A batch is so small
+// that its locks are gone before anyone notices. Rows that others have locked stay until the next time.
+func (s *Store) expire(ctx context.Context, table expiring, age time.Duration) (deleted int64, err error) {
+	args := pgx.NamedArgs{"before": time.Now().Add(-age), "above": int64(0), "lock": table.lock}
+	for age > 0 {
 		var ids []int64
 		err := s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			rows, err := conn.Query(ctx, table.find, replan, args)
@@ -109,44 +96,14 @@ func (s *Store) expire(ctx context.Context, table expiring, before time.Time) (d
 			return deleted, err
 		}
 		args["above"] = ids[len(ids)-1]
-		deletedBefore := deleted
-		for len(ids) > 0 {
-			n := min(batch, len(ids))
-			args["ids"] = ids[:n]
-			count, took, err := s.deleteOld(ctx, table, args)
-			if err != nil {
+		for batch := range slices.Chunk(ids, 50) {
+			args["ids"] = batch
+			n, err := s.exec(ctx, table.delete, args)
+			if err != nil || n == 0 {
 				return deleted, err
 			}
-			deleted, ids = deleted+count, ids[n:]
-			switch {
-			case took > 40*time.Millisecond:
-				batch = max(1, batch/2)
-			case took < 20*time.Millisecond:
-				batch = min(1000, batch*2)
-			}
-		}
-		if deleted == deletedBefore { // others have locked them all
-			return deleted, nil
+			deleted += n
 		}
 	}
-}
-
-// deleteOld deletes a batch, and returns how long its locks were held.
-func (s *Store) deleteOld(ctx context.Context, table expiring, args pgx.NamedArgs) (count int64, took time.Duration, err error) {
-	err = s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		began := time.Now()
-		defer func() { took = time.Since(began) }()
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			var isMine bool
-			err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retentionLock).Scan(&isMine)
-			if err == nil && !isMine {
-				err = errOtherExpires
-			}
-			if err != nil {
-				return err
-			}
-			return tx.QueryRow(ctx, table.delete, replan, args).Scan(&count)
-		})
-	})
-	return count, took, err
+	return 0, nil
 }
