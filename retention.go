@@ -14,12 +14,14 @@ import (
 // A retention says how long reports and archived occurrences are kept; 0 is for ever.
 type retention struct{ reports, occurrences time.Duration }
 
+// retentionLock is the advisory lock of the replica that deletes.
+const retentionLock = schemaLock + 1
+
 // expire deletes what is too old, now and then about every hour, until the context ends.
 func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
-		reports, err := app.store.expire(ctx, oldReports, app.retention.reports)
-		occurrences, other := app.store.expire(ctx, oldOccurrences, app.retention.occurrences)
-		if err := errors.Join(err, other); err != nil && ctx.Err() == nil {
+		reports, occurrences, err := app.store.expire(ctx, app.retention)
+		if err != nil && ctx.Err() == nil {
 			app.log.WarnContext(ctx, "not all that is too old is deleted", "error", err)
 		}
 		if reports+occurrences > 0 {
@@ -31,20 +33,34 @@ func (app *App) expire(ctx context.Context) {
 	}
 }
 
-// An expiring table says how its rows from before @before are found and deleted.
-type expiring struct {
-	lock   int64  // the advisory lock of the replica at it; the first one that finds it taken leaves the table to the other
-	find   string // the first ids, which may be those above @above
-	delete string // those of the @ids that are still old, unless another replica is at it
+// expire deletes what is too old, unless another replica is at it. A transaction that does nothing else holds
+// the advisory lock meanwhile.
+func (s *Store) expire(ctx context.Context, keep retention) (reports, occurrences int64, err error) {
+	err = s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			var isMyTurn bool
+			err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retentionLock).Scan(&isMyTurn)
+			if err != nil || !isMyTurn {
+				return err
+			}
+			var other error
+			reports, err = s.expireTable(ctx, oldReports, keep.reports)
+			occurrences, other = s.expireTable(ctx, oldOccurrences, keep.occurrences)
+			return errors.Join(err, other)
+		})
+	})
+	return reports, occurrences, err
 }
 
-const (
-	oldReport = `state <> 'queued' AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) < @before`
-	isMyTurn  = `(SELECT pg_try_advisory_xact_lock(@lock))`
-)
+// An expiring table says how its rows from before @before are found and deleted.
+type expiring struct {
+	find   string // the first ids, which may be those above @above
+	delete string // those of the @ids that are still old
+}
+
+const oldReport = `state <> 'queued' AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) < @before`
 
 var oldReports = expiring{
-	lock: schemaLock + 1,
 	find: `
 		SELECT id
 		FROM reports r
@@ -56,7 +72,7 @@ var oldReports = expiring{
 	delete: `
 		WITH deleted AS (
 			DELETE FROM reports
-			WHERE id IN (SELECT id FROM reports r WHERE id = ANY(@ids) AND ` + oldReport + ` AND ` + isMyTurn + ` FOR UPDATE SKIP LOCKED)
+			WHERE id IN (SELECT id FROM reports r WHERE id = ANY(@ids) AND ` + oldReport + ` FOR UPDATE SKIP LOCKED)
 			RETURNING id
 		), forgotten AS (
 			DELETE FROM seen
@@ -66,7 +82,6 @@ var oldReports = expiring{
 }
 
 var oldOccurrences = expiring{
-	lock: schemaLock + 2,
 	find: `
 		SELECT id
 		FROM occurrences
@@ -76,14 +91,15 @@ var oldOccurrences = expiring{
 		LIMIT 10000`,
 	delete: `
 		DELETE FROM occurrences
-		WHERE id IN (SELECT id FROM occurrences WHERE id = ANY(@ids) AND occurred_at < @before AND ` + isMyTurn + ` FOR UPDATE SKIP LOCKED)`,
+		WHERE id IN (SELECT id FROM occurrences WHERE id = ANY(@ids) AND occurred_at < @before FOR UPDATE SKIP LOCKED)`,
 }
 
-// expire deletes the rows of the table that are older than the age, and returns how many. A batch is so small
+// expireTable deletes the rows of the table that are older than the age, unless that is 0. A batch is so small
 // that its locks are gone before anyone notices. Rows that others have locked stay until the next time.
-func (s *Store) expire(ctx context.Context, table expiring, age time.Duration) (deleted int64, err error) {
-	args := pgx.NamedArgs{"before": time.Now().Add(-age), "above": int64(0), "lock": table.lock}
-	for age > 0 {
+func (s *Store) expireTable(ctx context.Context, table expiring, age time.Duration) (deleted int64, err error) {
+	args := pgx.NamedArgs{"before": time.Now().Add(-age), "above": int64(0)}
+	for before := int64(-1); age > 0 && deleted > before; {
+		before = deleted
 		var ids []int64
 		err := s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			rows, err := conn.Query(ctx, table.find, replan, args)
@@ -99,11 +115,11 @@ func (s *Store) expire(ctx context.Context, table expiring, age time.Duration) (
 		for batch := range slices.Chunk(ids, 50) {
 			args["ids"] = batch
 			n, err := s.exec(ctx, table.delete, args)
-			if err != nil || n == 0 {
+			if err != nil {
 				return deleted, err
 			}
 			deleted += n
 		}
 	}
-	return 0, nil
+	return deleted, nil
 }
