@@ -207,7 +207,7 @@ func TestHelpOfGroupsAlone(t *testing.T) {
 func TestCommandLineRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, args, want string }{
-		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, serve, mcp, version, completion)`},
+		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, occurrences, serve, mcp, version, completion)`},
 		{"typo in a subcommand", "items lst", `unknown command "lst", did you mean "list"?`},
 		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
 		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},
