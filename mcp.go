@@ -172,12 +172,11 @@ func headerMismatch(name, header, body string) *rpcError {
 // decodeHeader returns the text of a header, which may be in the form =?base64?…?=.
 func decodeHeader(value string) string {
 	encoded, isEncoded := strings.CutPrefix(value, "=?base64?")
-	encoded, isWhole := strings.CutSuffix(encoded, "?=")
-	if !isEncoded || !isWhole {
-		return value
+	if encoded, isWhole := strings.CutSuffix(encoded, "?="); isEncoded && isWhole {
+		text, _ := base64.StdEncoding.DecodeString(encoded) // what cannot be decoded is no tool's name
+		return string(text)
 	}
-	text, _ := base64.StdEncoding.DecodeString(encoded) // what cannot be decoded is no tool's name
-	return string(text)
+	return value
 }
 
 // An mcpServer answers the requests of agents.
@@ -206,8 +205,11 @@ func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) []byte {
 		answer["error"] = m.err
 	} else {
 		answer["result"] = result
-		if m.latest {
-			result["resultType"], result["_meta"] = "complete", jsonObject{mcpKeys + "serverInfo": serverInfo()}
+	}
+	if m.err == nil && m.latest {
+		result["resultType"], result["_meta"] = "complete", jsonObject{mcpKeys + "serverInfo": serverInfo()}
+		if m.called == nil { // it changes with the program and the token only
+			result["ttlMs"], result["cacheScope"] = 5*60*1000, "private"
 		}
 	}
 	var line bytes.Buffer
@@ -230,27 +232,19 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 		return jsonObject{}, nil
 	case m.method == "server/discover" && m.latest:
 		about["supportedVersions"] = mcpVersions
-		return m.cached(about), nil
+		return about, nil
 	case m.method == "tools/list":
 		tools := []jsonObject{}
 		for _, c := range s.usable() {
 			tools = append(tools, c.tool())
 		}
-		return m.cached(jsonObject{"tools": tools}), nil
+		return jsonObject{"tools": tools}, nil
 	case m.method == "tools/call":
 		return s.call(ctx, m)
 	case m.latest:
 		return nil, rpcFail(http.StatusNotFound, rpcNoMethod, "there is no method %q", cut(m.method))
 	}
 	return nil, rpcFail(http.StatusOK, rpcNoMethod, "there is no method %q", cut(m.method))
-}
-
-// cached lets the caller keep a result for a while, since it changes only with the program or the token.
-func (m *mcpMessage) cached(result jsonObject) jsonObject {
-	if m.latest {
-		result["ttlMs"], result["cacheScope"] = 5*60*1000, "private"
-	}
-	return result
 }
 
 // toolName is the command's name in letters that all clients take.
@@ -503,13 +497,8 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var running sync.WaitGroup
-	var cancels sync.Map   // by id
-	var writing sync.Mutex // guards standard output
-	write := func(answer []byte) {
-		writing.Lock()
-		defer writing.Unlock()
-		_, _ = std.out.Write(answer) // a client that reads no more ends the input, too
-	}
+	var cancels sync.Map   // functions by the ids of requests
+	var writing sync.Mutex // guards standard output and error
 	_, err := interruptible(ctx, func() ([]byte, error) {
 		return nil, readLines(std.in, func(line []byte) {
 			m := readMCP(line, nil)
@@ -519,26 +508,20 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 				}
 				return
 			}
-			call := &Call{}
-			ctx, stop := context.WithCancel(withCall(ctx, call))
+			ctx, stop := context.WithCancel(ctx)
 			cancels.Store(string(m.id), stop)
 			running.Go(func() {
-				defer stop()
-				defer func() {
-					if caught := recover(); caught != nil {
-						fmt.Fprintf(std.err, "app: panic: %v\n%s", caught, debug.Stack())
-						m.err = rpcFail(http.StatusInternalServerError, rpcInternal, "internal error")
-						write(s.answer(ctx, m))
-					}
-				}()
-				answer := s.answer(ctx, m)
+				answer, remark := s.answerLine(ctx, m)
 				cancels.Delete(string(m.id))
-				if call.unstored != "" {
-					fmt.Fprintln(std.err, "app: nothing is stored:", call.unstored)
+				writing.Lock()
+				defer writing.Unlock()
+				if remark != "" {
+					fmt.Fprintln(std.err, "app:", remark)
 				}
 				if ctx.Err() == nil { // a cancelled request has no answer
-					write(answer)
+					_, _ = std.out.Write(answer) // a client that reads no more ends the input, too
 				}
+				stop()
 			})
 		})
 	})
@@ -546,6 +529,22 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 		finishWithin(ctx, mcpEndGrace, running.Wait)
 	}
 	return err
+}
+
+// answerLine answers a message, and returns what there is to say to the user besides.
+func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer []byte, remark string) {
+	defer func() {
+		if caught := recover(); caught != nil {
+			m.err = rpcFail(http.StatusInternalServerError, rpcInternal, "internal error")
+			answer, remark = s.answer(ctx, m), fmt.Sprintf("panic: %v\n%s", caught, debug.Stack())
+		}
+	}()
+	call := &Call{}
+	answer = s.answer(withCall(ctx, call), m)
+	if call.unstored != "" {
+		remark = "nothing is stored: " + call.unstored
+	}
+	return answer, remark
 }
 
 // readLines hands on the lines of the input that are not blank. Of a line that is too long for a message

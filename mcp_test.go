@@ -2,9 +2,12 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -286,6 +289,40 @@ func TestMCPConcurrencyAndCancel(t *testing.T) {
 	c.in.Close()
 	assert.Equal(t, 0, <-c.ended)
 	assert.False(t, c.answers.Scan())
+}
+
+// A client that goes away cancels its call.
+func TestMCPInterrupted(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 3)
+	f.sandbox.SetFault(sandbox.Slow)
+	ctx, goAway := newContext(t)
+	call := strings.NewReader(callTool(itemsListCmd, `{}`))
+	req, err := http.NewRequestWithContext(ctx, "POST", f.url+"/mcp", call)
+	require.NoError(t, err)
+	ended := make(chan error)
+	go func() {
+		_, err := http.DefaultClient.Do(req)
+		ended <- err
+	}()
+	require.Eventually(t, func() bool { return len(f.sandbox.Requests()) == 1 }, waitLimit, waitTick)
+	goAway()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.Eventually(t, func() bool { return strings.Contains(f.log.String(), `"http.status_code":499`) }, waitLimit, waitTick)
+}
+
+// A bug in one tool is the answer to one call.
+func TestMCPPanic(t *testing.T) {
+	t.Parallel()
+	s := &mcpServer{commands: commands, failureOf: failureWithCause}
+	s.run = func(context.Context, *Command, arguments, prepared) (any, error) { panic("hunter2") }
+	var out, err bytes.Buffer
+	input := callTool(whichCmd, `{}`) + "\n" + `{"jsonrpc":"2.0","id":2,"method":"ping"}`
+	require.NoError(t, s.serveLines(t.Context(), console{in: strings.NewReader(input), out: &out, err: &err}))
+	assert.ElementsMatch(t, []string{
+		`{"error":{"code":-32603,"message":"internal error"},"id":1,"jsonrpc":"2.0"}`, `{"id":2,"jsonrpc":"2.0","result":{}}`,
+	}, strings.Split(strings.TrimSpace(out.String()), "\n"))
+	assert.Contains(t, err.String(), "app: panic: hunter2\ngoroutine ")
 }
 
 // At the end of the input, calls that run get half a second.
