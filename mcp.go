@@ -97,9 +97,9 @@ func (m *mcpMessage) parse(text []byte) *rpcError {
 	case len(text) > maxBody:
 		return rpcFail(http.StatusRequestEntityTooLarge, rpcInvalidRequest, "the message is larger than %d bytes", maxBody)
 	case err != nil && utf8.Valid(text) && json.Valid(text):
-		return rpcFail(http.StatusBadRequest, rpcInvalidRequest, "the message cannot be used: %v", err)
+		return rpcFail(http.StatusBadRequest, rpcInvalidRequest, "the message cannot be used: %s", cut(err.Error()))
 	case err != nil:
-		return rpcFail(http.StatusBadRequest, rpcParseError, "the message cannot be read: %v", err)
+		return rpcFail(http.StatusBadRequest, rpcParseError, "the message cannot be read: %s", cut(err.Error()))
 	}
 	m.method, m.params = rawjson.Unquote(object["method"]), object["params"]
 	id, hasID := object["id"]
@@ -173,8 +173,9 @@ func headerMismatch(name, header, body string) *rpcError {
 func decodeHeader(value string) string {
 	encoded, isEncoded := strings.CutPrefix(value, "=?base64?")
 	if encoded, isWhole := strings.CutSuffix(encoded, "?="); isEncoded && isWhole {
-		text, _ := base64.StdEncoding.DecodeString(encoded) // what cannot be decoded is no tool's name
-		return string(text)
+		if text, err := base64.StdEncoding.DecodeString(encoded); err == nil {
+			return string(text)
+		}
 	}
 	return value
 }

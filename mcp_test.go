@@ -114,7 +114,8 @@ func TestMCPExchangesOverHTTP(t *testing.T) {
 // callTool returns the message that calls the command as a tool.
 func callTool(c *Command, arguments string) string {
 	name := strings.ReplaceAll(c.Name, ".", "_")
-	return fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":%q,"arguments":%s}}`, name, arguments)
+	const call = `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":%q,"arguments":%s}}`
+	return fmt.Sprintf(call, name, arguments)
 }
 
 // toolResult returns the texts in the answer to a call, and whether it is a failure.
@@ -202,7 +203,8 @@ func TestMCPLongLists(t *testing.T) {
 	assert.Greater(t, len(items), 10)
 	left := len(whole.list("items")) - len(items)
 	assert.Contains(t, note, fmt.Sprintf("The last %d of %d items are left out", left, left+len(items)))
-	assert.Contains(t, note, fmt.Sprintf(`the first of them has the id %s. `, rawjson.Get(whole.list("items")[len(items)], "id")))
+	firstLeft := rawjson.Get(whole.list("items")[len(items)], "id")
+	assert.Contains(t, note, fmt.Sprintf(`the first of them has the id %s. `, firstLeft))
 	assert.Contains(t, note, fmt.Sprintf(`"limit": %d; "page" then counts pages of that size.`, len(items)))
 	assert.Equal(t, whole.at("total_count"), string(rawjson.Get([]byte(text), "total_count")))
 
@@ -247,7 +249,8 @@ func (f *fixture) converse(t *testing.T, args ...string) *conversation {
 	fromServer, out := io.Pipe()
 	c := &conversation{t, toServer, bufio.NewScanner(fromServer), make(chan int, 1)}
 	settings := []string{
-		"mcp", "-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + f.config.readToken, "-database-url=" + f.config.DatabaseURL,
+		"mcp", "-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + f.config.readToken,
+		"-database-url=" + f.config.DatabaseURL,
 	}
 	ctx := t.Context()
 	go func() {
@@ -308,7 +311,8 @@ func TestMCPInterrupted(t *testing.T) {
 	require.Eventually(t, func() bool { return len(f.sandbox.Requests()) == 1 }, waitLimit, waitTick)
 	goAway()
 	require.ErrorIs(t, <-ended, context.Canceled)
-	require.Eventually(t, func() bool { return strings.Contains(f.log.String(), `"http.status_code":499`) }, waitLimit, waitTick)
+	logged := func() bool { return strings.Contains(f.log.String(), `"http.status_code":499`) }
+	require.Eventually(t, logged, waitLimit, waitTick)
 }
 
 // A bug in one tool is the answer to one call.
@@ -411,8 +415,8 @@ func TestMCPTelemetry(t *testing.T) {
 // Whatever comes, the answer is one line of JSON with the message's id, or none.
 func FuzzMCP(f *testing.F) {
 	f.Add(`{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":[]}}`, "", "")
-	f.Add(`{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"nothing","arguments":7}}`, mcpLatest, "tools/call")
-	f.Add(`{"jsonrpc":"2.0","id":1e5,"method":"initialize","params":{"protocolVersion":{}}}`, "2025-11-25", "=?base64?eA==?=")
+	f.Add(`{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"nothing"}}`, mcpLatest, "tools/call")
+	f.Add(`{"jsonrpc":"2.0","id":1e5,"method":"initialize","params":{"protocolVersion":{}}}`, "", "=?base64?eA==?=")
 	f.Add("\xff\x00[{}]", "\n", "")
 	s := &mcpServer{failureOf: failureOf}
 	f.Fuzz(func(t *testing.T, text, version, method string) {
