@@ -26,6 +26,7 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/rawjson"
+	"app/internal/secrets"
 )
 
 const (
@@ -185,6 +186,7 @@ type mcpServer struct {
 	commands  []*Command // that exist here
 	readOnly  bool       // the caller may not use those that change something
 	telemetry *datadog.Client
+	mask      *secrets.Mask // for failures
 	failureOf func(error) *Failure
 	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
@@ -203,6 +205,7 @@ func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) []byte {
 		result, m.err = s.result(ctx, m)
 	}
 	if m.err != nil {
+		m.err.Message = string(s.mask.Bytes([]byte(m.err.Message)))
 		answer["error"] = m.err
 	} else {
 		answer["result"] = result
@@ -302,7 +305,7 @@ func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcEr
 	if err != nil {
 		m.failure = s.failureOf(err)
 		var text strings.Builder
-		_ = writeResult(&text, m.failure.problem(m.requestID)) // it is in memory
+		_ = writeResult(s.mask.Writer(&text), m.failure.problem(m.requestID)) // it is in memory
 		texts = []string{text.String()}
 	}
 	content := make([]jsonObject, len(texts))
@@ -436,7 +439,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		return
 	}
 	m.requestID = w.id
-	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, failureOf, func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
+	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, s.app.mask, failureOf, func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
 		return operation(withCall(ctx, &w.call), s.app)
 	}}
 	answer := agents.answer(r.Context(), m)
@@ -475,13 +478,13 @@ func (c *cli) runMCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	agents := &mcpServer{c.commands, false, telemetry, failureWithCause, func(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
+	agents := &mcpServer{c.commands, false, telemetry, c.mask, failureWithCause, func(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
 		if config.AppURL != "" {
 			return runRemotely(ctx, config, command, args)
 		}
 		return operation(ctx, app)
 	}}
-	err = agents.serveLines(ctx, c.std)
+	err = agents.serveLines(ctx, console{in: c.std.in, out: c.std.out, err: c.stderr()})
 	finishWithin(ctx, mcpEndGrace/2, app.Close)
 	return err
 }

@@ -294,6 +294,23 @@ func TestMCPConcurrencyAndCancel(t *testing.T) {
 	assert.False(t, c.answers.Scan())
 }
 
+// No failure quotes a secret of the settings, whoever sent it.
+func TestMCPHidesSecrets(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) { c.apiTokens = []string{"api-secret"} })
+	message := strings.Replace(callTool(itemsListCmd, `{"api-secret":1}`), `"id":1`, `"id":"api-secret"`, 1) + "\n" +
+		strings.Replace(callTool(itemsListCmd, `{}`), "items_list", "api-secret", 1)
+	overHTTP := ""
+	for line := range strings.Lines(message) {
+		overHTTP += f.call("POST", "/mcp", line).body
+	}
+	for _, answers := range []string{overHTTP, f.runWith(message, "mcp", "-api-token=api-secret").out} {
+		assert.Contains(t, answers, `unknown argument \\\"***\\\"`)
+		assert.Contains(t, answers, `unknown tool \"***\"`)
+		assert.Contains(t, answers, `"id":"api-secret"`)
+	}
+}
+
 // A client that goes away cancels its call.
 func TestMCPInterrupted(t *testing.T) {
 	t.Parallel()
