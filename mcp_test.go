@@ -29,6 +29,7 @@ import (
 func lastingAnswer(line string) string {
 	line = regexp.MustCompile(`(request_id\\?":\\?")[A-Z0-9]+`).ReplaceAllString(line, "${1}…")
 	line = strings.Replace(line, string(rawjson.AppendQuoted(nil, mcpInstructions)), `"…"`, 1)
+	line = regexp.MustCompile(`(unknown tool .*valid: )[^)]*`).ReplaceAllString(line, "${1}…")
 	return regexp.MustCompile(`"tools":\[.*\]`).ReplaceAllString(line, `"tools":["…"]`)
 }
 
