@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -53,6 +54,17 @@ func (c *Call) fromArchive(lastSeen time.Time) {
 
 // age returns how long ago a result from the archive was last seen.
 func (c *Call) age() time.Duration { return max(0, time.Since(c.lastSeen)).Truncate(time.Second) }
+
+// remarks returns what there is to say beside the result, for a person.
+func (c *Call) remarks() (remarks []string) {
+	if c.unstored != "" {
+		remarks = append(remarks, "nothing is stored: "+c.unstored)
+	}
+	if !c.lastSeen.IsZero() {
+		remarks = append(remarks, fmt.Sprintf("this is from the archive, as it was last seen %v ago", c.age()))
+	}
+	return remarks
+}
 
 // report shows progress where someone looks at it.
 func (c *Call) report(format string, args ...any) {

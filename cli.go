@@ -355,11 +355,8 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 	if err != nil {
 		return err
 	}
-	if call.unstored != "" {
-		fmt.Fprintln(c.stderr(), "app: nothing is stored:", call.unstored)
-	}
-	if !call.lastSeen.IsZero() {
-		fmt.Fprintf(c.std.err, "app: this is from the archive, as it was last seen %v ago\n", call.age())
+	for _, remark := range call.remarks() {
+		fmt.Fprintln(c.stderr(), "app:", remark)
 	}
 	c.exit = outcomeOf(value).exit
 	return nil

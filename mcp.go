@@ -530,11 +530,11 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 			ctx, stop := context.WithCancel(ctx)
 			cancels.Store(string(m.id), stop)
 			running.Go(func() {
-				answer, remark := s.answerLine(ctx, m)
+				answer, remarks := s.answerLine(ctx, m)
 				cancels.Delete(string(m.id))
 				writing.Lock()
 				defer writing.Unlock()
-				if remark != "" {
+				for _, remark := range remarks {
 					fmt.Fprintln(std.err, "app:", remark)
 				}
 				if ctx.Err() == nil { // a cancelled request has no answer
@@ -551,19 +551,16 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 }
 
 // answerLine answers a message, and returns what there is to say to the user besides.
-func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer []byte, remark string) {
+func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer []byte, remarks []string) {
 	defer func() {
 		if caught := recover(); caught != nil {
 			m.err = rpcFail(http.StatusInternalServerError, rpcInternal, "internal error")
-			answer, remark = s.answer(ctx, m), fmt.Sprintf("panic: %v\n%s", caught, debug.Stack())
+			answer, remarks = s.answer(ctx, m), []string{fmt.Sprintf("panic: %v\n%s", caught, debug.Stack())}
 		}
 	}()
 	call := &Call{}
 	answer = s.answer(withCall(ctx, call), m)
-	if call.unstored != "" {
-		remark = "nothing is stored: " + call.unstored
-	}
-	return answer, remark
+	return answer, call.remarks()
 }
 
 // readLines hands on the lines of the input that are not blank. Of a line that is too long for a message

@@ -295,6 +295,24 @@ func TestMCPConcurrencyAndCancel(t *testing.T) {
 	assert.False(t, c.answers.Scan())
 }
 
+// What comes from the archive is said beside the result, as elsewhere.
+func TestMCPFromTheArchive(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
+	require.Equal(t, 200, f.get(path).status)
+	f.sandbox.SetFault(sandbox.Down)
+	call := callTool(itemsGetCmd, fmt.Sprintf(`{"id":%d}`, f.sandbox.ItemIDs()[0]))
+	overHTTP, onStdio := f.do("POST", "/mcp", call), f.converse(t)
+	assert.Equal(t, "archive", overHTTP.header.Get("Report-Source"))
+	onStdio.say(call)
+	for _, answer := range []string{overHTTP.body, onStdio.hear()} {
+		texts, failed := toolResult(t, answer)
+		assert.False(t, failed)
+		assert.Equal(t, []string{f.get(path).body}, texts)
+	}
+}
+
 // No failure quotes a secret of the settings, whoever sent it.
 func TestMCPHidesSecrets(t *testing.T) {
 	t.Parallel()
