@@ -182,6 +182,24 @@ func TestMCPReadOnly(t *testing.T) {
 	}
 }
 
+// A read token lists what READ_ONLY leaves, and is told why it may not do the rest.
+func TestMCPReadToken(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) {
+		c.apiTokens, c.apiReadTokens = []string{"api-secret"}, []string{"read-secret"}
+	})
+	ask := func(message string) string {
+		return f.do("POST", "/mcp", message, "Authorization", "Bearer read-secret").body
+	}
+	list := ask(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+	assert.Contains(t, list, `"items_sync"`)
+	assert.NotContains(t, list, "items_delete")
+	texts, failed := toolResult(t, ask(callTool(itemsDeleteCmd, `{"id":1}`)))
+	assert.True(t, failed)
+	assert.Contains(t, texts[0], `"type":"/problems/auth"`)
+	assert.Contains(t, texts[0], "needs one of the tokens in API_TOKEN")
+}
+
 // The end of a list that is too long is left out, and a note leads there.
 func TestMCPLongLists(t *testing.T) {
 	t.Parallel()
