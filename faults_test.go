@@ -312,7 +312,7 @@ func TestTooManyCalls(t *testing.T) {
 	go func() { first <- f.get("/items") }()
 	f.await("GET /items")
 	got := f.get("/items?page=2")
-	assert.Contains(t, got.requireProblem(503, "unavailable"), "page 2 of the items: too many requests are waiting for Rollbar; ")
+	assert.Contains(t, got.requireProblem(503, "unavailable"), "page 2 of the items: too many requests are waiting for Rollbar")
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, 200, (<-first).status)
