@@ -344,7 +344,7 @@ func misspelt(names []string) (remarks []string) {
 
 // mask returns a mask that knows the secrets among the settings. A password that is also the user's name is none.
 func (c *Config) mask() *secrets.Mask {
-	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
+	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {
 		if u, err := url.Parse(address); err == nil {
 			password, isSet := u.User.Password()

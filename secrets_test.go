@@ -236,3 +236,19 @@ func (f *fixture) rawAnswers(text string) string {
 	require.NoError(f.t, err)
 	return string(answers)
 }
+
+// Each setting that is a token is one of the secrets.
+func TestEachTokenIsMasked(t *testing.T) {
+	t.Parallel()
+	config := &Config{}
+	for _, s := range config.settings() {
+		if strings.HasSuffix(s.name, "-token") {
+			require.NoError(t, s.set("secret-of-"+s.name))
+		}
+	}
+	for _, s := range config.settings() {
+		if strings.HasSuffix(s.name, "-token") {
+			assert.Equal(t, "<***>", string(config.mask().Bytes([]byte("<secret-of-"+s.name+">"))))
+		}
+	}
+}
