@@ -266,7 +266,7 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 // lose what they saw: each item ends with one current report, and all others are superseded.
 func TestKeepWithManyWriters(t *testing.T) {
 	t.Parallel()
-	const writers, rounds, items = 8, 6, 30
+	const writers, rounds, items = 5, 5, 30
 	store := newTestStore(t)
 	var group sync.WaitGroup
 	for w := range writers {
