@@ -10,10 +10,10 @@ import (
 // A Call is one run of an operation, whichever surface it came from: what the run may spend, what the
 // caller wants of it beside the input, and what there is to say beside the result.
 type Call struct {
-	retries  retryBudget                      // for retries of calls of Rollbar
-	upstream stopwatch                        // runs while calls of Rollbar do
-	stream   bool                             // the caller reads a list element by element, so it may be endless
-	progress func(format string, args ...any) // shows how far long work has come; may be nil
+	retries  retryBudget                          // for retries of calls of Rollbar
+	upstream stopwatch                            // runs while calls of Rollbar do
+	stream   bool                                 // the caller reads a list element by element, so it may be endless
+	progress func(done, total int64, what string) // shows how far long work has come; may be nil
 
 	mu       sync.Mutex
 	unstored string    // why the result was not stored, or ""
@@ -66,9 +66,10 @@ func (c *Call) remarks() (remarks []string) {
 	return remarks
 }
 
-// report shows progress where someone looks at it.
-func (c *Call) report(format string, args ...any) {
+// report shows progress where someone looks at it: how much of what is done, of a total or 0 if that is not
+// known.
+func (c *Call) report(done, total int64, what string) {
 	if c.progress != nil {
-		c.progress(format, args...)
+		c.progress(done, total, what)
 	}
 }

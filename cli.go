@@ -34,10 +34,13 @@ type cli struct {
 	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
 	output   string   // the format asked for, or ""
+	fields   []string // the columns asked for, or nil
 	settings []string // the settings given as flags: -name=value
 	mask     *secrets.Mask
 	refused  error // the first thing wrong with the flags, or nil
-	exit     int   // the exit code of a run without an error
+	table    *textTable
+	lineEnd  string // of CSV
+	exit     int    // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
@@ -240,7 +243,7 @@ func (c *cli) boolFlag(flags *flag.FlagSet, name, help string) *bool {
 	return value
 }
 
-var outputFormats = []string{"table", "json", "ndjson"}
+var outputFormats = []string{"table", "json", "ndjson", "csv"}
 
 func (c *cli) setOutput(format string) error {
 	if !slices.Contains(outputFormats, format) {
@@ -270,6 +273,9 @@ func (c *cli) operation(name string, command *Command) *ffcli.Command {
 	}
 	flags.Func("output", outputHelp, c.setOutput)
 	flags.Func("o", "short for -output", c.setOutput)
+	if command.hasFields() {
+		flags.Func("fields", fieldsHelp, c.setFields)
+	}
 	in.asCurl = c.boolFlag(flags, "as-curl", asCurlHelp)
 	if command.Confirm != nil {
 		in.yes = c.boolFlag(flags, "yes", yesHelp)
@@ -367,6 +373,9 @@ func (c *cli) prepare(ctx context.Context, in *invocation, positional []string) 
 	if c.refused != nil {
 		return nil, c.refused
 	}
+	if err := c.checkOutput(in.command); err != nil {
+		return nil, err
+	}
 	path := in.command.names(inPath)
 	if len(positional) > len(path) {
 		return nil, fail(invalid, "unexpected argument %q", positional[len(path)])
@@ -427,13 +436,18 @@ func (c *cli) newCall() (call *Call, end func()) {
 	if c.output == "" && isTable {
 		c.output = "table"
 	}
-	progress := &progressLine{out: c.std.err}
+	progress := &progressLine{out: c.std.err, began: time.Now()}
+	c.table = &textTable{out: c.std.out, width: terminalWidth(c.std.out), isColoured: isTable && os.Getenv("NO_COLOR") == ""}
+	c.lineEnd = "\r\n"
+	if isTable { // which adds the carriage return
+		c.lineEnd = "\n"
+	}
 	c.std.out = c.safe(c.std.out)
 	call = &Call{stream: c.output == "ndjson"}
 	if isTerminal(c.std.err) {
 		call.progress = progress.show
 		if isTable {
-			c.std.out = resultWriter{c.std.out, progress}
+			c.std.out, c.table.out = resultWriter{c.std.out, progress}, resultWriter{c.table.out, progress}
 		}
 	}
 	return call, progress.end

@@ -9,6 +9,7 @@ import (
 
 const (
 	outputHelp = "output format (default: table on a terminal, json elsewhere)"
+	fieldsHelp = "columns of a table or of csv: names of members, separated by commas, a dot going deeper"
 	asCurlHelp = "print the request as a curl command instead of sending it"
 	yesHelp    = "do not ask for confirmation"
 )
@@ -90,6 +91,9 @@ func commandHelp(c *Command) string {
 	}
 	if c.Confirm != nil {
 		rows = append(rows, "-yes\t\t"+yesHelp)
+	}
+	if c.hasFields() {
+		rows = append(rows, "-fields\tNAME,…\t"+fieldsHelp)
 	}
 	rows = append(rows,
 		"-output, -o\t"+strings.Join(outputFormats, "|")+"\t"+outputHelp,

@@ -4,17 +4,22 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"text/tabwriter"
+	"syscall"
+	"time"
 	"unicode"
 	"unicode/utf8"
+	"unsafe"
 
 	"app/internal/rawjson"
 )
@@ -41,6 +46,29 @@ func isTerminal(stream any) bool {
 	return err != nil || !os.SameFile(info, null)
 }
 
+// setFields takes the columns of a table or of CSV.
+func (c *cli) setFields(text string) error {
+	for name := range strings.SplitSeq(text, ",") {
+		c.fields = append(c.fields, strings.TrimSpace(name))
+	}
+	if slices.Contains(c.fields, "") {
+		c.refuse(fail(invalid, "-fields must be names of members, separated by commas, such as id,title,data.level"))
+	}
+	return nil
+}
+
+// checkOutput refuses an output format that the command does not have, and -fields where there are no columns.
+func (c *cli) checkOutput(command *Command) error {
+	hasColumns := c.output == "csv" || c.output == "table" || c.output == "" && isTerminal(c.std.out)
+	switch {
+	case c.output == "csv" && command.Columns == "":
+		return fail(invalid, "-output csv is for lists: %s is none", command.Name)
+	case c.fields != nil && !hasColumns:
+		return fail(invalid, "-fields chooses the columns of a table or of CSV: add -output table or -output csv")
+	}
+	return nil
+}
+
 // print writes a result in the output format.
 func (c *cli) print(command *Command, value any) error {
 	list, isList := value.(*List)
@@ -49,13 +77,21 @@ func (c *cli) print(command *Command, value any) error {
 	if object, isRemote := value.(remoteObject); isRemote && command.Run.out == reflect.TypeFor[Summary]() {
 		isSummary = json.Unmarshal(object.RawMessage, &summary) == nil
 	}
+	columns := c.fields
+	if columns == nil {
+		columns = strings.Fields(command.Columns)
+	}
 	switch {
 	case c.output == "table" && isSummary:
-		return printSummary(c.std.out, summary)
+		return printSummary(c.table, summary)
 	case c.output == "table" && isList:
-		return c.printRows(strings.Fields(command.Columns), list)
+		return c.printRows(columns, list)
 	case c.output == "table" && !isText:
-		return printMembers(c.std.out, value)
+		return c.printMembers(value)
+	case c.output == "csv" && isList:
+		err := list.writeCSV(c.std.out, columns, c.lineEnd)
+		c.printNext(list)
+		return err
 	case c.output == "ndjson" && isList:
 		return list.writeLines(c.std.out)
 	}
@@ -68,10 +104,10 @@ const alignedRows = 200
 
 // printRows prints a list as a table, and on standard error the flag that leads to the next page.
 func (c *cli) printRows(columns []string, list *List) error {
-	w := newTable(c.std.out)
+	w := c.table
 	titles := make([]string, len(columns))
 	for i, column := range columns {
-		titles[i] = strings.ToUpper(column[strings.LastIndexByte(column, '.')+1:])
+		titles[i] = printable(heading(column))
 	}
 	fmt.Fprintln(w, strings.Join(titles, "\t"))
 	count := 0
@@ -82,7 +118,7 @@ func (c *cli) printRows(columns []string, list *List) error {
 		}
 		cells := make([]string, len(columns))
 		for i, column := range columns {
-			cells[i] = cell(rawjson.Get(row, strings.Split(column, ".")...))
+			cells[i] = w.cell(column, fieldOf(row, column), false)
 		}
 		fmt.Fprintln(w, strings.Join(cells, "\t"))
 		count++
@@ -93,45 +129,76 @@ func (c *cli) printRows(columns []string, list *List) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	for name := range list.Next {
-		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
-	}
+	c.printNext(list)
 	return nil
 }
 
-// printMembers prints an object as a table with a row for each member.
-func printMembers(out io.Writer, value any) error {
+func (c *cli) printNext(list *List) {
+	for name := range list.Next {
+		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
+	}
+}
+
+// firstMembers are what people look for first in a thing. A dot goes deeper.
+var firstMembers = strings.Fields(`id counter item_id title state level status data.level data.status environment
+	data.environment total_occurrences data.total_occurrences first_seen first_occurrence_timestamp last_seen
+	last_occurrence_timestamp timestamp uuid`)
+
+// printMembers prints an object as a table with a row for each member, the first ones first.
+func (c *cli) printMembers(value any) error {
 	var text strings.Builder
 	if err := writeResult(&text, value); err != nil {
 		return err
 	}
-	w := newTable(out)
-	for name, member := range rawjson.Members([]byte(strings.TrimSpace(text.String()))) {
-		fmt.Fprintf(w, "%s\t%s\n", printable(name), cell(member))
+	thing := json.RawMessage(strings.TrimSpace(text.String()))
+	names := c.fields
+	if names == nil {
+		names = slices.DeleteFunc(slices.Clone(firstMembers), func(name string) bool { return fieldOf(thing, name) == nil })
+		for name := range rawjson.Members(thing) {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
 	}
-	return w.Flush()
+	for _, name := range names {
+		fmt.Fprintf(c.table, "%s\t%s\n", printable(name), c.table.cell(name, fieldOf(thing, name), true))
+	}
+	return c.table.Flush()
 }
 
-// newTable returns a writer that aligns cells separated by tabs.
-func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 2, ' ', 0) }
-
-// cellWidth is the number of characters after which a table cuts a value.
+// cellWidth is the number of columns after which a table cuts a value, unless the terminal is wider.
 const cellWidth = 100
 
-// cell returns a JSON value as one line, without characters that a terminal would take for commands.
-func cell(value []byte) string {
-	if isNull(value) {
-		return "-"
-	}
+// cell returns a JSON value as one line, without characters that a terminal would take for commands. A time
+// is an age, or both if it isExact.
+func (t *textTable) cell(name string, value json.RawMessage, isExact bool) string {
 	text := string(value)
-	if value[0] == '"' {
+	switch at, isTime := timeOf(name, value); {
+	case value == nil:
+		return ""
+	case isNull(value):
+		return "-"
+	case isTime && isExact:
+		return at.UTC().Format(time.RFC3339) + " (" + ago(time.Since(at)) + ")"
+	case isTime:
+		return ago(time.Since(at))
+	case value[0] == '"':
 		text = rawjson.Unquote(value)
 	}
-	text = printable(text)
-	if runes := []rune(text); len(runes) > cellWidth {
-		return string(runes[:cellWidth-1]) + "…"
+	return fit(printable(text), max(cellWidth, t.width))
+}
+
+// terminalWidth returns the width of the terminal, or 0 if the stream is none and COLUMNS does not say.
+func terminalWidth(stream any) int {
+	if columns, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && columns > 0 {
+		return columns
 	}
-	return text
+	if !isTerminal(stream) {
+		return 0
+	}
+	var size struct{ rows, columns, x, y uint16 }
+	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, stream.(*os.File).Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	return cmp.Or(int(size.columns), 80)
 }
 
 // printable returns the text on one line, with blanks for what a terminal would not print.
@@ -244,19 +311,27 @@ func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, er
 
 // A progressLine is a line of a terminal that is overwritten again and again.
 type progressLine struct {
-	out io.Writer
+	out   io.Writer
+	began time.Time
 
 	mu    sync.Mutex
 	shown bool // now
 	ended bool
 }
 
-func (p *progressLine) show(format string, args ...any) {
+// show shows how much of what is done, of a total unless that is 0, how fast and until when.
+func (p *progressLine) show(done, total int64, what string) {
+	rate := float64(done) / time.Since(p.began).Seconds()
+	text := fmt.Sprintf("%d %s, %.1f/s", done, what, rate)
+	if total >= done && done > 0 {
+		left := time.Duration(float64(total-done) / rate * float64(time.Second))
+		text = fmt.Sprintf("%d of %d %s, %.1f/s, %v left", done, total, what, rate, left.Round(time.Second))
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.ended {
 		p.shown = true
-		fmt.Fprintf(p.out, "\r\x1b[K"+format, args...)
+		fmt.Fprint(p.out, "\r\x1b[K"+text)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -24,7 +25,7 @@ func TestOutputFormats(t *testing.T) {
 	table := f.run("items", "list", "-o", "table", "-limit", "3")
 	rows := strings.Split(strings.TrimSpace(table.out), "\n")
 	require.Len(t, rows, 4)
-	assert.Equal(t, []string{"ID", "COUNTER", "LEVEL", "STATUS", "ENVIRONMENT", "TOTAL_OCCURRENCES", "TITLE"}, strings.Fields(rows[0]))
+	assert.Equal(t, []string{"ID", "LEVEL", "STATUS", "LAST_SEEN", "COUNT", "TITLE"}, strings.Fields(rows[0]))
 	assert.Contains(t, rows[1], "two lines  [31m and more")
 	assert.Contains(t, rows[1], "…")
 	assert.Equal(t, "next page: -page 2\n", table.err)
@@ -39,13 +40,13 @@ func TestOutputFormats(t *testing.T) {
 func TestProgressLine(t *testing.T) {
 	t.Parallel()
 	var screen strings.Builder
-	line := &progressLine{out: &screen}
+	line := &progressLine{out: &screen, began: time.Now().Add(-10 * time.Second)}
 	result := resultWriter{&screen, line}
-	line.show("%d items", 1)
-	line.show("%d items", 2)
+	line.show(10, 0, "items")
+	line.show(20, 100, "items")
 	fmt.Fprint(result, "ID\n")
-	line.show("%d items", 3)
+	line.show(30, 0, "items")
 	fmt.Fprint(result, "17\n")
 	line.end()
-	assert.Equal(t, "\r\x1b[K1 items\r\x1b[K2 items\r\x1b[KID\n17\n", screen.String())
+	assert.Equal(t, "\r\x1b[K10 items, 1.0/s\r\x1b[K20 of 100 items, 2.0/s, 40s left\r\x1b[KID\n17\n", screen.String())
 }

@@ -273,6 +273,9 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 			return fail(invalid, "-%s works only on the command line: no single request does the same", name)
 		}
 	}
+	if c.fields != nil {
+		return fail(invalid, "-fields works only on the command line: no single request does the same")
+	}
 	base := "http://" + localAddress(config.Addr)
 	if config.AppURL != "" {
 		base = appURL(config)
@@ -293,8 +296,8 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 	default:
 		words = append(words, "-H", `"Authorization: Bearer ${`+setting+`%%,*}"`)
 	}
-	if c.output == "ndjson" {
-		words = append(words, "-H", shellQuote("Accept: "+ndjson))
+	if kind := map[string]string{"ndjson": ndjson, "csv": csvType}[c.output]; kind != "" {
+		words = append(words, "-H", shellQuote("Accept: "+kind))
 	}
 	if req.Body != nil {
 		body, err := io.ReadAll(req.Body)

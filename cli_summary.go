@@ -4,15 +4,13 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
 )
 
 // printSummary prints a summary as bars, and the days as lines of eighths.
-func printSummary(out io.Writer, s Summary) error {
-	w := newTable(out)
+func printSummary(w *textTable, s Summary) error {
 	for _, group := range []struct {
 		title  string
 		counts map[string]int64
@@ -37,7 +35,7 @@ func printSummary(out io.Writer, s Summary) error {
 	fmt.Fprintf(w, "TOP ITEMS\tOCCURRENCES\t\n")
 	for _, item := range s.Top {
 		title, _ := json.Marshal(item.Title) // for cell
-		fmt.Fprintf(w, "%d\t%d\t%s %s %s\n", item.ItemID, item.TotalOccurrences, item.Level, item.Status, cell(title))
+		fmt.Fprintf(w, "%d\t%d\t%s %s %s\n", item.ItemID, item.TotalOccurrences, item.Level, item.Status, w.cell("title", title, false))
 	}
 	fmt.Fprintf(w, "\t\t\nQUEUE\t%d\t%d rejected\n", s.Queue.Queued, s.Queue.Rejected)
 	return w.Flush()

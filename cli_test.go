@@ -223,7 +223,7 @@ func TestCommandLineRefused(t *testing.T) {
 		{"two mistakes", "items list -output xml -stauts active", `unknown flag "-stauts"`},
 		{"left out by READ_ONLY", "items update 5 -status muted -read-only", "items update is left out by READ_ONLY, since it changes something"},
 		{"unknown beside what READ_ONLY leaves out", "items updaet 5 -read-only", `unknown command "updaet"`},
-		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson"},
+		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson, csv"},
 		{"deletion without a terminal", "items delete 5", "standard input is not a terminal: add -yes"},
 		{"cleaning without a terminal", "reports clean", "standard input is not a terminal: add -yes"},
 		{"file that is not there", "items create -data nowhere.json", "cannot read the JSON body: open nowhere.json"},

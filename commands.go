@@ -245,6 +245,11 @@ func (c *Command) has(in place, name string) bool {
 	return slices.ContainsFunc(c.Run.params, func(p *param) bool { return p.in == in && p.name == name })
 }
 
+// hasFields reports whether the result is a list or a thing, of which a table can show some members.
+func (c *Command) hasFields() bool {
+	return c.Columns != "" || c.Run.out == reflect.TypeFor[json.RawMessage]()
+}
+
 // elements returns the name of a list's array: items for items.list, occurrences for
 // items.occurrences.
 func (c *Command) elements() string {

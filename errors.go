@@ -26,6 +26,7 @@ var (
 	internal        = failureKind{"internal", 500, 1, "Internal error"}
 	invalid         = failureKind{"usage", 400, 2, "Invalid request"}
 	wrongMethod     = failureKind{"usage", 405, 2, "Method not allowed"}
+	notAcceptable   = failureKind{"usage", 406, 2, "Not acceptable"}
 	tooLarge        = failureKind{"usage", 413, 2, "Too large"}
 	wrongMedia      = failureKind{"usage", 415, 2, "Not JSON"}
 	unprocessable   = failureKind{"usage", 422, 2, "Refused as invalid"}
@@ -46,7 +47,7 @@ var (
 
 // failureKinds are all rows, for kindOf.
 var failureKinds = []failureKind{
-	internal, invalid, wrongMethod, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
+	internal, invalid, wrongMethod, notAcceptable, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
 	unauthorized, forbidden, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable, queueFull,
 	upstreamTimeout, conflict, interrupted,
 }

@@ -114,7 +114,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h["X-Request-Id"] = []string{x.id}
 	h["Vary"] = varyAccept
 	mux := s.mux
-	if wantsPage(r) {
+	if x.wanted = wantedType(r); x.wanted == htmlType {
 		x.page = s.newPage(x, r)
 		if isForm(r) {
 			mux = s.forms
@@ -359,6 +359,12 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if c.Changes && !s.mayChange(r) {
 		return nil, refuseReadToken(c)
 	}
+	switch {
+	case w.wanted == csvType && c.Columns != "":
+		w.columns = strings.Fields(c.Columns)
+	case w.wanted == csvType && preference(r, "Accept", anyJSON...) == 0:
+		return nil, fail(notAcceptable, "only lists are there as %s: %s is none", csvType, c.Name)
+	}
 	args, err := s.arguments(w, r, c)
 	if err != nil {
 		return nil, err
@@ -367,7 +373,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.call.stream = w.page == nil && wantsLines(r)
+	w.call.stream = w.wanted == ndjson
 	ctx := r.Context()
 	if c.Open { // net/http takes a monitor that has closed its half of the connection for one that is gone
 		ctx = context.WithoutCancel(ctx)

@@ -51,7 +51,7 @@ var itemsListCmd = &Command{
 	Short: "List the project's items in Rollbar",
 	Long: "Each page is one call to Rollbar, and its items are stored as reports. An item's counter is its number in\n" +
 		"Rollbar's pages and URLs; operations take the id unless they are told otherwise.",
-	Columns: "id counter level status environment total_occurrences title",
+	Columns: "id level status last_occurrence_timestamp total_occurrences title",
 	Shape:   Item{},
 	Run:     typed(itemsList),
 }
@@ -138,7 +138,7 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 // Pages of a changing list overlap, so an item that was yielded is left out.
 func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], number int64, read func(number int64) (*List, error)) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
-		seen := map[string]bool{}
+		seen, total, isFromStart := map[string]bool{}, int64(0), number == 1
 		for {
 			isEmpty := true
 			for item := range rows {
@@ -152,7 +152,7 @@ func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], nu
 			if isEmpty {
 				return
 			}
-			callOf(ctx).report("%d items, %d pages", len(seen), number)
+			callOf(ctx).report(int64(len(seen)), total, "items")
 			number++
 			page, err := read(number)
 			if err != nil {
@@ -160,6 +160,9 @@ func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], nu
 				return
 			}
 			rows = page.Rows
+			if isFromStart {
+				total, _ = rawjson.Int(rawjson.Get(page.Rest, "total_count"))
+			}
 		}
 	}
 }
@@ -369,7 +372,7 @@ var itemsOccurrencesCmd = &Command{
 	Route:   "GET /items/{id}/occurrences",
 	Short:   "List an item's occurrences, newest first",
 	Long:    "Each page is one call to Rollbar. The stack trace or the message is in data.body.",
-	Columns: "id timestamp data.level data.environment data.uuid",
+	Columns: occurrenceColumns,
 	Shape:   Occurrence{},
 	Run:     typed(itemsOccurrences),
 }

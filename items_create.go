@@ -375,5 +375,9 @@ func occurrenceTitle(data json.RawMessage) string {
 		exception = rawjson.Get(first, "exception")
 		break
 	}
-	return rawjson.Unquote(rawjson.Get(exception, "class")) + ": " + rawjson.Unquote(rawjson.Get(exception, "message"))
+	class, message := rawjson.Unquote(rawjson.Get(exception, "class")), rawjson.Unquote(rawjson.Get(exception, "message"))
+	if class == "" || message == "" {
+		return class + message
+	}
+	return class + ": " + message
 }

@@ -128,7 +128,7 @@ func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) 
 	gone := map[int64]bool{}
 	var count int64
 	for round := 0; len(ids) > 0 && round < deleteRounds; round++ {
-		n, err := app.deleteAll(ctx, ids)
+		n, err := app.deleteAll(ctx, ids, count)
 		count += n
 		if err != nil {
 			return count, err
@@ -136,7 +136,6 @@ func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) 
 		for _, id := range ids {
 			gone[id] = true
 		}
-		callOf(ctx).report("%d occurrences deleted", count)
 		var unstored error
 		if ids, unstored, err = app.occurrenceIDs(ctx, item, int64(len(gone))); err != nil {
 			return count, err
@@ -149,8 +148,9 @@ func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) 
 	return count, nil
 }
 
-// deleteAll deletes the occurrences, a few at a time, and returns how many Rollbar still had.
-func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
+// deleteAll deletes the occurrences, a few at a time, and returns how many Rollbar still had. Others were
+// deleted before.
+func (app *App) deleteAll(ctx context.Context, ids []int64, before int64) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var count atomic.Int64
@@ -166,7 +166,7 @@ func (app *App) deleteAll(ctx context.Context, ids []int64) (int64, error) {
 			err := async.Protect(func() error {
 				was, err := app.rollbar.DeleteOccurrence(ctx, id)
 				if was {
-					count.Add(1)
+					callOf(ctx).report(before+count.Add(1), before+int64(len(ids)), "occurrences deleted")
 				}
 				return err
 			})

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"app/internal/async"
+	"app/internal/rawjson"
 )
 
 var itemsSyncCmd = &Command{
@@ -64,7 +65,6 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		total.Items += chunk.items
 		total.Changed += int64(chunk.stats.reports)
 		total.Pages += chunk.pages
-		callOf(ctx).report("%d items stored, %d pages read", total.Items, run.read.Load())
 		if chunk.isLast || in.Recent && chunk.stats == (historyStats{}) {
 			break
 		}
@@ -78,7 +78,7 @@ type syncRun struct {
 	store      *Store
 	filter     url.Values
 	chunkPages int64
-	read       atomic.Int64 // pages
+	read       atomic.Int64 // items
 }
 
 // A syncChunk is the outcome of some pages in a row.
@@ -151,7 +151,8 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
 	if len(page.Items) > 0 {
-		callOf(ctx).report("%d pages read", s.read.Add(1))
+		total, _ := rawjson.Int(page.Total)
+		callOf(ctx).report(s.read.Add(int64(len(page.Items))), total, "items read")
 	}
 	return page.Items, nil
 }

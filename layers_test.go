@@ -22,7 +22,7 @@ import (
 var layers = [][]string{
 	{"main"},
 	{"serve"},
-	{"handlers", "response", "cli", "openapi", "mcp", "pages", "relay", "webhooks"},
+	{"handlers", "response", "cli", "table", "openapi", "mcp", "pages", "relay", "webhooks"},
 	{"items", "occurrences", "reports", "retention"},
 	{"rollbar", "store", "telemetry"},
 }

@@ -17,11 +17,13 @@ import (
 	"app/internal/rawjson"
 )
 
+const occurrenceColumns = "id item_id timestamp data.level data.environment title"
+
 var occurrencesListCmd = &Command{
 	Name:    "occurrences.list",
 	Route:   "GET /occurrences",
 	Short:   "List archived occurrences, newest first",
-	Columns: "id item_id timestamp data.level data.environment data.title",
+	Columns: occurrenceColumns,
 	Shape:   Occurrence{},
 	Run:     typed(occurrencesList),
 }
@@ -246,7 +248,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 			isOlder = isOlder || ok && at.Before(in.Since.Time)
 		}
 		before = seen
-		callOf(ctx).report("%d occurrences read, %d pages", total.Occurrences, total.Pages)
+		callOf(ctx).report(total.Occurrences, 0, "occurrences read")
 	}
 	return total, nil
 }

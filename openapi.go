@@ -205,7 +205,7 @@ func (c *Command) responses(schemas jsonObject) jsonObject {
 		body = content("text/plain", jsonObject{"type": "string"})
 	case reflect.TypeFor[*List]():
 		headers["Link"] = header("the neighbouring pages, with rel prev and next", "string")
-		more = ". To Accept: " + ndjson + " the elements alone are sent, one a line."
+		more = ". To Accept: " + ndjson + " the elements alone are sent, one a line; to " + csvType + ", the columns of a table."
 		body = content("application/json", c.listSchema(schemas))
 	case reflect.TypeFor[json.RawMessage]():
 		body = content("application/json", schemaOf(reflect.TypeOf(c.Shape), schemas))

@@ -391,7 +391,7 @@ func (p *page) showList(list *List) error {
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
 	p.Table = &table{Prev: neighbour(p.request.URL, list.Prev), Next: neighbour(p.request.URL, list.Next)}
 	for _, column := range columns {
-		p.Table.Columns = append(p.Table.Columns, words(column[strings.LastIndexByte(column, '.')+1:]))
+		p.Table.Columns = append(p.Table.Columns, words(lastName(column)))
 	}
 	for row, err := range list.Rows {
 		if err != nil {
@@ -399,7 +399,7 @@ func (p *page) showList(list *List) error {
 		}
 		cells := make([]member, len(columns))
 		for i, column := range columns {
-			cells[i] = p.Member(noun, column, rawjson.Get(row, strings.Split(column, ".")...))
+			cells[i] = p.Member(noun, column, fieldOf(row, column))
 			cells[i].Text = shorten(cells[i].Text, 300)
 		}
 		if last := &cells[len(cells)-1]; len(cells) > 1 && last.URL == "" {
@@ -437,17 +437,15 @@ var thingName = regexp.MustCompile(`^(?:(?:first|last|activating)_)?([a-z]+)_id$
 
 // Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts.
 func (p *page) Member(noun, name string, value json.RawMessage) member {
-	name = name[strings.LastIndexByte(name, '.')+1:]
+	name = lastName(name)
 	m := member{Label: words(name), Text: text(value)}
-	seconds, isNumber := rawjson.Int(value)
+	_, isNumber := rawjson.Int(value)
 	thing := thingName.FindStringSubmatch(name)
-	switch at, err := time.Parse(time.RFC3339Nano, m.Text); {
+	switch at, isTime := timeOf(name, value); {
 	case isNull(value):
 		m.Text = "–"
-	case err == nil:
-		m.setTime(at)
-	case isNumber && strings.HasSuffix(name, "timestamp"):
-		m.setTime(time.Unix(seconds, 0))
+	case isTime:
+		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
 	case isNumber && name == "id":
 		m.URL = p.thing(noun, m.Text)
 	case isNumber && thing != nil:
@@ -457,10 +455,6 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 	}
 	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)
 	return m
-}
-
-func (m *member) setTime(at time.Time) {
-	m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
 }
 
 // thing returns the URL of a thing, or "" where things of its noun have no page.

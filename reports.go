@@ -30,7 +30,7 @@ var reportsListCmd = &Command{
 	Short: "List stored reports, newest first",
 	Long: "A report is one state of an item, read from PostgreSQL without a call to Rollbar. With latest, each item is there\n" +
 		"once, as Rollbar last showed it.",
-	Columns: "id item_id state last_seen data.level data.environment data.status data.title",
+	Columns: "id item_id state last_seen data.level data.status data.total_occurrences title",
 	Shape:   Report{},
 	Run:     typed(reportsList),
 }

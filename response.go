@@ -22,7 +22,15 @@ import (
 	"app/internal/secrets"
 )
 
-const ndjson = "application/x-ndjson"
+// Media types that a caller can prefer to JSON.
+const (
+	ndjson   = "application/x-ndjson"
+	csvType  = "text/csv"
+	htmlType = "text/html"
+)
+
+// anyJSON are the names by which a caller accepts JSON.
+var anyJSON = []string{"application/json", "application/*", "*/*"}
 
 const (
 	heldBack    = 256 << 10 // bytes of a body that are held back at most
@@ -40,6 +48,7 @@ var (
 	problemType = []string{"application/problem+json"}
 	varyAccept  = []string{"Accept"}
 	ndjsonType  = []string{ndjson}
+	csvTypes    = []string{csvType + "; charset=utf-8"}
 )
 
 // spareBodies and zippers are parts of responses that are used again.
@@ -59,6 +68,8 @@ type response struct {
 	operation           string
 	counted             bool // the operation, by another surface
 	call                Call
+	wanted              string   // the media type
+	columns             []string // of a list that is wanted as CSV; else nil
 	mask                *secrets.Mask
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
@@ -193,6 +204,9 @@ func (w *response) respond(result any) {
 		if w.call.stream {
 			h["Content-Type"] = ndjsonType
 		}
+		if w.columns != nil {
+			h["Content-Type"] = csvTypes
+		}
 		if w.request.Method == http.MethodHead {
 			for range value.Rows { // which lets go of them
 				return
@@ -201,9 +215,12 @@ func (w *response) respond(result any) {
 		}
 	}
 	var err error
-	if isList && w.call.stream {
+	switch {
+	case isList && w.call.stream:
 		err = w.respondLines(list)
-	} else {
+	case isList && w.columns != nil:
+		err = list.writeCSV(w, w.columns, "\r\n")
+	default:
 		err = writeResult(w, result)
 	}
 	switch {
@@ -313,17 +330,20 @@ func neighbour(page *url.URL, changes url.Values) string {
 	return "?" + query.Encode()
 }
 
-// wantsLines reports whether the caller asks for the elements of a list one a line, by that name.
-func wantsLines(r *http.Request) bool {
-	lines := preference(r, "Accept", ndjson)
-	return lines > 0 && lines >= preference(r, "Accept", "application/json", "application/*", "*/*")
-}
-
-// wantsPage reports whether the caller prefers a page, by that name, to what programs read.
-func wantsPage(r *http.Request) bool {
-	page := preference(r, "Accept", "text/html")
-	return page > max(preference(r, "Accept", "application/json"), preference(r, "Accept", ndjson)) &&
-		page >= preference(r, "Accept", "application/*", "*/*")
+// wantedType returns the media type that the caller prefers. JSON stands back for another one that is named
+// and wanted as much, but for a page only where JSON is not named.
+func wantedType(r *http.Request) string {
+	quality := func(names ...string) float64 { return preference(r, "Accept", names...) }
+	lines, rows, page := quality(ndjson), quality(csvType), quality(htmlType)
+	switch {
+	case page > max(quality("application/json"), lines, rows) && page >= quality("application/*", "*/*"):
+		return htmlType
+	case lines > 0 && lines >= max(rows, quality(anyJSON...)):
+		return ndjson
+	case rows > 0 && rows >= quality(anyJSON...):
+		return csvType
+	}
+	return "application/json"
 }
 
 var qualityForm = regexp.MustCompile(`^(0(\.\d{0,3})?|1(\.0{0,3})?)$`)

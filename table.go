@@ -1,0 +1,213 @@
+// table.go makes rows of things: the columns of a list, as CSV and as text whose columns are aligned.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"app/internal/rawjson"
+)
+
+// fieldOf returns what a column holds of a thing: its member of the name, or one further inside. The title
+// of a report or an occurrence is made of its payload, on one line.
+func fieldOf(thing json.RawMessage, column string) json.RawMessage {
+	value := rawjson.Get(thing, strings.Split(column, ".")...)
+	if data := rawjson.Get(thing, "data"); column == "title" && isNull(value) && !isNull(data) {
+		if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {
+			return rawjson.AppendQuoted(nil, title)
+		}
+	}
+	return value
+}
+
+// lastName returns the name at the end of a column such as data.level.
+func lastName(column string) string { return column[strings.LastIndexByte(column, '.')+1:] }
+
+// timeOf returns the time that a column holds: RFC 3339, or Unix seconds where its name says so.
+func timeOf(column string, value json.RawMessage) (time.Time, bool) {
+	if at, err := time.Parse(time.RFC3339Nano, rawjson.Unquote(value)); err == nil {
+		return at, column != "title"
+	}
+	const year10000 = 253402300800
+	seconds, err := strconv.ParseFloat(string(value), 64)
+	isTime := err == nil && strings.HasSuffix(column, "timestamp") && seconds >= 0 && seconds < year10000
+	return time.UnixMilli(int64(seconds * 1000)).UTC(), isTime
+}
+
+// writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names. Each line ends
+// with the line end.
+func (l *List) writeCSV(w io.Writer, columns []string, lineEnd string) error {
+	line := []byte(strings.Join(columns, ",") + lineEnd)
+	for row, err := range l.Rows {
+		if err != nil {
+			return err
+		}
+		for i, column := range columns {
+			if i > 0 {
+				line = append(line, ',')
+			}
+			line = append(line, csvField(column, fieldOf(row, column), len(columns) == 1)...)
+		}
+		if _, err := w.Write(append(line, lineEnd...)); err != nil {
+			return err
+		}
+		line = line[:0]
+	}
+	_, err := w.Write(line)
+	return err
+}
+
+// csvField returns a value as a field of CSV. A text that a spreadsheet would run as a formula gets an
+// apostrophe. A field that is alone is quoted if it is empty, since an empty line is no record.
+func csvField(column string, value json.RawMessage, isAlone bool) string {
+	text := string(value)
+	switch at, isTime := timeOf(column, value); {
+	case isNull(value):
+		text = ""
+	case value[0] == '"':
+		if text = rawjson.Unquote(value); text != "" && strings.IndexByte("=+-@\t\r", text[0]) >= 0 {
+			text = "'" + text
+		}
+	case isTime:
+		text = at.Format(time.RFC3339Nano)
+	}
+	if strings.ContainsAny(text, "\",\r\n") || isAlone && text == "" {
+		text = `"` + strings.ReplaceAll(text, `"`, `""`) + `"`
+	}
+	return text
+}
+
+// heading returns the heading of a column in a table of text.
+func heading(column string) string {
+	switch name := lastName(column); name {
+	case "last_occurrence_timestamp":
+		return "LAST_SEEN"
+	case "total_occurrences":
+		return "COUNT"
+	default:
+		return strings.ToUpper(name)
+	}
+}
+
+// A textTable aligns the rows that are written to it, whose cells are separated by tabs.
+type textTable struct {
+	out        io.Writer
+	width      int // of the terminal, where longer lines are cut; 0 for none
+	isColoured bool
+	rows       [][]string
+}
+
+// newTable returns a table without a width.
+func newTable(out io.Writer) *textTable { return &textTable{out: out} }
+
+func (t *textTable) Write(p []byte) (int, error) {
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\n"), "\n") {
+		t.rows = append(t.rows, strings.Split(line, "\t"))
+	}
+	return len(p), nil
+}
+
+// Flush prints the rows and forgets them.
+func (t *textTable) Flush() error {
+	var widths []int
+	for _, row := range t.rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], displayWidth(cell))
+		}
+	}
+	var text strings.Builder
+	for _, row := range t.rows {
+		blanks, used := 0, 0
+		for i, cell := range row {
+			if t.width > 0 {
+				cell = fit(cell, t.width-used)
+			}
+			if cell != "" {
+				text.WriteString(strings.Repeat(" ", blanks) + t.coloured(cell))
+				blanks = 0
+			}
+			blanks += widths[i] - displayWidth(cell) + 2
+			used += widths[i] + 2
+		}
+		text.WriteByte('\n')
+	}
+	t.rows = nil
+	_, err := io.WriteString(t.out, text.String())
+	return err
+}
+
+// colours are the colours of levels and statuses, as terminals number them.
+var colours = map[string]int{
+	"critical": 35, "error": 31, "warning": 33, "info": 36, "debug": 90,
+	"active": 33, "resolved": 32, "muted": 90, "archived": 90,
+}
+
+func (t *textTable) coloured(cell string) string {
+	if colour := colours[cell]; t.isColoured && colour > 0 {
+		return fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
+	}
+	return cell
+}
+
+// fit cuts a text that is wider than the width.
+func fit(text string, width int) string {
+	if displayWidth(text) <= width {
+		return text
+	}
+	if width < 1 {
+		return ""
+	}
+	left := width - 1 // beside the ellipsis
+	for i, r := range text {
+		if left -= runeWidth(r); left < 0 {
+			return text[:i] + "…"
+		}
+	}
+	return text
+}
+
+// displayWidth returns how many columns of a terminal a text takes.
+func displayWidth(text string) (width int) {
+	for _, r := range text {
+		width += runeWidth(r)
+	}
+	return width
+}
+
+func runeWidth(r rune) int {
+	switch {
+	case r < 0x300:
+		return 1
+	case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
+		return 0
+	case unicode.Is(wide, r):
+		return 2
+	}
+	return 1
+}
+
+// wide are the characters that take two columns of a terminal: those of East Asia, and emoji.
+var wide = &unicode.RangeTable{
+	R16: []unicode.Range16{
+		{0x1100, 0x115F, 1}, {0x231A, 0x231B, 1}, {0x23E9, 0x23EC, 1}, {0x23F0, 0x23F3, 3}, {0x25FD, 0x25FE, 1},
+		{0x2614, 0x2615, 1}, {0x2648, 0x2653, 1}, {0x267F, 0x2693, 20}, {0x26A1, 0x26AA, 9}, {0x26AB, 0x26BD, 18},
+		{0x26BE, 0x26C4, 6}, {0x26C5, 0x26CE, 9}, {0x26D4, 0x26EA, 22}, {0x26F2, 0x26F3, 1}, {0x26F5, 0x26FA, 5},
+		{0x26FD, 0x2705, 8}, {0x270A, 0x270B, 1}, {0x2728, 0x274C, 36}, {0x274E, 0x2753, 5}, {0x2754, 0x2755, 1},
+		{0x2757, 0x2795, 62}, {0x2796, 0x2797, 1}, {0x27B0, 0x27BF, 15}, {0x2B1B, 0x2B1C, 1}, {0x2B50, 0x2B55, 5},
+		{0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1}, {0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1},
+		{0xFE10, 0xFE19, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1},
+	},
+	R32: []unicode.Range32{
+		{0x16FE0, 0x18DFF, 1}, {0x1B000, 0x1B2FF, 1}, {0x1F004, 0x1F0CF, 203}, {0x1F18E, 0x1F18E, 1}, {0x1F191, 0x1F19A, 1},
+		{0x1F200, 0x1F320, 1}, {0x1F32D, 0x1F335, 1}, {0x1F337, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1}, {0x1F7E0, 0x1F7EB, 1},
+		{0x1F90C, 0x1F9FF, 1}, {0x1FA70, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1},
+	},
+}
