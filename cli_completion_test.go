@@ -59,7 +59,7 @@ func TestCompletion(t *testing.T) {
 				"app items get -database-u":             {"-database-url"},
 				"./app items list --sta":                {"--status"},
 				"app items list --database-r":           {"--database-read-url"},
-				"app items get -":                       {"-by", "-source", "-as-curl", "-output", "-o"},
+				"app items get -":                       {"-by", "-source", "-fields", "-as-curl", "-output", "-o"},
 				"app serve -log-level w":                {"warn"},
 			} {
 				got := completedBy(t, shell, line)
