@@ -78,7 +78,7 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 	}
 	list := page.list(in.Page)
 	if in.All {
-		list.Rows = followPages(ctx, list.Rows, in.Page, func(number int64) (*List, error) {
+		list.Rows = followPages(ctx, list, in.Page, func(number int64) (*List, error) {
 			page, err := app.itemPage(ctx, in.filter(), number)
 			if err != nil {
 				return nil, err
@@ -134,11 +134,15 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 	return page, nil
 }
 
-// followPages yields the items in the rows of a page and of all pages behind it, up to an empty one.
+// followPages yields the items of the page with the number and of all pages behind it, up to an empty one.
 // Pages of a changing list overlap, so an item that was yielded is left out.
-func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], number int64, read func(number int64) (*List, error)) iter.Seq2[json.RawMessage, error] {
+func followPages(ctx context.Context, page *List, number int64, read func(number int64) (*List, error)) iter.Seq2[json.RawMessage, error] {
+	rows, total := page.Rows, int64(0)
+	if number == 1 {
+		total, _ = rawjson.Int(rawjson.Get(page.Rest, "total_count"))
+	}
 	return func(yield func(json.RawMessage, error) bool) {
-		seen, total, isFromStart := map[string]bool{}, int64(0), number == 1
+		seen := map[string]bool{}
 		for {
 			isEmpty := true
 			for item := range rows {
@@ -160,9 +164,6 @@ func followPages(ctx context.Context, rows iter.Seq2[json.RawMessage, error], nu
 				return
 			}
 			rows = page.Rows
-			if isFromStart {
-				total, _ = rawjson.Int(rawjson.Get(page.Rest, "total_count"))
-			}
 		}
 	}
 }

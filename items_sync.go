@@ -52,7 +52,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		return Synced{}, err
 	}
 	app.rollbar.pages.Forget() // what others began to read before may lack changes made before this sync
-	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages}
+	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages, recent: in.Recent}
 	ahead := chunksAhead
 	if in.Recent { // most likely the first page is the last
 		run.chunkPages, ahead = 1, 1
@@ -79,6 +79,7 @@ type syncRun struct {
 	filter     url.Values
 	chunkPages int64
 	read       atomic.Int64 // items
+	recent     bool
 }
 
 // A syncChunk is the outcome of some pages in a row.
@@ -151,7 +152,10 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 		return nil, fmt.Errorf("page %d of the items: %w", number, err)
 	}
 	if len(page.Items) > 0 {
-		total, _ := rawjson.Int(page.Total)
+		total, isCounted := rawjson.Int(page.Total)
+		if !isCounted || s.recent { // which stops earlier
+			total = 0
+		}
 		callOf(ctx).report(s.read.Add(int64(len(page.Items))), total, "items read")
 	}
 	return page.Items, nil

@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"app/internal/sandbox"
 )
 
 // listOf is a list of elements that are given as JSON.
@@ -285,4 +288,31 @@ func TestTablesOnTerminal(t *testing.T) {
 		assert.LessOrEqual(t, displayWidth(strings.TrimSuffix(line, "\n")), 60)
 	}
 	assert.NotContains(t, f.run("items", "list", "-o", "table").out, "\x1b")
+}
+
+// Long work shows how far it has come on a terminal, and nothing elsewhere.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 230)
+	settings := []string{"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + sandbox.ReadToken,
+		"-rollbar-write-token=" + sandbox.WriteToken, "-database-url", f.config.DatabaseURL}
+	for args, want := range map[string]string{
+		"items list -all":                   `200 of 218 items, [\d.]+/s, \d+s left`,
+		"items sync":                        `218 of 218 items read, [\d.]+/s, 0s left`,
+		"items sync -recent":                `100 items read, [\d.]+/s\r`,
+		"items delete -by counter 5":        `5 of 5 occurrences deleted, [\d.]+/s, 0s left`,
+		"occurrences sync -since 1h":        `\d+ occurrences read, [\d.]+/s\r`,
+		"items list -all -app-url " + f.url: `200 of 218 items, [\d.]+/s, \d+s left`,
+	} {
+		term := newTerminal(t)
+		words := append(strings.Fields(args), settings...)
+		if strings.Contains(args, "delete") {
+			words = append(words, "-yes")
+		}
+		require.Zero(t, run(t.Context(), words, console{nil, io.Discard, term.stream, ""}), args)
+		fmt.Fprint(term.stream, "END")
+		term.await(t, "END")
+		assert.Regexp(t, want, term.screen(), args)
+	}
+	assert.Empty(t, f.run("items", "sync").err)
 }
