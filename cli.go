@@ -37,10 +37,9 @@ type cli struct {
 	fields   []string // the columns asked for, or nil
 	settings []string // the settings given as flags: -name=value
 	mask     *secrets.Mask
-	refused  error // the first thing wrong with the flags, or nil
-	table    *textTable
-	lineEnd  string // of CSV
-	exit     int    // the exit code of a run without an error
+	refused  error      // the first thing wrong with the flags, or nil
+	table    *textTable // that shows the result
+	exit     int        // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
@@ -438,10 +437,6 @@ func (c *cli) newCall() (call *Call, end func()) {
 	}
 	progress := &progressLine{out: c.std.err, began: time.Now()}
 	c.table = &textTable{out: c.std.out, width: terminalWidth(c.std.out), isColoured: isTable && os.Getenv("NO_COLOR") == ""}
-	c.lineEnd = "\r\n"
-	if isTable { // which adds the carriage return
-		c.lineEnd = "\n"
-	}
 	c.std.out = c.safe(c.std.out)
 	call = &Call{stream: c.output == "ndjson"}
 	if isTerminal(c.std.err) {

@@ -89,7 +89,7 @@ func (c *cli) print(command *Command, value any) error {
 	case c.output == "table" && !isText:
 		return c.printMembers(value)
 	case c.output == "csv" && isList:
-		err := list.writeCSV(c.std.out, columns, c.lineEnd)
+		err := list.writeCSV(c.std.out, columns)
 		c.printNext(list)
 		return err
 	case c.output == "ndjson" && isList:
@@ -220,7 +220,7 @@ type terminalWriter struct {
 
 func (w terminalWriter) Write(p []byte) (int, error) {
 	text := make([]byte, 0, len(p))
-	for _, r := range string(p) {
+	for _, r := range strings.ReplaceAll(string(p), "\r\n", "\n") {
 		switch {
 		case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
 			text = utf8.AppendRune(text, r)

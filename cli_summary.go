@@ -25,11 +25,16 @@ func printSummary(w *textTable, s Summary) error {
 		}
 		fmt.Fprintf(w, "\t\t\n")
 	}
+	days, most := s.Days, len(s.Days)
+	if w.width > 0 {
+		most = max(1, w.width-len("SINCE 2006-01-02  MOST A DAY  "))
+	}
+	days = days[max(0, len(days)-most):] // the latest
 	var added, changed []int64
-	for _, day := range s.Days {
+	for _, day := range days {
 		added, changed = append(added, day.New), append(changed, day.Changed)
 	}
-	fmt.Fprintf(w, "SINCE %s\tMOST A DAY\t\n", s.Days[0].Date)
+	fmt.Fprintf(w, "SINCE %s\tMOST A DAY\t\n", days[0].Date)
 	fmt.Fprintf(w, "new items\t%d\t%s\n", slices.Max(added), eighths(added))
 	fmt.Fprintf(w, "changed\t%d\t%s\n\t\t\n", slices.Max(changed), eighths(changed))
 	fmt.Fprintf(w, "TOP ITEMS\tOCCURRENCES\t\n")

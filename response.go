@@ -219,7 +219,7 @@ func (w *response) respond(result any) {
 	case isList && w.call.stream:
 		err = w.respondLines(list)
 	case isList && w.columns != nil:
-		err = list.writeCSV(w, w.columns, "\r\n")
+		err = list.writeCSV(w, w.columns)
 	default:
 		err = writeResult(w, result)
 	}
@@ -333,21 +333,20 @@ func neighbour(page *url.URL, changes url.Values) string {
 // wantedType returns the media type that the caller prefers. JSON stands back for another one that is named
 // and wanted as much, but for a page only where JSON is not named.
 func wantedType(r *http.Request) string {
-	const jsonType = "application/json"
 	if len(r.Header["Accept"]) == 0 {
-		return jsonType
+		return jsonType[0]
 	}
 	quality := func(names ...string) float64 { return preference(r, "Accept", names...) }
 	lines, rows, page := quality(ndjson), quality(csvType), quality(htmlType)
 	switch {
-	case page > max(quality(jsonType), lines, rows) && page >= quality("application/*", "*/*"):
+	case page > max(quality(jsonType[0]), lines, rows) && page >= quality("application/*", "*/*"):
 		return htmlType
 	case lines > 0 && lines >= max(rows, quality(anyJSON...)):
 		return ndjson
 	case rows > 0 && rows >= quality(anyJSON...):
 		return csvType
 	}
-	return jsonType
+	return jsonType[0]
 }
 
 var qualityForm = regexp.MustCompile(`^(0(\.\d{0,3})?|1(\.0{0,3})?)$`)

@@ -39,32 +39,32 @@ func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 	return time.UnixMilli(int64(seconds * 1000)).UTC(), isTime
 }
 
-// writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names. Each line ends
-// with the line end.
-func (l *List) writeCSV(w io.Writer, columns []string, lineEnd string) error {
-	line := []byte(strings.Join(columns, ",") + lineEnd)
+// writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names.
+func (l *List) writeCSV(w io.Writer, columns []string) error {
+	line := strings.Join(columns, ",") + "\r\n"
+	fields := make([]string, len(columns))
 	for row, err := range l.Rows {
 		if err != nil {
 			return err
 		}
 		for i, column := range columns {
-			if i > 0 {
-				line = append(line, ',')
-			}
-			line = append(line, csvField(column, fieldOf(row, column), len(columns) == 1)...)
+			fields[i] = csvField(column, fieldOf(row, column))
 		}
-		if _, err := w.Write(append(line, lineEnd...)); err != nil {
+		if len(fields) == 1 && fields[0] == "" {
+			fields[0] = `""` // an empty line is no record
+		}
+		if _, err := io.WriteString(w, line+strings.Join(fields, ",")+"\r\n"); err != nil {
 			return err
 		}
-		line = line[:0]
+		line = ""
 	}
-	_, err := w.Write(line)
+	_, err := io.WriteString(w, line)
 	return err
 }
 
 // csvField returns a value as a field of CSV. A text that a spreadsheet would run as a formula gets an
-// apostrophe. A field that is alone is quoted if it is empty, since an empty line is no record.
-func csvField(column string, value json.RawMessage, isAlone bool) string {
+// apostrophe.
+func csvField(column string, value json.RawMessage) string {
 	text := string(value)
 	switch at, isTime := timeOf(column, value); {
 	case isNull(value):
@@ -76,7 +76,7 @@ func csvField(column string, value json.RawMessage, isAlone bool) string {
 	case isTime:
 		text = at.Format(time.RFC3339Nano)
 	}
-	if strings.ContainsAny(text, "\",\r\n") || isAlone && text == "" {
+	if strings.ContainsAny(text, "\",\r\n") {
 		text = `"` + strings.ReplaceAll(text, `"`, `""`) + `"`
 	}
 	return text
@@ -188,26 +188,18 @@ func runeWidth(r rune) int {
 		return 1
 	case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
 		return 0
-	case unicode.Is(wide, r):
+	case unicode.Is(wide, r) || strings.ContainsRune(wideSymbols, r):
 		return 2
 	}
 	return 1
 }
 
-// wide are the characters that take two columns of a terminal: those of East Asia, and emoji.
+// wide and wideSymbols are what takes two columns of a terminal: the scripts of East Asia, and emoji.
 var wide = &unicode.RangeTable{
-	R16: []unicode.Range16{
-		{0x1100, 0x115F, 1}, {0x231A, 0x231B, 1}, {0x23E9, 0x23EC, 1}, {0x23F0, 0x23F3, 3}, {0x25FD, 0x25FE, 1},
-		{0x2614, 0x2615, 1}, {0x2648, 0x2653, 1}, {0x267F, 0x2693, 20}, {0x26A1, 0x26AA, 9}, {0x26AB, 0x26BD, 18},
-		{0x26BE, 0x26C4, 6}, {0x26C5, 0x26CE, 9}, {0x26D4, 0x26EA, 22}, {0x26F2, 0x26F3, 1}, {0x26F5, 0x26FA, 5},
-		{0x26FD, 0x2705, 8}, {0x270A, 0x270B, 1}, {0x2728, 0x274C, 36}, {0x274E, 0x2753, 5}, {0x2754, 0x2755, 1},
-		{0x2757, 0x2795, 62}, {0x2796, 0x2797, 1}, {0x27B0, 0x27BF, 15}, {0x2B1B, 0x2B1C, 1}, {0x2B50, 0x2B55, 5},
-		{0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1}, {0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1},
-		{0xFE10, 0xFE19, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1},
-	},
-	R32: []unicode.Range32{
-		{0x16FE0, 0x18DFF, 1}, {0x1B000, 0x1B2FF, 1}, {0x1F004, 0x1F0CF, 203}, {0x1F18E, 0x1F18E, 1}, {0x1F191, 0x1F19A, 1},
-		{0x1F200, 0x1F320, 1}, {0x1F32D, 0x1F335, 1}, {0x1F337, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1}, {0x1F7E0, 0x1F7EB, 1},
-		{0x1F90C, 0x1F9FF, 1}, {0x1FA70, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1},
-	},
+	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
+		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
+	R32: []unicode.Range32{{0x16FE0, 0x1B2FF, 1}, {0x1F18E, 0x1F320, 1}, {0x1F32D, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1},
+		{0x1F7E0, 0x1F7EB, 1}, {0x1F90C, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1}},
 }
+
+const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"

@@ -52,11 +52,11 @@ func TestCSV(t *testing.T) {
 		{"a number is no formula", "a", `{"a":-1}`, "-1"},
 	} {
 		var out strings.Builder
-		require.NoError(t, listOf(tt.element).writeCSV(&out, strings.Fields(tt.columns), "\r\n"))
+		require.NoError(t, listOf(tt.element).writeCSV(&out, strings.Fields(tt.columns)))
 		assert.Equal(t, strings.Join(strings.Fields(tt.columns), ",")+"\r\n"+tt.want+"\r\n", out.String(), tt.name)
 	}
 	var out strings.Builder
-	require.NoError(t, listOf().writeCSV(&out, []string{"id", "title"}, "\r\n"))
+	require.NoError(t, listOf().writeCSV(&out, []string{"id", "title"}))
 	assert.Equal(t, "id,title\r\n", out.String(), "no elements")
 }
 
@@ -224,7 +224,7 @@ func TestTextTable(t *testing.T) {
 		require.NoError(t, table.Flush())
 		assert.Equal(t, tt.want, out.String(), tt.width)
 	}
-	assert.Equal(t, 4, displayWidth("🙂한"))
+	assert.Equal(t, 7, displayWidth("🙂한✅✓"))
 }
 
 // resize tells the terminal its width.
@@ -277,6 +277,8 @@ func TestTablesOnTerminal(t *testing.T) {
 	assert.Regexp(t, `(?m)^\d+ +\x1b\[\d+m\w+\x1b\[0m +\x1b\[\d+m\w+\x1b\[0m +3h ago +\d+ +日本x`, items)
 	assert.Regexp(t, `(?m)^\d+ +\d+ +current +just now +\x1b\[\d+m\w+\x1b\[0m +\S+ +\d+ +日本x.*…$`, show(90, "reports list"))
 	assert.Contains(t, show(80, "items list -fields data.x,id"), "X  ID\n")
+	assert.Regexp(t, time.Now().UTC().AddDate(0, 0, -49).Format("SINCE 2006-01-02 "), show(80, "reports summary -since 366d"))
+	assert.Contains(t, show(80, "items list -o csv -fields id,level -limit 1"), "id,level\n1705000012,")
 	one := show(120, fmt.Sprint("items get ", f.sandbox.ItemIDs()[3]))
 	assert.Regexp(t, `^id +\d+\ncounter +\d+\ntitle +日本x.*\nlevel +\x1b\[.*\nstatus +\x1b\[`, one)
 	assert.Regexp(t, `(?m)^last_occurrence_timestamp +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(3h ago\)$`, one)
