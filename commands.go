@@ -338,8 +338,8 @@ func (c *Command) refuseNames(what string, names []string, other place, in ...pl
 		if c.has(other, name) {
 			misplaced++
 			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
-		} else if near := spelling.Nearest(cut(name), c.names(in...)); near != "" {
-			message += fmt.Sprintf(", did you mean %q?", near)
+		} else {
+			message += didYouMean(name, c.names(in...))
 		}
 		f.fields = append(f.fields, fieldError{cut(name), message})
 		f.detail += message + "; "
@@ -363,8 +363,10 @@ func validNames(names []string) string {
 }
 
 // cut shortens a text that a caller sent, for messages.
-func cut(text string) string {
-	const most = 100
+func cut(text string) string { return shorten(text, 100) }
+
+// shorten cuts a text to about so many bytes.
+func shorten(text string, most int) string {
 	if len(text) <= most {
 		return text
 	}
@@ -374,9 +376,12 @@ func cut(text string) string {
 // unknown returns the message about a name that is not valid, with the nearest valid one. what is the
 // kind of name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
-	message := fmt.Sprintf("unknown %s %q", what, cut(name))
+	return fmt.Sprintf("unknown %s %q", what, cut(name)) + didYouMean(name, valid) + validNames(valid)
+}
+
+func didYouMean(name string, valid []string) string {
 	if near := spelling.Nearest(cut(name), valid); near != "" {
-		message += fmt.Sprintf(", did you mean %q?", near)
+		return fmt.Sprintf(", did you mean %q?", near)
 	}
-	return message + validNames(valid)
+	return ""
 }

@@ -33,18 +33,13 @@ import (
 
 // Config holds the settings.
 type Config struct {
-	Addr            string
-	DatabaseURL     string
-	DatabaseReadURL string
-	RollbarURL      string
-	RollbarTimeout  time.Duration
-	QueueLimit      int
-	ReadOnly        bool
-	AppURL          string
-	LogLevel        slog.Level
-	Sandbox         bool
-	ReportsKeep     time.Duration // 0 for ever
-	OccurrencesKeep time.Duration
+	Addr, AppURL, RollbarURL     string
+	DatabaseURL, DatabaseReadURL string
+	ReadOnly, Sandbox            bool
+	QueueLimit                   int
+	LogLevel                     slog.Level
+	RollbarTimeout               time.Duration
+	ReportsKeep, OccurrencesKeep time.Duration // 0 for ever
 
 	token, readToken, writeToken, postToken, postClientToken string
 
@@ -381,10 +376,9 @@ func (c *Config) tokens() map[scope]accessToken {
 		return accessToken{value, setting}
 	}
 	return map[scope]accessToken{
-		scopeRead:  either(c.readToken, "ROLLBAR_READ_TOKEN"),
-		scopeWrite: either(c.writeToken, "ROLLBAR_WRITE_TOKEN"),
-		scopePost:  either(c.postToken, "ROLLBAR_POST_TOKEN"),
-
+		scopeRead:       either(c.readToken, "ROLLBAR_READ_TOKEN"),
+		scopeWrite:      either(c.writeToken, "ROLLBAR_WRITE_TOKEN"),
+		scopePost:       either(c.postToken, "ROLLBAR_POST_TOKEN"),
 		scopePostClient: either(c.postClientToken, "ROLLBAR_POST_CLIENT_TOKEN"),
 	}
 }
@@ -432,8 +426,7 @@ const sandboxItems = 250
 
 // useSandbox sets the URL and the tokens of a sandbox.
 func (c *Config) useSandbox(base string) {
-	c.RollbarURL = base
-	c.token = ""
+	c.RollbarURL, c.token = base, ""
 	c.readToken, c.writeToken = sandbox.ReadToken, sandbox.WriteToken
 	c.postToken, c.postClientToken = sandbox.PostToken, sandbox.ClientPostToken
 }

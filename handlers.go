@@ -196,7 +196,7 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 		slog.String("operation", w.operation),
 		slog.String("http.method", r.Method),
 		slog.String("http.url_details.path", r.URL.Path),
-		slog.String("network.client.ip", peerOf(r)),
+		slog.String("network.client.ip", withoutPort(r.RemoteAddr)), // which can be that of a proxy
 		slog.Int("http.status_code", w.status),
 		slog.Duration("duration", took),
 		slog.Duration("upstream_duration", w.call.upstream.total()),
@@ -211,13 +211,12 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 	_ = log.Handle(r.Context(), line) // there is no better place to complain
 }
 
-// peerOf returns the address of the peer, which can be a proxy, without its port.
-func peerOf(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+// withoutPort returns the host of an address.
+func withoutPort(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
 	}
-	return host
+	return address
 }
 
 // admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
@@ -228,11 +227,7 @@ func (s *server) admit(r *http.Request, open bool) error {
 		return nil
 	}
 	if !s.config.asksForTokens() {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		if !isLoopback(strings.Trim(host, "[]")) {
+		if !isLoopback(strings.Trim(withoutPort(r.Host), "[]")) {
 			return fail(wrongHost, "the Host header must be localhost or a loopback address, since no API_TOKEN is set")
 		}
 		return s.checkOrigin(r, "since no API_TOKEN is set")
@@ -341,14 +336,20 @@ func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 		w.page.begin(c)
 	}
 	result, err := s.run(w, r, c)
-	switch {
-	case err != nil:
-		w.refuse(err)
-	case w.page != nil && (w.form != nil || r.Method == http.MethodGet || r.Method == http.MethodHead):
+	if err == nil && w.page != nil && (w.form != nil || r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		w.page.respond(result)
-	default:
-		w.respond(result)
+		return
 	}
+	w.answer(result, err)
+}
+
+// answer makes the response of a result or of an error.
+func (w *response) answer(result any, err error) {
+	if err != nil {
+		w.refuse(err)
+		return
+	}
+	w.respond(result)
 }
 
 // run runs the command with the arguments of the request.
@@ -448,7 +449,7 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 
 // body reads the members of a request's JSON body, where it is no form.
 func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage, error) {
-	if r.Method == http.MethodGet || r.Method == http.MethodHead || w.form != nil {
+	if w.form != nil {
 		return nil, nil
 	}
 	text, err := s.bodyText(w, r)
@@ -462,9 +463,8 @@ func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage,
 	return object, nil
 }
 
-// bodyText reads a request's body, which may be compressed. What its header says about it is
-// checked before it is read. A body of no declared type is JSON, and so is one of the type that a plain
-// `curl -d` declares.
+// bodyText reads a request's body, which may be compressed. What its header says about it is checked before it
+// is read. A body of no declared type is JSON, and so is one of the type that a plain `curl -d` declares.
 func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil

@@ -172,13 +172,13 @@ func headerMismatch(name, header, body string) *rpcError {
 
 // decodeHeader returns the text of a header, which may be in the form =?base64?…?=.
 func decodeHeader(value string) string {
-	encoded, isEncoded := strings.CutPrefix(value, "=?base64?")
-	if encoded, isWhole := strings.CutSuffix(encoded, "?="); isEncoded && isWhole {
-		if text, err := base64.StdEncoding.DecodeString(encoded); err == nil {
-			return string(text)
-		}
+	encoded, begins := strings.CutPrefix(value, "=?base64?")
+	encoded, ends := strings.CutSuffix(encoded, "?=")
+	text, err := base64.StdEncoding.DecodeString(encoded)
+	if !begins || !ends || err != nil {
+		return value
 	}
-	return value
+	return string(text)
 }
 
 // An mcpServer answers the requests of agents.
@@ -257,18 +257,7 @@ func (c *Command) toolName() string { return strings.ReplaceAll(c.Name, ".", "_"
 // tool describes the command as a tool. Its schema has nothing but plain properties: clients refuse
 // anything else, and the whole list with it.
 func (c *Command) tool() jsonObject {
-	properties, required := jsonObject{}, []string{}
-	for _, p := range c.Run.params {
-		if p.in == inFlag {
-			continue
-		}
-		schema := p.schema()
-		schema["description"] = p.help
-		properties[p.name] = schema
-		if p.required {
-			required = append(required, p.name)
-		}
-	}
+	properties, required := c.properties(inPath, inQuery, inBody)
 	description := strings.TrimSpace(c.Short + ". " + strings.Join(strings.Fields(c.Long), " "))
 	isForeign := c.quotesOthers()
 	if isForeign {

@@ -113,18 +113,12 @@ func (c *Command) hasETag() bool {
 // body refers to the schema of the command's body: an object, or one of two where a parameter stands
 // alone. Each has a name, since generated clients have types of these names.
 func (c *Command) body(schemas jsonObject) jsonObject {
-	properties, required, alone := jsonObject{}, []string{}, ""
+	properties, required := c.properties(inBody)
+	alone := ""
 	for _, p := range c.Run.params {
-		if p.in != inBody {
-			continue
+		if p.unless != "" {
+			required, alone = append(required, p.name), p.unless
 		}
-		schema := p.schema()
-		schema["description"] = p.help
-		properties[p.name] = schema
-		if p.required || p.unless != "" {
-			required = append(required, p.name)
-		}
-		alone = cmp.Or(alone, p.unless)
 	}
 	schemas[c.Name] = objectOf(properties, required)
 	if alone != "" {
@@ -135,6 +129,23 @@ func (c *Command) body(schemas jsonObject) jsonObject {
 		schemas[c.Name] = jsonObject{"oneOf": []jsonObject{reference(single), reference(others)}}
 	}
 	return reference(c.Name)
+}
+
+// properties are the schemas of the parameters in the places, and the names of those that are required.
+func (c *Command) properties(in ...place) (properties jsonObject, required []string) {
+	properties, required = jsonObject{}, []string{}
+	for _, p := range c.Run.params {
+		if !slices.Contains(in, p.in) {
+			continue
+		}
+		schema := p.schema()
+		schema["description"] = p.help
+		properties[p.name] = schema
+		if p.required {
+			required = append(required, p.name)
+		}
+	}
+	return properties, required
 }
 
 // objectOf is an object with at least one of the properties, and no others.
@@ -294,9 +305,5 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 func (s *server) serveOpenAPI(w *response, r *http.Request) {
 	w.operation = "openapi"
 	document, err := s.document()
-	if err = cmp.Or(s.admit(r, false), err); err != nil {
-		w.refuse(err)
-		return
-	}
-	w.respond(json.RawMessage(document))
+	w.answer(json.RawMessage(document), cmp.Or(s.admit(r, false), err))
 }

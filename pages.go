@@ -479,11 +479,3 @@ func ago(age time.Duration) string {
 }
 
 func words(name string) string { return strings.ReplaceAll(name, "_", " ") }
-
-// shorten cuts a text to about so many bytes.
-func shorten(text string, most int) string {
-	if len(text) <= most {
-		return text
-	}
-	return strings.ToValidUTF8(text[:most], "") + "…"
-}

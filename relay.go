@@ -27,11 +27,7 @@ func (s *server) serveRelay(w *response, r *http.Request) {
 	w.operation, w.refusal = "relay.item", relayRefusal
 	w.Header().Set("Access-Control-Allow-Origin", "*")
 	uuid, err := s.relay(w, r)
-	if err != nil {
-		w.refuse(err)
-		return
-	}
-	w.respond(json.RawMessage(fmt.Appendf(nil, `{"err":0,"result":{"id":null,"uuid":%s}}`, rawjson.AppendQuoted(nil, uuid))))
+	w.answer(json.RawMessage(fmt.Appendf(nil, `{"err":0,"result":{"id":null,"uuid":%s}}`, rawjson.AppendQuoted(nil, uuid))), err)
 }
 
 // servePreflight answers a browser that asks whether a page may post an occurrence: any page may.
@@ -58,10 +54,7 @@ func relayRefusal(h http.Header, f *Failure) any {
 		h.Set("X-Rate-Limit-Remaining-Seconds", strconv.Itoa(f.retryAfter()))
 		h.Set("X-Rate-Limit-Reset", strconv.FormatInt(time.Now().Add(f.wait).Unix(), 10))
 	}
-	return struct {
-		Err     int    `json:"err"`
-		Message string `json:"message"`
-	}{1, f.detail}
+	return jsonObject{"err": 1, "message": f.detail}
 }
 
 // relay accepts the occurrence in a request and returns its uuid. The SDK's token ends here.
@@ -166,7 +159,7 @@ func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
 
 // senderOf returns the address of the peer or, where that is a proxy of ours, the one that it names.
 func senderOf(r *http.Request) netip.Addr {
-	peer := addressOf(peerOf(r))
+	peer := addressOf(withoutPort(r.RemoteAddr))
 	if peer.IsValid() && !peer.IsLoopback() && !peer.IsPrivate() {
 		return peer
 	}

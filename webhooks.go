@@ -29,11 +29,7 @@ type Receipt struct {
 func (s *server) serveWebhook(w *response, r *http.Request) {
 	w.operation = "webhooks.rollbar"
 	stored, err := s.webhook(w, r)
-	if err != nil {
-		w.refuse(err)
-		return
-	}
-	w.respond(Receipt{stored})
+	w.answer(Receipt{stored}, err)
 }
 
 // webhook stores what the event in a request holds.
