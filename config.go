@@ -79,10 +79,10 @@ func (s setting) env() string { return strings.ToUpper(strings.ReplaceAll(s.name
 // settings returns all settings. Each one sets its field of the Config.
 func (c *Config) settings() []setting {
 	return []setting{
-		{"addr", "address on which serve listens", "127.0.0.1:8080", checked(&c.Addr, isAddress)},
+		{"addr", "address on which serve listens", "127.0.0.1:8080", parsed(&c.Addr, parseAddress)},
 		{"database-url", "PostgreSQL database in which reports are stored", "", parsed(&c.DatabaseURL, parseDatabase)},
 		{"database-read-url", "PostgreSQL standby from which reports are read (default DATABASE_URL)", "", parsed(&c.DatabaseReadURL, parseDatabase)},
-		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", checked(&c.RollbarURL, isRollbarURL)},
+		{"rollbar-url", "base URL of Rollbar's API", "https://api.rollbar.com/api/1", parsed(&c.RollbarURL, parseRollbarURL)},
 		{"rollbar-token", "Rollbar access token with all scopes, for projects that still have one", "", parsed(&c.token, parseToken)},
 		{"rollbar-read-token", "Rollbar access token with the scope read (default ROLLBAR_TOKEN)", "", parsed(&c.readToken, parseToken)},
 		{"rollbar-write-token", "Rollbar access token with the scope write (default ROLLBAR_TOKEN)", "", parsed(&c.writeToken, parseToken)},
@@ -97,18 +97,18 @@ func (c *Config) settings() []setting {
 		{"read-only", "disable the operations that change Rollbar or delete reports or occurrences", "false", parsed(&c.ReadOnly, parseBool)},
 		{"reports-keep", "delete reports that were last seen longer ago than this, such as 400d (serve; default: never)", "", parsed(&c.ReportsKeep, parseAge)},
 		{"occurrences-keep", "delete archived occurrences that are older than this, such as 400d (serve; default: never)", "", parsed(&c.OccurrencesKeep, parseAge)},
-		{"app-url", "URL of a server that runs the command line's operations instead of this program", "", checked(&c.AppURL, isURL)},
+		{"app-url", "URL of a server that runs the command line's operations instead of this program", "", parsed(&c.AppURL, parseURL)},
 		{"log-level", "lowest level to log: debug, info, warn or error", "info", parsed(&c.LogLevel, parseLevel)},
 		{"sandbox", "use a built-in fake Rollbar", "false", parsed(&c.Sandbox, parseBool)},
-		{"dd-agent-host", "host of the Datadog Agent, to send traces and metrics", "", checked(&c.telemetry.AgentHost, isText)},
-		{"dd-trace-agent-url", "URL of the Agent for traces, http://host:port or unix:///path", "", checked(&c.telemetry.TraceAgentURL, isText)},
-		{"dd-trace-agent-port", "port of the Agent for traces (default 8126)", "", checked(&c.telemetry.TraceAgentPort, isText)},
-		{"dd-dogstatsd-url", "URL of the Agent for metrics, udp://host:port or unix:///path", "", checked(&c.telemetry.DogStatsDURL, isText)},
-		{"dd-dogstatsd-port", "port of the Agent for metrics (default 8125)", "", checked(&c.telemetry.DogStatsDPort, isText)},
-		{"dd-service", "name of the service in Datadog (default app)", "", checked(&c.telemetry.Service, isText)},
-		{"dd-env", "name of the environment in Datadog", "", checked(&c.telemetry.Env, isText)},
-		{"dd-version", "version in Datadog (default the program's version)", "", checked(&c.telemetry.Version, isText)},
-		{"dd-tags", "more tags for traces and metrics, such as team:core,tier:backend", "", checked(&c.telemetry.Tags, isText)},
+		{"dd-agent-host", "host of the Datadog Agent, to send traces and metrics", "", parsed(&c.telemetry.AgentHost, parseText)},
+		{"dd-trace-agent-url", "URL of the Agent for traces, http://host:port or unix:///path", "", parsed(&c.telemetry.TraceAgentURL, parseText)},
+		{"dd-trace-agent-port", "port of the Agent for traces (default 8126)", "", parsed(&c.telemetry.TraceAgentPort, parseText)},
+		{"dd-dogstatsd-url", "URL of the Agent for metrics, udp://host:port or unix:///path", "", parsed(&c.telemetry.DogStatsDURL, parseText)},
+		{"dd-dogstatsd-port", "port of the Agent for metrics (default 8125)", "", parsed(&c.telemetry.DogStatsDPort, parseText)},
+		{"dd-service", "name of the service in Datadog (default app)", "", parsed(&c.telemetry.Service, parseText)},
+		{"dd-env", "name of the environment in Datadog", "", parsed(&c.telemetry.Env, parseText)},
+		{"dd-version", "version in Datadog (default the program's version)", "", parsed(&c.telemetry.Version, parseText)},
+		{"dd-tags", "more tags for traces and metrics, such as team:core,tier:backend", "", parsed(&c.telemetry.Tags, parseText)},
 		{"dd-trace-enabled", "send traces", "true", parsed(&c.telemetry.TraceEnabled, parseBool)},
 	}
 }
@@ -121,21 +121,13 @@ func parsed[T any](target *T, parse func(string) (T, error)) func(string) error 
 	}
 }
 
-// checked returns a function that sets the target to a value that passes the check.
-func checked(target *string, check func(string) error) func(string) error {
-	return func(value string) error {
-		*target = value
-		return check(value)
-	}
-}
+func parseText(value string) (string, error) { return value, nil }
 
-func isText(string) error { return nil }
-
-func isAddress(value string) error {
+func parseAddress(value string) (string, error) {
 	if _, _, err := net.SplitHostPort(value); err != nil {
-		return errors.New("must be an address such as 127.0.0.1:8080 or :8080")
+		return value, errors.New("must be an address such as 127.0.0.1:8080 or :8080")
 	}
-	return nil
+	return value, nil
 }
 
 // databaseValue is a URL whose only @ is behind the password, or keywords that are known. pgx would take a part of the
@@ -162,23 +154,23 @@ func parseDatabase(value string) (string, error) {
 	return value, nil
 }
 
-func isURL(value string) error {
+func parseURL(value string) (string, error) {
 	u, err := url.Parse(value)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		return errors.New("must be a URL such as https://host/path")
+		return value, errors.New("must be a URL such as https://host/path")
 	case u.RawQuery != "" || u.Fragment != "":
-		return errors.New("must be a URL such as https://host/path, without ? and #")
+		return value, errors.New("must be a URL such as https://host/path, without ? and #")
 	}
-	return nil
+	return value, nil
 }
 
-// isRollbarURL reports a URL that is an endpoint of Rollbar's API, as SDKs are given it, and not its base.
-func isRollbarURL(value string) error {
-	if strings.HasSuffix(strings.TrimRight(value, "/"), "/item") || strings.HasSuffix(strings.TrimRight(value, "/"), "/items") {
-		return errors.New("must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call")
+// parseRollbarURL refuses an endpoint of Rollbar's API, as SDKs are given it, since the setting is its base.
+func parseRollbarURL(value string) (string, error) {
+	if base := strings.TrimRight(value, "/"); strings.HasSuffix(base, "/item") || strings.HasSuffix(base, "/items") {
+		return value, errors.New("must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call")
 	}
-	return isURL(value)
+	return parseURL(value)
 }
 
 // parseToken parses a token, which becomes part of a header.
@@ -403,7 +395,7 @@ func (c *Config) startSandbox() error {
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	go http.Serve(listener, sandbox.New(sandboxItems).WithNewIDs())
+	go http.Serve(listener, sandbox.New(250).WithNewIDs())
 	c.useSandbox("http://" + listener.Addr().String() + "/api/1")
 	return nil
 }
@@ -420,9 +412,6 @@ func (c *Config) useDev() {
 		}
 	}
 }
-
-// sandboxItems is the number of items in a new sandbox.
-const sandboxItems = 250
 
 // useSandbox sets the URL and the tokens of a sandbox.
 func (c *Config) useSandbox(base string) {

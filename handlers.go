@@ -289,7 +289,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return
 	}
 	if w.page != nil && r.URL.Path == "/" {
-		w.page.leadHome()
+		w.page.lead("/reports/summary")
 		return
 	}
 	other := r.Clone(r.Context())
@@ -396,15 +396,9 @@ func paramName(p *param) string { return p.name }
 
 // arguments takes the command's arguments out of the path, the query and the body, or the form.
 func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments, error) {
-	args := arguments{label: paramName}
-	if len(c.Run.params) == 0 && r.URL.RawQuery == "" && r.Body == http.NoBody {
-		return args, nil
-	}
-	args.values = map[string][]literal{}
-	for _, p := range c.Run.params {
-		if p.in == inPath {
-			args.values[p.name] = []literal{{text: r.PathValue(p.name)}}
-		}
+	args := arguments{map[string][]literal{}, paramName}
+	for _, name := range c.names(inPath) {
+		args.values[name] = []literal{{text: r.PathValue(name)}}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

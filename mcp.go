@@ -154,14 +154,12 @@ func (m *mcpMessage) negotiate(header http.Header) *rpcError {
 		return rpcFail(http.StatusBadRequest, rpcInvalidParams, "_meta must have %[1]sprotocolVersion and %[1]sclientCapabilities", mcpKeys)
 	}
 	m.latest = true
-	if header == nil {
-		return nil
-	}
-	if given := header.Get("Mcp-Method"); given != m.method {
-		return headerMismatch("Mcp-Method", given, m.method)
-	}
-	if given := header.Get("Mcp-Name"); m.method == "tools/call" && decodeHeader(given) != m.tool() {
-		return headerMismatch("Mcp-Name", given, m.tool())
+	method, name := header.Get("Mcp-Method"), header.Get("Mcp-Name")
+	switch {
+	case header != nil && method != m.method:
+		return headerMismatch("Mcp-Method", method, m.method)
+	case header != nil && m.method == "tools/call" && decodeHeader(name) != m.tool():
+		return headerMismatch("Mcp-Name", name, m.tool())
 	}
 	return nil
 }
@@ -190,9 +188,6 @@ type mcpServer struct {
 	failureOf func(error) *Failure
 	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
-
-// usable returns the commands that the caller may use.
-func (s *mcpServer) usable() []*Command { return allowed(s.commands, s.readOnly) }
 
 // answer returns the answer to a message as one line.
 func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) []byte {
@@ -239,7 +234,7 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 		return about, nil
 	case m.method == "tools/list":
 		tools := []jsonObject{}
-		for _, c := range s.usable() {
+		for _, c := range allowed(s.commands, s.readOnly) {
 			tools = append(tools, c.tool())
 		}
 		return jsonObject{"tools": tools}, nil
@@ -390,14 +385,14 @@ func (c *Command) toolTexts(value any) ([]string, error) {
 	if isList {
 		size := len(list.Name) + len(list.Rest) + len(`{"":[],}`+"\n")
 		for row, err := range list.Rows {
-			if err != nil {
+			size += len(row) + 1
+			switch {
+			case err != nil:
 				return nil, err
-			}
-			if size += len(row) + 1; left == 0 && size <= maxToolList {
+			case left == 0 && size <= maxToolList:
 				rows = append(rows, slices.Clone(row))
 				continue
-			}
-			if left == 0 {
+			case left == 0:
 				firstLeft = string(rawjson.Get(row, "id"))
 			}
 			left++

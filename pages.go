@@ -248,15 +248,6 @@ func (p *page) lead(path string) {
 	p.w.WriteHeader(http.StatusSeeOther)
 }
 
-// leadHome leads the browser to the page that gives an overview.
-func (p *page) leadHome() {
-	path := "/reports"
-	if p.find("GET /reports/summary") != nil {
-		path = "/reports/summary"
-	}
-	p.lead(path)
-}
-
 // back returns the path of the thing that the command changes, or else of the list of its noun.
 func (p *page) back() string {
 	_, path, _ := strings.Cut(p.command.Route, " ")
@@ -303,11 +294,10 @@ func (p *page) owner(c *Command) *Command {
 			return reader
 		}
 	}
-	first := slices.IndexFunc(p.usable, func(c *Command) bool { return strings.HasPrefix(c.Route, "GET ") })
-	if method == http.MethodGet || first < 0 {
+	if method == http.MethodGet {
 		return nil
 	}
-	return p.usable[first]
+	return p.usable[slices.IndexFunc(p.usable, func(c *Command) bool { return strings.HasPrefix(c.Route, "GET ") })]
 }
 
 // navigate makes the links to what can be read without an id, and those from there to this page.

@@ -5,12 +5,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"html/template"
 	"math"
-	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"app/internal/rawjson"
@@ -60,7 +59,7 @@ func (p *page) draw(thing json.RawMessage) {
 func (p *page) item(item json.RawMessage) *itemView {
 	v := &itemView{thingView: thingView{p, item}, AllURL: "/occurrences?item_id=" + p.id}
 	read := func(route string, limit int, key string) []json.RawMessage {
-		rows, err := p.read(route, url.Values{key: {p.id}, "limit": {fmt.Sprint(limit)}})
+		rows, err := p.read(route, limit, key, p.id)
 		if err != nil {
 			v.Errors = append(v.Errors, p.detail(err))
 		}
@@ -146,18 +145,15 @@ func headline(thing json.RawMessage) string {
 	return ""
 }
 
-// read returns the elements of the list that a route gives for the parameters, none where there is no such
-// route.
-func (p *page) read(route string, parameters url.Values) (rows []json.RawMessage, err error) {
+// read returns the first elements of the list that a route gives for the parameter, none where there is no
+// such route.
+func (p *page) read(route string, limit int, name, value string) (rows []json.RawMessage, err error) {
 	c := p.find(route)
 	if c == nil {
 		return nil, nil
 	}
-	args := arguments{map[string][]literal{}, paramName}
-	for name := range parameters {
-		args.values[name] = []literal{{text: parameters.Get(name)}}
-	}
-	operation, err := c.Run.prepare(args)
+	given := map[string][]literal{name: {{text: value}}, "limit": {{text: strconv.Itoa(limit)}}}
+	operation, err := c.Run.prepare(arguments{given, paramName})
 	if err != nil {
 		return nil, err
 	}
@@ -177,8 +173,7 @@ func (p *page) read(route string, parameters url.Values) (rows []json.RawMessage
 // templateFuncs take JSON apart, whatever is in it.
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines, "headline": headline,
-	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled,
-	"verb":      func(name string) string { return name[strings.LastIndexByte(name, '.')+1:] },
+	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "verb": lastName,
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
 

@@ -57,23 +57,17 @@ func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), eventTime)
 	defer cancel()
+	seen := observationOf(*item)
+	seen.isEvent = true
+	var stats historyStats
 	if _, err = s.app.store.archive(ctx, last); err == nil {
-		err = s.app.observeEvent(ctx, *item)
+		stats, err = s.app.store.observe(ctx, []observation{seen})
 	}
 	if err != nil {
 		return false, fail(unavailable, "the event is not stored: %w", databaseError(err))
 	}
+	countReports(s.app.telemetry, 1, stats.reports, stats.updated)
 	return true, nil
-}
-
-func (app *App) observeEvent(ctx context.Context, item Item) error {
-	seen := observationOf(item)
-	seen.isEvent = true
-	stats, err := app.store.observe(ctx, []observation{seen})
-	if err == nil {
-		countReports(app.telemetry, 1, stats.reports, stats.updated)
-	}
-	return err
 }
 
 // lastOfEvent returns the item in an event as Rollbar's API would show it, or nil, and the item's last
