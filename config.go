@@ -242,8 +242,7 @@ func parseLevel(value string) (level slog.Level, err error) {
 	return level, nil
 }
 
-// A settingFlag is a setting as a flag. White space around a value is cut, and an empty one counts as not
-// given.
+// A settingFlag is a setting as a flag. A value is trimmed, and an empty one counts as not given.
 type settingFlag struct {
 	setting
 	take func(value string) error
@@ -437,8 +436,7 @@ func (c *Config) checkServe() error {
 	return nil
 }
 
-// isLoopback reports whether a host name or address is this machine's own. An empty host is not, since a
-// listener then takes all addresses.
+// isLoopback reports whether a host is this machine's own. An empty one is not: it listens on all addresses.
 func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }

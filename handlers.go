@@ -1,5 +1,4 @@
-// handlers.go is HTTP in: it makes a route of every command, admits callers, and takes arguments out of
-// requests.
+// handlers.go is HTTP in: it makes a route of every command, admits callers, and reads arguments from requests.
 package main
 
 import (
@@ -176,8 +175,7 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 	span.FinishRequest(r, strings.TrimSuffix(strings.TrimPrefix(r.Pattern, noRoute), "{$}"), w.status, err)
 }
 
-// logRequest writes the line about a request. The line names no place in the program, which would take
-// as long as all the rest.
+// logRequest writes the line about a request, without its place in the program, which would double the cost.
 func (s *server) logRequest(w *response, r *http.Request, began time.Time, took time.Duration) {
 	level, log := slog.LevelInfo, s.app.log.Handler()
 	switch {
@@ -299,11 +297,11 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return pattern == noRoute || isUnclean(r.URL.Path)
 	})
 	if len(allow) == 0 {
-		detail := fmt.Sprintf("there is no route %s %s", r.Method, cut(r.URL.Path))
+		hint := ""
 		if near := s.nearestPath(r.URL.Path); near != "" {
-			detail += ", did you mean " + near + "?"
+			hint = ", did you mean " + near + "?"
 		}
-		w.refuse(fail(notFound, "%s", detail))
+		w.refuse(fail(notFound, "there is no route %s %s%s", r.Method, cut(r.URL.Path), hint))
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allow, ", "))

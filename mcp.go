@@ -249,8 +249,7 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 // toolName is the command's name in letters that all clients take.
 func (c *Command) toolName() string { return strings.ReplaceAll(c.Name, ".", "_") }
 
-// tool describes the command as a tool. Its schema has nothing but plain properties: clients refuse
-// anything else, and the whole list with it.
+// tool describes the command as a tool. Clients refuse the whole list for a schema beyond plain properties.
 func (c *Command) tool() jsonObject {
 	properties, required := c.properties(inPath, inQuery, inBody)
 	description := strings.TrimSpace(c.Short + ". " + strings.Join(strings.Fields(c.Long), " "))
@@ -375,8 +374,7 @@ func (p *param) toolLiteral(value json.RawMessage) literal {
 	return given
 }
 
-// toolTexts returns the result as JSON. Elements at the end of a list that is too long are left out, and
-// a second text says how to read them.
+// toolTexts returns the result as JSON. A second text says how to read what a long list had to leave out.
 func (c *Command) toolTexts(value any) ([]string, error) {
 	var rows []json.RawMessage
 	var firstLeft string
@@ -460,8 +458,7 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 	}
 }
 
-// runMCP answers the messages on standard input, one a line, until it ends. Nothing else is written to
-// standard output.
+// runMCP answers the messages on standard input, one a line, to its end. Standard output has answers alone.
 func (c *cli) runMCP(ctx context.Context) error {
 	config, err := c.loadConfig()
 	if err != nil {
@@ -547,8 +544,7 @@ func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer []byt
 	return answer, call.remarks()
 }
 
-// readLines hands on the lines of the input that are not blank. Of a line that is too long for a message
-// it hands on as much as shows that.
+// readLines hands on the lines that are not blank; of one that is longer than a message, as much as shows that.
 func readLines(in io.Reader, handle func(line []byte)) error {
 	reader := bufio.NewReaderSize(in, 64<<10)
 	var line []byte
@@ -564,10 +560,10 @@ func readLines(in io.Reader, handle func(line []byte)) error {
 			handle(line)
 		}
 		line = nil
-		if err == io.EOF {
+		switch {
+		case err == io.EOF:
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return fmt.Errorf("standard input: %w", err)
 		}
 	}

@@ -20,8 +20,7 @@ const openAPIPath = "/openapi.json"
 // A jsonObject is an object of the document; its members are written in the order of their names.
 type jsonObject map[string]any
 
-// openAPI is the OpenAPI 3.1 document of the commands. Its operation ids are the commands' names; a
-// second route has its method behind that.
+// openAPI is the OpenAPI 3.1 document of the commands, whose names are its operation ids.
 func openAPI(commands []*Command, secured bool) ([]byte, error) {
 	paths, schemas := jsonObject{}, jsonObject{}
 	for _, c := range commands {

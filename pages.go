@@ -1,6 +1,5 @@
 // pages.go answers browsers. It makes the pages from the registry: they show the result of an operation and
-// offer the other operations on its route. Titles and stack traces are hostile input, which html/template
-// escapes.
+// offer the other operations on its route. Titles and stack traces are hostile: html/template escapes them.
 package main
 
 import (

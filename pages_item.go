@@ -1,5 +1,4 @@
-// pages_item.go reads what the page of an item shows beside it: its history and its occurrences, which
-// outlive Rollbar. What of them is shown is up to the templates.
+// pages_item.go reads what the page of an item can show beside it: its history and its archived occurrences.
 package main
 
 import (
@@ -145,8 +144,7 @@ func headline(thing json.RawMessage) string {
 	return ""
 }
 
-// read returns the first elements of the list that a route gives for the parameter, none where there is no
-// such route.
+// read returns the first elements of the list that a route gives for the parameter, none without such a route.
 func (p *page) read(route string, limit int, name, value string) (rows []json.RawMessage, err error) {
 	c := p.find(route)
 	if c == nil {

@@ -18,8 +18,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// relayPaths are where SDKs post to, whichever way their endpoint is written. A redirect would lose their
-// occurrences.
+// relayPaths are where SDKs post to, as their endpoint may be written. A redirect would lose occurrences.
 var relayPaths = []string{"/api/1/item/{$}", "/api/1/item", "/api/1/items/{$}", "/api/1/items"}
 
 // serveRelay answers an SDK that posts an occurrence.
@@ -81,7 +80,7 @@ func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
 		return "", fail(unprocessable, "Invalid format. %w", err)
 	}
 	data, uuid = identified(data)
-	return uuid, s.relayData(w, r, uuid, data)
+	return uuid, s.relayData(r, uuid, data)
 }
 
 // relayPayload reads the payload in a request: JSON, or the field of a form that holds it. What the header
@@ -106,7 +105,7 @@ func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, er
 }
 
 // relayData queues an occurrence. What PostgreSQL does not take is sent while the SDK waits.
-func (s *server) relayData(w *response, r *http.Request, uuid string, data json.RawMessage) error {
+func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) error {
 	app, ctx := s.app, withCall(r.Context(), callWithoutRetries())
 	lane := app.outbox.laneOf(data)
 	e, err := app.outbox.enqueue(ctx, uuid, data, false)
