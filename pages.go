@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"app/internal/rawjson"
@@ -25,8 +26,12 @@ import (
 //go:embed pages
 var pageFiles embed.FS
 
+// pageTemplates are read at their first use, which most subcommands never make.
+var pageTemplates = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("").Funcs(templateFuncs).ParseFS(pageFiles, "pages/*.html"))
+})
+
 var (
-	pageTemplates = template.Must(template.New("").Funcs(templateFuncs).ParseFS(pageFiles, "pages/*.html"))
 	styleSheet, _ = pageFiles.ReadFile("pages/style.css")
 	stylePath     = fmt.Sprintf("/style-%.4x.css", sha256.Sum256(styleSheet)) // changes with the style sheet
 )
@@ -233,7 +238,7 @@ func (p *page) render() {
 		p.Notes = append(p.Notes, "This is from the archive, seen "+h.Get("Age")+" s ago.")
 	}
 	p.navigate()
-	switch err := pageTemplates.ExecuteTemplate(p.w, "page", p); {
+	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
 	case p.w.lost != nil:
 		p.w.interrupt()
 	case err != nil:

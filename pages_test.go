@@ -209,7 +209,7 @@ func TestPagesOfOddOccurrences(t *testing.T) {
 			w := &response{ResponseWriter: httptest.NewRecorder()}
 			p := &page{server: s, w: w, request: &http.Request{}, command: c, Root: "./"}
 			require.NoError(t, p.showThing(json.RawMessage(thing)))
-			assert.NoError(t, pageTemplates.ExecuteTemplate(&text, "page", p), thing)
+			assert.NoError(t, pageTemplates().ExecuteTemplate(&text, "page", p), thing)
 		}
 	}
 }
