@@ -108,7 +108,8 @@ func BenchmarkHandler(b *testing.B) {
 	require.NoError(b, err)
 	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
 	handler := newHandler(f.app, commands, &Config{})
-	for _, path := range []string{"/which", "/check", "/reports?limit=20", "/reports?limit=100", "/reports?level=error&status=active", "/reports/17"} {
+	for _, path := range []string{"/which", "/check", "/reports?limit=20", "/reports?limit=100",
+		"/reports?level=error&status=active", "/reports/17"} {
 		b.Run(path, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

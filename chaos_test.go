@@ -25,7 +25,8 @@ import (
 var (
 	chaosSeed = flag.Uint64("chaos.seed", 1, "seed of the randomised run")
 	chaosTime = flag.Duration("chaos.time", 4*time.Second, "how long the randomised run goes on")
-	chaosDisk = flag.String("chaos.disk", "", "a directory on a small file system, for PostgreSQL, which the run fills up")
+	chaosDisk = flag.String("chaos.disk", "",
+		"a directory on a small file system, for PostgreSQL, which the run fills up")
 )
 
 // A chaos is the state of TestChaos.
@@ -49,9 +50,11 @@ type chaos struct {
 // and in the reports unless the answer said otherwise.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	c := &chaos{T: t, random: rand.New(rand.NewPCG(*chaosSeed, 0)), stop: make(chan struct{}), stored: map[string]bool{}}
+	c := &chaos{T: t, random: rand.New(rand.NewPCG(*chaosSeed, 0)), stop: make(chan struct{}),
+		stored: map[string]bool{}}
 	c.postgres = devpgtest.Start(t, *chaosDisk, "fsync=on", "synchronous_commit=on", "max_wal_size=64MB")
-	c.fixture = newFixture(t, 0, withTimeout(300*time.Millisecond), func(config *Config) { config.DatabaseURL = c.postgres.URL() })
+	c.fixture = newFixture(t, 0, withTimeout(300*time.Millisecond),
+		func(config *Config) { config.DatabaseURL = c.postgres.URL() })
 	for n := range c.replicas {
 		c.replicas[n] = startServe(t, c.fixture.env())
 	}
@@ -161,7 +164,8 @@ func (c *chaos) endReplica() {
 
 func (c *chaos) failRollbar() {
 	faults := []sandbox.Fault{
-		sandbox.None, sandbox.None, sandbox.None, sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Slow,
+		sandbox.None, sandbox.None, sandbox.None, sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated,
+		sandbox.Slow,
 		sandbox.Dropped, sandbox.LimitedNear, sandbox.LimitedFar, sandbox.Forbidden, sandbox.Deactivated,
 	}
 	c.fixture.sandbox.SetFault(faults[c.random.IntN(len(faults))])

@@ -24,9 +24,11 @@ func completedBy(t *testing.T, shell, line string) []string {
 	var cmd *exec.Cmd
 	switch shell {
 	case "bash":
-		cmd = exec.Command("bash", append([]string{"-c", `source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _app; echo "${COMPREPLY[@]}"`, "bash", path}, words...)...)
+		cmd = exec.Command("bash", append([]string{"-c", `source "$1"; shift; COMP_WORDS=("$@"); ` +
+			`COMP_CWORD=$(($#-1)); _app; echo "${COMPREPLY[@]}"`, "bash", path}, words...)...)
 	case "fish":
-		cmd = exec.Command("fish", "--no-config", "-c", `source $argv[1]; complete -C $argv[2] | string replace -r '\t.*' '' | string join ' '; true`, path, line)
+		cmd = exec.Command("fish", "--no-config", "-c",
+			`source $argv[1]; complete -C $argv[2] | string replace -r '\t.*' '' | string join ' '; true`, path, line)
 	}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -44,8 +46,9 @@ func TestCompletion(t *testing.T) {
 		t.Run(shell, func(t *testing.T) {
 			t.Parallel()
 			for line, want := range map[string][]string{
-				"app it":                                {"items"},
-				"app items ":                            {"list", "get", "create", "update", "delete", "occurrences", "sync"},
+				"app it": {"items"},
+				"app items ": {"list", "get", "create", "update", "delete", "occurrences",
+					"sync"},
 				"app items up":                          {"update"},
 				"app items list -sta":                   {"-status"},
 				"app items list -status ":               {"active", "resolved", "muted", "archived"},
@@ -70,14 +73,17 @@ func TestCompletion(t *testing.T) {
 			}
 			if shell == "bash" {
 				assert.Equal(t, []string{"critical"}, completedBy(t, shell, "app items list -level=c"))
-				assert.Equal(t, []string{"debug", "info", "warning", "error", "critical"}, completedBy(t, shell, "app items list --level "))
+				assert.Equal(t, []string{"debug", "info", "warning", "error", "critical"},
+					completedBy(t, shell, "app items list --level "))
 			}
 		})
 	}
-	if path, err := exec.LookPath("zsh"); err == nil { // completes at a terminal only: bash's function, which it must be able to run
+	// completes at a terminal only: bash's function, which it must be able to run
+	if path, err := exec.LookPath("zsh"); err == nil {
 		script := filepath.Join(t.TempDir(), "script")
 		require.NoError(t, os.WriteFile(script, []byte(runShell(t, "", "completion", "zsh").out), 0o600))
-		out, err := exec.Command(path, "-fc", `source "$1" && _app_choices "items list -status"`, "zsh", script).CombinedOutput()
+		out, err := exec.Command(path, "-fc", `source "$1" && _app_choices "items list -status"`, "zsh",
+			script).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 		assert.Equal(t, "active resolved muted archived\n", string(out))
 
@@ -94,6 +100,7 @@ func TestCompletion(t *testing.T) {
 		fmt.Fprint(term.keys, "echo app_; app it\t")
 		term.await(t, "app items")
 	}
-	assert.Equal(t, shell{2, "", `app: unknown command "bsh", did you mean "bash"? (valid: bash, fish, zsh)` + "\n"}, runShell(t, "", "completion", "bsh"))
+	assert.Equal(t, shell{2, "", `app: unknown command "bsh", did you mean "bash"? (valid: bash, fish, zsh)` + "\n"},
+		runShell(t, "", "completion", "bsh"))
 	assert.NotContains(t, runShell(t, "", "completion", "bash", "-read-only").out, "delete")
 }

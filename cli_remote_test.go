@@ -29,7 +29,8 @@ func TestAskServer(t *testing.T) {
 	assert.Equal(t, shell{0, "app " + buildVersion() + "\n", ""}, ask("which"))
 
 	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
-	for _, args := range []string{"items list -limit 3", "items get " + id, "items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
+	for _, args := range []string{"items list -limit 3", "items get " + id,
+		"items update " + id + " -title x -assigned-user-id null", "items occurrences " + id, "reports list -latest"} {
 		here, there := f.run(strings.Fields(args)...), ask(strings.Fields(args)...)
 		assert.Equal(t, here, there, args)
 	}
@@ -37,7 +38,8 @@ func TestAskServer(t *testing.T) {
 	assert.Contains(t, ask("items", "create", "-message", "x", "-custom", `{"n":1}`).out, `"delivered"`)
 	assert.Equal(t, shell{4, "", "app: there is no report 999999\n"}, ask("reports", "get", "999999"))
 	refused := runShell(t, "", "items", "list", "-app-url", f.url)
-	assert.Equal(t, shell{5, "", "app: the server at APP_URL, " + f.url + ", wants one of its tokens: set API_TOKEN\n"}, refused)
+	assert.Equal(t, shell{5, "", "app: the server at APP_URL, " + f.url + ", wants one of its tokens: set API_TOKEN\n"},
+		refused)
 	f.sandbox.SetFault(sandbox.LimitedFar)
 	assert.Equal(t, 6, ask("items", "list").exit)
 	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")
@@ -63,7 +65,8 @@ func TestAskStranger(t *testing.T) {
 		{"nothing", "application/json", ``, 200, 7},
 		{"a page", "text/html", `<html>Welcome</html>`, 200, 7},
 		{"a text", "text/plain", `Welcome`, 200, 7},
-		{"a bug of the service", "application/problem+json", `{"type":"/problems/internal","status":500,"detail":"internal error"}`, 500, 1},
+		{"a bug of the service", "application/problem+json",
+			`{"type":"/problems/internal","status":500,"detail":"internal error"}`, 500, 1},
 		{"a problem of another's", "application/problem+json", `{"type":"about:blank","status":404}`, 404, 7},
 		{"a problem that is none", "application/problem+json", `oops`, 500, 7},
 	} {
@@ -75,7 +78,8 @@ func TestAskStranger(t *testing.T) {
 				_, _ = io.WriteString(w, tt.body)
 			}))
 			defer stranger.Close()
-			for _, args := range []string{"check", "items list", "items list -all", "items list -o ndjson", "reports list", "items get 5", "items create -message m", "items delete 5 -yes"} {
+			for _, args := range []string{"check", "items list", "items list -all", "items list -o ndjson",
+				"reports list", "items get 5", "items create -message m", "items delete 5 -yes"} {
 				exit := tt.exit
 				if tt.exit == 0 && strings.Contains(args, "list") { // no list
 					exit = 7
@@ -104,7 +108,8 @@ func TestAskServerThatRedirects(t *testing.T) {
 	}))
 	defer server.Close()
 	got := runShell(t, "", "items", "create", "-message", "x", "-app-url", server.URL)
-	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, redirects to https://errors.example.com/items: set APP_URL to the address of the service itself\n", server.URL)}, got)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: the server at APP_URL, %s, redirects to "+
+		"https://errors.example.com/items: set APP_URL to the address of the service itself\n", server.URL)}, got)
 	assert.Equal(t, []string{"POST /items"}, datadogtest.Drained(asked))
 }
 
@@ -112,8 +117,10 @@ func TestAskServerThatRedirects(t *testing.T) {
 func TestNextPageOfAServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
-	for _, args := range []string{"items list -limit 3 -o table", "items list -limit 3 -page 2 -o table", "reports list -limit 3 -o table"} {
-		here, there := f.run(strings.Fields(args)...), runShell(t, "", append(strings.Fields(args), "-app-url", f.url)...)
+	for _, args := range []string{"items list -limit 3 -o table", "items list -limit 3 -page 2 -o table",
+		"reports list -limit 3 -o table"} {
+		here, there := f.run(strings.Fields(args)...),
+			runShell(t, "", append(strings.Fields(args), "-app-url", f.url)...)
 		assert.Equal(t, here, there)
 		assert.Contains(t, there.err, "next page: -")
 	}
@@ -127,14 +134,23 @@ func TestAsCurl(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"items", "list", "-status", "active", "-status", "muted", "-query", "a b&c"}, `curl 'http://127.0.0.1:8080/items?query=a+b%26c&status=active&status=muted'`},
+		{[]string{"items", "list", "-status", "active", "-status", "muted", "-query", "a b&c"},
+			`curl 'http://127.0.0.1:8080/items?query=a+b%26c&status=active&status=muted'`},
 		{[]string{"items", "get", "it's", "-by", "uuid"}, ""},
-		{[]string{"items", "create", "-message", "it's <b>", "-custom", `{"n":1e3}`}, `curl -H 'Content-Type: application/json' -d '{"message":"it'\''s <b>","custom":{"n":1e3}}' 'http://127.0.0.1:8080/items'`},
-		{[]string{"items", "update", "5", "-assigned-user-id", "null"}, `curl -X PATCH -H 'Content-Type: application/json' -d '{"assigned_user_id":null}' 'http://127.0.0.1:8080/items/5'`},
-		{[]string{"items", "delete", "5", "-api-token", "secret,other", "-app-url", "https://errors.example.com/app/"}, `curl -X DELETE -H "Authorization: Bearer ${API_TOKEN%%,*}" 'https://errors.example.com/app/items/5'`},
-		{[]string{"items", "sync", "-recent", "-addr", "[::1]:81"}, `curl -X POST 'http://[::1]:81/items/sync?recent=true'`},
-		{[]string{"reports", "list", "-o", "ndjson", "-addr", ":81"}, `curl -H 'Accept: application/x-ndjson' 'http://localhost:81/reports'`},
-		{[]string{"items", "get", "5", "-api-token", "secret"}, `curl -H "Authorization: Bearer $API_TOKEN" 'http://127.0.0.1:8080/items/5'`},
+		{[]string{"items", "create", "-message", "it's <b>", "-custom", `{"n":1e3}`},
+			`curl -H 'Content-Type: application/json' -d '{"message":"it'\''s <b>","custom":{"n":1e3}}' ` +
+				`'http://127.0.0.1:8080/items'`},
+		{[]string{"items", "update", "5", "-assigned-user-id", "null"},
+			`curl -X PATCH -H 'Content-Type: application/json' -d '{"assigned_user_id":null}' ` +
+				`'http://127.0.0.1:8080/items/5'`},
+		{[]string{"items", "delete", "5", "-api-token", "secret,other", "-app-url", "https://errors.example.com/app/"},
+			`curl -X DELETE -H "Authorization: Bearer ${API_TOKEN%%,*}" 'https://errors.example.com/app/items/5'`},
+		{[]string{"items", "sync", "-recent", "-addr", "[::1]:81"},
+			`curl -X POST 'http://[::1]:81/items/sync?recent=true'`},
+		{[]string{"reports", "list", "-o", "ndjson", "-addr", ":81"},
+			`curl -H 'Accept: application/x-ndjson' 'http://localhost:81/reports'`},
+		{[]string{"items", "get", "5", "-api-token", "secret"},
+			`curl -H "Authorization: Bearer $API_TOKEN" 'http://127.0.0.1:8080/items/5'`},
 		{[]string{"check", "-api-token", "secret"}, `curl 'http://127.0.0.1:8080/check'`},
 		{[]string{"items", "get", "5", "-app-url", "http://token:hunter2@host/p/"}, `curl "${APP_URL%/}"'/items/5'`},
 		{[]string{"items", "list", "-limit", "1", "-app-url", "http://u@host"}, `curl "${APP_URL%/}"'/items?limit=1'`},
@@ -155,11 +171,13 @@ func TestAsCurl(t *testing.T) {
 		return
 	}
 	f := newFixture(t, 3, func(c *Config) { c.apiTokens = []string{"secret"} })
-	line := runShell(t, "", "items", "create", "-message", "it's $HOME \\ \"x\"", "-app-url", f.url, "-api-token", "secret,other", "-as-curl")
+	line := runShell(t, "", "items", "create", "-message", "it's $HOME \\ \"x\"", "-app-url", f.url, "-api-token",
+		"secret,other", "-as-curl")
 	cmd := exec.Command("sh", "-c", strings.Replace(line.out, "curl", curl+" -s", 1))
 	cmd.Env = []string{"API_TOKEN=secret,other"}
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	uuid := rawjson.Unquote(rawjson.Get(bytes.TrimSpace(out), "uuid"))
-	assert.Equal(t, "it's $HOME \\ \"x\"", rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
+	assert.Equal(t, "it's $HOME \\ \"x\"",
+		rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
 }

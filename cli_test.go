@@ -58,28 +58,37 @@ func TestParity(t *testing.T) {
 	}{
 		{"which", "GET", "/which", "", "which", 200, 0},
 		{"check", "GET", "/check", "", "check", 200, 0},
-		{"items.list", "GET", "/items?limit=3&status=active&status=muted", "", "items list -limit 3 -status active -status=muted", 200, 0},
+		{"items.list", "GET", "/items?limit=3&status=active&status=muted", "",
+			"items list -limit 3 -status active -status=muted", 200, 0},
 		{"items.list", "GET", "/items?page=99", "", "items list -page 99", 200, 0},
 		{"items.get", "GET", "/items/" + id, "", "items get " + id, 200, 0},
 		{"items.get", "GET", "/items/7?by=counter", "", "items get 7 -by counter", 200, 0},
 		{"items.get", "GET", "/items/999", "", "items get 999", 404, 4},
 		{"occurrences.sync", "POST", "/occurrences/sync?since=1m", "", "occurrences sync -since 1m", 200, 0},
-		{"items.create", "POST", "/items", `{"message":"x","uuid":"` + uuid + `"}`, "items create -message x -uuid " + uuid, 201, 0},
+		{"items.create", "POST", "/items", `{"message":"x","uuid":"` + uuid + `"}`,
+			"items create -message x -uuid " + uuid, 201, 0},
 		{"items.create", "POST", "/items", `{"data":{"environment":"e","body":{}}}`, "items create -data -", 400, 2},
-		{"items.update", "PATCH", "/items/" + id, `{"status":"muted","assigned_user_id":null}`, "items update -status muted " + id + " -assigned-user-id null", 200, 0},
-		{"items.update", "PUT", "/items/" + id, `{"title":"new \"title\""}`, `items update ` + id + ` -title new~"title"`, 200, 0},
+		{"items.update", "PATCH", "/items/" + id, `{"status":"muted","assigned_user_id":null}`,
+			"items update -status muted " + id + " -assigned-user-id null", 200, 0},
+		{"items.update", "PUT", "/items/" + id, `{"title":"new \"title\""}`,
+			`items update ` + id + ` -title new~"title"`, 200, 0},
 		{"items.update", "PATCH", "/items/999", `{"level":"info"}`, "items update 999 -level info", 404, 4},
 		{"items.delete", "DELETE", "/items/" + gone, "", "items delete -yes " + gone, 200, 0},
-		{"items.delete", "DELETE", "/items/" + fmt.Sprint(f.sandbox.ItemIDs()[30]), "", "items delete -yes " + fmt.Sprint(f.sandbox.ItemIDs()[30]), 409, 8},
-		{"items.occurrences", "GET", "/items/" + id + "/occurrences?limit=1", "", "items occurrences " + id + " -limit 1", 200, 0},
+		{"items.delete", "DELETE", "/items/" + fmt.Sprint(f.sandbox.ItemIDs()[30]), "",
+			"items delete -yes " + fmt.Sprint(f.sandbox.ItemIDs()[30]), 409, 8},
+		{"items.occurrences", "GET", "/items/" + id + "/occurrences?limit=1", "",
+			"items occurrences " + id + " -limit 1", 200, 0},
 		{"items.sync", "POST", "/items/sync?recent=true&level=debug", "", "items sync -recent -level debug", 200, 0},
-		{"reports.list", "GET", "/reports?latest=true&level=error&limit=5", "", "reports list -latest -level error -limit 5", 200, 0},
+		{"reports.list", "GET", "/reports?latest=true&level=error&limit=5", "",
+			"reports list -latest -level error -limit 5", 200, 0},
 		{"reports.get", "GET", "/reports/1", "", "reports get 1", 200, 0},
 		{"reports.get", "GET", "/reports/999999", "", "reports get 999999", 404, 4},
 		{"reports.clean", "DELETE", "/reports?before=52w", "", "reports clean -before 52w -yes", 200, 0},
 		{"reports.deliver", "POST", "/reports/deliver", "", "reports deliver", 200, 0},
-		{"reports.summary", "GET", "/reports/summary?since=" + lastWeek, "", "reports summary -since " + lastWeek, 200, 0},
-		{"occurrences.list", "GET", "/occurrences?level=error&since=1w", "", "occurrences list -level error -since 1w", 200, 0},
+		{"reports.summary", "GET", "/reports/summary?since=" + lastWeek, "", "reports summary -since " + lastWeek, 200,
+			0},
+		{"occurrences.list", "GET", "/occurrences?level=error&since=1w", "", "occurrences list -level error -since 1w",
+			200, 0},
 		{"occurrences.get", "GET", "/occurrences/7", "", "occurrences get 7", 404, 4},
 		{"occurrences.clean", "DELETE", "/occurrences?before=52w", "", "occurrences clean -before 52w -yes", 200, 0},
 	}
@@ -173,7 +182,8 @@ func TestHelp(t *testing.T) {
 func TestCustomaryWords(t *testing.T) {
 	t.Parallel()
 	for custom, own := range map[string]string{
-		"help": "-h", "help items": "items -h", "help items list": "items list -h", "-version": "version", "--version": "version",
+		"help": "-h", "help items": "items -h", "help items list": "items list -h", "-version": "version",
+		"--version": "version",
 	} {
 		want := runShell(t, "", strings.Fields(own)...)
 		require.Equal(t, 0, want.exit, want.err)
@@ -207,21 +217,26 @@ func TestHelpOfGroupsAlone(t *testing.T) {
 func TestCommandLineRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, args, want string }{
-		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, items, reports, occurrences, serve, mcp, version, completion)`},
+		{"typo in a command", "itmes list", `unknown command "itmes", did you mean "items"? (valid: which, check, ` +
+			`items, reports, occurrences, serve, mcp, version, completion)`},
 		{"typo in a subcommand", "items lst", `unknown command "lst", did you mean "list"?`},
 		{"typo in a flag", "items list -stauts active", `unknown flag "-stauts", did you mean "-status"?`},
 		{"typo in a flag behind an argument", "items get 5 --bye id", `unknown flag "-bye", did you mean "-by"?`},
-		{"typo in a setting", "items list -databse-url x", `unknown flag "-databse-url", did you mean "-database-url"?`},
-		{"flag without its value", "items list -level", "the flag -level needs a value: only items with this level (repeatable)"},
+		{"typo in a setting", "items list -databse-url x",
+			`unknown flag "-databse-url", did you mean "-database-url"?`},
+		{"flag without its value", "items list -level",
+			"the flag -level needs a value: only items with this level (repeatable)"},
 		{"bad value", "items list -level fatal", "-level must be one of debug, info, warning, error, critical"},
 		{"argument missing", "items get", "ID is required: the item's id, counter or uuid (see by)"},
 		{"argument too many", "items get 5 6", `unexpected argument "6"`},
 		{"argument that looks like a flag", "items get -- -5", "id must be a whole number at least 1"},
 		{"bad setting", "which -rollbar-timeout soon", "-rollbar-timeout must be a duration such as 10s or 1m30s"},
-		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/", "-database-url cannot be used: invalid port"},
+		{"bad setting that is a secret", "which -database-url postgres://u:hunter2@:x/",
+			"-database-url cannot be used: invalid port"},
 		{"bad value of a flag that is no parameter", "items list -as-curl=maybe", "-as-curl must be true or false"},
 		{"two mistakes", "items list -output xml -stauts active", `unknown flag "-stauts"`},
-		{"left out by READ_ONLY", "items update 5 -status muted -read-only", "items update is left out by READ_ONLY, since it changes something"},
+		{"left out by READ_ONLY", "items update 5 -status muted -read-only",
+			"items update is left out by READ_ONLY, since it changes something"},
 		{"unknown beside what READ_ONLY leaves out", "items updaet 5 -read-only", `unknown command "updaet"`},
 		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson, csv"},
 		{"deletion without a terminal", "items delete 5", "standard input is not a terminal: add -yes"},
@@ -230,8 +245,10 @@ func TestCommandLineRefused(t *testing.T) {
 		{"argument for serve", "serve now", `unexpected argument "now"`},
 		{"argument for mcp", "mcp now", `unexpected argument "now"`},
 		{"argument for version", "version now", `unexpected argument "now"`},
-		{"URL that is more than a place", "which -app-url http://x/?key=hunter2", "-app-url must be a URL such as https://host/path, without ? and #"},
-		{"own uuid that is none", "items create -message x -uuid €", "uuid must be a UUID, or another text of up to 36 Latin-1 characters"},
+		{"URL that is more than a place", "which -app-url http://x/?key=hunter2",
+			"-app-url must be a URL such as https://host/path, without ? and #"},
+		{"own uuid that is none", "items create -message x -uuid €",
+			"uuid must be a UUID, or another text of up to 36 Latin-1 characters"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -267,7 +284,8 @@ func TestErrorsAsJSON(t *testing.T) {
 func TestMissingSettings(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"items list":                        "ROLLBAR_READ_TOKEN is not set: a Rollbar token with the scope read is needed here; set it in the environment or in .env",
+		"items list": "ROLLBAR_READ_TOKEN is not set: a Rollbar token with the scope read is " +
+			"needed here; set it in the environment or in .env",
 		"items get 5":                       "ROLLBAR_READ_TOKEN is not set",
 		"items create -message x":           "ROLLBAR_POST_TOKEN is not set",
 		"items update 5 -level info":        "ROLLBAR_WRITE_TOKEN is not set",
@@ -296,7 +314,8 @@ func TestItemsWithoutDatabase(t *testing.T) {
 	f := newFixture(t, 3)
 	f.config.DatabaseURL = ""
 	id := fmt.Sprint(f.sandbox.ItemIDs()[0])
-	for _, args := range []string{"items list", "items get " + id, "items create -message x", "items update -level info " + id, "items delete -yes " + id} {
+	for _, args := range []string{"items list", "items get " + id, "items create -message x",
+		"items update -level info " + id, "items delete -yes " + id} {
 		got := f.run(strings.Fields(args)...)
 		assert.Equal(t, 0, got.exit, got.err)
 		assert.Equal(t, "app: nothing is stored: DATABASE_URL is not set\n", got.err, args)
@@ -318,7 +337,8 @@ func TestListAll(t *testing.T) {
 	assert.Equal(t, []string{fmt.Sprint(len(seen))}, f.rows(`SELECT count(*)::text FROM reports`))
 
 	f.sandbox.FailOnly("GET /items", -1, sandbox.None)
-	f.sandbox.Set(func(s *sandbox.Settings) { s.LargeProject = 10 }) // nothing is counted, and pages go on until an empty one
+	// nothing is counted, and pages go on until an empty one
+	f.sandbox.Set(func(s *sandbox.Settings) { s.LargeProject = 10 })
 	assert.Len(t, strings.Split(f.run("items", "list", "-all", "-o", "ndjson").out, "\n"), len(seen)+1)
 }
 
@@ -329,7 +349,8 @@ func TestPayloadFromFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "payload.json")
 	require.NoError(t, os.WriteFile(file, []byte(payload), 0o600))
 	assert.Equal(t, `{"uuid":"my-own","state":"delivered"}`+"\n", f.run("items", "create", "-data", file).out)
-	assert.Equal(t, `{"uuid":"my-own","state":"delivered"}`+"\n", f.runWith(payload, "items", "create", "-data", "-").out)
+	assert.Equal(t, `{"uuid":"my-own","state":"delivered"}`+"\n",
+		f.runWith(payload, "items", "create", "-data", "-").out)
 	assert.Equal(t, []string{"1e3"}, f.rows(`SELECT data -> 'custom' ->> 'n' FROM reports`))
 
 	typo := f.runWith(`{"date":{}}`, "items", "create", "-data", "-")

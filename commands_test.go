@@ -81,7 +81,8 @@ func TestArgumentsRefused(t *testing.T) {
 		{"number with a fraction", "size", given("1.0"), "size must be a whole number from 1 to 50"},
 		{"below the minimum", "size", given("0"), "size must be a whole number from 1 to 50"},
 		{"above the maximum", "size", given("51"), "size must be a whole number from 1 to 50"},
-		{"number that is too large", "user", given("9223372036854775808"), "user must be a whole number that fits 64 bits, or null"},
+		{"number that is too large", "user", given("9223372036854775808"),
+			"user must be a whole number that fits 64 bits, or null"},
 		{"number that is a string", "user", inJSON(`"5"`), "user must be a whole number, or null"},
 		{"twice what takes one", "size", given("1", "2"), "size is given 2 times, but takes one value"},
 		{"not of the enum", "level", given("error", "fatal"), "level must be one of error, info"},
@@ -117,7 +118,8 @@ func TestArgumentsRefused(t *testing.T) {
 func TestArgumentsReportAllThatIsWrong(t *testing.T) {
 	t.Parallel()
 	_, err := fillTestInput(map[string][]literal{"size": given("x"), "deep": given("x")})
-	assert.EqualError(t, err, "id is required: an id; size must be a whole number from 1 to 50; deep must be true or false")
+	assert.EqualError(t, err, "id is required: an id; size must be a whole number from 1 to 50; deep must be true or "+
+		"false")
 }
 
 func TestArgumentsWithRulesOfTheirOwn(t *testing.T) {
@@ -144,7 +146,8 @@ func TestWholeNumbers(t *testing.T) {
 
 func TestMoment(t *testing.T) {
 	t.Parallel()
-	for text, age := range map[string]time.Duration{"0m": 0, "90m": 90 * time.Minute, "36h": 36 * time.Hour, "7d": 168 * time.Hour, "2w": 336 * time.Hour} {
+	for text, age := range map[string]time.Duration{"0m": 0, "90m": 90 * time.Minute, "36h": 36 * time.Hour,
+		"7d": 168 * time.Hour, "2w": 336 * time.Hour} {
 		var m Moment
 		require.NoError(t, m.UnmarshalText([]byte(text)))
 		assert.WithinDuration(t, time.Now().Add(-age), m.Time, time.Minute, text)
@@ -169,11 +172,12 @@ func TestUnknownNamesTheNearest(t *testing.T) {
 	t.Parallel()
 	valid := []string{"status", "level", "assigned_user"}
 	for name, want := range map[string]string{
-		"stauts":        `unknown field "stauts", did you mean "status"? (valid: status, level, assigned_user)`,
-		"Level":         `unknown field "Level", did you mean "level"? (valid: status, level, assigned_user)`,
-		"assigned-user": `unknown field "assigned-user", did you mean "assigned_user"? (valid: status, level, assigned_user)`,
-		"zzz":           `unknown field "zzz" (valid: status, level, assigned_user)`,
-		"":              `unknown field "" (valid: status, level, assigned_user)`,
+		"stauts": `unknown field "stauts", did you mean "status"? (valid: status, level, assigned_user)`,
+		"Level":  `unknown field "Level", did you mean "level"? (valid: status, level, assigned_user)`,
+		"assigned-user": `unknown field "assigned-user", did you mean "assigned_user"? (valid: status, level, ` +
+			`assigned_user)`,
+		"zzz": `unknown field "zzz" (valid: status, level, assigned_user)`,
+		"":    `unknown field "" (valid: status, level, assigned_user)`,
 	} {
 		assert.Equal(t, want, unknown("field", name, valid))
 	}
@@ -193,13 +197,17 @@ func TestBrokenCommandsPanic(t *testing.T) {
 		change func(*Command)
 		want   string
 	}{
-		{"name with a capital", func(c *Command) { c.Name = "A.b" }, `commands: the name "A.b" is not a noun and a verb`},
+		{"name with a capital", func(c *Command) { c.Name = "A.b" },
+			`commands: the name "A.b" is not a noun and a verb`},
 		{"no help", func(c *Command) { c.Short = "" }, "commands: a.b lacks Short or Run"},
 		{"no function", func(c *Command) { c.Run = operation{} }, "commands: a.b lacks Short or Run"},
-		{"unknown method", func(c *Command) { c.Route = "FETCH /a/{id}" }, `commands: a.b: "FETCH /a/{id}" is not a route such as GET /items`},
-		{"path field without input", func(c *Command) { c.Route = "PATCH /a/{id}/{other}" }, "commands: a.b: the route has the fields [id other], the input [id]"},
+		{"unknown method", func(c *Command) { c.Route = "FETCH /a/{id}" },
+			`commands: a.b: "FETCH /a/{id}" is not a route such as GET /items`},
+		{"path field without input", func(c *Command) { c.Route = "PATCH /a/{id}/{other}" },
+			"commands: a.b: the route has the fields [id other], the input [id]"},
 		{"body in a GET", func(c *Command) { c.Route = "GET /a/{id}" }, "commands: a.b: a GET has no body"},
-		{"second route without the path field", func(c *Command) { c.Also = "PUT /a" }, "commands: a.b: the route has the fields [], the input [id]"},
+		{"second route without the path field", func(c *Command) { c.Also = "PUT /a" },
+			"commands: a.b: the route has the fields [], the input [id]"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

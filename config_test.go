@@ -29,7 +29,8 @@ func TestConfigDefaults(t *testing.T) {
 	config, err := loadConfig(nil, filepath.Join(t.TempDir(), "missing"))
 	require.NoError(t, err)
 	assert.Equal(t, &Config{
-		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second, QueueLimit: 100_000, LogLevel: slog.LevelInfo,
+		Addr: "127.0.0.1:8080", RollbarURL: "https://api.rollbar.com/api/1", RollbarTimeout: 10 * time.Second,
+		QueueLimit: 100_000, LogLevel: slog.LevelInfo,
 		telemetry: datadog.Settings{TraceEnabled: true, DefaultService: "app", DefaultVersion: buildVersion()},
 	}, config)
 }
@@ -97,18 +98,25 @@ func TestEnvironmentSetsNoParameters(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	tests := []struct{ name, env, file, want string }{
 		{"in the environment", "soon", "", "ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
-		{"in the file", "", "# x\n\nROLLBAR_TIMEOUT=s3cret\n", "line 3 of .env: ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
-		{"a token with a space", "", "ROLLBAR_READ_TOKEN=s3cret s3cret", "line 1 of .env: ROLLBAR_READ_TOKEN must be a token: printable ASCII characters without spaces"},
-		{"a token with a control character", "", "API_TOKEN=\"one,s3\\tcret\"", "line 1 of .env: API_TOKEN must be a token: printable ASCII characters without spaces"},
+		{"in the file", "", "# x\n\nROLLBAR_TIMEOUT=s3cret\n",
+			"line 3 of .env: ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
+		{"a token with a space", "", "ROLLBAR_READ_TOKEN=s3cret s3cret",
+			"line 1 of .env: ROLLBAR_READ_TOKEN must be a token: printable ASCII characters without spaces"},
+		{"a token with a control character", "", "API_TOKEN=\"one,s3\\tcret\"",
+			"line 1 of .env: API_TOKEN must be a token: printable ASCII characters without spaces"},
 		{"a list without a token", "", "API_TOKEN=' , '", "line 1 of .env: API_TOKEN must contain at least one token"},
-		{"an SDK's endpoint", "", "ROLLBAR_URL=https://host/api/1/item/", "line 1 of .env: ROLLBAR_URL must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call"},
+		{"an SDK's endpoint", "", "ROLLBAR_URL=https://host/api/1/item/",
+			"line 1 of .env: ROLLBAR_URL must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, " +
+				"without the path of a call"},
 		{"line without a name", "", "A=b\ns3cret\n=s3cret\n", "line 2 of .env: must be NAME=value, a comment or blank"},
-		{"variable", "", "A=b\nAPI_TOKEN=$s3cret\n", "line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
+		{"variable", "", "A=b\nAPI_TOKEN=$s3cret\n",
+			"line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
 		{"quotes that were passed on", "'5s'", "", "ROLLBAR_TIMEOUT must not have quotes around it"},
 		{"quotes in quotes", "", "DD_ENV='\"s3cret\"'", "line 1 of .env: DD_ENV must not have quotes around it"},
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
-		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret", "line 1 of .env: there is something behind the closing quote"},
+		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret",
+			"line 1 of .env: there is something behind the closing quote"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -126,26 +134,27 @@ func TestDatabaseURL(t *testing.T) {
 		"with %40 for an @ in the password"
 	const tls = "cannot be used: failed to configure TLS ("
 	for value, want := range map[string]string{
-		"jdbc:postgresql://h/db?user=app&password=hunter2":             usage,
-		"postgresql+asyncpg://app:hunter2@h/db":                        usage,
-		"postgresql+asyncpg://app:hunter2@h/db?ssl=require":            usage,
-		"mysql://app:hunter2@h/db?sslmode=disable":                     usage,
-		"'postgres://app:hunter2@h/db?sslmode=disable'":                "must not have quotes around it",
-		"Postgres://app:hunter2@h/db?sslmode=disable":                  usage,
-		"?password=hunter2":                                            usage,
-		"hunter2":                                                      usage,
-		"x=hunter2":                                                    usage,
-		"host=h user=app pasword=hunter2":                              usage,
-		"host=h password=hunter2 x y=z":                                usage,
-		"postgres://app:hun@ter2@h/db":                                 usage,
-		"postgres://app:hun/ter2@h/db":                                 usage,
-		"postgres://app:12/hunter2@h/db":                               usage,
-		"postgres://app:12?hunter2@h/db":                               usage,
-		"postgres://app:12?a=hunter2@h/db":                             usage,
-		"postgres://app:hunter2%zz@h/db":                               usage,
-		"postgres://app:hunter2@h:port/db":                             "cannot be used: invalid port",
-		"postgres://app:hunter2@h/db?sslmode=bad":                      tls + "sslmode is invalid)",
-		"postgres://app:hunter2@h/db?target_session_attrs=x":           "cannot be used: unknown target_session_attrs value: x",
+		"jdbc:postgresql://h/db?user=app&password=hunter2":  usage,
+		"postgresql+asyncpg://app:hunter2@h/db":             usage,
+		"postgresql+asyncpg://app:hunter2@h/db?ssl=require": usage,
+		"mysql://app:hunter2@h/db?sslmode=disable":          usage,
+		"'postgres://app:hunter2@h/db?sslmode=disable'":     "must not have quotes around it",
+		"Postgres://app:hunter2@h/db?sslmode=disable":       usage,
+		"?password=hunter2":                                 usage,
+		"hunter2":                                           usage,
+		"x=hunter2":                                         usage,
+		"host=h user=app pasword=hunter2":                   usage,
+		"host=h password=hunter2 x y=z":                     usage,
+		"postgres://app:hun@ter2@h/db":                      usage,
+		"postgres://app:hun/ter2@h/db":                      usage,
+		"postgres://app:12/hunter2@h/db":                    usage,
+		"postgres://app:12?hunter2@h/db":                    usage,
+		"postgres://app:12?a=hunter2@h/db":                  usage,
+		"postgres://app:hunter2%zz@h/db":                    usage,
+		"postgres://app:hunter2@h:port/db":                  "cannot be used: invalid port",
+		"postgres://app:hunter2@h/db?sslmode=bad":           tls + "sslmode is invalid)",
+		"postgres://app:hunter2@h/db?target_session_attrs=x": "cannot be used: unknown " +
+			"target_session_attrs value: x",
 		"postgres://app:hunter2@h/db?connect_timeout=x":                "cannot be used: invalid connect_timeout (",
 		"postgres://app:hunter2@h/db?pool_max_conns=x":                 "cannot be used: cannot parse pool_max_conns (",
 		"postgres://app:hunter2@h/db?sslmode=verify-ca&sslrootcert=/x": tls + "unable to read CA file: open /x:",

@@ -155,7 +155,8 @@ func TestResourcesOfRequests(t *testing.T) {
 func TestTraceOfAPanic(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	broken := &Command{Name: "break", Route: "GET /break", Short: "Break", Run: typed(func(context.Context, *App, struct{}) (Text, error) { panic("oh no") })}
+	broken := &Command{Name: "break", Route: "GET /break", Short: "Break",
+		Run: typed(func(context.Context, *App, struct{}) (Text, error) { panic("oh no") })}
 	f.serve(newHandler(f.app, []*Command{broken}, &Config{}))
 	f.get("/break").requireProblem(500, "internal")
 	root := agent.Trace("GET /break")[0]
@@ -169,7 +170,8 @@ func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	received := make(chan http.Header, 1)
-	f.app.rollbar.client.Transport = f.app.telemetry.Transport(roundTripper(func(r *http.Request) (*http.Response, error) {
+	f.app.rollbar.client.Transport = f.app.telemetry.Transport(roundTripper(func(r *http.Request) (*http.Response,
+		error) {
 		received <- r.Header
 		return http.DefaultTransport.RoundTrip(r)
 	}), "app.rollbar", callResource)
@@ -194,11 +196,14 @@ func TestTraceGoesThrough(t *testing.T) {
 func TestTraceOfADelivery(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
-	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate", "other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
-	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"), "an invalid header does not prevent recording")
+	strange := []string{"Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Tracestate",
+		"other=\xff,dd=t.x:\xfe;t.\xfc:x", "X-Datadog-Tags", "_dd.p.x=\xfd,_dd.p.\xfb=x"}
+	require.Empty(t, f.call("POST", "/items", `{"message":"now"}`, strange...).header.Get("Report-Stored"),
+		"an invalid header does not prevent recording")
 	agent.Trace("POST /items")
 	f.sandbox.SetFault(sandbox.Down)
-	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7", "X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
+	require.Equal(t, 202, f.call("POST", "/items", `{"message":"later"}`, "X-Datadog-Trace-Id", "7",
+		"X-Datadog-Parent-Id", "8", "X-Datadog-Sampling-Priority", "2").status)
 	request := agent.Trace("POST /items")
 	f.sandbox.SetFault(sandbox.None)
 	require.Equal(t, 200, f.call("POST", "/reports/deliver", "").status)
@@ -314,7 +319,8 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	f, agent := newObserved(t)
 	id := f.sandbox.ItemIDs()[0]
 	for range 3 {
-		for _, path := range []string{"/items", "/reports", "/reports/1", "/check", fmt.Sprintf("/items/%d", id), fmt.Sprintf("/items/%d/occurrences", id), "/nowhere/" + newUUID()} {
+		for _, path := range []string{"/items", "/reports", "/reports/1", "/check", fmt.Sprintf("/items/%d", id),
+			fmt.Sprintf("/items/%d/occurrences", id), "/nowhere/" + newUUID()} {
 			f.call("GET", path, "")
 		}
 		f.call("POST", "/items", `{"message":"x"}`)
@@ -322,8 +328,10 @@ func TestMetricsHaveFewTags(t *testing.T) {
 	}
 	f.call("DELETE", "/reports?state=superseded", "")
 	valid := map[string][]string{
-		"surface": {"http", "cli", "mcp"}, "method": {"get", "post", "patch", "delete"}, "status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
-		"scope": {"read", "write", "post_server_item"}, "env": {"prod"}, "service": {"shop"}, "version": {"1.2.3"},
+		"surface": {"http", "cli", "mcp"}, "method": {"get", "post", "patch", "delete"},
+		"status_class": {"2xx", "3xx", "4xx", "5xx", "error"},
+		"scope":        {"read", "write", "post_server_item"}, "env": {"prod"}, "service": {"shop"},
+		"version": {"1.2.3"},
 		"outcome": {"ok"}, "operation": {"none"},
 	}
 	for _, k := range failureKinds {
@@ -340,7 +348,9 @@ func TestMetricsHaveFewTags(t *testing.T) {
 			assert.Contains(t, valid[key], value, "%s of %s", tag, metric.Name)
 		}
 	}
-	assert.Subset(t, slices.Collect(maps.Keys(seen)), []string{"app.operations", "app.operations.latency", "app.rollbar.calls", "app.rollbar.rate_limit_remaining", "app.reports.stored", "app.queue.delivered"})
+	assert.Subset(t, slices.Collect(maps.Keys(seen)),
+		[]string{"app.operations", "app.operations.latency", "app.rollbar.calls", "app.rollbar.rate_limit_remaining",
+			"app.reports.stored", "app.queue.delivered"})
 }
 
 // Traces, metrics and logs contain no token, no query and no literal of a statement.
@@ -375,8 +385,10 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	f := newFixture(t, 5)
 	agent := datadogtest.New(t)
 	env := []string{
-		"ROLLBAR_URL=" + f.config.RollbarURL, "ROLLBAR_READ_TOKEN=" + f.config.readToken, "DATABASE_URL=" + f.config.DatabaseURL,
-		"DD_TRACE_AGENT_URL=http://" + agent.Address, "DD_DOGSTATSD_URL=udp://" + agent.Packets.LocalAddr().String(), "DD_ENV=test",
+		"ROLLBAR_URL=" + f.config.RollbarURL, "ROLLBAR_READ_TOKEN=" + f.config.readToken,
+		"DATABASE_URL=" + f.config.DatabaseURL,
+		"DD_TRACE_AGENT_URL=http://" + agent.Address, "DD_DOGSTATSD_URL=udp://" + agent.Packets.LocalAddr().String(),
+		"DD_ENV=test",
 	}
 	out, err := program(t, env, "items", "list").Output()
 	require.NoError(t, err)
@@ -385,7 +397,8 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 	assert.Equal(t, "custom", trace[0].Type)
 	assert.Equal(t, "test", trace[0].Meta["env"])
 	assert.Equal(t, 1, kinds(trace)["http GET /api/1/items/"])
-	metrics := agent.MetricsUntil("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test", "service:app")
+	metrics := agent.MetricsUntil("app.operations", "operation:items.list", "surface:cli", "outcome:ok", "env:test",
+		"service:app")
 
 	for _, tt := range []struct {
 		args                         []string
@@ -402,7 +415,8 @@ func TestTelemetryOfASubcommand(t *testing.T) {
 		root := agent.Trace(tt.resource)[0]
 		assert.EqualValues(t, 1, root.Error)
 		assert.Equal(t, "custom", root.Type)
-		metrics = append(metrics, agent.MetricsUntil("app.operations", "operation:"+tt.operation, "surface:cli", "outcome:"+tt.outcome)...)
+		metrics = append(metrics, agent.MetricsUntil("app.operations", "operation:"+tt.operation, "surface:cli",
+			"outcome:"+tt.outcome)...)
 	}
 	for _, metric := range metrics {
 		assert.NotRegexp(t, `^(runtime|app\.pool)\.`, metric.Name, "only the service sends these")
@@ -433,7 +447,8 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
 	assert.Less(t, time.Since(began), 4*time.Second) // one, and some for a loaded machine
 
-	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true", "DATABASE_URL=" + devpgtest.Schema(t)})
+	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true",
+		"DATABASE_URL=" + devpgtest.Schema(t)})
 	res, err := http.Get(p.url + "/which")
 	require.NoError(t, err)
 	res.Body.Close()

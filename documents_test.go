@@ -14,7 +14,8 @@ import (
 
 func TestReadmeIsShort(t *testing.T) {
 	t.Parallel()
-	assert.LessOrEqual(t, strings.Count(readDocument(t, "README.md"), "\n"), 130, "lines of README.md; move details to docs/")
+	assert.LessOrEqual(t, strings.Count(readDocument(t, "README.md"), "\n"), 130,
+		"lines of README.md; move details to docs/")
 }
 
 // The example of an operation is formatted as gofmt wants it.

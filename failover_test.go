@@ -31,7 +31,8 @@ func TestFailover(t *testing.T) {
 			primary, standby := devpgtest.StartPair(t)
 			f := newFixture(t, 3, withTimeout(time.Second), func(c *Config) {
 				hosts := primary.Home() + "," + standby.Home()
-				c.DatabaseURL = strings.Replace(primary.URL(), primary.Home(), hosts, 1) + "&target_session_attrs=read-write"
+				c.DatabaseURL = strings.Replace(primary.URL(), primary.Home(), hosts, 1) +
+					"&target_session_attrs=read-write"
 			})
 			env := append(f.env(), "DATABASE_READ_URL="+standby.URL())
 			replicas := []*fixture{f.at(startServe(t, env)), f.at(startServe(t, env))}
@@ -50,17 +51,21 @@ func TestFailover(t *testing.T) {
 			lose(t, primary)
 			lost := time.Now()
 			until(t, "/check is KO", all(func(r *fixture) bool { return r.get("/check").status == 503 }))
-			until(t, "nobody takes creates", all(func(r *fixture) bool { return load.first(attempt.isRefused, r, lost) > 0 }))
+			until(t, "nobody takes creates",
+				all(func(r *fixture) bool { return load.first(attempt.isRefused, r, lost) > 0 }))
 			f.sandbox.SetFault(sandbox.None)
-			until(t, "Rollbar alone takes creates", all(func(r *fixture) bool { return load.first(attempt.isUnstored, r, lost) > 0 }))
+			until(t, "Rollbar alone takes creates",
+				all(func(r *fixture) bool { return load.first(attempt.isUnstored, r, lost) > 0 }))
 
 			promoted := time.Now()
 			require.Equal(t, []string{"true"}, devpgtest.Query(t, standby.URL(), `SELECT pg_promote()::text`))
 			until(t, "/check is OK again", healthy)
 			t.Logf("/check was OK on both %v after the promotion", time.Since(promoted))
-			until(t, "creates are stored again", all(func(r *fixture) bool { return load.first(attempt.isStored, r, promoted) > 0 }))
+			until(t, "creates are stored again",
+				all(func(r *fixture) bool { return load.first(attempt.isStored, r, promoted) > 0 }))
 			for _, r := range replicas {
-				t.Logf("no create was stored for %v, %v of it after the promotion", load.first(attempt.isStored, r, lost), load.first(attempt.isStored, r, promoted))
+				t.Logf("no create was stored for %v, %v of it after the promotion",
+					load.first(attempt.isStored, r, lost), load.first(attempt.isStored, r, promoted))
 			}
 			before := load.count(attempt.isStored)
 			until(t, "many are", func() bool { return load.count(attempt.isStored) > before+50 })
@@ -70,7 +75,8 @@ func TestFailover(t *testing.T) {
 			for left := math.MaxInt; left > 0; { // it takes as long as the pace of deliveries wants
 				until(t, "the queue shrinks", func() bool {
 					was := left
-					left = atoi(devpgtest.Query(t, standby.URL(), `SELECT count(*)::text FROM reports WHERE state = 'queued'`)[0])
+					left = atoi(devpgtest.Query(t, standby.URL(),
+						`SELECT count(*)::text FROM reports WHERE state = 'queued'`)[0])
 					return left < was
 				})
 			}
@@ -84,8 +90,10 @@ func TestFailover(t *testing.T) {
 				assert.True(t, a.isUnstored() || states[a.uuid] == "delivered", "%+v is %s", a, states[a.uuid])
 			}
 			assert.Zero(t, load.count(attempt.isUnread), "the standby answers all the while")
-			t.Logf("creates: %d acknowledged as stored (%d as queued), %d as not stored, %d refused; %d delivered in %d posts; %d reads",
-				load.count(attempt.isStored), load.count(attempt.isQueued), load.count(attempt.isUnstored), load.count(attempt.isRefused), delivered, posts, load.count(attempt.isRead))
+			t.Logf("creates: %d acknowledged as stored (%d as queued), %d as not stored, %d refused; %d delivered in "+
+				"%d posts; %d reads",
+				load.count(attempt.isStored), load.count(attempt.isQueued), load.count(attempt.isUnstored),
+				load.count(attempt.isRefused), delivered, posts, load.count(attempt.isRead))
 		})
 	}
 }
@@ -103,7 +111,8 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 	})
 	uuid := newUUID()
 	require.Equal(t, 201, replicas[0].create(uuid).status)
-	path := "/reports/" + devpgtest.Query(t, primary.URL(), fmt.Sprintf(`SELECT id::text FROM reports WHERE uuid = '%s'`, uuid))[0]
+	path := "/reports/" + devpgtest.Query(t, primary.URL(),
+		fmt.Sprintf(`SELECT id::text FROM reports WHERE uuid = '%s'`, uuid))[0]
 	for _, r := range replicas {
 		require.NotContains(t, r.reportStates(), uuid, "the standby does not have it yet")
 		require.Equal(t, 404, r.get(path).status)
@@ -115,7 +124,8 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 	}
 	standby.Resume()
 	until(t, "the standby is synchronous again", func() bool {
-		return devpgtest.Query(t, primary.URL(), `SELECT coalesce(max(sync_state), '') FROM pg_stat_replication`)[0] == "sync"
+		return devpgtest.Query(t, primary.URL(),
+			`SELECT coalesce(max(sync_state), '') FROM pg_stat_replication`)[0] == "sync"
 	})
 }
 
@@ -189,7 +199,8 @@ func startLoad(t *testing.T, replicas []*fixture) *load {
 		for range 8 {
 			repeat(func() {
 				a := attempt{url: r.url, uuid: newUUID(), began: time.Now()}
-				res, err := http.Post(r.url+"/items", "application/json", strings.NewReader(fmt.Sprintf(`{"message":"%s","uuid":"%[1]s"}`, a.uuid)))
+				res, err := http.Post(r.url+"/items", "application/json",
+					strings.NewReader(fmt.Sprintf(`{"message":"%s","uuid":"%[1]s"}`, a.uuid)))
 				note(a, res, err)
 			})
 		}

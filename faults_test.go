@@ -128,7 +128,8 @@ func TestEndUnderLoad(t *testing.T) {
 		})
 		request(func() (*http.Response, string, error) {
 			uuid := newUUID()
-			res, err := client.Post(p.url+"/items", "", strings.NewReader(fmt.Sprintf(`{"message":"x","uuid":%q}`, uuid)))
+			res, err := client.Post(p.url+"/items", "",
+				strings.NewReader(fmt.Sprintf(`{"message":"x","uuid":%q}`, uuid)))
 			return res, uuid, err
 		})
 	}
@@ -207,7 +208,8 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 			f.do("POST", "/items/sync", "").requireProblem(503, "unavailable")
 			id := f.sandbox.ItemIDs()[0]
 			f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(503, "unavailable")
-			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1, "nothing is deleted that is not stored")
+			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1,
+				"nothing is deleted that is not stored")
 		})
 	}
 }
@@ -243,7 +245,8 @@ func TestTooManyReaders(t *testing.T) {
 		f.app.store.readers <- struct{}{}
 	}
 	got := f.get("/reports")
-	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already",
+		got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, 200, f.get("/check").status)
 	uuid := newUUID()
@@ -258,7 +261,8 @@ func TestTooManyConnections(t *testing.T) {
 	conn, err := f.app.store.writer(t.Context())
 	require.NoError(t, err)
 	got := f.get("/reports")
-	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already", got.requireProblem(503, "unavailable"))
+	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already",
+		got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, "false", f.get("/items").header.Get("Report-Stored"))
 	conn.Release()
@@ -280,7 +284,8 @@ func TestGatewayIsNotRollbar(t *testing.T) {
 				if r.Method != "GET" {
 					body = `{"message":"blocked"}` // some gateways answer in JSON, too
 				}
-				return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: r}, nil
+				return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)),
+					Header: http.Header{}, Request: r}, nil
 			})
 			uuid := newUUID()
 			require.Equal(t, 202, f.create(uuid).status)
@@ -312,7 +317,8 @@ func TestTooManyCalls(t *testing.T) {
 	go func() { first <- f.get("/items") }()
 	f.await("GET /items")
 	got := f.get("/items?page=2")
-	assert.Contains(t, got.requireProblem(503, "unavailable"), "page 2 of the items: too many requests are waiting for Rollbar")
+	assert.Contains(t, got.requireProblem(503, "unavailable"),
+		"page 2 of the items: too many requests are waiting for Rollbar")
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	f.sandbox.SetFault(sandbox.None)
 	assert.Equal(t, 200, (<-first).status)
@@ -323,9 +329,10 @@ func TestPanicIsOneAnswerAndOneLogLine(t *testing.T) {
 	var log strings.Builder
 	f := newFixture(t, 0)
 	f.app.log = slog.New(slog.NewJSONHandler(&log, nil))
-	broken := &Command{Name: "broken", Route: "GET /broken", Short: "x", Run: typed(func(context.Context, *App, struct{}) (Text, error) {
-		panic("a secret detail")
-	})}
+	broken := &Command{Name: "broken", Route: "GET /broken", Short: "x",
+		Run: typed(func(context.Context, *App, struct{}) (Text, error) {
+			panic("a secret detail")
+		})}
 	f.serve(newHandler(f.app, []*Command{broken}, &Config{}))
 	got := f.get("/broken")
 	assert.Equal(t, "internal error", got.requireProblem(500, "internal"))
@@ -404,7 +411,8 @@ func TestReadOnly(t *testing.T) {
 	assert.Equal(t, 200, f.get("/items").status)
 	assert.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 
-	for _, args := range []string{"items delete 5", "items create -message x", "items update 5 -level info", "reports clean -yes", "reports deliver"} {
+	for _, args := range []string{"items delete 5", "items create -message x", "items update 5 -level info",
+		"reports clean -yes", "reports deliver"} {
 		got := runShell(t, "", append([]string{"-read-only"}, strings.Fields(args)...)...)
 		assert.Equal(t, 2, got.exit)
 		assert.Contains(t, got.err, "is left out by READ_ONLY")
@@ -413,7 +421,8 @@ func TestReadOnly(t *testing.T) {
 	cmd := program(t, []string{"READ_ONLY=true"}, "items", "delete", "5")
 	assert.Error(t, cmd.Run())
 	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
-	cmd = program(t, append(f.env(), "READ_ONLY=1", "LOG_LEVEL=loud"), "items", "delete", fmt.Sprint(id), "-yes", "-log-level=info")
+	cmd = program(t, append(f.env(), "READ_ONLY=1", "LOG_LEVEL=loud"), "items", "delete", fmt.Sprint(id), "-yes",
+		"-log-level=info")
 	assert.Error(t, cmd.Run())
 	assert.Equal(t, 2, cmd.ProcessState.ExitCode())
 	assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "DELETE")
@@ -454,7 +463,8 @@ func TestMemoryIsBounded(t *testing.T) {
 			_, _ = io.WriteString(w, `{"err":0,"result":{}}`)
 			return
 		case level == "debug": // many small elements
-			_, _ = io.WriteString(w, `{"err":0,"result":{"items":[`+strings.Repeat(`{"id":1},`, 3_000_000)+`{"id":1}]}}`)
+			_, _ = io.WriteString(w, `{"err":0,"result":{"items":[`+strings.Repeat(`{"id":1},`,
+				3_000_000)+`{"id":1}]}}`)
 			return
 		case strings.HasSuffix(r.URL.Path, "/instances"):
 			name, size = "instances", 300<<10

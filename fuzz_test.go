@@ -15,7 +15,8 @@ import (
 // Whatever a request says, its arguments are taken or refused, and never more.
 func FuzzArguments(f *testing.F) {
 	f.Add("status=active&level=error&page=2", `{"message":"x","custom":{"n":1e3}}`)
-	f.Add("since=7d&until=2026-01-31T12:00:00Z&q=a+b&cursor=MTIuMA", `{"data":{"environment":"e","body":{"trace_chain":[{}]}}}`)
+	f.Add("since=7d&until=2026-01-31T12:00:00Z&q=a+b&cursor=MTIuMA",
+		`{"data":{"environment":"e","body":{"trace_chain":[{}]}}}`)
 	f.Add("limit=-1&limit=%00", `{"status":"resolved","assigned_user_id":null}`)
 	f.Add("=&;&%", `{"a":{"b":[}]}`)
 	s := newHandler(&App{}, commands, &Config{}).(*server)

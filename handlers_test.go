@@ -47,11 +47,13 @@ func TestHead(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
 	id := f.sandbox.ItemIDs()[0]
-	for _, path := range []string{"/which", "/check", "/items", fmt.Sprintf("/items/%d", id), fmt.Sprintf("/items/%d/occurrences", id), "/reports", "/reports/1"} {
+	for _, path := range []string{"/which", "/check", "/items", fmt.Sprintf("/items/%d", id),
+		fmt.Sprintf("/items/%d/occurrences", id), "/reports", "/reports/1"} {
 		get, head := f.get(path), f.do("HEAD", path, "")
 		assert.Equal(t, 200, head.status, path)
 		assert.Empty(t, head.body, path)
-		for _, name := range []string{"Content-Type", "Link", "ETag"} { // but no length: that would take the body's work
+		// but no length: that would take the body's work
+		for _, name := range []string{"Content-Type", "Link", "ETag"} {
 			assert.Equal(t, get.header.Values(name), head.header.Values(name), path)
 		}
 	}
@@ -79,7 +81,8 @@ func TestUnknownRoute(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	for path, want := range map[string]string{
-		"/nowhere": "", "/items/": ", did you mean /items?", "/itmes": ", did you mean /items?", "/reprots/7": ", did you mean /reports/7?",
+		"/nowhere": "", "/items/": ", did you mean /items?", "/itmes": ", did you mean /items?",
+		"/reprots/7": ", did you mean /reports/7?",
 	} {
 		assert.Equal(t, "there is no route GET "+path+want, f.get(path).requireProblem(404, "not-found"))
 	}
@@ -96,41 +99,68 @@ func TestRequestsRefused(t *testing.T) {
 		status                         int
 		want                           string
 	}{
-		{"typo in a query parameter", "GET", "/items?stauts=active", "", "", 400, `unknown query parameter "stauts", did you mean "status"? (valid: status, level, environment, framework, query, assigned_user, page, limit)`},
+		{"typo in a query parameter", "GET", "/items?stauts=active", "", "", 400,
+			`unknown query parameter "stauts", did you mean "status"? (valid: status, level, environment, framework, ` +
+				`query, assigned_user, page, limit)`},
 		{"parameter of the command line alone", "GET", "/items?all=true", "", "", 400, `unknown query parameter "all"`},
-		{"typo in a body field", "PATCH", item, form, `{"stauts":"active"}`, 400, `unknown field "stauts", did you mean "status"?`},
-		{"field with capitals", "PATCH", item, form, `{"Status":"active"}`, 400, `unknown field "Status", did you mean "status"?`},
-		{"parameter of the body in the query", "PATCH", item + "?status=active", "", "", 400, `"status" belongs into the JSON body`},
-		{"body where none belongs", "POST", "/items/sync", form, `{"recent":true}`, 400, `"recent" belongs into the query`},
+		{"typo in a body field", "PATCH", item, form, `{"stauts":"active"}`, 400,
+			`unknown field "stauts", did you mean "status"?`},
+		{"field with capitals", "PATCH", item, form, `{"Status":"active"}`, 400,
+			`unknown field "Status", did you mean "status"?`},
+		{"parameter of the body in the query", "PATCH", item + "?status=active", "", "", 400,
+			`"status" belongs into the JSON body`},
+		{"body where none belongs", "POST", "/items/sync", form, `{"recent":true}`, 400,
+			`"recent" belongs into the query`},
 		{"plus sign", "GET", "/items?page=%2B5", "", "", 400, "page must be a whole number at least 1"},
 		{"leading zeros", "GET", "/reports/007", "", "", 400, "id must be a whole number at least 1"},
-		{"fraction in JSON", "PATCH", item, form, `{"assigned_user_id":1.5}`, 400, "assigned_user_id must be a whole number, or null"},
-		{"huge exponent in JSON", "PATCH", item, form, `{"assigned_user_id":1e999999999}`, 400, "assigned_user_id must be a whole number, or null"},
+		{"fraction in JSON", "PATCH", item, form, `{"assigned_user_id":1.5}`, 400,
+			"assigned_user_id must be a whole number, or null"},
+		{"huge exponent in JSON", "PATCH", item, form, `{"assigned_user_id":1e999999999}`, 400,
+			"assigned_user_id must be a whole number, or null"},
 		{"malformed id", "GET", "/items/abc", "", "", 400, "id must be a whole number at least 1, since by is id"},
-		{"id beyond int64", "GET", "/reports/99999999999999999999", "", "", 400, "id must be a whole number at least 1"},
+		{"id beyond int64", "GET", "/reports/99999999999999999999", "", "", 400,
+			"id must be a whole number at least 1"},
 		{"malformed uuid", "GET", "/items/123?by=uuid", "", "", 400, "id must be a UUID, since by is uuid"},
-		{"value not of the enum", "GET", "/items?level=error&level=fatal", "", "", 400, "level must be one of debug, info, warning, error, critical"},
-		{"limit above the maximum", "GET", "/reports?limit=1001", "", "", 400, "limit must be a whole number from 1 to 1000"},
-		{"cursor that is none", "GET", "/reports?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
-		{"cursor with a plus sign, +5.0", "GET", "/reports?cursor=KzUuMA", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
-		{"cursor that is none, of occurrences", "GET", item + "/occurrences?cursor=x", "", "", 400, "cursor must be a cursor that an earlier page gave as next"},
+		{"value not of the enum", "GET", "/items?level=error&level=fatal", "", "", 400,
+			"level must be one of debug, info, warning, error, critical"},
+		{"limit above the maximum", "GET", "/reports?limit=1001", "", "", 400,
+			"limit must be a whole number from 1 to 1000"},
+		{"cursor that is none", "GET", "/reports?cursor=x", "", "", 400,
+			"cursor must be a cursor that an earlier page gave as next"},
+		{"cursor with a plus sign, +5.0", "GET", "/reports?cursor=KzUuMA", "", "", 400,
+			"cursor must be a cursor that an earlier page gave as next"},
+		{"cursor that is none, of occurrences", "GET", item + "/occurrences?cursor=x", "", "", 400,
+			"cursor must be a cursor that an earlier page gave as next"},
 		{"search without a word", "GET", "/reports?q=-", "", "", 400, "q must contain a word of letters or digits"},
 		{"query that is none", "GET", "/items?query=%zz", "", "", 400, "the query cannot be read"},
-		{"queued reports to be cleaned", "DELETE", "/reports?state=queued", "", "", 400, "state must be one of current, superseded, delivered, rejected"},
+		{"queued reports to be cleaned", "DELETE", "/reports?state=queued", "", "", 400,
+			"state must be one of current, superseded, delivered, rejected"},
 		{"body that is no JSON", "POST", "/items", form, `message=x`, 400, "the body cannot be used: it is not JSON"},
-		{"body that is no object", "POST", "/items", form, `[1]`, 400, "the body cannot be used: it is not a JSON object"},
-		{"body with something behind it", "POST", "/items", form, `{"message":"x"} {}`, 400, "the body cannot be used: it is not JSON"},
-		{"field given twice", "POST", "/items", form, `{"message":"x","message":"y"}`, 400, `the body cannot be used: "message" is given twice`},
+		{"body that is no object", "POST", "/items", form, `[1]`, 400,
+			"the body cannot be used: it is not a JSON object"},
+		{"body with something behind it", "POST", "/items", form, `{"message":"x"} {}`, 400,
+			"the body cannot be used: it is not JSON"},
+		{"field given twice", "POST", "/items", form, `{"message":"x","message":"y"}`, 400,
+			`the body cannot be used: "message" is given twice`},
 		{"body declared as text", "POST", "/items", text, `{"message":"x"}`, 415, "curl --json"},
-		{"body over the bound", "POST", "/items", form, `{"message":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "the body is larger than 1048576 bytes"},
-		{"nothing to change", "PATCH", item, form, `{}`, 400, "nothing to change: give at least one of status, level, title"},
-		{"version without the status", "PATCH", item, form, `{"resolved_in_version":"1.2"}`, 400, "resolved_in_version is valid only together with status resolved"},
+		{"body over the bound", "POST", "/items", form, `{"message":"` + strings.Repeat("x", 1<<20) + `"}`, 413,
+			"the body is larger than 1048576 bytes"},
+		{"nothing to change", "PATCH", item, form, `{}`, 400,
+			"nothing to change: give at least one of status, level, title"},
+		{"version without the status", "PATCH", item, form, `{"resolved_in_version":"1.2"}`, 400,
+			"resolved_in_version is valid only together with status resolved"},
 		{"null where it means nothing", "PATCH", item, form, `{"title":null}`, 400, "title must be a string"},
-		{"message missing", "POST", "/items", form, `{}`, 400, "message is required, unless data holds Rollbar's own payload"},
+		{"message missing", "POST", "/items", form, `{}`, 400,
+			"message is required, unless data holds Rollbar's own payload"},
 		{"message empty", "POST", "/items", form, `{"message":""}`, 400, "message must not be empty"},
-		{"telemetry with a text as its time", "POST", "/items", form, `{"data":{"environment":"e","body":{"message":{"body":"x"},"telemetry":[{},{"timestamp_ms":"1"}]}}}`, 400, "data.body.telemetry[1].timestamp_ms must be a number, Unix milliseconds"},
-		{"nested too deep", "POST", "/items", form, `{"message":"x","custom":{"a":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}}`, 400, "the payload is nested more than 200 levels deep"},
-		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400, "data is Rollbar's own payload: nothing else can be given with it"},
+		{"telemetry with a text as its time", "POST", "/items", form,
+			`{"data":{"environment":"e","body":{"message":{"body":"x"},"telemetry":[{},{"timestamp_ms":"1"}]}}}`, 400,
+			"data.body.telemetry[1].timestamp_ms must be a number, Unix milliseconds"},
+		{"nested too deep", "POST", "/items", form,
+			`{"message":"x","custom":{"a":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}}`, 400,
+			"the payload is nested more than 200 levels deep"},
+		{"payload and more", "POST", "/items", form, `{"message":"x","data":{}}`, 400,
+			"data is Rollbar's own payload: nothing else can be given with it"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -161,7 +191,8 @@ func TestValidationErrorsByField(t *testing.T) {
 func TestBodiesTakenAsJSON(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	for _, kind := range []string{"", "application/json", "application/json; charset=utf-8", "application/x-www-form-urlencoded"} {
+	for _, kind := range []string{"", "application/json", "application/json; charset=utf-8",
+		"application/x-www-form-urlencoded"} {
 		got := f.do("POST", "/items", ` {"message": "x"} `, "Content-Type", kind)
 		assert.Equal(t, 201, got.status, "%q: %s", kind, got.body)
 	}
@@ -173,7 +204,8 @@ func TestAPIToken(t *testing.T) {
 	for _, path := range []string{"/which", "/check"} {
 		assert.Equal(t, 200, f.get(path).status)
 	}
-	for _, header := range []string{"", "first-token", "Bearer", "Bearer third-token", "Bearer first-token, second-token", "Basic first-token", "Bearerfirst-token", "Bearer  first-token"} {
+	for _, header := range []string{"", "first-token", "Bearer", "Bearer third-token",
+		"Bearer first-token, second-token", "Basic first-token", "Bearerfirst-token", "Bearer  first-token"} {
 		got := f.do("GET", "/items", "", "Authorization", header)
 		detail := got.requireProblem(401, "auth")
 		assert.Equal(t, "Bearer", got.header.Get("WWW-Authenticate"))
@@ -184,7 +216,8 @@ func TestAPIToken(t *testing.T) {
 	for _, token := range []string{"first-token", "second-token"} {
 		assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "Bearer "+token).status)
 	}
-	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "Bearer first-token", "Host", "errors.example.com").status)
+	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "Bearer first-token", "Host",
+		"errors.example.com").status)
 }
 
 // Without a token, the browser of somebody on this machine is an attacker's tool.
@@ -209,7 +242,8 @@ func TestUncleanPaths(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	requests := []string{
-		"GET //items", "GET /items/../which", "GET /./which", "GET /items//7", "POST //items", "OPTIONS *", "OPTIONS /items",
+		"GET //items", "GET /items/../which", "GET /./which", "GET /items//7", "POST //items", "OPTIONS *",
+		"OPTIONS /items",
 		"GET /items/", "GET /items/%2e%2e/which",
 	}
 	for _, request := range requests {
@@ -219,7 +253,8 @@ func TestUncleanPaths(t *testing.T) {
 			}
 			answer := f.rawAnswers(request + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n")
 			assert.True(t, strings.HasPrefix(answer, "HTTP/1.1 "+status+" "), "%s: %s", request, answer)
-			for _, header := range []string{"X-Content-Type-Options: nosniff", "Cache-Control: no-store", "X-Request-Id: ", "Content-Type: application/problem+json"} {
+			for _, header := range []string{"X-Content-Type-Options: nosniff", "Cache-Control: no-store",
+				"X-Request-Id: ", "Content-Type: application/problem+json"} {
 				assert.Contains(t, answer, header, request)
 			}
 		}
@@ -233,7 +268,8 @@ func TestBounds(t *testing.T) {
 	f := newFixture(t, 0)
 	body := `{"message":"` + strings.Repeat("x", maxBody) + `"}`
 	f.do("POST", "/items", body).requireProblem(413, "usage")
-	chunked := fmt.Sprintf("POST /items HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+	chunked := fmt.Sprintf("POST /items HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: "+
+		"close\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 	require.NoError(t, err)
 	defer conn.Close()
@@ -266,11 +302,15 @@ func TestBodyEncodings(t *testing.T) {
 	const message = `{"message":"x"}`
 	assert.Equal(t, 201, f.do("POST", "/items", zipped(message), "Content-Encoding", "gzip").status)
 	assert.Equal(t, 201, f.do("POST", "/items", "\uFEFF"+message).status)
-	f.do("POST", "/items", zipped(strings.Repeat(" ", maxBody+1)), "Content-Encoding", "gzip").requireProblem(413, "usage")
+	f.do("POST", "/items", zipped(strings.Repeat(" ", maxBody+1)), "Content-Encoding", "gzip").requireProblem(413,
+		"usage")
 	f.do("POST", "/items", message, "Content-Encoding", "gzip").requireProblem(400, "usage")
-	assert.Contains(t, f.do("POST", "/items", message, "Content-Encoding", "br").requireProblem(415, "usage"), `must be gzip, or none, and is "br"`)
-	for _, header := range []string{fmt.Sprint("Content-Length: ", maxBody+1), "Content-Length: 9\r\nContent-Type: text/xml"} {
-		got := f.rawAnswers("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n" + header + "\r\n\r\n")
+	assert.Contains(t, f.do("POST", "/items", message, "Content-Encoding", "br").requireProblem(415, "usage"),
+		`must be gzip, or none, and is "br"`)
+	for _, header := range []string{fmt.Sprint("Content-Length: ", maxBody+1),
+		"Content-Length: 9\r\nContent-Type: text/xml"} {
+		got := f.rawAnswers("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n" +
+			header + "\r\n\r\n")
 		assert.Regexp(t, `^HTTP/1\.1 41[35] `, got, "and no 100 Continue")
 	}
 }
@@ -303,7 +343,8 @@ func TestLongFailures(t *testing.T) {
 	f := newFixture(t, 0, func(c *Config) {
 		answer := `{"err":1,"message":` + string(escaped) + `}`
 		c.RollbarURL = brokenRollbar(t, func(string) string {
-			return fmt.Sprintf("HTTP/1.1 422 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+			return fmt.Sprintf("HTTP/1.1 422 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(answer),
+				answer)
 		})
 	})
 	frames := strings.Repeat(`{},`, 20_000) + `{}`
@@ -321,7 +362,8 @@ func TestLongFailures(t *testing.T) {
 		{"GET", "/items/1", ""},
 		{"POST", "/items", `{"message":"x"}`},
 		{"POST", "/items", `{"data":{"body":{"trace_chain":[` + frames + `]}}}`},
-		{"POST", "/items", `{"data":{"body":{"telemetry":[` + strings.ReplaceAll(frames, "{}", `{"timestamp_ms":""}`) + `]}}}`},
+		{"POST", "/items", `{"data":{"body":{"telemetry":[` + strings.ReplaceAll(frames, "{}", `{"timestamp_ms":""}`) +
+			`]}}}`},
 		{"POST", "/items", strings.Repeat("[", 1<<20)},
 		{"POST", "/items", strings.Repeat("x", 1<<20)},
 		{"POST", "/items", `{"` + long + `":1,"` + long + `":1}`},
@@ -531,7 +573,10 @@ func TestAPIReadToken(t *testing.T) {
 	}{{"beside others", []string{"all", "more"}, true}, {"alone", nil, false}} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			f := newFixture(t, 1, func(c *Config) { c.apiTokens, c.apiReadTokens = test.tokens, []string{"old-reader", "reader"} })
+			f := newFixture(t, 1, func(c *Config) {
+				c.apiTokens, c.apiReadTokens = test.tokens,
+					[]string{"old-reader", "reader"}
+			})
 			f.get("/items").requireProblem(401, "auth")
 			for _, token := range []string{"reader", "all"} {
 				isKnown, mayChange := token == "reader" || test.mayAnyChange, token == "all" && test.mayAnyChange
@@ -555,7 +600,8 @@ func TestAPIReadToken(t *testing.T) {
 				args := append(strings.Fields(command), "-app-url", f.url, "-api-read-token", "reader,other")
 				got := runShell(t, "", args...)
 				assert.Equal(t, exit, got.exit, got.err)
-				assert.Contains(t, runShell(t, "", append(args, "-as-curl")...).out, `"Authorization: Bearer ${API_READ_TOKEN%%,*}"`)
+				assert.Contains(t, runShell(t, "", append(args, "-as-curl")...).out,
+					`"Authorization: Bearer ${API_READ_TOKEN%%,*}"`)
 			}
 			assert.Empty(t, f.sandbox.PostsOf(""))
 		})

@@ -21,7 +21,8 @@ func (f *fixture) answerPosts(status int, body string) {
 		if r.Method != http.MethodPost {
 			return next.RoundTrip(r)
 		}
-		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: r}, nil
+		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{},
+			Request: r}, nil
 	})
 }
 
@@ -35,8 +36,10 @@ func TestCreateRejected(t *testing.T) {
 	}{
 		{"bad request", `{"err":1,"message":"Bad Request"}`, "Rollbar answered 400: Bad Request", 400},
 		{"too large", `{"err":1,"message":"too large"}`, "Rollbar answered 413: too large", 413},
-		{"bad fields", `{"err":1,"message":"Invalid format. data.x should be y."}`, "Rollbar answered 422: Invalid format. data.x should be y.", 422},
-		{"words that PostgreSQL cannot hold", `{"err":1,"message":"a\u0000b \\u0000 \\ud800 yyyyyyyyyy\\u"}`, "Rollbar answered 422: a\x00b \\u0000 \\ud800 yyyyyyyyyy\\u", 422},
+		{"bad fields", `{"err":1,"message":"Invalid format. data.x should be y."}`,
+			"Rollbar answered 422: Invalid format. data.x should be y.", 422},
+		{"words that PostgreSQL cannot hold", `{"err":1,"message":"a\u0000b \\u0000 \\ud800 yyyyyyyyyy\\u"}`,
+			"Rollbar answered 422: a\x00b \\u0000 \\ud800 yyyyyyyyyy\\u", 422},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -82,7 +85,8 @@ func TestCreateTooLarge(t *testing.T) {
 	message := `"<` + strings.Repeat("<&>", 300_000)
 	created := f.do("POST", "/items", `{"message":`+string(rawjson.AppendQuoted(nil, message))+`}`)
 	require.Equal(t, 201, created.status, created.body)
-	assert.Equal(t, message, rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(rawjson.Unquote([]byte(created.at("uuid")))), "body", "message", "body")))
+	assert.Equal(t, message, rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(rawjson.Unquote([]byte(created.at("uuid")))),
+		"body", "message", "body")))
 }
 
 // A message as long as a book is not made into an index of its words.
@@ -142,8 +146,10 @@ func TestCreateForABrowser(t *testing.T) {
 		want             string
 	}{
 		{"a token of its own", sandbox.ClientPostToken, "", ""},
-		{"the wrong one", sandbox.PostToken, "", "Rollbar refused ROLLBAR_POST_CLIENT_TOKEN, which needs the scope post_client_item: "},
-		{"the old one for everything", "", sandbox.Token, "Rollbar refused ROLLBAR_TOKEN, which needs the scope post_client_item: "},
+		{"the wrong one", sandbox.PostToken, "",
+			"Rollbar refused ROLLBAR_POST_CLIENT_TOKEN, which needs the scope post_client_item: "},
+		{"the old one for everything", "", sandbox.Token,
+			"Rollbar refused ROLLBAR_TOKEN, which needs the scope post_client_item: "},
 		{"none", "", "", "ROLLBAR_POST_CLIENT_TOKEN is not set"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -170,7 +176,8 @@ func TestCreatedForARefusedToken(t *testing.T) {
 			f := newFixture(t, 0)
 			refused := f.enqueue(2)
 			f.sandbox.SetFault(fault)
-			assert.Equal(t, `{"delivered":0,"queued":2,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body, "each is tried")
+			assert.Equal(t, `{"delivered":0,"queued":2,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body,
+				"each is tried")
 			assert.Len(t, f.rows(`SELECT uuid FROM reports WHERE attempts = 1 AND next_attempt > '-infinity'`), 2)
 			third := f.enqueue(1)[0]
 			assert.Equal(t, third, f.claim().uuid)

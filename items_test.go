@@ -54,7 +54,8 @@ func TestItemsGet(t *testing.T) {
 	assert.Equal(t, fmt.Sprint(id), one.at("id"))
 	assert.Equal(t, one.body, f.get("/items/3?by=counter").body)
 	assert.Equal(t, one.body, f.get("/items/"+f.sandbox.UUID(2, 0)+"?by=uuid").body)
-	for _, path := range []string{"/items/999", "/items/999?by=counter", "/items/00000000-0000-4000-8000-000000000000?by=uuid"} {
+	for _, path := range []string{"/items/999", "/items/999?by=counter",
+		"/items/00000000-0000-4000-8000-000000000000?by=uuid"} {
 		f.get(path).requireProblem(404, "not-found")
 	}
 	for _, r := range f.sandbox.Requests() {
@@ -66,7 +67,8 @@ func TestItemsGet(t *testing.T) {
 // While Rollbar does not answer, an item that is known is shown as it was last seen, which is said loudly.
 func TestItemsGetFromTheArchive(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Slow, sandbox.LimitedFar} {
+	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated,
+		sandbox.Slow, sandbox.LimitedFar} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 4, withTimeout(200*time.Millisecond))
@@ -95,7 +97,8 @@ func TestItemsGetFromTheArchive(t *testing.T) {
 				number := map[bool]string{true: "3", false: id}[strings.Contains(path, "counter")]
 				assert.Equal(t, cmp.Or(status[fault], 502), f.get("/items/"+number+path).status, path)
 			}
-			assert.Equal(t, cmp.Or(status[fault], 502), f.get("/items/"+fmt.Sprint(f.sandbox.ItemIDs()[0])).status, "it was never seen")
+			assert.Equal(t, cmp.Or(status[fault], 502), f.get("/items/"+fmt.Sprint(f.sandbox.ItemIDs()[0])).status,
+				"it was never seen")
 		})
 	}
 }
@@ -104,14 +107,16 @@ func TestItemsGetSource(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 4)
 	id := fmt.Sprint(f.sandbox.ItemIDs()[2])
-	assert.Contains(t, f.get("/items/"+id+"?source=archive").requireProblem(404, "not-found"), "there is no report of item "+id)
+	assert.Contains(t, f.get("/items/"+id+"?source=archive").requireProblem(404, "not-found"),
+		"there is no report of item "+id)
 	live := f.get("/items/" + id)
 	asked := len(f.sandbox.Requests())
 	got := f.get("/items/" + id + "?source=archive")
 	assert.Equal(t, live.body, got.body)
 	assert.Equal(t, "archive", got.header.Get("Report-Source"))
 	assert.Len(t, f.sandbox.Requests(), asked, "Rollbar is not asked")
-	for _, path := range []string{"/items/3?by=counter&source=archive", "/items/" + f.sandbox.UUID(2, 0) + "?by=uuid&source=archive"} {
+	for _, path := range []string{"/items/3?by=counter&source=archive",
+		"/items/" + f.sandbox.UUID(2, 0) + "?by=uuid&source=archive"} {
 		assert.Contains(t, f.get(path).requireProblem(400, "usage"), "by must be id, since source is archive")
 	}
 	f.sandbox.SetFault(sandbox.Forbidden)
@@ -174,7 +179,8 @@ func TestItemsUpdate(t *testing.T) {
 	assert.Equal(t, `null`, history.at("reports", "1", "data", "resolved_in_version"))
 
 	require.Equal(t, 200, f.get("/items?status=resolved").status)
-	assert.Len(t, f.get("/reports?item_id="+fmt.Sprint(f.sandbox.ItemIDs()[1])).list("reports"), 2, "the list says nothing new")
+	assert.Len(t, f.get("/reports?item_id="+fmt.Sprint(f.sandbox.ItemIDs()[1])).list("reports"), 2,
+		"the list says nothing new")
 	f.do("PATCH", "/items/999", `{"status":"muted"}`).requireProblem(404, "not-found")
 }
 
@@ -202,7 +208,8 @@ func TestItemsDelete(t *testing.T) {
 	assert.Len(t, f.get(fmt.Sprintf("/reports?item_id=%d", id)).list("reports"), 2, "stored before and after")
 
 	group := f.sandbox.ItemIDs()[30]
-	assert.Contains(t, f.do("DELETE", fmt.Sprintf("/items/%d", group), "").requireProblem(409, "conflict"), "is a group")
+	assert.Contains(t, f.do("DELETE", fmt.Sprintf("/items/%d", group), "").requireProblem(409, "conflict"),
+		"is a group")
 	f.do("DELETE", "/items/999", "").requireProblem(404, "not-found")
 }
 
@@ -217,7 +224,8 @@ func TestItemsOccurrences(t *testing.T) {
 			seen = append(seen, string(rawjson.Get(o, "id")))
 			assert.Nil(t, rawjson.Get(o, "data", "metadata", "access_token"))
 			assert.NotNil(t, rawjson.Get(o, "data", "metadata", "timestamp_ms"))
-			assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, string(rawjson.Get(o, "data", "custom")))
+			assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`,
+				string(rawjson.Get(o, "data", "custom")))
 		}
 		assert.Equal(t, got.link("next") == "", got.at("next") == "null")
 	}
@@ -251,19 +259,23 @@ func TestCreateRefused(t *testing.T) {
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
 	for body, want := range map[string]string{
-		`{"data":{}}`: "data.body must be an object with exactly one of trace, trace_chain, message, crash_report; data.environment is required",
-		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                                           "data.body must be an object with exactly one of",
-		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                                                  "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
-		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                                                       "data.body.trace.exception.class is required and must be a string",
-		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                                            "data.body.trace_chain must be an array of at least one trace",
-		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`:                            "data.person.id is required",
-		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) + `","body":{"crash_report":{"raw":"x"}}}}`:         "data.uuid must be a UUID, or another text of up to 36 Latin-1 characters",
+		`{"data":{}}`: "data.body must be an object with exactly one of trace, trace_chain, message, crash_report; " +
+			"data.environment is required",
+		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                "data.body must be an object with exactly one of",
+		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                       "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
+		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                            "data.body.trace.exception.class is required and must be a string",
+		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                 "data.body.trace_chain must be an array of at least one trace",
+		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`: "data.person.id is required",
+		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) +
+			`","body":{"crash_report":{"raw":"x"}}}}`: "data.uuid must be a UUID, or another text of up to " +
+			"36 Latin-1 characters",
 		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                                  "data.uuid must be a UUID, or another text",
 		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                                     "data.context must be a string",
 		`{"data":{"environment":"","level":null,"timestamp":"now","person":{"id":""},"body":{"crash_report":{"raw":"x"}}}}`: "data.environment must not be empty; data.level must be one of debug, info, warning, error, critical; data.person.id is required in data.person; data.timestamp must be a number",
 		`{"data":{"environment":"e","level":"","body":{"crash_report":{"raw":"x"}}}}`:                                       "data.level must be one of",
 		"{\"message\":\"a\xff\"}": "the body cannot be used: it is not UTF-8",
-		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) + `"}`: "code_version must be from 1 to 40 characters long",
+		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) +
+			`"}`: "code_version must be from 1 to 40 characters long",
 	} {
 		assert.Contains(t, f.do("POST", "/items", body).requireProblem(400, "usage"), want)
 	}
@@ -327,13 +339,15 @@ func TestFaultsOnItems(t *testing.T) {
 // An answer without what was asked for does not mean that there is nothing.
 func TestUnusableAnswers(t *testing.T) {
 	t.Parallel()
-	for _, result := range []string{``, `,"result":null`, `,"result":"text"`, `,"result":[]`, `,"result":{}`, `,"result":{"items":{},"instances":null}`} {
+	for _, result := range []string{``, `,"result":null`, `,"result":"text"`, `,"result":[]`, `,"result":{}`,
+		`,"result":{"items":{},"instances":null}`} {
 		f := newFixture(t, 3)
 		id := f.sandbox.ItemIDs()[0]
 		next := f.app.rollbar.client.Transport
 		f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/items/") || strings.HasSuffix(r.URL.Path, "/instances") {
-				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(`{"err":0` + result + `}`)), Header: http.Header{}, Request: r}, nil
+				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(`{"err":0` + result + `}`)),
+					Header: http.Header{}, Request: r}, nil
 			}
 			return next.RoundTrip(r)
 		})
@@ -363,7 +377,8 @@ func TestDeleteLimitedForASecond(t *testing.T) {
 func TestEmptyFilters(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	for _, query := range []string{"environment=", "environment=&environment=a", "environment=a&environment=", "framework=", "query=", "assigned_user=", "status="} {
+	for _, query := range []string{"environment=", "environment=&environment=a", "environment=a&environment=",
+		"framework=", "query=", "assigned_user=", "status="} {
 		f.get("/items?"+query).requireProblem(400, "usage")
 		f.do("POST", "/items/sync?"+query, "").requireProblem(400, "usage")
 	}

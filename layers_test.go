@@ -43,7 +43,8 @@ func TestLayers(t *testing.T) {
 	var upward []string
 	for use := range usesAcrossFiles(t) {
 		from, to := roomOf(use.from), roomOf(use.to)
-		require.True(t, slices.Contains(commonGround, from) || slices.Contains(slices.Collect(maps.Keys(layerOf)), from), "%s belongs to no room", use.from)
+		require.True(t, slices.Contains(commonGround, from) ||
+			slices.Contains(slices.Collect(maps.Keys(layerOf)), from), "%s belongs to no room", use.from)
 		if slices.Contains(commonGround, to) {
 			continue
 		}

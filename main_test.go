@@ -100,7 +100,8 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 // newApp returns another App on the same sandbox and database. Its retries do not wait long.
 func (f *fixture) newApp() *App {
 	f.t.Helper()
-	log := slog.New(datadog.NewLogHandler(f.config.mask().Writer(f.log), slog.LevelInfo, datadog.Settings{Service: "app"}))
+	log := slog.New(datadog.NewLogHandler(f.config.mask().Writer(f.log), slog.LevelInfo,
+		datadog.Settings{Service: "app"}))
 	f.config.telemetry.Log = log
 	telemetry, err := f.config.startTelemetry()
 	require.NoError(f.t, err)

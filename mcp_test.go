@@ -106,7 +106,8 @@ func TestMCPExchangesOverHTTP(t *testing.T) {
 		}
 		got := f.do(method, "/mcp", body, header...)
 		text += fmt.Sprintf("\n< %d %s", got.status, got.header.Get("Content-Type"))
-		text = strings.TrimSpace(text + " " + got.header.Get("Allow") + "\n< " + strings.TrimSpace(lastingAnswer(got.body)))
+		text = strings.TrimSpace(text + " " + got.header.Get("Allow") + "\n< " +
+			strings.TrimSpace(lastingAnswer(got.body)))
 		text = strings.TrimSuffix(text, "\n<")
 	}
 	requireGolden(t, "mcp/http.txt", text+"\n")
@@ -155,7 +156,8 @@ func TestMCPTools(t *testing.T) {
 		for _, hint := range []string{"readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"} {
 			assert.Regexp(t, "^(true|false)$", string(rawjson.Get(tool, "annotations", hint)), "%s of %s", hint, name)
 		}
-		assert.Equal(t, fmt.Sprint(!commands[i].Changes), string(rawjson.Get(tool, "annotations", "readOnlyHint")), name)
+		assert.Equal(t, fmt.Sprint(!commands[i].Changes), string(rawjson.Get(tool, "annotations", "readOnlyHint")),
+			name)
 	}
 	var indented strings.Builder
 	encoder := json.NewEncoder(&indented)
@@ -378,7 +380,8 @@ func TestMCPPanic(t *testing.T) {
 	input := callTool(whichCmd, `{}`) + "\n" + `{"jsonrpc":"2.0","id":2,"method":"ping"}`
 	require.NoError(t, s.serveLines(t.Context(), console{in: strings.NewReader(input), out: &out, err: &err}))
 	assert.ElementsMatch(t, []string{
-		`{"error":{"code":-32603,"message":"internal error"},"id":1,"jsonrpc":"2.0"}`, `{"id":2,"jsonrpc":"2.0","result":{}}`,
+		`{"error":{"code":-32603,"message":"internal error"},"id":1,"jsonrpc":"2.0"}`,
+		`{"id":2,"jsonrpc":"2.0","result":{}}`,
 	}, strings.Split(strings.TrimSpace(out.String()), "\n"))
 	assert.Contains(t, err.String(), "app: panic: hunter2\ngoroutine ")
 }
@@ -499,7 +502,8 @@ func TestMCPLines(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(got.out), "\n")
 	slices.Sort(lines)
 	assert.Equal(t, []string{
-		fmt.Sprintf(`{"error":{"code":-32600,"message":"the message is larger than %d bytes"},"jsonrpc":"2.0"}`, maxBody),
+		fmt.Sprintf(`{"error":{"code":-32600,"message":"the message is larger than %d bytes"},"jsonrpc":"2.0"}`,
+			maxBody),
 		`{"id":1,"jsonrpc":"2.0","result":{}}`,
 		`{"id":2,"jsonrpc":"2.0","result":{}}`,
 	}, lines)

@@ -30,7 +30,8 @@ func TestArchive(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	first := occurrenceWith(t, 7, 1, 1_700_000_000, `"level":"error","environment":"prod"`)
-	strange := occurrenceWith(t, 9_007_199_254_740_993, 1, -1, `"level":"fatal","environment":5,"n":1e400,"t":"\u0000\ud800"`)
+	strange := occurrenceWith(t, 9_007_199_254_740_993, 1, -1,
+		`"level":"fatal","environment":5,"n":1e400,"t":"\u0000\ud800"`)
 	long := occurrenceWith(t, 8, 0, 1<<62, `"environment":"`+strings.Repeat("é", 3000)+`"`)
 	stored, err := f.app.store.archive(t.Context(), []Occurrence{strange, long, first, first})
 	require.NoError(t, err)
@@ -47,7 +48,8 @@ func TestArchive(t *testing.T) {
 	for _, o := range f.get("/occurrences").list("occurrences") {
 		shown = append(shown, string(o))
 	}
-	assert.Equal(t, []string{strings.ReplaceAll(string(strange.JSON), `\u0000\ud800`, `\ufffd\ufffd`), string(long.JSON), string(first.JSON)}, shown)
+	assert.Equal(t, []string{strings.ReplaceAll(string(strange.JSON), `\u0000\ud800`, `\ufffd\ufffd`),
+		string(long.JSON), string(first.JSON)}, shown)
 	assert.Len(t, f.get("/occurrences?environment="+strings.Repeat("%C3%A9", 3000)).list("occurrences"), 1)
 }
 
@@ -96,10 +98,12 @@ func TestOccurrencesWithoutPostgreSQL(t *testing.T) {
 		require.Len(t, list.list("occurrences"), 5)
 		one := f.get("/occurrences/" + list.at("occurrences", "0", "id"))
 		assert.Equal(t, list.at("occurrences", "0"), strings.TrimSpace(one.body))
-		assert.Equal(t, []string{"false", "false"}, []string{list.header.Get("Report-Stored"), one.header.Get("Report-Stored")})
+		assert.Equal(t, []string{"false", "false"},
+			[]string{list.header.Get("Report-Stored"), one.header.Get("Report-Stored")})
 	}
 	for _, request := range []string{
-		"GET /occurrences", "GET /occurrences/7", "POST /occurrences/sync", "DELETE /occurrences", fmt.Sprintf("DELETE /items/%d", item),
+		"GET /occurrences", "GET /occurrences/7", "POST /occurrences/sync", "DELETE /occurrences",
+		fmt.Sprintf("DELETE /items/%d", item),
 	} {
 		method, path, _ := strings.Cut(request, " ")
 		f.do(method, path, "").requireProblem(503, "unavailable")
@@ -156,9 +160,11 @@ func obviousOccurrences(ctx context.Context, conn *pgx.Conn, in occurrencesListI
 		AND (occurred_at <= @until OR @no_until)
 		ORDER BY id `+order+`
 		LIMIT @limit`, pgx.NamedArgs{
-		"from": in.Cursor.Value.from, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value, "level": in.Level.Value,
-		"environment": in.Environment.Value, "since": in.Since.Value.Time, "until": in.Until.Value.Time, "no_until": in.Until.IsZero(),
-		"limit": limit,
+		"from": in.Cursor.Value.from, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value,
+		"level":       in.Level.Value,
+		"environment": in.Environment.Value, "since": in.Since.Value.Time, "until": in.Until.Value.Time,
+		"no_until": in.Until.IsZero(),
+		"limit":    limit,
 	})
 	if err != nil {
 		return nil, err
@@ -189,7 +195,8 @@ func TestFindOccurrencesIsRight(t *testing.T) {
 	found := 0
 	for range 500 {
 		in := occurrencesListInput{
-			Level: maybe("error", "info"), Environment: maybe("production", "staging", "nowhere"), Since: moment(), Until: moment(),
+			Level: maybe("error", "info"), Environment: maybe("production", "staging", "nowhere"), Since: moment(),
+			Until: moment(),
 			Limit: Opt[int64]{Set: true, Value: 1 + random.Int64N(30)},
 		}
 		switch random.IntN(5) {
@@ -227,7 +234,8 @@ func TestOccurrencesList(t *testing.T) {
 	assert.Len(t, down, 417)
 	assert.Equal(t, "7491", down[0])
 	for path, page := range f.walk(last, "prev") {
-		assert.Equal(t, page.link("prev") == "", !strings.Contains(path, "cursor") || atoi(page.at("occurrences", "0", "id")) == 7491)
+		assert.Equal(t, page.link("prev") == "",
+			!strings.Contains(path, "cursor") || atoi(page.at("occurrences", "0", "id")) == 7491)
 		up = append([]string{page.at("occurrences", "0", "id")}, up...)
 	}
 	assert.Equal(t, []string{down[0], down[100], down[200], down[300], down[400]}, up)
@@ -254,7 +262,8 @@ func TestOccurrencesSync(t *testing.T) {
 	assert.Equal(t, "2", got.at("pages"), got.body)
 	assert.Equal(t, "200", got.at("occurrences"))
 	assert.Equal(t, "200", got.at("stored"))
-	assert.Equal(t, "131", f.rows(`SELECT count(*)::text FROM occurrences WHERE occurred_at > now() - interval '1 minute'`)[0])
+	assert.Equal(t, "131", f.rows(`SELECT count(*)::text FROM occurrences WHERE occurred_at > now() - interval '1 ` +
+		`minute'`)[0])
 
 	f.exec(`DELETE FROM occurrences WHERE id % 2 = 0`)
 	all := f.do("POST", "/occurrences/sync?since=1000d", "")
@@ -263,7 +272,8 @@ func TestOccurrencesSync(t *testing.T) {
 	assert.Equal(t, n, all.at("occurrences"))
 	assert.Less(t, atoi(all.at("stored")), atoi(n), "half of the first ones were there")
 	assert.Equal(t, strconv.Itoa((atoi(n)+99)/100), all.at("pages"))
-	assert.Equal(t, `{"occurrences":100,"stored":0,"pages":1}`+"\n", f.do("POST", "/occurrences/sync?since=2040-01-01T00:00:00Z", "").body)
+	assert.Equal(t, `{"occurrences":100,"stored":0,"pages":1}`+"\n",
+		f.do("POST", "/occurrences/sync?since=2040-01-01T00:00:00Z", "").body)
 
 	f.sandbox.SetFault(sandbox.Down)
 	f.do("POST", "/occurrences/sync", "").requireProblem(502, "unavailable")

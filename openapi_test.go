@@ -287,7 +287,8 @@ func TestOpenAPIWithTokensAndReadOnly(t *testing.T) {
 	assert.NotContains(t, document.Paths, "/reports/deliver")
 	for path, methods := range document.Paths {
 		for method := range methods {
-			assert.True(t, method == strings.ToLower(http.MethodGet) || strings.HasSuffix(path, "/sync"), "%s %s", method, path)
+			assert.True(t, method == strings.ToLower(http.MethodGet) || strings.HasSuffix(path, "/sync"), "%s %s",
+				method, path)
 		}
 	}
 }

@@ -232,7 +232,8 @@ func TestForms(t *testing.T) {
 	made := url.Values{"message": {"made by a form"}, "custom": {`{"a":1}`}, "data": {""}}
 	f.submit("POST", "/items", made).requireLead("/reports")
 	assert.Equal(t, `{"a":1}`, f.get("/reports?state=delivered").at("reports", "0", "data", "custom"))
-	f.submit("POST", "/items/sync", url.Values{"level": {"debug", "error", ""}, "recent": {"true"}}).requireLead("/items")
+	f.submit("POST", "/items/sync", url.Values{"level": {"debug", "error", ""},
+		"recent": {"true"}}).requireLead("/items")
 	f.submit("POST", "/reports/deliver", url.Values{}).requireLead("/reports")
 	byCounter := f.submit("POST", "/items/1?by=counter", method("PATCH", "level", "info"))
 	byCounter.requireLead("/items/1?by=counter")
@@ -362,7 +363,8 @@ func TestPagesOfNewOperations(t *testing.T) {
 	widget := json.RawMessage(`{"id":7,"colour":"red","last_part_id":3,"made_timestamp":1700000000}`)
 	list := func(context.Context, *App, listInput) (*List, error) {
 		rows := sliceRows([]json.RawMessage{widget}, func(w json.RawMessage) json.RawMessage { return w })
-		return &List{Name: "widgets", Rows: rows, Next: url.Values{"page": {"2"}}, Rest: json.RawMessage(`{"total":9}`)}, nil
+		return &List{Name: "widgets", Rows: rows, Next: url.Values{"page": {"2"}},
+			Rest: json.RawMessage(`{"total":9}`)}, nil
 	}
 	one := func(context.Context, *App, oneInput) (json.RawMessage, error) { return widget, nil }
 	paint := func(context.Context, *App, paintInput) (json.RawMessage, error) { return widget, nil }
@@ -371,7 +373,8 @@ func TestPagesOfNewOperations(t *testing.T) {
 		{Name: "widgets.list", Route: "GET /widgets", Short: "List widgets", Run: typed(list),
 			Columns: "id colour last_part_id made_timestamp"},
 		{Name: "widgets.get", Route: "GET /widgets/{id}", Short: "Show a widget", Run: typed(one)},
-		{Name: "widgets.paint", Route: "POST /widgets/{id}/paint", Short: "Paint a widget", Changes: true, Run: typed(paint)},
+		{Name: "widgets.paint", Route: "POST /widgets/{id}/paint", Short: "Paint a widget", Changes: true,
+			Run: typed(paint)},
 		{Name: "parts.get", Route: "GET /parts/{id}", Short: "Show a part", Run: typed(one)},
 		{Name: "cache.clear", Route: "DELETE /cache", Short: "Clear the cache", Changes: true, Run: typed(which)},
 	}

@@ -23,8 +23,10 @@ func TestPayloadVerdicts(t *testing.T) {
 	var removed struct{}
 	text := func(n int) string { return strings.Repeat("é", n) }
 	values := []any{
-		removed, nil, true, 0, -1.5, json.Number("1e400"), json.Number("123456789012345678901234567890"), "", "x", "✓", "\n", "error",
-		text(36), text(37), text(40), text(41), text(255), text(256), []any{}, []any{nil}, map[string]any{}, map[string]any{"id": "1"},
+		removed, nil, true, 0, -1.5, json.Number("1e400"), json.Number("123456789012345678901234567890"), "", "x", "✓",
+		"\n", "error",
+		text(36), text(37), text(40), text(41), text(255), text(256), []any{}, []any{nil}, map[string]any{},
+		map[string]any{"id": "1"},
 		[]any{map[string]any{"frames": []any{}, "exception": map[string]any{"class": "A"}}},
 	}
 	verdicts := map[bool]int{}
@@ -57,7 +59,8 @@ func TestPayloadVerdicts(t *testing.T) {
 			body.trace.exception body.trace.exception.class body.trace_chain body.telemetry body.other`) {
 			for _, value := range values {
 				var data map[string]any
-				require.NoError(t, json.Unmarshal(fmt.Appendf(nil, `{"environment":"a","level":"error","person":{"id":"1"},"body":%s}`, body), &data))
+				require.NoError(t, json.Unmarshal(fmt.Appendf(nil,
+					`{"environment":"a","level":"error","person":{"id":"1"},"body":%s}`, body), &data))
 				object, name, names := data, "", strings.Split(path, ".")
 				for name, names = names[0], names[1:]; len(names) > 0; name, names = names[0], names[1:] {
 					inner, is := object[name].(map[string]any)
@@ -85,7 +88,8 @@ func TestPayloadOfEscapedQuotes(t *testing.T) {
 	fastest, valid := map[string]time.Duration{}, time.Hour
 	for range 5 {
 		for _, part := range []string{"xy", `\"`} {
-			data := json.RawMessage(`{"environment":"a","body":{"message":{"body":"` + strings.Repeat(part, 500_000) + `"}}}`)
+			data := json.RawMessage(`{"environment":"a","body":{"message":{"body":"` + strings.Repeat(part, 500_000) +
+				`"}}}`)
 			began := time.Now()
 			require.NoError(t, checkPayload(data, ""))
 			occurrenceTitle(data)

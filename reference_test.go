@@ -11,16 +11,19 @@ import (
 func TestReference(t *testing.T) {
 	t.Parallel()
 	var text strings.Builder
-	text.WriteString("# Reference\n\nEach operation is a route and a subcommand with the same parameters. `go test . -update` writes this page.\n\n## Operations\n")
+	text.WriteString("# Reference\n\nEach operation is a route and a subcommand with the same parameters. `go test . " +
+		"-update` writes this page.\n\n## Operations\n")
 	for _, c := range commands {
 		writeOperation(&text, c)
 	}
-	text.WriteString("\n## Failures\n\nOver HTTP, failures are RFC 9457 problem details of the type `/problems/KIND`.\n\n" +
+	text.WriteString("\n## Failures\n\nOver HTTP, failures are RFC 9457 problem details of the type " +
+		"`/problems/KIND`.\n\n" +
 		"| kind | HTTP | exit code | title |\n| --- | --- | --- | --- |\n")
 	for _, k := range failureKinds {
 		fmt.Fprintf(&text, "| %s | %d | %d | %s |\n", k.name, k.status, k.exit, k.title)
 	}
-	text.WriteString("\n## Settings\n\nA setting is a flag, an environment variable or a line of `.env`; the first one that is set counts.\n\n" +
+	text.WriteString("\n## Settings\n\nA setting is a flag, an environment variable or a line of `.env`; the first " +
+		"one that is set counts.\n\n" +
 		"| setting | flag | default | |\n| --- | --- | --- | --- |\n")
 	for _, s := range new(Config).settings() {
 		fmt.Fprintf(&text, "| `%s` | `-%s` | %s | %s |\n", s.env(), s.name, code(s.preset), s.help)
@@ -60,7 +63,8 @@ func writeOperation(text *strings.Builder, c *Command) {
 		if p.nullable {
 			values += ", null"
 		}
-		fmt.Fprintf(text, "| `%s` | %s | %s | %s | %s |\n", p.name, flag, values, preset, strings.ReplaceAll(p.help, "|", `\|`))
+		fmt.Fprintf(text, "| `%s` | %s | %s | %s | %s |\n", p.name, flag, values, preset,
+			strings.ReplaceAll(p.help, "|", `\|`))
 	}
 }
 

@@ -24,13 +24,15 @@ const tokenHeader = "X-Rollbar-Access-Token"
 // newRelay starts a service with a relay, whose token is sdk-token.
 func newRelay(t *testing.T, change ...func(*Config)) *fixture {
 	t.Helper()
-	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"other", "sdk-token"} }}, change...)...)
+	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"other", "sdk-token"} }},
+		change...)...)
 }
 
 // relay posts the payload as most SDKs do.
 func (f *fixture) relay(payload string, header ...string) *answer {
 	f.t.Helper()
-	return f.do("POST", "/api/1/item/", payload, append([]string{tokenHeader, "sdk-token", "Content-Type", "application/json"}, header...)...)
+	return f.do("POST", "/api/1/item/", payload,
+		append([]string{tokenHeader, "sdk-token", "Content-Type", "application/json"}, header...)...)
 }
 
 // sdkPayload is a payload with further members of data.
@@ -88,18 +90,25 @@ func TestRelay(t *testing.T) {
 	}{
 		{"Go", "/api/1/item/", nil, []string{tokenHeader, "sdk-token", "Content-Type", "application/json"}},
 		{"Java, compressed", "/api/1/item/", func(uuid string) string { return zip(t, sdkPayload(uuid, "")) },
-			[]string{tokenHeader, "other", "Content-Type", "application/json; charset=UTF-8", "Content-Encoding", "gzip"}},
-		{"PHP, which declares a form", "/api/1/item", nil, []string{tokenHeader, "sdk-token", "Content-Type", formType}},
+			[]string{tokenHeader, "other", "Content-Type", "application/json; charset=UTF-8", "Content-Encoding",
+				"gzip"}},
+		{"PHP, which declares a form", "/api/1/item", nil,
+			[]string{tokenHeader, "sdk-token", "Content-Type", formType}},
 		{"Ruby with the token in the body", "/api/1/item/", inBody, []string{"Content-Type", formType}},
 		{"the agent, which declares nothing", "/api/1/items/", inBody, []string{"Content-Type", ""}},
-		{"Python with both", "/api/1/items", inBody, []string{tokenHeader, "sdk-token", "Content-Type", "application/json"}},
-		{"an old one with a form", "/api/1/item/", func(uuid string) string { return url.Values{"payload": {inBody(uuid)}}.Encode() },
+		{"Python with both", "/api/1/items", inBody,
+			[]string{tokenHeader, "sdk-token", "Content-Type", "application/json"}},
+		{"an old one with a form", "/api/1/item/",
+			func(uuid string) string { return url.Values{"payload": {inBody(uuid)}}.Encode() },
 			[]string{"Content-Type", formType}},
-		{"white space first", "/api/1/item/", func(uuid string) string { return "\xEF\xBB\xBF\n " + inBody(uuid) }, nil},
-		{"the header counts", "/api/1/item/", func(uuid string) string { return strings.Replace(inBody(uuid), "sdk-token", "wrong", 1) },
+		{"white space first", "/api/1/item/", func(uuid string) string { return "\xEF\xBB\xBF\n " + inBody(uuid) },
+			nil},
+		{"the header counts", "/api/1/item/",
+			func(uuid string) string { return strings.Replace(inBody(uuid), "sdk-token", "wrong", 1) },
 			[]string{tokenHeader, "sdk-token"}},
 		{"a page of another origin", "/api/1/item/", nil,
-			[]string{tokenHeader, "sdk-token", "Origin", "https://shop.example.com", "Sec-Fetch-Site", "cross-site", "Host", "errors.example.com"}},
+			[]string{tokenHeader, "sdk-token", "Origin", "https://shop.example.com", "Sec-Fetch-Site", "cross-site",
+				"Host", "errors.example.com"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			uuid := newUUID()
@@ -113,7 +122,8 @@ func TestRelay(t *testing.T) {
 			stored := f.rows(fmt.Sprintf(`SELECT data::text FROM reports WHERE uuid = '%s'`, uuid))[0]
 			assert.Equal(t, stored, string(f.sandbox.DataOf(uuid)))
 			assert.NotContains(t, stored, "token")
-			stamped := rawjson.Get([]byte(sdkPayload(uuid, `,"timestamp":`+string(rawjson.Get([]byte(stored), "timestamp")))), "data")
+			stamped := rawjson.Get([]byte(sdkPayload(uuid,
+				`,"timestamp":`+string(rawjson.Get([]byte(stored), "timestamp")))), "data")
 			assert.Equal(t, string(stamped), stored, "but for the timestamp it is the SDK's")
 		})
 	}
@@ -134,7 +144,8 @@ func TestRelayRefuses(t *testing.T) {
 	}{
 		{"wrong token", good, with("wrong"), 403, "invalid access token"},
 		{"no token", good, nil, 403, "invalid access token"},
-		{"wrong token in the header, right one in the body", `{"access_token":"sdk-token",` + good[1:], with("wrong"), 403, "invalid access token"},
+		{"wrong token in the header, right one in the body", `{"access_token":"sdk-token",` + good[1:], with("wrong"),
+			403, "invalid access token"},
 		{"wrong token in the body", `{"access_token":"wrong",` + good[1:], nil, 403, "invalid access token"},
 		{"token that is no text", `{"access_token":["sdk-token"],` + good[1:], nil, 403, "invalid access token"},
 		{"token that cannot be read", `{"access_token":"sdk-token"`, nil, 403, "invalid access token"},
@@ -145,9 +156,11 @@ func TestRelayRefuses(t *testing.T) {
 		{"no data", `{"payload":{}}`, with("sdk-token"), 400, "data must be an object"},
 		{"data that are null", `{"data":null}`, with("sdk-token"), 400, "data must be an object"},
 		{"data that are a text", `{"data":"x"}`, with("sdk-token"), 400, "data must be an object"},
-		{"what Rollbar refuses", `{"data":{"level":"bad","body":{}}}`, with("sdk-token"), 422, "Invalid format. data.body must be an object with exactly one of"},
+		{"what Rollbar refuses", `{"data":{"level":"bad","body":{}}}`, with("sdk-token"), 422,
+			"Invalid format. data.body must be an object with exactly one of"},
 		{"too large", " " + fits, with("sdk-token"), 413, "larger than 1048576 bytes"},
-		{"too large when inflated", zip(t, " "+fits), with("sdk-token", "Content-Encoding", "gzip"), 413, "larger than 1048576 bytes"},
+		{"too large when inflated", zip(t, " "+fits), with("sdk-token", "Content-Encoding", "gzip"), 413,
+			"larger than 1048576 bytes"},
 		{"not what it is said to be", good, with("sdk-token", "Content-Encoding", "gzip"), 400, "cannot be read"},
 		{"unknown encoding", good, with("sdk-token", "Content-Encoding", "br"), 415, "must be gzip"},
 	} {
@@ -168,7 +181,8 @@ func TestRelayTokens(t *testing.T) {
 		c.apiTokens, c.apiReadTokens, c.webhookTokens = []string{"api"}, []string{"reader"}, []string{"hook"}
 	})
 	for _, token := range []string{"api", "reader", "hook", sandbox.PostToken} {
-		f.do("POST", "/api/1/item/", sdkPayload("u", ""), tokenHeader, token, "Authorization", "Bearer "+token).requireRefused(403)
+		f.do("POST", "/api/1/item/", sdkPayload("u", ""), tokenHeader, token, "Authorization",
+			"Bearer "+token).requireRefused(403)
 	}
 	for _, path := range []string{"/items", "/nowhere", openAPIPath, "/api/1/item/"} {
 		f.do("GET", path, "", "Authorization", "Bearer sdk-token").requireProblem(401, "auth")
@@ -185,7 +199,8 @@ func TestRelayIsAbsent(t *testing.T) {
 		f := newRelay(t, change)
 		for _, path := range []string{"/api/1/item/", "/api/1/item", "/api/1/items/", "/api/1/items"} {
 			for _, method := range []string{"POST", "OPTIONS"} {
-				assert.Equal(t, 404, f.do(method, path, sdkPayload("u", ""), tokenHeader, "sdk-token").status, "%s: %s %s", name, method, path)
+				assert.Equal(t, 404, f.do(method, path, sdkPayload("u", ""), tokenHeader, "sdk-token").status,
+					"%s: %s %s", name, method, path)
 			}
 		}
 	}
@@ -196,7 +211,8 @@ func TestRelayPreflight(t *testing.T) {
 	f := newRelay(t, func(c *Config) { c.apiTokens = []string{"api"} })
 	for _, path := range []string{"/api/1/item/", "/api/1/item", "/api/1/items/", "/api/1/items"} {
 		got := f.do("OPTIONS", path, "", "Origin", "https://shop.example.com", "Host", "errors.example.com",
-			"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "content-type,signal,x-rollbar-access-token")
+			"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers",
+			"content-type,signal,x-rollbar-access-token")
 		assert.Equal(t, 200, got.status)
 		assert.JSONEq(t, `{"err":0}`, got.body)
 		assert.Equal(t, "*", got.header.Get("Access-Control-Allow-Origin"))
@@ -266,7 +282,8 @@ func TestRelayOfTheSameUUID(t *testing.T) {
 // The SDK waits for PostgreSQL alone.
 func TestRelayWhileRollbarFails(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandbox.Fault{sandbox.Slow, sandbox.Down, sandbox.Error, sandbox.LimitedFar, sandbox.Forbidden} {
+	for _, fault := range []sandbox.Fault{sandbox.Slow, sandbox.Down, sandbox.Error, sandbox.LimitedFar,
+		sandbox.Forbidden} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
 			f := newRelay(t)
@@ -357,9 +374,11 @@ func TestRelayOfTheSender(t *testing.T) {
 		{"a stranger", "203.0.113.7:4000", []string{"192.0.2.1"}, "203.0.113.7", "203.0.113.0"},
 		{"a stranger by IPv6", "[2001:db8:1:2:3:4:5:6]:4000", nil, "2001:db8:1:2:3:4:5:6", "2001:db8:1::"},
 		{"our proxy", "127.0.0.1:4000", []string{"198.51.100.9, 203.0.113.7"}, "203.0.113.7", "203.0.113.0"},
-		{"our proxy, which adds a header", "[::1]:4000", []string{"198.51.100.9", "203.0.113.7"}, "203.0.113.7", "203.0.113.0"},
+		{"our proxy, which adds a header", "[::1]:4000", []string{"198.51.100.9", "203.0.113.7"}, "203.0.113.7",
+			"203.0.113.0"},
 		{"a proxy in our network", "10.1.2.3:4000", []string{"2001:db8:1:2::5"}, "2001:db8:1:2::5", "2001:db8:1::"},
-		{"a proxy that gives a port", "192.168.1.2:4000", []string{"[2001:db8:1:2::5]:99"}, "2001:db8:1:2::5", "2001:db8:1::"},
+		{"a proxy that gives a port", "192.168.1.2:4000", []string{"[2001:db8:1:2::5]:99"}, "2001:db8:1:2::5",
+			"2001:db8:1::"},
 		{"an IPv4 address as IPv6", "[::ffff:10.1.2.3]:4000", []string{"203.0.113.7:99"}, "203.0.113.7", "203.0.113.0"},
 		{"a colleague", "10.1.2.3:4000", nil, "10.1.2.3", "10.1.2.0"},
 		{"nonsense from our proxy", "127.0.0.1:4000", []string{"unknown"}, "127.0.0.1", "127.0.0.0"},
@@ -374,7 +393,8 @@ func TestRelayOfTheSender(t *testing.T) {
 				string(withSender(data, senderOf(r))))
 		})
 	}
-	for _, data := range []string{`{"request":{"user_ip":"192.0.2.1"}}`, `{"request":null,"client":"$remote_ip"}`, `{"request":{"user_ip":null}}`} {
+	for _, data := range []string{`{"request":{"user_ip":"192.0.2.1"}}`, `{"request":null,"client":"$remote_ip"}`,
+		`{"request":{"user_ip":null}}`} {
 		assert.Equal(t, data, string(withSender(json.RawMessage(data), addressOf("203.0.113.7"))))
 	}
 	f := newRelay(t)

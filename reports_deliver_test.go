@@ -39,7 +39,8 @@ func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 	f.deliver(f.app)
 	require.Eventually(t, f.tried, waitLimit, waitTick, "and now the queue rests for long")
 	f.rows(`UPDATE reports SET next_lookup = now() WHERE next_lookup IS NOT NULL RETURNING ''`)
-	require.Eventually(t, func() bool { return f.rows(`SELECT count(item_id)::text FROM reports`)[0] == "1" }, waitLimit, waitTick)
+	require.Eventually(t, func() bool { return f.rows(`SELECT count(item_id)::text FROM reports`)[0] == "1" },
+		waitLimit, waitTick)
 }
 
 // failOn makes Rollbar always answer 500 to the bad occurrences. It counts the posts until Rollbar has taken all
@@ -58,7 +59,8 @@ func (f *fixture) failOn(bad []string, good int) (posts *atomic.Int64, done chan
 			posts.Add(1)
 		}
 		if slices.Contains(bad, rawjson.Unquote(rawjson.Get(body, "data", "uuid"))) {
-			return &http.Response{StatusCode: 500, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{}, Request: r}, nil
+			return &http.Response{StatusCode: 500, Body: io.NopCloser(strings.NewReader("{}")), Header: http.Header{},
+				Request: r}, nil
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		res, err := next.RoundTrip(r)
@@ -103,7 +105,8 @@ func TestDeliveryOfTheFailing(t *testing.T) {
 			}
 			f.deliver(f.app)
 			if test.outage {
-				until(t, "all are tried", func() bool { return f.rows(`SELECT min(attempts)::text FROM reports`)[0] != "0" })
+				until(t, "all are tried",
+					func() bool { return f.rows(`SELECT min(attempts)::text FROM reports`)[0] != "0" })
 				f.sandbox.SetFault(sandbox.None)
 				posts.Store(0)
 			}
@@ -208,14 +211,16 @@ func TestDeliveryDuringAnOutage(t *testing.T) {
 func TestDeliveryPauses(t *testing.T) {
 	t.Parallel()
 	o := newLane()
-	for attempts, longest := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 50: longestPause, 5000: longestPause} {
+	for attempts, longest := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second,
+		50: longestPause, 5000: longestPause} {
 		for range 20 {
 			assert.LessOrEqual(t, o.outbox.pause(attempts), longest)
 			assert.GreaterOrEqual(t, o.outbox.pause(attempts), longest/2)
 		}
 	}
 	assert.LessOrEqual(t, o.limit(), time.Duration(0))
-	for wait, longest := range map[time.Duration]time.Duration{40 * time.Second: 40 * time.Second, 48 * time.Hour: longestPause} {
+	for wait, longest := range map[time.Duration]time.Duration{40 * time.Second: 40 * time.Second,
+		48 * time.Hour: longestPause} {
 		o.failed(1, fmt.Errorf("x: %w", &Failure{kind: rateLimited, wait: wait}))
 		assert.InDelta(t, longest, o.limit(), float64(time.Second))
 	}
@@ -293,7 +298,8 @@ func TestQueueRestsAndRecovers(t *testing.T) {
 			require.Equal(t, 202, f.create(second).status)
 			f.deliver(f.app)
 			require.Eventually(t, func() bool {
-				return len(f.rows(`UPDATE reports SET next_attempt = now() + interval '4 minutes' WHERE attempts > 0 AND leased_until <= now() RETURNING ''`)) > 0
+				return len(f.rows(`UPDATE reports SET next_attempt = now() + interval '4 minutes' WHERE attempts > 0 `+
+					`AND leased_until <= now() RETURNING ''`)) > 0
 			}, waitLimit, waitTick)
 			f.sandbox.SetFault(sandbox.None)
 			require.Equal(t, 201, f.create(newUUID()).status)
@@ -306,7 +312,8 @@ func TestQueueRestsAndRecovers(t *testing.T) {
 // The queue makes at most half of the calls that Rollbar's limit leaves, spread over the rest of the window.
 func TestDeliveryPace(t *testing.T) {
 	headers := func(status int, left, seconds string) *http.Response {
-		return &http.Response{StatusCode: status, Header: http.Header{"X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}}
+		return &http.Response{StatusCode: status,
+			Header: http.Header{"X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}}
 	}
 	for _, tt := range []struct {
 		name       string
@@ -412,7 +419,8 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 			queue := func(kind string) (uuids []string) {
 				for range 30 {
 					uuid := newUUID()
-					data := fmt.Appendf(nil, `{"environment":"e","body":{"message":{"body":"x"}},"uuid":%q%s}`, uuid, of[kind])
+					data := fmt.Appendf(nil, `{"environment":"e","body":{"message":{"body":"x"}},"uuid":%q%s}`, uuid,
+						of[kind])
 					_, err := f.app.outbox.enqueue(t.Context(), uuid, data, false)
 					require.NoError(t, err)
 					uuids = append(uuids, uuid)
@@ -432,8 +440,12 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 			}
 			assert.Equal(t, []string{"30"}, f.rows(`SELECT count(*)::text FROM reports WHERE state = 'queued'`))
 			if test.post == "" || test.client == "" {
-				until(t, "it is said", func() bool { return strings.Contains(f.log.String(), "occurrences wait for a token") })
-				assert.Equal(t, []string{"0"}, f.rows(`SELECT max(attempts)::text FROM reports WHERE uuid = '`+held[0]+`'`))
+				until(t, "it is said", func() bool {
+					return strings.Contains(f.log.String(),
+						"occurrences wait for a token")
+				})
+				assert.Equal(t, []string{"0"},
+					f.rows(`SELECT max(attempts)::text FROM reports WHERE uuid = '`+held[0]+`'`))
 			}
 			f.config.postToken, f.config.postClientToken = sandbox.PostToken, sandbox.ClientPostToken
 			f.deliver(f.newApp())

@@ -40,7 +40,8 @@ func addReports(t testing.TB, store *Store, n int) {
 			json_build_object('id', g)
 		FROM generate_series(1, @n) AS g`, pgx.NamedArgs{"n": n})
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), `INSERT INTO seen SELECT id, last_seen + interval '1 second' FROM reports WHERE id % 4 = 0`)
+	_, err = conn.Exec(t.Context(), `INSERT INTO seen SELECT id, last_seen + interval '1 second' FROM reports WHERE `+
+		`id % 4 = 0`)
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), `VACUUM ANALYZE reports, seen, blocks`)
 	require.NoError(t, err)
@@ -74,7 +75,8 @@ func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int
 		ORDER BY id `+order+`
 		LIMIT @limit`, pgx.NamedArgs{
 		"from": in.Cursor.Value.from, "before": in.Cursor.Value.newest(), "item_id": in.ItemID.Value,
-		"status": given(in.Status), "level": given(in.Level), "environment": given(in.Environment), "state": given(in.State),
+		"status": given(in.Status), "level": given(in.Level), "environment": given(in.Environment),
+		"state":  given(in.State),
 		"latest": in.Latest, "words": append([]string{}, titleWords(in.Q.Value)...), "limit": limit,
 		"until": in.Until.Value.Time, "no_until": in.Until.IsZero(), "since": in.Since.Value.Time,
 	})
@@ -179,7 +181,8 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
 	observe := func(title string) {
-		_, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, `{"id":1,"title":"`+title+`","level":"error"}`)}))
+		_, err := store.observe(t.Context(),
+			observationsOf([]Item{mustItem(t, `{"id":1,"title":"`+title+`","level":"error"}`)}))
 		assert.NoError(t, err)
 	}
 	observe("before")
@@ -200,7 +203,8 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	require.NoError(t, tx.Commit(t.Context()))
 	superseding.Wait()
 	in := reportsListInput{
-		State: Opt[string]{Set: true, Value: "superseded"}, Since: Opt[Moment]{Set: true, Value: Moment{time.Now().Add(-time.Hour)}}, Limit: Opt[int64]{Value: 20},
+		State: Opt[string]{Set: true, Value: "superseded"},
+		Since: Opt[Moment]{Set: true, Value: Moment{time.Now().Add(-time.Hour)}}, Limit: Opt[int64]{Value: 20},
 	}
 	conn, err := store.writer(t.Context())
 	require.NoError(t, err)
@@ -214,7 +218,8 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 var filters = []string{
 	"item_id=4711", "item_id=999999999", "status=active", "status=archived", "level=error", "environment=production",
 	"environment=nowhere", "state=current", "state=superseded", "state=queued", "q=read", "q=alpha", "q=w4711",
-	"q=nowhere", "q=alpha+beta", "q=cannot+read+alpha", "since=300d", "since=1m", "since=2100-01-01T00:00:00Z", "since=LATE",
+	"q=nowhere", "q=alpha+beta", "q=cannot+read+alpha", "since=300d", "since=1m", "since=2100-01-01T00:00:00Z",
+	"since=LATE",
 	"until=2100-01-01T00:00:00Z", "until=300d", "until=EARLY",
 }
 
@@ -277,7 +282,8 @@ func TestFindIsServedByIndexes(t *testing.T) {
 		assert.Less(t, pages, 3000+*manyReports/50, query)
 		worst[query] = pages
 	}
-	for _, query := range slices.SortedFunc(maps.Keys(worst), func(a, b string) int { return worst[b] - worst[a] })[:10] {
+	for _, query := range slices.SortedFunc(maps.Keys(worst),
+		func(a, b string) int { return worst[b] - worst[a] })[:10] {
 		t.Log(worst[query], "pages for", query)
 	}
 	slowest := slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Compare(took[b], took[a]) })

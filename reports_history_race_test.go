@@ -241,7 +241,8 @@ func TestFollowNewReports(t *testing.T) {
 	script, _, _ = strings.Cut(script, "```")
 	cmd := program(t, nil)
 	require.NoError(t, os.Symlink(cmd.Path, filepath.Join(cmd.Dir, "app")))
-	follower := exec.CommandContext(t.Context(), "bash", "-o", "pipefail", "-c", "sleep() { command sleep 0.1; }\n"+script)
+	follower := exec.CommandContext(t.Context(), "bash", "-o", "pipefail", "-c",
+		"sleep() { command sleep 0.1; }\n"+script)
 	var printed datadogtest.LogLines
 	follower.Dir, follower.Env = cmd.Dir, append(cmd.Env, "APP_URL="+f.url)
 	follower.Stdout, follower.Stderr = &printed, os.Stderr

@@ -75,7 +75,8 @@ func TestKeep(t *testing.T) {
 		},
 		{
 			name: "a counter that goes back",
-			seen: []string{`{"id":7,"total_occurrences":1}`, `{"id":7,"total_occurrences":2}`, `{"id":7,"total_occurrences":1}`},
+			seen: []string{`{"id":7,"total_occurrences":1}`, `{"id":7,"total_occurrences":2}`,
+				`{"id":7,"total_occurrences":1}`},
 			want: []string{`current {"id":7,"total_occurrences":1}`},
 		},
 		{
@@ -116,7 +117,8 @@ func TestKeep(t *testing.T) {
 		{
 			name: "text that PostgreSQL cannot hold",
 			seen: []string{`{"id":7,"title":"a\u0000b\ud800c` + "\xff" + `","\u0000":1,"ok":"\ud83d\ude00\\u0000"}`},
-			want: []string{`current {"id":7,"title":"a\ufffdb\ufffdc` + "\uFFFD" + `","\ufffd":1,"ok":"\ud83d\ude00\\u0000"}`},
+			want: []string{`current {"id":7,"title":"a\ufffdb\ufffdc` + "\uFFFD" +
+				`","\ufffd":1,"ok":"\ud83d\ude00\\u0000"}`},
 		},
 	}
 	for _, test := range tests {
@@ -129,7 +131,8 @@ func TestKeep(t *testing.T) {
 			}
 			var got []string
 			for n := range len(test.want) {
-				got = append(got, store.query(t, `SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
+				got = append(got, store.query(t,
+					`SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
 			}
 			assert.Equal(t, test.want, got)
 			assert.Equal(t, fmt.Sprint(len(test.want)), store.query(t, `SELECT count(*)::text FROM reports`))
@@ -206,7 +209,8 @@ func TestKeepOlderAnswers(t *testing.T) {
 			}
 			var got []string
 			for n := range len(test.want) {
-				got = append(got, store.query(t, `SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
+				got = append(got, store.query(t,
+					`SELECT state || ' ' || data::text FROM reports ORDER BY id OFFSET $1 LIMIT 1`, n))
 			}
 			assert.Equal(t, test.want, got)
 			assert.Equal(t, fmt.Sprint(len(test.want)), store.query(t, `SELECT count(*)::text FROM reports`))
@@ -231,7 +235,9 @@ func TestKeepAfterTheClockWasSetBack(t *testing.T) {
 func TestKeepTakesTheBucketOutOfTheData(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
-	_, err := store.observe(t.Context(), observationsOf([]Item{mustItem(t, `{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)}))
+	_, err := store.observe(t.Context(),
+		observationsOf([]Item{mustItem(t,
+			`{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`)}))
 	require.NoError(t, err)
 	assert.Equal(t, "active error a\uFFFD {bar,foo,x,über}",
 		store.query(t, `SELECT status || ' ' || level || ' ' || environment || ' ' || words::text FROM reports`))
@@ -255,11 +261,13 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 	assert.Equal(t, historyStats{}, keep())
 	assert.Equal(t, before, version())
 
-	store.query(t, `UPDATE reports SET last_seen = last_seen - interval '2 minutes', first_seen = first_seen - interval '1 hour' WHERE item_id = 7 RETURNING ''`)
+	store.query(t, `UPDATE reports SET last_seen = last_seen - interval '2 minutes', first_seen = first_seen - `+
+		`interval '1 hour' WHERE item_id = 7 RETURNING ''`)
 	before = version()
 	assert.Equal(t, historyStats{}, keep())
 	assert.Equal(t, before, version(), "a time is written, and not the report")
-	assert.Equal(t, "true", store.query(t, `SELECT (s.last_seen > now() - interval '1 minute' AND first_seen < now() - interval '1 hour')::text FROM reports r JOIN seen s ON s.report_id = r.id WHERE item_id = 7`))
+	assert.Equal(t, "true", store.query(t, `SELECT (s.last_seen > now() - interval '1 minute' AND first_seen < now() `+
+		`- interval '1 hour')::text FROM reports r JOIN seen s ON s.report_id = r.id WHERE item_id = 7`))
 }
 
 // Writers that see the same items in different states, in different orders, must neither fail nor
@@ -275,7 +283,8 @@ func TestKeepWithManyWriters(t *testing.T) {
 			for round := range rounds {
 				var page []Item
 				for _, n := range random.Perm(items) {
-					page = append(page, mustItem(t, fmt.Sprintf(`{"id":%d,"title":"writer %d, round %d"}`, n+1, w, round)))
+					page = append(page, mustItem(t,
+						fmt.Sprintf(`{"id":%d,"title":"writer %d, round %d"}`, n+1, w, round)))
 				}
 				_, err := store.observe(context.Background(), observationsOf(page))
 				assert.NoError(t, err)
@@ -284,8 +293,10 @@ func TestKeepWithManyWriters(t *testing.T) {
 	}
 	group.Wait()
 	assert.Equal(t, fmt.Sprint(items), store.query(t, `SELECT count(*)::text FROM reports WHERE state = 'current'`))
-	assert.Equal(t, fmt.Sprint(writers*rounds*items), store.query(t, `SELECT count(DISTINCT (item_id, data::text))::text FROM reports`))
-	assert.Equal(t, fmt.Sprint(items), store.query(t, `SELECT count(*)::text FROM reports r WHERE state = 'current' AND id = (SELECT max(id) FROM reports WHERE item_id = r.item_id)`),
+	assert.Equal(t, fmt.Sprint(writers*rounds*items),
+		store.query(t, `SELECT count(DISTINCT (item_id, data::text))::text FROM reports`))
+	assert.Equal(t, fmt.Sprint(items), store.query(t, `SELECT count(*)::text FROM reports r WHERE state = 'current' `+
+		`AND id = (SELECT max(id) FROM reports WHERE item_id = r.item_id)`),
 		"the current report is the newest")
 }
 
@@ -334,7 +345,8 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 			store, err := openStore(url, "", nil)
 			assert.NoError(t, err)
 			defer store.Close()
-			_, err = store.observe(context.Background(), observationsOf([]Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}}))
+			_, err = store.observe(context.Background(),
+				observationsOf([]Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}}))
 			assert.NoError(t, err)
 		})
 	}
@@ -358,9 +370,11 @@ func TestSchemaIsAppliedOnce(t *testing.T) {
 		require.NoError(t, err)
 		go func() { applied <- applySchema(t.Context(), second, schema) }()
 		require.Eventually(t, func() bool {
-			return devpgtest.Query(t, url, fmt.Sprintf(`SELECT count(*)::text FROM pg_locks WHERE pid = %d AND NOT granted`, second.PgConn().PID()))[0] == "1"
+			return devpgtest.Query(t, url, fmt.Sprintf(`SELECT count(*)::text FROM pg_locks WHERE pid = %d AND NOT `+
+				`granted`, second.PgConn().PID()))[0] == "1"
 		}, waitLimit, waitTick)
-		_, err = tx.Exec(t.Context(), schema+fmt.Sprintf(`;INSERT INTO schema_version (digest) VALUES ('%x')`, sha256.Sum256([]byte(schema))))
+		_, err = tx.Exec(t.Context(), schema+fmt.Sprintf(`;INSERT INTO schema_version (digest) VALUES ('%x')`,
+			sha256.Sum256([]byte(schema))))
 		return err
 	}))
 	require.NoError(t, <-applied)

@@ -56,7 +56,8 @@ func (f *fixture) enqueue(n int) (uuids []string) {
 	}
 	_, err := f.app.outbox.enqueueAll(f.t.Context(), entries)
 	require.NoError(f.t, err)
-	f.rows(fmt.Sprintf(`UPDATE reports SET leased_until = '-infinity' WHERE uuid BETWEEN '%s' AND '%s' RETURNING ''`, uuids[0], uuids[n-1]))
+	f.rows(fmt.Sprintf(`UPDATE reports SET leased_until = '-infinity' WHERE uuid BETWEEN '%s' AND '%s' RETURNING ''`,
+		uuids[0], uuids[n-1]))
 	return uuids
 }
 
@@ -139,7 +140,8 @@ func TestCreateWhileRollbarFails(t *testing.T) {
 // What one failed attempt leaves open, a repetition settles at once.
 func TestCreateIsRepeated(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated, sandbox.Dropped} {
+	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated,
+		sandbox.Dropped} {
 		f := newFixture(t, 0)
 		f.sandbox.FailNext(1, fault)
 		uuid := newUUID()
@@ -183,7 +185,9 @@ func TestDeliveryOfTheRefused(t *testing.T) {
 	f := newFixture(t, 0, func(c *Config) { c.postClientToken = sandbox.PostToken })
 	f.sandbox.SetFault(sandbox.Down)
 	first, second := newUUID(), newUUID()
-	require.Equal(t, 202, f.do("POST", "/items", fmt.Sprintf(`{"data":{"environment":"e","platform":"browser","uuid":%q,"body":{"message":{"body":"x"}}}}`, first)).status)
+	require.Equal(t, 202, f.do("POST", "/items",
+		fmt.Sprintf(`{"data":{"environment":"e","platform":"browser","uuid":%q,"body":{"message":{"body":"x"}}}}`,
+			first)).status)
 	require.Equal(t, 202, f.create(second).status)
 	f.sandbox.SetFault(sandbox.None)
 	f.deliver(f.app)
@@ -313,9 +317,11 @@ func TestItemsOfDelivered(t *testing.T) {
 	soon()
 	f.findItem()
 	id := f.sandbox.ItemIDs()[0]
-	assert.Equal(t, []string{fmt.Sprintf("delivered %d true", id)}, f.rows(`SELECT state || ' ' || item_id || ' ' || (next_lookup IS NULL) FROM reports`))
+	assert.Equal(t, []string{fmt.Sprintf("delivered %d true", id)},
+		f.rows(`SELECT state || ' ' || item_id || ' ' || (next_lookup IS NULL) FROM reports`))
 	require.Equal(t, 200, f.get("/items").status)
-	assert.Equal(t, []string{"delivered", "current"}, f.rows(fmt.Sprintf(`SELECT state FROM reports WHERE item_id = %d ORDER BY id`, id)))
+	assert.Equal(t, []string{"delivered", "current"},
+		f.rows(fmt.Sprintf(`SELECT state FROM reports WHERE item_id = %d ORDER BY id`, id)))
 }
 
 func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
@@ -339,7 +345,8 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	f.sandbox.SetFault(sandbox.Down)
 	_, err := f.app.findItem(t.Context())
 	assert.Error(t, err)
-	assert.Equal(t, []string{"false"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`), "but only where Rollbar answers")
+	assert.Equal(t, []string{"false"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`),
+		"but only where Rollbar answers")
 }
 
 // A text that is no UUID is taken by Rollbar, but cannot be looked up.
@@ -392,7 +399,8 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 
 	f.sandbox.SetFault(sandbox.None)
 	postgres.Resume()
-	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit, waitTick)
+	require.Eventually(t, func() bool { return f.create(newUUID()).header.Get("Report-Stored") == "" }, waitLimit,
+		waitTick)
 }
 
 // Deliveries take turns, at a pace that leaves others some of Rollbar's limit.
@@ -497,7 +505,8 @@ func TestOutboxAfterTheClockWasSetBack(t *testing.T) {
 	f := newFixture(t, 0)
 	uuids := f.enqueue(4)
 	setBack := func(column, uuid string) {
-		f.exec(`UPDATE reports SET ` + column + ` = greatest(` + column + `, now()) + interval '10 minutes' WHERE uuid = '` + uuid + `'`)
+		f.exec(`UPDATE reports SET ` + column + ` = greatest(` + column +
+			`, now()) + interval '10 minutes' WHERE uuid = '` + uuid + `'`)
 	}
 	setBack("leased_until", uuids[0])
 	setBack("next_attempt", uuids[1])
@@ -511,7 +520,8 @@ func TestOutboxAfterTheClockWasSetBack(t *testing.T) {
 	e, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), true)
 	require.NoError(t, err)
 	f.app.outbox.lanes[0].makeAvailable(t.Context(), e)
-	assert.Equal(t, []string{"-infinity -infinity"}, f.rows(`SELECT leased_until || ' ' || next_attempt FROM reports WHERE uuid = '`+uuid+`'`), "due by any clock")
+	assert.Equal(t, []string{"-infinity -infinity"},
+		f.rows(`SELECT leased_until || ' ' || next_attempt FROM reports WHERE uuid = '`+uuid+`'`), "due by any clock")
 	assert.LessOrEqual(t, f.app.outbox.lease(), longestPause)
 }
 
@@ -538,7 +548,8 @@ func TestOutboxLocksInOrder(t *testing.T) {
 			done := make(chan struct{})
 			go func() { defer close(done); statement(f, entries) }()
 			until(t, "it waits", func() bool {
-				return len(f.rows(`SELECT '' FROM pg_locks l JOIN pg_locks mine ON mine.pid = l.pid WHERE NOT l.granted AND mine.relation = to_regclass('reports')`)) > 0
+				return len(f.rows(`SELECT '' FROM pg_locks l JOIN pg_locks mine ON mine.pid = l.pid WHERE NOT `+
+					`l.granted AND mine.relation = to_regclass('reports')`)) > 0
 			})
 			_, err := other.Exec(t.Context(), `SELECT FROM reports WHERE id = $1 FOR UPDATE NOWAIT`, entries[1].id)
 			assert.NoError(t, err)
@@ -676,5 +687,6 @@ func TestBackendsThatDie(t *testing.T) {
 	close(stop)
 	<-killed
 	require.Eventually(t, func() bool { return f.get("/items").header.Get("Report-Stored") == "" }, waitLimit, waitTick)
-	assert.Equal(t, []string{"true"}, f.rows(`SELECT (count(*) = count(DISTINCT item_id))::text FROM reports WHERE state = 'current'`))
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (count(*) = count(DISTINCT item_id))::text FROM reports WHERE `+
+		`state = 'current'`))
 }

@@ -31,7 +31,8 @@ func TestSummary(t *testing.T) {
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	ids := f.sandbox.ItemIDs()
 	for n, status := range []string{"muted", "resolved", "active"} { // one item changes three times, another once
-		require.Equal(t, 200, f.do("PATCH", fmt.Sprintf("/items/%d", ids[0]), `{"title":"`+fmt.Sprint(n)+`","status":"`+status+`"}`).status)
+		require.Equal(t, 200, f.do("PATCH", fmt.Sprintf("/items/%d", ids[0]),
+			`{"title":"`+fmt.Sprint(n)+`","status":"`+status+`"}`).status)
 	}
 	require.Equal(t, 200, f.do("PATCH", fmt.Sprintf("/items/%d", ids[1]), `{"title":"other"}`).status)
 	f.sandbox.SetItem(ids[2], "total_occurrences", int64(1_000_000))
@@ -40,8 +41,10 @@ func TestSummary(t *testing.T) {
 	require.Equal(t, 202, f.create(newUUID()).status)
 	f.sandbox.SetFault(sandbox.None)
 	// Yesterday the first item was new, the second one a while before; another has only its past left.
-	f.exec(`UPDATE reports SET first_seen = now() - interval '1 day' WHERE id = (SELECT min(id) FROM reports WHERE item_id = ` + fmt.Sprint(ids[0]) + `)`)
-	f.exec(`UPDATE reports SET first_seen = now() - interval '300 days' WHERE id = (SELECT min(id) FROM reports WHERE item_id = ` + fmt.Sprint(ids[1]) + `)`)
+	f.exec(`UPDATE reports SET first_seen = now() - interval '1 day' WHERE id = (SELECT min(id) FROM reports WHERE ` +
+		`item_id = ` + fmt.Sprint(ids[0]) + `)`)
+	f.exec(`UPDATE reports SET first_seen = now() - interval '300 days' WHERE id = (SELECT min(id) FROM reports ` +
+		`WHERE item_id = ` + fmt.Sprint(ids[1]) + `)`)
 	f.exec(`INSERT INTO reports (item_id, state, data) SELECT 5, 'superseded', '{}' FROM generate_series(1, 2)`)
 
 	s := f.summary("?since=1d")
@@ -79,7 +82,8 @@ func TestSummary(t *testing.T) {
 func TestSummaryRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	assert.Contains(t, f.get("/reports/summary?since=2999-01-01").requireProblem(400, "usage"), "must not be in the future")
+	assert.Contains(t, f.get("/reports/summary?since=2999-01-01").requireProblem(400, "usage"),
+		"must not be in the future")
 	assert.Contains(t, f.get("/reports/summary?since=367d").requireProblem(400, "usage"), "at most 366 days back")
 	assert.Len(t, f.summary("?since=366d").Days, 367)
 }

@@ -66,7 +66,8 @@ func TestLinesThatFail(t *testing.T) {
 			END IF;
 			RETURN json_build_object('x', repeat('x', 1000));
 		END $$`)
-	f.exec(`CREATE VIEW reports AS SELECT k.id, item_id, uuid, state, first_seen, last_seen, data_of(k.id) AS data FROM kept k`)
+	f.exec(`CREATE VIEW reports AS SELECT k.id, item_id, uuid, state, first_seen, last_seen, data_of(k.id) AS data ` +
+		`FROM kept k`)
 	answer := f.do("GET", "/reports", "", "Accept", ndjson)
 	require.Equal(t, 200, answer.status, answer.body)
 	lines := strings.Split(strings.TrimSpace(answer.body), "\n")
@@ -174,7 +175,8 @@ func TestLinksOfLargePages(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
-	f.exec(`INSERT INTO reports (item_id, state, data) SELECT n, 'current', json_build_object('x', repeat('y', 20000)) FROM generate_series(1, 50) AS n`)
+	f.exec(`INSERT INTO reports (item_id, state, data) SELECT n, 'current', json_build_object('x', repeat('y', ` +
+		`20000)) FROM generate_series(1, 50) AS n`)
 	for _, limit := range []int{20, 25, 49, 50, 51, 100, 101} {
 		var seen []string
 		for path, page := range f.walk(fmt.Sprintf("/reports?limit=%d", limit), "next") {

@@ -16,7 +16,8 @@ func TestRetention(t *testing.T) {
 	f := newFixture(t, 0, func(c *Config) { c.ReportsKeep, c.OccurrencesKeep = 10*24*time.Hour, 5*24*time.Hour })
 	addReports(t, f.app.store, 9000)
 	addOccurrences(t, f.app.store, 3000)
-	f.exec(`UPDATE reports SET last_seen = last_seen - interval '20 days', first_seen = first_seen - interval '20 days' WHERE id <= 6000`)
+	f.exec(`UPDATE reports SET last_seen = last_seen - interval '20 days', first_seen = first_seen - interval '20 ` +
+		`days' WHERE id <= 6000`)
 	f.exec(`UPDATE seen SET last_seen = last_seen - interval '20 days' WHERE report_id BETWEEN 101 AND 6000`)
 	f.exec(`INSERT INTO reports (uuid, state, first_seen, last_seen, data)
 		SELECT 'u' || g, 'queued', now() - interval '90 days', now() - interval '90 days', '{}' FROM generate_series(1, 9) AS g`)
@@ -26,7 +27,8 @@ func TestRetention(t *testing.T) {
 	defer stop()
 	count := func(what string) string { return f.rows(`SELECT count(*)::text FROM ` + what)[0] }
 	require.Eventually(t, func() bool {
-		return count("occurrences") == count("occurrences WHERE occurred_at > now() - interval '5 days'") && count("reports") == "3034"
+		return count("occurrences") == count("occurrences WHERE occurred_at > now() - interval '5 days'") &&
+			count("reports") == "3034"
 	}, waitLimit, waitTick)
 	assert.Equal(t, "9", count("reports WHERE state = 'queued'"))
 	assert.Equal(t, "25", count("reports WHERE id <= 100"), "those that were seen again")

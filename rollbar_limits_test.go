@@ -16,7 +16,8 @@ import (
 func TestThrottle(t *testing.T) {
 	t.Parallel()
 	headers := func(limit, left, seconds string) http.Header {
-		return http.Header{"X-Rate-Limit-Limit": {limit}, "X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}
+		return http.Header{"X-Rate-Limit-Limit": {limit}, "X-Rate-Limit-Remaining": {left},
+			"X-Rate-Limit-Remaining-Seconds": {seconds}}
 	}
 	for _, tt := range []struct {
 		name   string

@@ -48,19 +48,24 @@ func TestNobodySeesTheToken(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cret+token/for=tests"
 	json200 := func(header, body string) string {
-		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n%s\r\n%s", header, body)
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n%s\r\n%s", header,
+			body)
 	}
 	for name, answer := range map[string]func(token string) string{
 		"a header without a colon": func(token string) string { return json200(token+"\r\n", "{}") },
 		"a status":                 func(token string) string { return "HTTP/1.1 " + token + " OK\r\n\r\n" },
 		"a length":                 func(token string) string { return json200("Content-Length: "+token+"\r\n", "{}") },
-		"an encoding":              func(token string) string { return json200("Transfer-Encoding: "+token+"\r\n", "{}") },
-		"no HTTP":                  func(token string) string { return token },
+		"an encoding": func(token string) string {
+			return json200("Transfer-Encoding: "+token+"\r\n",
+				"{}")
+		},
+		"no HTTP": func(token string) string { return token },
 		"a redirect that is no URL": func(token string) string {
 			return "HTTP/1.1 301 Moved\r\nLocation: http://[x/?access_token=" + token + "\r\n\r\n"
 		},
 		"a redirect": func(token string) string {
-			return "HTTP/1.1 301 Moved\r\nLocation: /api/1/items/?access_token=" + url.QueryEscape(token) + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+			return "HTTP/1.1 301 Moved\r\nLocation: /api/1/items/?access_token=" + url.QueryEscape(token) +
+				"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 		},
 		"a message": func(token string) string { return json200("", `{"err":1,"message":"over limit: `+token+`"}`) },
 		"a message with it escaped": func(token string) string {
@@ -68,10 +73,12 @@ func TestNobodySeesTheToken(t *testing.T) {
 		},
 		"a message with it in many forms": func(token string) string {
 			basic := base64.StdEncoding.EncodeToString([]byte("user:" + token))
-			return json200("", fmt.Sprintf(`{"err":1,"message":"%s, %s, %s"}`, strings.ToUpper(token), token[:10], basic))
+			return json200("", fmt.Sprintf(`{"err":1,"message":"%s, %s, %s"}`, strings.ToUpper(token), token[:10],
+				basic))
 		},
 		"a refusal": func(token string) string {
-			return strings.Replace(json200("", `{"err":1,"message":"access token not found: `+token+`"}`), "200 OK", "403 Forbidden", 1)
+			return strings.Replace(json200("", `{"err":1,"message":"access token not found: `+token+`"}`), "200 OK",
+				"403 Forbidden", 1)
 		},
 		"a trailer": func(token string) string {
 			return json200("Transfer-Encoding: chunked\r\nTrailer: x\r\n", "2\r\n{}\r\n0\r\n"+token+"\r\n\r\n")
@@ -86,7 +93,8 @@ func TestNobodySeesTheToken(t *testing.T) {
 			})
 			var seen strings.Builder
 			for _, request := range []struct{ method, path, body string }{
-				{"GET", "/items", ""}, {"GET", "/items/7", ""}, {"PATCH", "/items/7", `{"status":"muted"}`}, {"POST", "/items", `{"message":"x"}`},
+				{"GET", "/items", ""}, {"GET", "/items/7", ""}, {"PATCH", "/items/7", `{"status":"muted"}`},
+				{"POST", "/items", `{"message":"x"}`},
 			} {
 				got := f.call(request.method, request.path, request.body)
 				fmt.Fprintln(&seen, got.status, got.header, got.body)
@@ -154,7 +162,8 @@ func TestServerThatEchoes(t *testing.T) {
 		} else {
 			settings = []string{"-api-token", secret}
 		}
-		for _, args := range []string{"which", "items list -o table", "reports list", "reports get 7", "reports get 7 -o json"} {
+		for _, args := range []string{"which", "items list -o table", "reports list", "reports get 7",
+			"reports get 7 -o json"} {
 			got := runShell(t, "", append(append(settings, "-app-url", server), strings.Fields(args)...)...)
 			assert.NotContains(t, got.out+got.err, secret[:8], args)
 			assert.NotContains(t, got.out+got.err, base64.StdEncoding.EncodeToString([]byte("caller:" + secret))[:16])
@@ -201,7 +210,8 @@ func TestNobodySeesThePassword(t *testing.T) {
 	t.Parallel()
 	for _, database := range []string{
 		"postgres://app:hunter2@127.0.0.1:1/app", "postgres://app@127.0.0.1:1/app?password=hunter2",
-		"host=127.0.0.1 port=1 user=app password=hunter2", "postgres://app:hunter2@127.0.0.1:1,127.0.0.1:2/app?target_session_attrs=read-write",
+		"host=127.0.0.1 port=1 user=app password=hunter2",
+		"postgres://app:hunter2@127.0.0.1:1,127.0.0.1:2/app?target_session_attrs=read-write",
 	} {
 		f := newFixture(t, 1, func(c *Config) { c.DatabaseURL = database })
 		for _, args := range []string{"check", "items list", "items sync", "reports list -o json", "reports deliver"} {
@@ -215,7 +225,8 @@ func TestNobodySeesThePassword(t *testing.T) {
 	}
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()
-	for _, server := range []string{strings.Replace(stranger.URL, "//", "//app:hunter2@", 1), "http://app:hunter2@127.0.0.1:1"} {
+	for _, server := range []string{strings.Replace(stranger.URL, "//", "//app:hunter2@", 1),
+		"http://app:hunter2@127.0.0.1:1"} {
 		got := runShell(t, "", "check", "-app-url", server)
 		assert.NotContains(t, got.out+got.err, "hunter2")
 		shown, err := url.Parse(server)

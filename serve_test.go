@@ -216,7 +216,8 @@ func TestServeOnATakenPort(t *testing.T) {
 	t.Cleanup(taken.Close)
 	address := strings.TrimPrefix(taken.URL, "http://")
 	got := runShell(t, "", "serve", "-sandbox", "-database-url", "postgres:///x", "-addr", address)
-	assert.Equal(t, shell{3, "", fmt.Sprintf("app: cannot serve on ADDR: listen tcp %s: bind: address already in use; free that address, or set ADDR to another one such as 127.0.0.1:8081\n", address)}, got)
+	assert.Equal(t, shell{3, "", fmt.Sprintf("app: cannot serve on ADDR: listen tcp %s: bind: address already in "+
+		"use; free that address, or set ADDR to another one such as 127.0.0.1:8081\n", address)}, got)
 }
 
 // The service starts without PostgreSQL, as KO, and makes its tables when PostgreSQL comes.
@@ -256,7 +257,8 @@ func TestServeDev(t *testing.T) {
 		exports[i] = strings.ReplaceAll(export, "'", "")
 	}
 	f := &fixture{t: t, url: p.url}
-	overHTTP := f.do("GET", "/items?limit=5", "", "Authorization", "Bearer "+strings.TrimPrefix(exports[1], "API_TOKEN="))
+	overHTTP := f.do("GET", "/items?limit=5", "", "Authorization",
+		"Bearer "+strings.TrimPrefix(exports[1], "API_TOKEN="))
 	require.Equal(t, 200, overHTTP.status, overHTTP.body)
 	assert.Equal(t, []string{"true"}, devpgtest.Query(t, ambient, `SELECT (to_regclass('reports') IS NULL)::text`))
 	out, err := program(t, exports, "items", "list", "-limit", "5").Output()
@@ -280,7 +282,8 @@ func TestServeDev(t *testing.T) {
 func TestServeDevOnAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	chosen := devpgtest.Schema(t)
-	p := startServe(t, []string{"DATABASE_URL=postgres://app:hunter2@127.0.0.1:1/other"}, "-dev", "-database-url", chosen)
+	p := startServe(t, []string{"DATABASE_URL=postgres://app:hunter2@127.0.0.1:1/other"}, "-dev", "-database-url",
+		chosen)
 	service := &fixture{t: t, url: p.url}
 	require.Equal(t, 200, service.get("/items?limit=5").status)
 	assert.Equal(t, []string{"5"}, devpgtest.Query(t, chosen, `SELECT count(*)::text FROM reports`))

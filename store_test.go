@@ -117,7 +117,8 @@ func TestPooler(t *testing.T) {
 	for range 4 {
 		clients.Go(func() {
 			for range 5 {
-				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", report, occurrences, "/occurrences?level=error&since=1d"} {
+				for _, path := range []string{"/check", "/items", "/reports", "/reports?level=error", report,
+					occurrences, "/occurrences?level=error&since=1d"} {
 					got := f.get(path)
 					assert.Equal(t, 200, got.status, got.body)
 					assert.Empty(t, got.header.Get("Report-Stored"), path)
@@ -183,12 +184,14 @@ func TestDatabaseThatIsNotOurs(t *testing.T) {
 	const grant = `GRANT ALL ON SCHEMA public TO app`
 	server := startWithRole(t)
 	for name, test := range map[string]struct{ before, after, want string }{
-		"no right to create tables": {`REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public TO app`, ``,
+		"no right to create tables": {`REVOKE ALL ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public TO app`,
+			``,
 			"permission denied for schema public (SQLSTATE 42501)"},
 		"no schema": {`DROP SCHEMA public`, ``, "no schema has been selected to create in (SQLSTATE 3F000)"},
 		"read only": {grant + `; ALTER DATABASE OURS SET default_transaction_read_only = on`, ``,
 			"in a read-only transaction (SQLSTATE 25006)"},
-		"no right to write": {grant, `REASSIGN OWNED BY app TO postgres; GRANT SELECT ON ALL TABLES IN SCHEMA public TO app`,
+		"no right to write": {grant, `REASSIGN OWNED BY app TO postgres; GRANT SELECT ON ALL TABLES IN SCHEMA public ` +
+			`TO app`,
 			"permission denied for table reports (SQLSTATE 42501)"},
 		"no right to write what a trigger does": {grant, `ALTER TABLE blocks OWNER TO postgres`,
 			"permission denied for table blocks (SQLSTATE 42501)"},

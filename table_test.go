@@ -231,7 +231,8 @@ func TestTextTable(t *testing.T) {
 func (term *terminal) resize(t *testing.T, columns uint16) {
 	t.Helper()
 	size := [4]uint16{50, columns}
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, term.keys.Fd(), syscall.TIOCSWINSZ, uintptr(unsafe.Pointer(&size)))
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, term.keys.Fd(), syscall.TIOCSWINSZ,
+		uintptr(unsafe.Pointer(&size)))
 	require.Zero(t, errno)
 }
 

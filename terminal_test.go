@@ -84,12 +84,14 @@ func TestQuestions(t *testing.T) {
 		{"reports clean -state current -before 2001-01-01", "0 reports (-before 2001-01-01 -state current)?"},
 		{"reports clean -state current -app-url " + f.url, "Permanently delete the reports (-state current)?"},
 	} {
-		for answer, end := range map[string]string{"n\n": "not confirmed, so nothing was done", "": "app: interrupted\r\n"} {
+		for answer, end := range map[string]string{"n\n": "not confirmed, so nothing was done",
+			"": "app: interrupted\r\n"} {
 			ctx, interrupt := context.WithCancel(t.Context())
 			term := newTerminal(t)
 			ended := make(chan int)
 			go func() {
-				args := append([]string{"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + sandbox.ReadToken,
+				args := append([]string{"-rollbar-url=" + f.config.RollbarURL,
+					"-rollbar-read-token=" + sandbox.ReadToken,
 					"-rollbar-write-token=" + sandbox.WriteToken, database}, strings.Fields(tt.args)...)
 				ended <- run(ctx, args, console{term.stream, io.Discard, term.stream, ""})
 			}()

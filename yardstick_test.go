@@ -69,14 +69,16 @@ func TestYardstick(t *testing.T) {
 	for _, row := range []struct {
 		path string
 		goal float64
-	}{{"/which", .6}, {"/check", .8}, {"/reports?limit=20", .85}, {"/reports?limit=100", .9}, {"/items?limit=100", .4}} {
+	}{{"/which", .6}, {"/check", .8}, {"/reports?limit=20", .85}, {"/reports?limit=100", .9},
+		{"/items?limit=100", .4}} {
 		c.compareLoad("GET "+row.path, p.url+row.path, c.yardstick+row.path, row.goal)
 	}
 	c.compareLoad("POST /items", p.url+"/items", c.yardstick+"/items", .4, "-s", c.script())
 	c.memory(p)
 	c.telemetry()
 	c.start()
-	fmt.Println("\n| reports | first page | far page ÷ first | slowest filter ÷ first | sync, items/s | again, items/s | memory of sync |\n| --- | --- | --- | --- | --- | --- | --- |")
+	fmt.Println("\n| reports | first page | far page ÷ first | slowest filter ÷ first | sync, items/s | again, " +
+		"items/s | memory of sync |\n| --- | --- | --- | --- | --- | --- | --- |")
 	fmt.Println(strings.Join(growth, "\n"))
 }
 
@@ -89,7 +91,8 @@ func newComparison(t *testing.T) *comparison {
 	server, err := pgx.Connect(t.Context(), *yardstickDatabase)
 	require.NoError(t, err)
 	defer server.Close(t.Context())
-	for _, sql := range []string{`DROP DATABASE IF EXISTS app_yardstick`, `CREATE DATABASE app_yardstick`, `SELECT 1 FROM bench_reports LIMIT 1`} {
+	for _, sql := range []string{`DROP DATABASE IF EXISTS app_yardstick`, `CREATE DATABASE app_yardstick`,
+		`SELECT 1 FROM bench_reports LIMIT 1`} {
 		_, err := server.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}
@@ -103,7 +106,8 @@ func newComparison(t *testing.T) *comparison {
 	address := listener.Addr().String()
 	listener.Close()
 	cmd := exec.CommandContext(t.Context(), *yardstick)
-	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream, "ROLLBAR_READ_TOKEN="+sandbox.ReadToken)
+	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream,
+		"ROLLBAR_READ_TOKEN="+sandbox.ReadToken)
 	require.NoError(t, cmd.Start())
 	c.yardstick = "http://" + address
 	c.await(c.yardstick + "/which")
@@ -165,7 +169,8 @@ var wrkFigure = regexp.MustCompile(`Requests/sec:\s+([\d.]+)`)
 
 // load puts load on a URL and returns the requests per second.
 func (c *comparison) load(target string, args ...string) float64 {
-	out, err := exec.Command("wrk", append(append([]string{"-t1", "-c16", "-d" + *yardstickTime, "--latency"}, args...), target)...).CombinedOutput()
+	out, err := exec.Command("wrk", append(append([]string{"-t1", "-c16", "-d" + *yardstickTime, "--latency"}, args...),
+		target)...).CombinedOutput()
 	require.NoError(c, err, "wrk, from the package of that name: %s", out)
 	require.NotContains(c, string(out), "Non-2xx", target)
 	figure, err := strconv.ParseFloat(wrkFigure.FindStringSubmatch(string(out))[1], 64)
@@ -251,8 +256,10 @@ func (c *comparison) compareSync(n int) {
 		rate, _ = c.sync()
 		again = append(again, rate)
 	}
-	c.row(fmt.Sprintf("sync of %d new items", n), first.median()/copied.median(), "≥", .3, fmt.Sprintf("%v ÷ %v items/s", first, copied))
-	c.row("… and again, unchanged", again.median()/copied.median(), "≥", .6, fmt.Sprintf("%v ÷ %v items/s", again, copied))
+	c.row(fmt.Sprintf("sync of %d new items", n), first.median()/copied.median(), "≥", .3,
+		fmt.Sprintf("%v ÷ %v items/s", first, copied))
+	c.row("… and again, unchanged", again.median()/copied.median(), "≥", .6,
+		fmt.Sprintf("%v ÷ %v items/s", again, copied))
 	began, alone := time.Now(), 0
 	for page := 1; alone < n; page++ {
 		pageOf(c.rollbar, page, 100)
@@ -278,7 +285,8 @@ func (c *comparison) grow(n int) string {
 	var slowest time.Duration
 	var filter string
 	for _, query := range filterPairs() {
-		query = strings.NewReplacer("EARLY", bounds[0].UTC().Format(time.RFC3339Nano), "LATE", bounds[1].UTC().Format(time.RFC3339Nano),
+		query = strings.NewReplacer("EARLY", bounds[0].UTC().Format(time.RFC3339Nano), "LATE",
+			bounds[1].UTC().Format(time.RFC3339Nano),
 			"q=alpha", "q=job", "q=w4711", "q=10004711").Replace(query)
 		if took := c.latency(p.url + "/reports?" + query); took > slowest {
 			slowest, filter = took, query
@@ -288,11 +296,13 @@ func (c *comparison) grow(n int) string {
 	p.wait()
 	far, slow := float64(farPage)/float64(firstPage), float64(slowest)/float64(firstPage)
 	if n == *yardstickReports {
-		c.row(fmt.Sprintf("the far end of %d reports ÷ the first page", n), far, "≤", 1.2, fmt.Sprintf("%v ÷ %v", farPage, firstPage))
+		c.row(fmt.Sprintf("the far end of %d reports ÷ the first page", n), far, "≤", 1.2,
+			fmt.Sprintf("%v ÷ %v", farPage, firstPage))
 		c.row("the slowest filter or pair, ms", float64(slowest.Microseconds())/1000, "≤", 100, "`"+filter+"`")
 		c.row("memory of a sync of all, MiB", memory, "≤", 64, "")
 	}
-	return fmt.Sprintf("| %d | %v | %.2f | %.1f | %.0f | %.0f | %.0f MiB |", n, firstPage, far, slow, rate, again, memory)
+	return fmt.Sprintf("| %d | %v | %.2f | %.1f | %.0f | %.0f | %.0f MiB |", n, firstPage, far, slow, rate, again,
+		memory)
 }
 
 // latency is the median time of some requests, one behind the other.
@@ -351,14 +361,16 @@ func (c *comparison) telemetry() {
 		_, _ = io.WriteString(w, `{}`)
 		return true
 	})
-	on := c.serve("DD_TRACE_AGENT_URL=http://"+agent.Address, "DD_DOGSTATSD_URL=udp://"+agent.Packets.LocalAddr().String())
+	on := c.serve("DD_TRACE_AGENT_URL=http://"+agent.Address,
+		"DD_DOGSTATSD_URL=udp://"+agent.Packets.LocalAddr().String())
 	off := c.serve()
 	var a, b sample
 	for range *yardstickRounds {
 		b = append(b, c.load(off.url+"/reports?limit=20"))
 		a = append(a, c.load(on.url+"/reports?limit=20"))
 	}
-	c.row("GET /reports?limit=20 with Datadog ÷ without", a.median()/b.median(), "≥", .9, fmt.Sprintf("%v ÷ %v requests/s", a, b))
+	c.row("GET /reports?limit=20 with Datadog ÷ without", a.median()/b.median(), "≥", .9,
+		fmt.Sprintf("%v ÷ %v requests/s", a, b))
 }
 
 // start measures `app which`.

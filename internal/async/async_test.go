@@ -129,7 +129,8 @@ func TestBatcherAbandoned(t *testing.T) {
 		_, err := b.Do(left, 2)
 		gone <- err
 	}()
-	require.Eventually(t, func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting) == 1 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting) == 1 }, 20*time.Second,
+		time.Millisecond)
 	leave()
 	assert.ErrorIs(t, <-gone, context.Canceled)
 	other := b.Put(t.Context(), 3)
@@ -156,7 +157,8 @@ func TestBatcherAbandoned(t *testing.T) {
 // A batch that panics is one that failed.
 func TestBatcherPanics(t *testing.T) {
 	t.Parallel()
-	b := Batcher[int, string]{Limit: time.Second, Key: strconv.Itoa, Run: func(context.Context, []int) ([]string, error) { panic("oh no") }}
+	b := Batcher[int, string]{Limit: time.Second, Key: strconv.Itoa,
+		Run: func(context.Context, []int) ([]string, error) { panic("oh no") }}
 	_, err := b.Do(t.Context(), 1)
 	require.ErrorContains(t, err, "panic: oh no")
 	assert.ErrorContains(t, err, "async_test.go", "with the call stack")
@@ -166,16 +168,18 @@ func TestBatcherPanics(t *testing.T) {
 // long do not shorten the time of those who have just come.
 func TestBatcherThatIsSlow(t *testing.T) {
 	const limit = 2 * time.Second
-	for took, most := range map[time.Duration]int{limit / 4: 100, limit / 2: 70, limit * 11 / 20: 50, limit * 7 / 10: 30} {
+	for took, most := range map[time.Duration]int{limit / 4: 100, limit / 2: 70, limit * 11 / 20: 50,
+		limit * 7 / 10: 30} {
 		synctest.Test(t, func(t *testing.T) {
-			b := Batcher[int, string]{Limit: limit, Key: strconv.Itoa, Run: func(ctx context.Context, items []int) ([]string, error) {
-				select {
-				case <-time.After(took):
-				case <-ctx.Done():
-					return nil, ctx.Err()
-				}
-				return make([]string, len(items)), nil
-			}}
+			b := Batcher[int, string]{Limit: limit, Key: strconv.Itoa,
+				Run: func(ctx context.Context, items []int) ([]string, error) {
+					select {
+					case <-time.After(took):
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+					return make([]string, len(items)), nil
+				}}
 			const all = 1000
 			var done atomic.Int64
 			var clients sync.WaitGroup

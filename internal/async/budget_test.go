@@ -71,7 +71,8 @@ func TestBudgetReadAll(t *testing.T) {
 	_, err := b.ReadAll(t.Context(), strings.NewReader(strings.Repeat("x", 20_000)), 0, most)
 	assert.ErrorIs(t, err, errFull)
 	b = &Budget{Bytes: 10_000}
-	_, err = b.ReadAll(t.Context(), io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0, most)
+	_, err = b.ReadAll(t.Context(), io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0,
+		most)
 	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a text that was cut off is not whole")
 }
 
@@ -82,7 +83,8 @@ func TestBudgetReadAllTogether(t *testing.T) {
 	var readers sync.WaitGroup
 	for range 16 {
 		readers.Go(func() {
-			_, err := b.ReadAll(t.Context(), iotest.HalfReader(strings.NewReader(strings.Repeat("x", 200_000))), 0, 1<<20)
+			_, err := b.ReadAll(t.Context(), iotest.HalfReader(strings.NewReader(strings.Repeat("x", 200_000))), 0,
+				1<<20)
 			assert.NoError(t, err)
 		})
 	}

@@ -95,7 +95,8 @@ func TestClientOff(t *testing.T) {
 	assert.Empty(t, s.TraceContext())
 	assert.Nil(t, off.PgxTracer(nil))
 	assert.Equal(t, http.DefaultTransport, off.Transport(http.DefaultTransport, "app.rollbar", nil))
-	assert.Equal(t, t.Context(), off.ContinueTrace(t.Context(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+	assert.Equal(t, t.Context(), off.ContinueTrace(t.Context(),
+		"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
 	off.Count("app.things", 1)
 	off.Gauge("app.things", 1)
 	off.Latency("app.things", 1)
@@ -191,8 +192,10 @@ func TestDropsAreLogged(t *testing.T) {
 func BenchmarkRequest(b *testing.B) {
 	run := func(b *testing.B, client *Client) {
 		r := httptest.NewRequest("GET", "http://host/reports?limit=20", nil)
-		tracer, _ := client.PgxTracer(&pgx.ConnConfig{Config: pgconn.Config{Host: "localhost", Port: 5432, Database: "app", User: "app"}}).(*pgxTracer)
-		const sql = "\n\t\tSELECT id, item_id, uuid, state, first_seen, last_seen, data\n\t\tFROM reports\n\t\tWHERE id < @before\n\t\tORDER BY id DESC\n\t\tLIMIT @limit"
+		tracer, _ := client.PgxTracer(&pgx.ConnConfig{Config: pgconn.Config{Host: "localhost", Port: 5432,
+			Database: "app", User: "app"}}).(*pgxTracer)
+		const sql = "\n\t\tSELECT id, item_id, uuid, state, first_seen, last_seen, data\n\t\tFROM reports\n\t\tWHERE " +
+			"id < @before\n\t\tORDER BY id DESC\n\t\tLIMIT @limit"
 		b.ReportAllocs()
 		for b.Loop() {
 			ctx, s := client.StartRequest(r)
@@ -204,7 +207,8 @@ func BenchmarkRequest(b *testing.B) {
 			}
 			s.FinishRequest(r, "GET /reports", 200, nil)
 			client.Count("app.requests", 1, "operation:reports.list", "surface:http", "outcome:ok")
-			client.Latency("app.requests.latency", time.Millisecond, "operation:reports.list", "surface:http", "outcome:ok")
+			client.Latency("app.requests.latency", time.Millisecond, "operation:reports.list", "surface:http",
+				"outcome:ok")
 		}
 	}
 	b.Run("off", func(b *testing.B) { run(b, nil) })

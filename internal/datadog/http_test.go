@@ -28,8 +28,10 @@ func TestServerSpan(t *testing.T) {
 		{"a route", "GET", "GET /items/{id}", 200, nil, "GET /items/{id}", ""},
 		{"a HEAD request of a GET route", "HEAD", "GET /items/{id}", 200, nil, "HEAD /items/{id}", ""},
 		{"no route", "GET", "", 404, errors.New("no such route"), "GET (no route)", ""},
-		{"a failure with its reason", "GET", "GET /items/{id}", 502, errors.New("Rollbar is down"), "GET /items/{id}", "Rollbar is down"},
-		{"a failure without a reason", "GET", "GET /items/{id}", 500, nil, "GET /items/{id}", "500: Internal Server Error"},
+		{"a failure with its reason", "GET", "GET /items/{id}", 502, errors.New("Rollbar is down"), "GET /items/{id}",
+			"Rollbar is down"},
+		{"a failure without a reason", "GET", "GET /items/{id}", 500, nil, "GET /items/{id}",
+			"500: Internal Server Error"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -88,7 +90,8 @@ func TestClientSpan(t *testing.T) {
 				w.WriteHeader(tt.status)
 			}))
 			defer upstream.Close()
-			httpClient := http.Client{Transport: client.Transport(http.DefaultTransport, "app.rollbar", func(r *http.Request) string { return r.Method + " /item/{id}" })}
+			httpClient := http.Client{Transport: client.Transport(http.DefaultTransport, "app.rollbar",
+				func(r *http.Request) string { return r.Method + " /item/{id}" })}
 			ctx, root := client.StartSpan(t.Context(), "app.command", "custom", "GET /items/{id}")
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, upstream.URL+"/item/7?token=secret", nil)
 			require.NoError(t, err)
@@ -101,13 +104,16 @@ func TestClientSpan(t *testing.T) {
 			spans := datadogtest.Receive(t, agent.Traces)
 			require.Len(t, spans, 2)
 			assert.Equal(t, spans[0].SpanID, spans[1].ParentID)
-			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), hex64(spans[1].SpanID)), received.Get("Traceparent"))
+			assert.Equal(t, fmt.Sprintf("00-%s-%s-01", root.traceID(), hex64(spans[1].SpanID)),
+				received.Get("Traceparent"))
 			port, err := strconv.ParseFloat(req.URL.Port(), 64)
 			require.NoError(t, err)
 			want := datadogtest.Span{
-				Service: "shop", Name: "http.request", Type: "http", Resource: "GET /item/{id}", Error: int32(tt.failed),
+				Service: "shop", Name: "http.request", Type: "http", Resource: "GET /item/{id}",
+				Error: int32(tt.failed),
 				Meta: map[string]string{
-					"span.kind": "client", "component": "net/http", "http.method": "GET", "http.url": upstream.URL + "/item/7",
+					"span.kind": "client", "component": "net/http", "http.method": "GET",
+					"http.url":                 upstream.URL + "/item/7",
 					"network.destination.name": "127.0.0.1", "http.status_code": fmt.Sprint(tt.status),
 				},
 				Metrics: map[string]float64{"network.destination.port": port},
@@ -130,14 +136,16 @@ func TestClientSpanWithoutResponse(t *testing.T) {
 	agent := datadogtest.New(t)
 	client := start(t, settingsFor(agent))
 	broken := client.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
+		return &http.Response{StatusCode: 200,
+			Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
 	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
 	response, err := broken.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
 	require.NoError(t, err)
 	_, err = io.ReadAll(response.Body)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.NoError(t, response.Body.Close())
-	assert.Equal(t, "unexpected EOF", datadogtest.Receive(t, agent.Traces)[0].Meta["error.message"], "a response that ends early")
+	assert.Equal(t, "unexpected EOF", datadogtest.Receive(t, agent.Traces)[0].Meta["error.message"],
+		"a response that ends early")
 
 	absent := client.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
 		return nil, io.ErrUnexpectedEOF

@@ -56,18 +56,21 @@ func TestLogLine(t *testing.T) {
 			log = log.With("a", 1).WithGroup("outer").With("b", 2)
 			log.WithGroup("other") // changes nothing here
 			log.WithGroup("inner").With("time", 3).InfoContext(ctx, "done", "error", "x")
-		}, map[string]any{"a": 1.0, "outer": map[string]any{"b": 2.0, "inner": map[string]any{"time": 3.0, "error": "x"}}}},
+		}, map[string]any{"a": 1.0, "outer": map[string]any{"b": 2.0,
+			"inner": map[string]any{"time": 3.0, "error": "x"}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			tt.log(tt.ctx, slog.New(NewLogHandler(&out, slog.LevelInfo, Settings{Service: "app", Env: "prod", Version: "1.2.3"})))
+			tt.log(tt.ctx, slog.New(NewLogHandler(&out, slog.LevelInfo,
+				Settings{Service: "app", Env: "prod", Version: "1.2.3"})))
 			var got map[string]any
 			require.NoError(t, json.Unmarshal(out.Bytes(), &got))
 			_, err := time.Parse(time.RFC3339Nano, got["timestamp"].(string))
 			assert.NoError(t, err)
 			delete(got, "timestamp")
-			want := map[string]any{"level": "INFO", "message": "done", "dd.service": "app", "dd.env": "prod", "dd.version": "1.2.3"}
+			want := map[string]any{"level": "INFO", "message": "done", "dd.service": "app", "dd.env": "prod",
+				"dd.version": "1.2.3"}
 			for key, value := range tt.want {
 				want[key] = value
 			}

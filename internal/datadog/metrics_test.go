@@ -64,12 +64,17 @@ func TestMetrics(t *testing.T) {
 	const common = "env:prod service:shop version:1.2.3]"
 	tags := func(more ...string) []string { return append(more, "service:shop", "version:1.2.3") }
 	assert.Equal(t, map[string]datadogtest.Metric{
-		"app.requests [env:prod outcome:ok service:shop version:1.2.3]":       {Name: "app.requests", Kind: "c", Values: []float64{3.5}, Rate: 1, Tags: tags("env:prod", "outcome:ok")},
-		"app.requests [env:prod outcome:conflict service:shop version:1.2.3]": {Name: "app.requests", Kind: "c", Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "outcome:conflict")},
-		"app.queue [" + common:   {Name: "app.queue", Kind: "g", Values: []float64{3}, Rate: 1, Tags: tags("env:prod")},
-		"app.wait [" + common:    {Name: "app.wait", Kind: "d", Values: []float64{12, 0.5}, Rate: 1, Tags: tags("env:prod")},
-		"app.latency [" + common: {Name: "app.latency", Kind: "d", Values: []float64{1.5}, Rate: 1, Tags: tags("env:prod")},
-		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {Name: "app_odd_name_x", Kind: "c", Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "reason:a_b_c_d")},
+		"app.requests [env:prod outcome:ok service:shop version:1.2.3]": {Name: "app.requests", Kind: "c",
+			Values: []float64{3.5}, Rate: 1, Tags: tags("env:prod", "outcome:ok")},
+		"app.requests [env:prod outcome:conflict service:shop version:1.2.3]": {Name: "app.requests", Kind: "c",
+			Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "outcome:conflict")},
+		"app.queue [" + common: {Name: "app.queue", Kind: "g", Values: []float64{3}, Rate: 1, Tags: tags("env:prod")},
+		"app.wait [" + common: {Name: "app.wait", Kind: "d", Values: []float64{12, 0.5}, Rate: 1,
+			Tags: tags("env:prod")},
+		"app.latency [" + common: {Name: "app.latency", Kind: "d", Values: []float64{1.5}, Rate: 1,
+			Tags: tags("env:prod")},
+		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {Name: "app_odd_name_x", Kind: "c",
+			Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "reason:a_b_c_d")},
 	}, got)
 }
 
@@ -98,7 +103,8 @@ func TestPackets(t *testing.T) {
 		name := fmt.Sprintf("app.metric%d", i)
 		all[name] = &series{kind: 'c', name: name, values: []float64{1}}
 	}
-	all["too long"] = &series{kind: 'c', name: "app.long", values: []float64{1}, tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
+	all["too long"] = &series{kind: 'c', name: "app.long", values: []float64{1},
+		tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
 	seen := 0
 	for i, packet := range m.packets(all) {
 		assert.LessOrEqual(t, len(packet), 1432)
@@ -116,7 +122,8 @@ func TestPacketsThatAreFull(t *testing.T) {
 	t.Parallel()
 	m := newTestSender(t, "")
 	for size := range 20 {
-		s := &series{kind: 'd', name: "app.latency" + strings.Repeat("x", size), values: slices.Repeat([]float64{0.5}, 900), added: 900}
+		s := &series{kind: 'd', name: "app.latency" + strings.Repeat("x", size),
+			values: slices.Repeat([]float64{0.5}, 900), added: 900}
 		values := 0
 		for _, packet := range m.packets(map[string]*series{"": s}) {
 			assert.LessOrEqual(t, len(packet), packetSize)
@@ -226,7 +233,8 @@ func TestRuntimeMetrics(t *testing.T) {
 		assert.Equal(t, "g", metric.Kind)
 		assert.Subset(t, metric.Tags, client.metrics.runtimeTags)
 		switch metric.Name {
-		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse", "runtime.go.mem_stats.mallocs":
+		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse",
+			"runtime.go.mem_stats.mallocs":
 			assert.Positive(t, metric.Values[0], metric.Name)
 		}
 		delete(missing, metric.Name)

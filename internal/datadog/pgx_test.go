@@ -57,7 +57,8 @@ func TestSQLSpans(t *testing.T) {
 		if s.Name == "app.command" || s.Name == "pgx.pool.acquire" {
 			continue
 		}
-		got = append(got, seen{s.Name, s.Type, s.Resource, s.Meta["db.operation"], s.Meta["error.message"], s.Metrics["db.result.rows_affected"]})
+		got = append(got, seen{s.Name, s.Type, s.Resource, s.Meta["db.operation"], s.Meta["error.message"],
+			s.Metrics["db.result.rows_affected"]})
 		assert.Equal(t, "postgresql", s.Meta["db.system"])
 		assert.Equal(t, "client", s.Meta["span.kind"])
 		assert.Equal(t, pool.Config().ConnConfig.Database, s.Meta["db.name"])

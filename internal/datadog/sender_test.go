@@ -34,7 +34,8 @@ func TestTraceOnTheWire(t *testing.T) {
 	require.Len(t, spans, 2)
 	first, second := spans[0], spans[1]
 	assert.Equal(t, root.traceID(), first.ID128())
-	assert.Equal(t, fmt.Sprintf("%08x00000000", first.Start/int64(time.Second)), first.Meta["_dd.p.tid"], "the id begins with the time")
+	assert.Equal(t, fmt.Sprintf("%08x00000000", first.Start/int64(time.Second)), first.Meta["_dd.p.tid"],
+		"the id begins with the time")
 	assert.Zero(t, first.ParentID)
 	assert.Equal(t, first.SpanID, second.ParentID)
 	assert.Equal(t, began.Round(0).UnixNano(), min(began.UnixNano(), first.Start))
@@ -77,7 +78,8 @@ func TestAgentThatHangs(t *testing.T) {
 	assert.Equal(t, spans-waiting.spans, client.traces.drops.counts[spanUnit])
 
 	client.Close(0)
-	assert.Equal(t, spans+1, dropped(&log, spanUnit)+client.traces.drops.counts[spanUnit], "logged, or within a minute after the last line")
+	assert.Equal(t, spans+1, dropped(&log, spanUnit)+client.traces.drops.counts[spanUnit],
+		"logged, or within a minute after the last line")
 }
 
 func TestAgentThatTimesOut(t *testing.T) {

@@ -52,7 +52,8 @@ func TestAddresses(t *testing.T) {
 			}
 			assert.Equal(t, tt.metrics != "", client.MetricsEnabled())
 			if client.MetricsEnabled() {
-				assert.Equal(t, []string{tt.network, tt.metrics}, []string{client.metrics.network, client.metrics.address})
+				assert.Equal(t, []string{tt.network, tt.metrics},
+					[]string{client.metrics.network, client.metrics.address})
 			}
 
 			tt.settings.TraceEnabled = false
@@ -68,16 +69,24 @@ func TestBadSettings(t *testing.T) {
 		settings Settings
 		want     string
 	}{
-		{"a URL as host", Settings{AgentHost: "http://agent"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
-		{"a port at the host", Settings{AgentHost: "agent:8126"}, "DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
-		{"a port of traces that is a word", Settings{TraceAgentPort: "apm"}, "DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
-		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"}, "DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
-		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
-		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"a URL as host", Settings{AgentHost: "http://agent"},
+			"DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port at the host", Settings{AgentHost: "agent:8126"},
+			"DD_AGENT_HOST must be a host name or an IP address, without scheme and port"},
+		{"a port of traces that is a word", Settings{TraceAgentPort: "apm"},
+			"DD_TRACE_AGENT_PORT must be a port from 1 to 65535"},
+		{"a port of metrics above the highest", Settings{DogStatsDPort: "65536"},
+			"DD_DOGSTATSD_PORT must be a port from 1 to 65535"},
+		{"a host as URL of traces", Settings{TraceAgentURL: "agent:8126"},
+			"DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"a relative unix socket", Settings{TraceAgentURL: "unix://run/apm.socket"},
+			"DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
 		{"a relative socket for a stream", Settings{DogStatsDURL: "unixstream://run/dsd.socket"},
 			"DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
-		{"port 0 in a URL", Settings{TraceAgentURL: "http://agent:0"}, "DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
-		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"}, "DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
+		{"port 0 in a URL", Settings{TraceAgentURL: "http://agent:0"},
+			"DD_TRACE_AGENT_URL must be like http://host:8126 or unix:///path"},
+		{"metrics over HTTP", Settings{DogStatsDURL: "http://agent:8125"},
+			"DD_DOGSTATSD_URL must be like udp://host:8125 or unix:///path"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -99,12 +108,17 @@ func TestIdentity(t *testing.T) {
 		want     identity
 	}{
 		{"nothing set", Settings{}, identity{service: "app", version: "1.2", tags: []spanTag{version}}},
-		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"}, identity{service: "shop", env: "prod", version: "2", tags: []spanTag{{"env", "prod"}, {"version", "2"}}}},
-		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}, version}}},
-		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "b"}, {"core", ""}, version}}},
+		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"},
+			identity{service: "shop", env: "prod", version: "2", tags: []spanTag{{"env", "prod"}, {"version", "2"}}}},
+		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"},
+			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}, version}}},
+		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"},
+			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "b"}, {"core", ""}, version}}},
 		{"names that Datadog would rewrite", Settings{Service: "My Service! X", Env: "Prod East"},
-			identity{service: "my_service_x", env: "prod_east", version: "1.2", tags: []spanTag{{"env", "prod_east"}, version}}},
-		{"tags with spaces", Settings{Tags: "team:core  tier:web"}, identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}, version}}},
+			identity{service: "my_service_x", env: "prod_east", version: "1.2",
+				tags: []spanTag{{"env", "prod_east"}, version}}},
+		{"tags with spaces", Settings{Tags: "team:core  tier:web"},
+			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}, version}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -68,10 +68,16 @@ func TestSpanThatFails(t *testing.T) {
 		typeName string
 	}{
 		{"a plain error", errors.New("no luck"), "no luck", "*errors.errorString"},
-		{"the type below added words", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}), "item 7: lookup : no such host", "*net.DNSError"},
-		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF}, `Get "https://h/p": EOF`, "*errors.errorString"},
-		{"a constraint", &pgconn.PgError{Severity: "ERROR", Code: "23505", Message: `duplicate key value violates "uuid_key"`}, `ERROR: duplicate key value violates "uuid_key" (SQLSTATE 23505)`, "*pgconn.PgError"},
-		{"data that PostgreSQL quotes", fmt.Errorf("keep: %w", &pgconn.PgError{Severity: "ERROR", Code: "22P02", Message: `invalid input: "secret"`}), "keep: ERROR: invalid data (SQLSTATE 22P02)", "*pgconn.PgError"},
+		{"the type below added words", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}),
+			"item 7: lookup : no such host", "*net.DNSError"},
+		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF},
+			`Get "https://h/p": EOF`, "*errors.errorString"},
+		{"a constraint", &pgconn.PgError{Severity: "ERROR", Code: "23505",
+			Message: `duplicate key value violates "uuid_key"`},
+			`ERROR: duplicate key value violates "uuid_key" (SQLSTATE 23505)`, "*pgconn.PgError"},
+		{"data that PostgreSQL quotes", fmt.Errorf("keep: %w",
+			&pgconn.PgError{Severity: "ERROR", Code: "22P02", Message: `invalid input: "secret"`}),
+			"keep: ERROR: invalid data (SQLSTATE 22P02)", "*pgconn.PgError"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -34,7 +34,8 @@ func TestParse(t *testing.T) {
 		{"byte order mark and Windows line ends", "\uFEFFA=b\r\n\r\nC='d\r\ne'\r\n", []string{"A=b", "C=d\ne"}},
 		{"export", "export A=b\n export\tC=d\nexport=e\nexported=f", []string{"A=b", "C=d", "export=e", "exported=f"}},
 		{"names", "_a.b-C1=d", []string{"_a.b-C1=d"}},
-		{"comments behind values", "A=b # c\nB=b#c\nC='d' # e\nD=\"e#f\"\t#g\nE=e\t# f", []string{"A=b", "B=b#c", "C=d", "D=e#f", "E=e"}},
+		{"comments behind values", "A=b # c\nB=b#c\nC='d' # e\nD=\"e#f\"\t#g\nE=e\t# f",
+			[]string{"A=b", "B=b#c", "C=d", "D=e#f", "E=e"}},
 		{"quotes inside a value", `A=it's "fine"`, []string{`A=it's "fine"`}},
 		{"backslashes without quotes", `A=C:\new\`, []string{`A=C:\new\`}},
 		{"single quotes are literal", `A='$X \n ${Y} " # \\'`, []string{`A=$X \n ${Y} " # \\`}},
@@ -115,7 +116,8 @@ func TestParseRefusesFile(t *testing.T) {
 		file io.Reader
 		want string
 	}{
-		{"UTF-16, little endian", strings.NewReader("\xFF\xFEA\x00=\x00b\x00"), "the file is in UTF-16: save it as UTF-8"},
+		{"UTF-16, little endian", strings.NewReader("\xFF\xFEA\x00=\x00b\x00"),
+			"the file is in UTF-16: save it as UTF-8"},
 		{"UTF-16, big endian", strings.NewReader("\xFE\xFF\x00A\x00=\x00b"), "the file is in UTF-16: save it as UTF-8"},
 		{"too large", strings.NewReader(strings.Repeat("#", maxSize+1)), "the file is larger than 1048576 bytes"},
 		{"unreadable", iotest.ErrReader(broken), "broken"},
@@ -141,7 +143,8 @@ func TestParseSetFails(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{"A=b", "A='b'", `A="b\n"`, "A=$b", "export A=b # c", "A='", "\uFEFF=", "A=\xFF", "A= #"} {
+	for _, seed := range []string{"A=b", "A='b'", `A="b\n"`, "A=$b", "export A=b # c", "A='", "\uFEFF=", "A=\xFF",
+		"A= #"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

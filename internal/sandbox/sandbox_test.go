@@ -202,7 +202,8 @@ func TestScopes(t *testing.T) {
 			assert.Equal(t, 200, got.status, "%s with %s", tt.request, tt.token)
 			continue
 		}
-		got.requireError(403, fmt.Sprintf("insufficient privileges: %s scope is required but the access token only has %s.", tt.needs, tt.has))
+		got.requireError(403, fmt.Sprintf("insufficient privileges: %s scope is required but the access token only "+
+			"has %s.", tt.needs, tt.has))
 	}
 	for _, request := range []string{"GET /items", update, remove} {
 		c.as("nobody", request, "{}").requireError(403, "invalid access token")
@@ -253,7 +254,8 @@ func TestPages(t *testing.T) {
 	of := fmt.Sprintf("/item/%d/instances", c.ItemIDs()[4])
 	one := c.get(of).values("instances", "id")
 	require.Len(t, one, 5)
-	assert.Equal(t, one[1:], c.get(of+"?page=2&lastId="+one[0]).values("instances", "id"), "the cursor overrides the page")
+	assert.Equal(t, one[1:], c.get(of+"?page=2&lastId="+one[0]).values("instances", "id"),
+		"the cursor overrides the page")
 	assert.Equal(t, one[3:4], c.get(of+"?limit=1&last_id="+one[2]).values("instances", "id"))
 	assert.Equal(t, one, c.get(of+"?lastId=None").values("instances", "id"))
 }
@@ -262,7 +264,8 @@ func TestFilters(t *testing.T) {
 	t.Parallel()
 	c := newClient(t, 66)
 	for name, values := range map[string][]string{
-		"status": {"active", "resolved", "muted", "archived"}, "level": {"debug", "info", "warning", "error", "critical"},
+		"status":      {"active", "resolved", "muted", "archived"},
+		"level":       {"debug", "info", "warning", "error", "critical"},
 		"environment": {"production", "staging", "development", "qa-préprod"}, "framework": {"rails", "go"},
 	} {
 		for i, value := range values {
@@ -276,13 +279,16 @@ func TestFilters(t *testing.T) {
 	}
 	both := c.get("/items?status=active&level=error&assigned_user=assigned")
 	assert.NotEmpty(t, both.list("items"))
-	assert.Equal(t, [][]string{{"active"}, {"error"}}, [][]string{unique(both.values("items", "status")), unique(both.values("items", "level"))})
+	assert.Equal(t, [][]string{{"active"}, {"error"}},
+		[][]string{unique(both.values("items", "status")), unique(both.values("items", "level"))})
 	assert.NotContains(t, both.values("items", "assigned_user_id"), "null")
 	assert.Equal(t, []string{"5326"}, unique(c.get("/items?assigned_user=grace").values("items", "assigned_user_id")))
 	hash := unquote(c.get("/item?counter=5").at("hash"))
 	for query, want := range map[string][]string{
-		"#4": {"4"}, "fingerprint:" + hash[:12]: {"5"}, `fingerprint:"` + hash + `"`: {"5"}, `fingerprint:"` + hash[:12] + `"`: {},
-		"CHECKOUT timeouterror environment:prod": {"1", "12", "45"}, "checkout nothing": {}, "注文を処理できません #7": {"7"}, "is:group": {"31"},
+		"#4": {"4"}, "fingerprint:" + hash[:12]: {"5"}, `fingerprint:"` + hash + `"`: {"5"},
+		`fingerprint:"` + hash[:12] + `"`:        {},
+		"CHECKOUT timeouterror environment:prod": {"1", "12", "45"}, "checkout nothing": {}, "注文を処理できません #7": {"7"},
+		"is:group": {"31"},
 	} {
 		assert.Equal(t, want, c.get("/items?query="+url.QueryEscape(query)).values("items", "counter"), query)
 	}
@@ -315,8 +321,10 @@ func TestCreatesOnce(t *testing.T) {
 func TestRefuses(t *testing.T) {
 	t.Parallel()
 	c := newClient(t, 0)
-	oneKind := "data.body must have either a 'trace', 'trace_chain', 'message' or 'crash_report' property, (but not more than one)."
-	missing := "data.body must not be undefined. Instead, it should be an object with a 'message', 'trace', 'trace_chain', or 'crash_report' key."
+	oneKind := "data.body must have either a 'trace', 'trace_chain', 'message' or 'crash_report' property, (but not " +
+		"more than one)."
+	missing := "data.body must not be undefined. Instead, it should be an object with a 'message', 'trace', " +
+		"'trace_chain', or 'crash_report' key."
 	for data, want := range map[string]string{
 		`null`:                                   missing,
 		`{"environment":"production"}`:           missing,
@@ -333,7 +341,8 @@ func TestRefuses(t *testing.T) {
 		c.do("POST /item", `{"data":`+data+`}`).requireError(422, "Invalid format. "+want)
 	}
 	assert.Empty(t, c.ItemIDs())
-	c.post("with null and numbers", fields{"title": nil, "person": fields{"id": 17}, "timestamp": 1.5, "unknown": []int{}})
+	c.post("with null and numbers", fields{"title": nil, "person": fields{"id": 17}, "timestamp": 1.5,
+		"unknown": []int{}})
 }
 
 func TestBulk(t *testing.T) {
@@ -384,7 +393,8 @@ func TestGroups(t *testing.T) {
 	item := c.get("/item?counter=1")
 	assert.Equal(t, `"warning"`, item.at("level"), "of the first occurrence")
 	ids := c.get("/item/"+item.at("id")+"/instances").values("instances", "id")
-	assert.Equal(t, []string{slices.Min(ids), slices.Max(ids)}, []string{item.at("first_occurrence_id"), item.at("last_occurrence_id")})
+	assert.Equal(t, []string{slices.Min(ids), slices.Max(ids)},
+		[]string{item.at("first_occurrence_id"), item.at("last_occurrence_id")})
 }
 
 func TestReactivates(t *testing.T) {
@@ -414,7 +424,8 @@ func TestFindsItems(t *testing.T) {
 	item, list := c.get(path), c.get("/items")
 	assert.Equal(t, item.body, c.get("/item?counter=3").body)
 	assert.Equal(t, item.body, c.get("/item/?uuid="+c.UUID(2, 1)).body)
-	assert.True(t, item.at("snooze_status") != "" && list.at("items", "0", "snooze_status") == "", "in single answers alone")
+	assert.True(t, item.at("snooze_status") != "" && list.at("items", "0", "snooze_status") == "",
+		"in single answers alone")
 	assert.True(t, item.at("title_lock") == "" && list.at("items", "0", "title_lock") != "", "in lists alone")
 
 	redirect := c.do("GET /item_by_counter/3", "")
@@ -451,11 +462,13 @@ func TestPatches(t *testing.T) {
 	assert.NotEqual(t, "null", one.at("last_resolved_timestamp"))
 	assert.Equal(t, `"active"`, one.at("snooze_status"))
 	for name, want := range map[string]string{
-		"resolved_in_version": `"4.2.0"`, "title": `"größer \"<neu>\""`, "title_lock": "1", "level": `"critical"`, "level_lock": "1", "assigned_user_id": "null",
+		"resolved_in_version": `"4.2.0"`, "title": `"größer \"<neu>\""`, "title_lock": "1", "level": `"critical"`,
+		"level_lock": "1", "assigned_user_id": "null",
 	} {
 		assert.Equal(t, want, list.at("items", "0", name), name)
 	}
-	for _, bad := range []string{`{"status":"gone"}`, `{"title":""}`, `{"level":"loud","status":"muted"}`, `{"assigned_user_id":"ada"}`} {
+	for _, bad := range []string{`{"status":"gone"}`, `{"title":""}`, `{"level":"loud","status":"muted"}`,
+		`{"assigned_user_id":"ada"}`} {
 		assert.Equal(t, 422, c.do("PATCH "+path, bad).status, bad)
 	}
 	assert.Equal(t, one.body, c.get(path).body, "what is refused changes nothing")
@@ -578,14 +591,17 @@ func TestSeed(t *testing.T) {
 	c := newClient(t, 100)
 	list, occurrences := c.get("/items"), c.get("/instances?limit=5000")
 	for name, want := range map[string][]string{
-		"status": {"active", "archived", "muted", "resolved"}, "level": {"critical", "debug", "error", "info", "warning"},
-		"environment": {"development", "production", "qa-préprod", "staging"}, "assigned_user_id": {"5325", "5326", "null"},
+		"status":              {"active", "archived", "muted", "resolved"},
+		"level":               {"critical", "debug", "error", "info", "warning"},
+		"environment":         {"development", "production", "qa-préprod", "staging"},
+		"assigned_user_id":    {"5325", "5326", "null"},
 		"resolved_in_version": {"4.1.7", "null"}, "unique_occurrences": {"1", "2", "3", "null"},
 	} {
 		assert.Equal(t, want, unique(list.values("items", name)), name)
 	}
 	titles := strings.Join(list.values("items", "title"), "|")
-	for _, part := range []string{"„Müller & Söhne“", "注文を", "فشل الدفع", "🔥", `"<!DOCTYPE "`, `{"error":"quota"`, "exists.\n|", "\nDETAIL", "<script>alert('x')", "\t", strings.Repeat("very long ", 25)} {
+	for _, part := range []string{"„Müller & Söhne“", "注文を", "فشل الدفع", "🔥", `"<!DOCTYPE "`, `{"error":"quota"`,
+		"exists.\n|", "\nDETAIL", "<script>alert('x')", "\t", strings.Repeat("very long ", 25)} {
 		assert.Contains(t, titles, part)
 	}
 	assert.True(t, slices.ContainsFunc(occurrences.values("instances", "id"), func(id string) bool {
@@ -597,7 +613,8 @@ func TestSeed(t *testing.T) {
 		assert.Contains(t, occurrences.body, `"body":{"`+kind+`":`)
 	}
 	assert.Equal(t, `"`+sandbox.PostToken+`"`, occurrences.at("instances", "0", "data", "metadata", "access_token"))
-	assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`, occurrences.at("instances", "0", "data", "custom"))
+	assert.Equal(t, `{"big":123456789012345678901234567890,"small":1e3,"price":1.10}`,
+		occurrences.at("instances", "0", "data", "custom"))
 }
 
 // What a sandbox gave an id to keeps it: the next one has the same invented items, and other new ones.

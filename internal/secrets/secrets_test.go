@@ -70,7 +70,8 @@ func TestMaskLeavesTheRest(t *testing.T) {
 func TestMaskInJSON(t *testing.T) {
 	t.Parallel()
 	mask := New("nabcdefgh", `"quoted secret`, "tab and more")
-	for _, text := range []string{"\nabcdefgh", "nabcdefgh", `\nabcdefgh`, `"quoted secret`, `\"quoted secret`, "\tab and more"} {
+	for _, text := range []string{"\nabcdefgh", "nabcdefgh", `\nabcdefgh`, `"quoted secret`, `\"quoted secret`,
+		"\tab and more"} {
 		line, err := json.Marshal(text)
 		require.NoError(t, err)
 		var got string

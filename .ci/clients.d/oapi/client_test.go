@@ -43,7 +43,8 @@ func TestClient(t *testing.T) {
 	if item.JSON200 == nil || item.JSON200.Id != id || item.JSON200.AdditionalProperties["title"] == "" {
 		t.Fatalf("item %d is %s", id, item.Body)
 	}
-	item, err = client.ItemsGetWithResponse(ctx, strconv.FormatInt(id, 10), &api.ItemsGetParams{IfNoneMatch: item.Headers200.ETag})
+	item, err = client.ItemsGetWithResponse(ctx, strconv.FormatInt(id, 10),
+		&api.ItemsGetParams{IfNoneMatch: item.Headers200.ETag})
 	if err != nil || item.StatusCode() != http.StatusNotModified {
 		t.Fatalf("item %d, which is known, is %s, %v", id, item.Body, err)
 	}
@@ -60,7 +61,8 @@ func TestClient(t *testing.T) {
 		}
 		return created
 	}
-	sent := create(map[string]any{"environment": "production", "body": map[string]any{"message": map[string]any{"body": "sent by oapi-codegen"}}})
+	sent := create(map[string]any{"environment": "production",
+		"body": map[string]any{"message": map[string]any{"body": "sent by oapi-codegen"}}})
 	if sent.JSON201 == nil || sent.JSON201.State != api.CreatedStateDelivered {
 		t.Fatalf("the payload became %s", sent.Body)
 	}
@@ -70,7 +72,8 @@ func TestClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report := reports.JSON200.Reports[0]; report.LastSeen.IsZero() || report.Uuid == nil || report.Data["body"] == nil {
+	if report := reports.JSON200.Reports[0]; report.LastSeen.IsZero() || report.Uuid == nil ||
+		report.Data["body"] == nil {
 		t.Fatalf("the report is %#v", report)
 	}
 

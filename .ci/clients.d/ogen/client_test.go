@@ -51,9 +51,10 @@ func TestClient(t *testing.T) {
 		t.Fatalf("item %d, which is known, is %#v, %v", id, got, err)
 	}
 
-	sent, err := client.ItemsCreate(ctx, api.NewItemsCreateDataItemsCreate(api.ItemsCreateData{Data: api.ItemsCreateDataData{
-		"environment": jx.Raw(`"production"`), "body": jx.Raw(`{"message":{"body":"sent by ogen"}}`),
-	}}))
+	sent, err := client.ItemsCreate(ctx,
+		api.NewItemsCreateDataItemsCreate(api.ItemsCreateData{Data: api.ItemsCreateDataData{
+			"environment": jx.Raw(`"production"`), "body": jx.Raw(`{"message":{"body":"sent by ogen"}}`),
+		}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +62,13 @@ func TestClient(t *testing.T) {
 		t.Fatalf("the payload became %#v", sent)
 	}
 
-	reports, err := client.ReportsList(ctx, api.ReportsListParams{State: api.NewOptReportsListState(api.ReportsListStateDelivered)})
+	reports, err := client.ReportsList(ctx,
+		api.ReportsListParams{State: api.NewOptReportsListState(api.ReportsListStateDelivered)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report := reports.Response.Reports[0]; report.LastSeen.IsZero() || report.UUID.Null || len(report.Data["body"]) == 0 {
+	if report := reports.Response.Reports[0]; report.LastSeen.IsZero() || report.UUID.Null ||
+		len(report.Data["body"]) == 0 {
 		t.Fatalf("the report is %#v", report)
 	}
 

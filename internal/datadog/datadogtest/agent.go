@@ -148,7 +148,8 @@ func (a *Agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // decodeTraces decodes a request as the agent does. The error says what the agent would reject.
 func decodeTraces(r *http.Request) ([][]Span, error) {
-	for _, name := range []string{"Content-Encoding", "Datadog-Client-Computed-Top-Level", "Datadog-Client-Computed-Stats"} {
+	for _, name := range []string{"Content-Encoding", "Datadog-Client-Computed-Top-Level",
+		"Datadog-Client-Computed-Stats"} {
 		if r.Header.Get(name) != "" {
 			return nil, fmt.Errorf("header %s must not be set", name)
 		}
