@@ -1,6 +1,6 @@
-// Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers
-// stay as they are digit for digit, and unknown members keep their places. All functions but Compact
-// and Object expect compact JSON, as Compact returns it.
+// Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers stay as
+// they are digit for digit, and unknown members keep their places. All functions but Compact and Object expect
+// compact JSON, as Compact returns it.
 package rawjson
 
 import (
@@ -15,8 +15,8 @@ import (
 	"unicode/utf8"
 )
 
-// Compact checks that the text is one JSON value and returns it without white space. The result is the
-// text itself where there is none.
+// Compact checks that the text is one JSON value and returns it without white space. The result is the text
+// itself where there is none.
 func Compact(text []byte) (json.RawMessage, error) {
 	text = bytes.TrimRight(text, " \n\r\t") // so that a line needs no copy
 	c := compactor{text: text}
@@ -29,9 +29,9 @@ func Compact(text []byte) (json.RawMessage, error) {
 	return append(c.compact, text[c.kept:]...), nil
 }
 
-// A compactor checks JSON by the rules of encoding/json, several times as fast. Its methods skip what they
-// are named after, and return false where that does not come next. The text before at has been checked; the
-// text before kept, without white space, is in compact.
+// A compactor checks JSON by the rules of encoding/json, about twice as fast. Its methods skip what they are
+// named after, and return false where that does not come next. The text before at has been checked; the text
+// before kept, without white space, is in compact.
 type compactor struct {
 	text     []byte
 	at, kept int
@@ -67,15 +67,11 @@ func (c *compactor) value(depth int) (ok bool) {
 	if c.at == len(c.text) || depth > 10_000 { // the limit of encoding/json
 		return false
 	}
-	switch c.text[c.at] {
+	switch b := c.text[c.at]; b {
 	case '"':
 		ok = c.string()
-	case '{':
-		ok = c.nested('}', func() bool {
-			return c.string() && c.space() && c.next(':') && c.space() && c.value(depth+1)
-		})
-	case '[':
-		ok = c.nested(']', func() bool { return c.value(depth + 1) })
+	case '{', '[':
+		ok = c.nested(b, depth+1)
 	case 'n', 't', 'f':
 		ok = c.word("null") || c.word("true") || c.word("false")
 	default:
@@ -84,14 +80,17 @@ func (c *compactor) value(depth int) (ok bool) {
 	return ok && c.space()
 }
 
-// nested skips an object or an array.
-func (c *compactor) nested(closing byte, element func() bool) bool {
-	c.at++
-	if c.space() && c.next(closing) {
-		return true
-	}
-	for ok := element(); ok; ok = c.next(',') && c.space() && element() {
-		if c.next(closing) {
+// nested skips an object or an array. In ASCII, a closing bracket is the second character behind its opening one.
+func (c *compactor) nested(opening byte, depth int) bool {
+	for separator := opening; c.next(separator) && c.space(); separator = ',' {
+		if separator == opening && c.next(opening+2) {
+			return true
+		}
+		isNamed := opening == '[' || c.string() && c.space() && c.next(':') && c.space()
+		if !isNamed || !c.value(depth) {
+			return false
+		}
+		if c.next(opening + 2) {
 			return true
 		}
 	}
@@ -111,17 +110,13 @@ func (c *compactor) string() bool {
 		case b < ' ':
 			return false
 		case b == '\\':
-			n := escapeLen(text[i:])
-			if n == 0 {
-				return false
-			}
-			i += n - 1
+			i += escapeLen(text[i:]) - 1
 		}
 	}
 	return false
 }
 
-// escapeLen returns the length of the escape that the text begins with, or 0 if it is malformed.
+// escapeLen returns the length of the escape that the text begins with, or of the text if it is malformed.
 func escapeLen(text []byte) int {
 	switch {
 	case len(text) > 1 && strings.IndexByte(`"\/bfnrt`, text[1]) >= 0:
@@ -129,7 +124,7 @@ func escapeLen(text []byte) int {
 	case escapedRune(text) >= 0:
 		return 6
 	}
-	return 0
+	return len(text)
 }
 
 // escapedRune returns the value of the escape, \u and four digits, that the text begins with, or -1.
@@ -172,8 +167,8 @@ func (c *compactor) word(word string) bool {
 	return found
 }
 
-// Members yields the names and values of a compact JSON object, in their order. It yields nothing
-// for any other value.
+// Members yields the names and values of a compact JSON object, in their order. It yields nothing for any other
+// value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
 		for name, value := range RawMembers(object) {
@@ -226,8 +221,8 @@ func Elements(array []byte) iter.Seq[json.RawMessage] {
 	}
 }
 
-// Get returns the value of the member that the path of names leads to, or nil. Of members with the same
-// name the last one counts.
+// Get returns the value of the member that the path of names leads to, or nil. Of members with the same name
+// the last one counts.
 func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		var found json.RawMessage
@@ -241,9 +236,20 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
-// valueLen returns the length of the value that the text begins with. Behind it comes a comma or the end of
-// the object or array that it belongs to.
+// valueLen returns the length of the value that the text begins with. Behind it comes a comma or the end of the
+// object or array that it belongs to.
 func valueLen(text []byte) int {
+	length, _ := measure(text)
+	return length
+}
+
+// Depth returns how deep objects and arrays are nested in the value: 0 for a plain value.
+func Depth(value json.RawMessage) int {
+	_, deepest := measure(value)
+	return deepest
+}
+
+func measure(text []byte) (length, deepest int) {
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -251,30 +257,14 @@ func valueLen(text []byte) int {
 			i += stringLen(text[i:]) - 1
 		case c == '{' || c == '[':
 			depth++
+			deepest = max(deepest, depth)
 		case depth == 0 && (c == ',' || c == '}' || c == ']'):
-			return i
+			return i, deepest
 		case c == '}' || c == ']':
 			depth--
 		}
 	}
-	return len(text)
-}
-
-// Depth returns how deep objects and arrays are nested in the value: 0 for a plain value.
-func Depth(value json.RawMessage) (deepest int) {
-	depth := 0
-	for i := 0; i < len(value); i++ {
-		switch value[i] {
-		case '"':
-			i += stringLen(value[i:]) - 1
-		case '{', '[':
-			depth++
-			deepest = max(deepest, depth)
-		case '}', ']':
-			depth--
-		}
-	}
-	return deepest
+	return len(text), deepest
 }
 
 // stringLen returns the length of the string that the text begins with, quotes included.
@@ -323,8 +313,8 @@ func Int(value json.RawMessage) (int64, bool) {
 	return n, err == nil
 }
 
-// Set returns the object with the member changed to the value, or added behind the others. A nil value
-// removes the member. The object itself is not changed.
+// Set returns the object with the member changed to the value, or added behind the others. A nil value removes
+// the member. The object itself is not changed.
 func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
 	changed := append(make(json.RawMessage, 0, len(object)+len(name)+len(value)+4), '{')
 	found := false
@@ -359,15 +349,15 @@ func AppendQuoted(buf []byte, text string) []byte {
 		if ' ' <= c && c <= '~' && c != '"' && c != '\\' {
 			continue
 		}
-		letter := escapeLetters[c]
-		if letter == 0 {
+		short := strings.IndexByte("\n\t\r\"\\", c)
+		if short < 0 {
 			var quoted bytes.Buffer
 			encoder := json.NewEncoder(&quoted)
 			encoder.SetEscapeHTML(false) // which makes six bytes of one
 			_ = encoder.Encode(text)     // cannot fail for a string
 			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 		}
-		quick = append(append(quick, text[plain:i]...), '\\', letter)
+		quick = append(append(quick, text[plain:i]...), '\\', `ntr"\`[short])
 		plain = i + 1
 	}
 	return append(append(quick, text[plain:]...), '"')
@@ -390,11 +380,8 @@ func Cut(text string, most int) string {
 	return text
 }
 
-// escapeLetters are the short escapes of common special characters.
-var escapeLetters = [256]byte{'\n': 'n', '\t': 't', '\r': 'r', '"': '"', '\\': '\\'}
-
-// Purge returns the value without the members of the name, however deep in the value that the path of
-// names leads to.
+// Purge returns the value without the members of the name, however deep in the value that the path of names
+// leads to.
 func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	switch {
 	case value[0] == '{':
@@ -403,10 +390,9 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 			switch {
 			case len(path) > 0 && isNamed(n, path[0]):
 				v = Purge(v, name, path[1:]...)
-			case len(path) > 0:
-			case isNamed(n, name):
+			case len(path) == 0 && isNamed(n, name):
 				v = nil
-			default:
+			case len(path) == 0:
 				v = Purge(v, name)
 			}
 			purged = appendMember(purged, n, v)
@@ -415,24 +401,21 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	case value[0] == '[' && len(path) == 0:
 		purged := json.RawMessage{'['}
 		for v := range Elements(value) {
-			if len(purged) > 1 {
-				purged = append(purged, ',')
-			}
-			purged = append(purged, Purge(v, name)...)
+			purged = append(append(purged, Purge(v, name)...), ',')
 		}
-		return append(purged, ']')
+		return append(bytes.TrimSuffix(purged, []byte(",")), ']')
 	}
 	return value
 }
 
-// StorableText returns the text with U+FFFD for what PostgreSQL's type text cannot hold: NUL, and bytes
-// that are not UTF-8.
+// StorableText returns the text with U+FFFD for what PostgreSQL's type text cannot hold: NUL, and bytes that
+// are not UTF-8.
 func StorableText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// Storable returns the JSON with U+FFFD for what PostgreSQL's type json cannot hold or query: bytes that
-// are not UTF-8, \u0000 and lone surrogates. It returns its argument where there is nothing to do.
+// Storable returns the JSON with U+FFFD for what PostgreSQL's type json cannot hold or query: bytes that are
+// not UTF-8, \u0000 and lone surrogates. It returns its argument where there is nothing to do.
 func Storable(text json.RawMessage) json.RawMessage {
 	if !utf8.Valid(text) {
 		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
@@ -455,8 +438,8 @@ func Storable(text json.RawMessage) json.RawMessage {
 	return append(clean, text...)
 }
 
-// Object returns the members of the JSON object that the text is. It refuses any other value, names that
-// are given twice and text behind the object.
+// Object returns the members of the JSON object that the text is. It refuses any other value, names that are
+// given twice and text behind the object.
 func Object(text []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("it is not UTF-8")

@@ -146,3 +146,34 @@ func TestCut(t *testing.T) {
 		require.Greater(t, len(got), 80)
 	}
 }
+
+// What the service does with a page of Rollbar's: check it, take it apart, change its items.
+func BenchmarkParts(b *testing.B) {
+	item := `{"id": 1705000007, "title": "TypeError: \"x\" of\n undefined 🔥", "assigned_user_id": null, "data": [` +
+		`{"a": {"b": -1.5e3}}], "hash": "0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33", "level": "error"}`
+	page := []byte("[" + strings.Repeat(item+",\n  ", 99) + item + "]")
+	compact, err := Compact(page)
+	require.NoError(b, err)
+	for name, work := range map[string]func(){
+		"Compact":      func() { _, _ = Compact(page) },
+		"CompactAgain": func() { _, _ = Compact(compact) },
+		"Get":          func() { forEach(compact, func(item json.RawMessage) { Get(item, "hash") }) },
+		"Set":          func() { forEach(compact, func(item json.RawMessage) { Set(item, "level", item[:0]) }) },
+		"AppendQuoted": func() { AppendQuoted(nil, item) },
+		"Purge":        func() { Purge(compact, "id") },
+		"Depth":        func() { Depth(compact) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(compact)))
+			for b.Loop() {
+				work()
+			}
+		})
+	}
+}
+
+func forEach(page []byte, f func(json.RawMessage)) {
+	for item := range Elements(page) {
+		f(item)
+	}
+}
