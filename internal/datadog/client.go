@@ -10,12 +10,12 @@
 //	defer span.Finish()
 //	client.Count("shop.fills", 1, "cache:prices")
 //
-// A program pays nothing while Datadog is off: without the address of an agent Start returns a nil
-// *Client, and the methods of a nil *Client and of a nil *Span do nothing.
+// A program pays nothing while Datadog is off: without the address of an agent Start returns a nil *Client, and
+// the methods of a nil *Client and of a nil *Span do nothing.
 //
-// A missing, slow or failing agent does not slow down the program. Spans and metrics go into bounded
-// buffers, which one goroutine for traces and one for metrics send. Data that do not fit or cannot be
-// sent are dropped, and the log states how many and why: at once for the first time, then at most once a minute.
+// A missing, slow or failing agent does not slow down the program. Spans and metrics go into bounded buffers,
+// which one goroutine for traces and one for metrics send. Data that do not fit or cannot be sent are dropped,
+// and the log states how many and why: at once for the first time, then at most once a minute.
 package datadog
 
 import (
@@ -37,16 +37,16 @@ type Client struct {
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client. The client is nil if the settings contain no address of an agent. An error names
-// the variable that is invalid and says what is valid.
+// Start starts a client, which is nil if the settings contain no address of an agent. An error names the
+// variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
+	var err error
 	if settings.TraceEnabled {
-		u, err := settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https", "unix")
+		traceURL, err = settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https", "unix")
 		if err != nil {
 			return nil, err
 		}
-		traceURL = u
 	}
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")
 	if err != nil {
@@ -75,15 +75,12 @@ func Start(settings Settings) (*Client, error) {
 			}
 		})
 	}
-	identity := settings.identity()
 	if traceURL != nil {
-		c.traces = newTraceSender(traceURL, cmp.Or(settings.timeout, 5*time.Second), identity, drops)
-		c.traces.mask = settings.Mask
+		c.traces = newTraceSender(traceURL, settings, drops)
 		run(c.traces.full, c.traces.flush)
 	}
 	if metricURL != nil {
-		c.metrics = newMetricSender(metricURL, identity, drops)
-		c.metrics.mask = settings.Mask
+		c.metrics = newMetricSender(metricURL, settings, drops)
 		run(nil, c.metrics.flush)
 	}
 	return c, nil

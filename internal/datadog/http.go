@@ -21,19 +21,23 @@ func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 		return r.Context(), nil
 	}
 	ctx, s := c.StartSpan(c.extract(r.Context(), r.Header), "http.request", "web", r.Method)
-	s.SetTag("span.kind", "server")
-	s.SetTag("component", "net/http")
-	s.SetTag("http.method", r.Method)
-	target := url.URL{Scheme: "http", Host: r.Host, Path: r.URL.Path}
-	s.SetTag("http.url", target.String()) // without the query
+	s.setHTTPTags("server", r.Method, url.URL{Scheme: "http", Host: r.Host, Path: r.URL.Path})
 	s.SetTag("http.host", r.Host)
 	s.SetTag("http.useragent", r.UserAgent())
 	return ctx, s
 }
 
+// setHTTPTags sets the tags that both ends of a request have. The URL is without user and query.
+func (s *Span) setHTTPTags(end, method string, target url.URL) {
+	s.SetTag("span.kind", end)
+	s.SetTag("component", "net/http")
+	s.SetTag("http.method", method)
+	s.SetTag("http.url", target.String())
+}
+
 // FinishRequest ends the span of a request. The pattern is the one of http.ServeMux, METHOD /path/{id}, or
-// empty if no route matched. The span has failed if the status is 500 or above; the error is the reason
-// and may be nil.
+// empty if no route matched. The span has failed if the status is 500 or above; the error is the reason and may
+// be nil.
 func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err error) {
 	if s == nil {
 		return
@@ -45,10 +49,7 @@ func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err er
 	s.change(func() { s.resource = r.Method + " " + cmp.Or(route, "(no route)") })
 	s.SetTag("http.status_code", strconv.Itoa(status))
 	if status >= 500 {
-		if err == nil {
-			err = StatusError(status)
-		}
-		s.SetError(err)
+		s.SetError(cmp.Or(err, error(StatusError(status))))
 	}
 	s.Finish()
 }
@@ -58,61 +59,53 @@ type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// Transport returns a transport that records the requests through next. Each request is a span, whose
-// context it sends to the server in the headers. The span ends when the response body is closed.
+// Transport returns a transport that records the requests through next. Each request is a span, whose context
+// it sends to the server in the headers. The span ends when the response body is closed.
 //
 // The metrics PREFIX.calls, a counter, and PREFIX.latency, a distribution, have the tags method and
 // status_class ("2xx" … "5xx", or "error" if there is no response).
 //
-// The resource function names what a request is about, such as "GET /items/{id}". Few different values
-// are useful: they must not contain ids or the query.
+// The resource function names what a request is about, such as "GET /items/{id}". Few different values are
+// useful: they must not contain ids or the query.
 func (c *Client) Transport(next http.RoundTripper, prefix string, resource func(*http.Request) string) http.RoundTripper {
 	if c == nil {
 		return next
 	}
-	return &tracingTransport{c, next, prefix, resource}
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		began := time.Now()
+		ctx, s := c.StartSpan(r.Context(), "http.request", "http", resource(r))
+		r = r.Clone(ctx)
+		s.Inject(r.Header)
+		s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path})
+		s.SetTag("network.destination.name", r.URL.Hostname())
+		if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
+			s.SetMetric("network.destination.port", int64(port))
+		}
+		res, err := next.RoundTrip(r)
+		class := "error"
+		if err == nil {
+			class = strconv.Itoa(res.StatusCode/100) + "xx"
+		}
+		tags := []string{"method:" + r.Method, "status_class:" + class}
+		c.Count(prefix+".calls", 1, tags...)
+		c.Latency(prefix+".latency", time.Since(began), tags...)
+		if err != nil {
+			s.SetError(err)
+			s.Finish()
+			return nil, err
+		}
+		s.SetTag("http.status_code", strconv.Itoa(res.StatusCode))
+		if res.StatusCode >= 400 && res.StatusCode != http.StatusNotFound { // 404 is a result, not a failure
+			s.SetError(StatusError(res.StatusCode))
+		}
+		res.Body = &tracedBody{res.Body, s}
+		return res, nil
+	})
 }
 
-type tracingTransport struct {
-	client   *Client
-	next     http.RoundTripper
-	prefix   string // of the metrics
-	resource func(*http.Request) string
-}
+type roundTripper func(*http.Request) (*http.Response, error)
 
-func (t *tracingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	began := time.Now()
-	ctx, s := t.client.StartSpan(r.Context(), "http.request", "http", t.resource(r))
-	r = r.Clone(ctx)
-	s.Inject(r.Header)
-	s.SetTag("span.kind", "client")
-	s.SetTag("component", "net/http")
-	s.SetTag("http.method", r.Method)
-	target := url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path}
-	s.SetTag("http.url", target.String()) // without user and query
-	s.SetTag("network.destination.name", r.URL.Hostname())
-	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
-		s.SetMetric("network.destination.port", int64(port))
-	}
-	res, err := t.next.RoundTrip(r)
-	class := "error"
-	if err == nil {
-		class = strconv.Itoa(res.StatusCode/100) + "xx"
-	}
-	t.client.Count(t.prefix+".calls", 1, "method:"+r.Method, "status_class:"+class)
-	t.client.Latency(t.prefix+".latency", time.Since(began), "method:"+r.Method, "status_class:"+class)
-	if err != nil {
-		s.SetError(err)
-		s.Finish()
-		return nil, err
-	}
-	s.SetTag("http.status_code", strconv.Itoa(res.StatusCode))
-	if res.StatusCode >= 400 && res.StatusCode != http.StatusNotFound { // 404 is a result, not a failure
-		s.SetError(StatusError(res.StatusCode))
-	}
-	res.Body = &tracedBody{res.Body, s}
-	return res, nil
-}
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // A tracedBody finishes its span when it is closed.
 type tracedBody struct {

@@ -158,10 +158,6 @@ func TestClientSpanWithoutResponse(t *testing.T) {
 	agent.Metric("app.rollbar.calls", "status_class:error")
 }
 
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 type failingReader struct{}
 
 func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }

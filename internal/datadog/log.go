@@ -13,34 +13,32 @@ import (
 
 // NewLogHandler returns a handler that writes records of at least the level to w, as lines of JSON.
 //
-// Datadog recognizes the keys timestamp, level, message and, for an attribute "error", error.message. Each
-// line also has dd.service, dd.env and dd.version from the settings and, if the context carries a span,
-// dd.trace_id and dd.span_id. In a logger with an open group, these two are in the group.
+// Datadog recognizes the keys timestamp, level, message and, for an attribute "error", error.message. Each line
+// also has dd.service, dd.env and dd.version from the settings and, if the context carries a span, dd.trace_id
+// and dd.span_id. In a logger with an open group, these two are in the group.
 func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Handler {
 	id := settings.identity()
 	var attrs []slog.Attr
-	for _, tag := range []spanTag{{"dd.service", id.service}, {"dd.env", id.env}, {"dd.version", id.version}} {
-		if tag.value != "" {
-			attrs = append(attrs, slog.String(tag.key, tag.value))
-		}
+	for _, tag := range given(spanTag{"dd.service", id.service}, spanTag{"dd.env", id.env}, spanTag{"dd.version", id.version}) {
+		attrs = append(attrs, slog.String(tag.key, tag.value))
 	}
 	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
 	buffer, _ := w.(*LogBuffer)
 	return &logHandler{json.WithAttrs(attrs), buffer}
 }
 
-// Shorten shortens a text or an error of a record, so that a line with three of them and a stack is at most 4 kB.
+// Shorten shortens a text or an error of a record, so that a line with three of them and a stack is at most 4
+// kB.
 func Shorten(attr slog.Attr) slog.Attr {
 	most := 900
 	if attr.Key == "error.stack" {
 		most = 2200
 	}
+	isText := attr.Value.Kind() == slog.KindString
 	if attr.Value.Kind() == slog.KindAny {
-		if err, ok := attr.Value.Any().(error); ok {
-			attr.Value = slog.StringValue(err.Error())
-		}
+		_, isText = attr.Value.Any().(error)
 	}
-	if attr.Value.Kind() == slog.KindString {
+	if isText {
 		attr.Value = slog.StringValue(rawjson.Cut(attr.Value.String(), most))
 	}
 	return attr
@@ -95,9 +93,9 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 	return &logHandler{h.Handler.WithGroup(name), h.buffer}
 }
 
-// A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system
-// call for each line costs as much as a fast request. A handler from NewLogHandler flushes the buffer
-// after each record of level WARN and above. The owner calls Flush before the program ends.
+// A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system call for
+// each line costs as much as a fast request. A handler from NewLogHandler flushes the buffer after each record
+// of level WARN and above. The owner calls Flush before the program ends.
 type LogBuffer struct {
 	Out io.Writer
 
@@ -105,19 +103,14 @@ type LogBuffer struct {
 	lines []byte
 }
 
-const (
-	logDelay = 20 * time.Millisecond
-	logSize  = 32 << 10
-)
-
 // Write adds a line to the buffer.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	if len(b.lines) == 0 {
-		time.AfterFunc(logDelay, b.Flush)
+		time.AfterFunc(20*time.Millisecond, b.Flush)
 	}
 	b.lines = append(b.lines, line...)
-	full := len(b.lines) >= logSize
+	full := len(b.lines) >= 32<<10
 	b.mu.Unlock()
 	if full {
 		b.Flush()

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/url"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,8 +26,8 @@ const (
 	redialAfter = 15 * time.Second
 )
 
-// Count adds the value to a counter. A tag is "key:value". Each combination of a name and tags is a
-// series that Datadog charges for, so tags must have few different values.
+// Count adds the value to a counter. A tag is "key:value". Each combination of a name and tags is a series that
+// Datadog charges for, so tags must have few different values.
 func (c *Client) Count(name string, value float64, tags ...string) {
 	c.addMetric('c', name, value, tags)
 }
@@ -38,23 +37,16 @@ func (c *Client) Gauge(name string, value float64, tags ...string) {
 	c.addMetric('g', name, value, tags)
 }
 
-// Latency adds a time to a distribution, for which Datadog computes percentiles. The unit is the
-// millisecond.
+// Latency adds a time to a distribution, for which Datadog computes percentiles. The unit is the millisecond.
 func (c *Client) Latency(name string, took time.Duration, tags ...string) {
 	c.addMetric('d', name, float64(took)/float64(time.Millisecond), tags)
-}
-
-func (c *Client) addMetric(kind byte, name string, value float64, tags []string) {
-	if c.MetricsEnabled() {
-		c.metrics.add(kind, name, value, tags)
-	}
 }
 
 // MetricsEnabled reports whether the client sends metrics.
 func (c *Client) MetricsEnabled() bool { return c != nil && c.metrics != nil }
 
-// OnFlush registers a function that is called before metrics are sent, usually to set gauges. It should
-// return quickly.
+// OnFlush registers a function that is called before metrics are sent, usually to set gauges. It should return
+// quickly.
 func (c *Client) OnFlush(f func()) {
 	if !c.MetricsEnabled() {
 		return
@@ -67,9 +59,8 @@ func (c *Client) OnFlush(f func()) {
 // A metricSender aggregates metrics and sends them as DogStatsD datagrams.
 type metricSender struct {
 	network, address string
-	tags             []string
+	tags             []string // of every metric
 	drops            *drops
-	runtimeTags      []string // of the runtime's metrics, as in Datadog's own clients
 	mask             *secrets.Mask
 
 	mu      sync.Mutex
@@ -81,8 +72,8 @@ type metricSender struct {
 	dialed time.Time
 }
 
-// A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts.
-// A distribution keeps its values or, if there are more than maxValues, a random sample of them.
+// A series is one metric with one set of tags. Counts are added up and the last value of a gauge counts. A
+// distribution keeps its values or, if there are more than maxValues, a random sample of them.
 type series struct {
 	kind   byte // c, g or d, as in the protocol
 	name   string
@@ -92,8 +83,8 @@ type series struct {
 }
 
 // newMetricSender returns a sender to the agent at the URL, which may be that of a unix socket.
-func newMetricSender(agent *url.URL, id identity, drops *drops) *metricSender {
-	m := &metricSender{network: "udp", drops: drops, series: map[string]*series{}}
+func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSender {
+	m := &metricSender{network: "udp", drops: drops, mask: settings.Mask, series: map[string]*series{}}
 	m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
 	switch agent.Scheme {
 	case "unix", "unixgram":
@@ -101,17 +92,18 @@ func newMetricSender(agent *url.URL, id identity, drops *drops) *metricSender {
 	case "unixstream":
 		m.network, m.address = "unix", agent.Path
 	}
-	for _, tag := range append(slices.Clip(id.tags), spanTag{"service", id.service}) {
+	id := settings.identity()
+	for _, tag := range append(id.tags, spanTag{"service", id.service}) {
 		m.tags = append(m.tags, tag.key+":"+tag.value)
 	}
-	m.runtimeTags = []string{"runtime-id:" + id.runtimeID, "lang:go", "lang_version:" + strings.TrimPrefix(runtime.Version(), "go")}
 	return m
 }
 
-func (m *metricSender) add(kind byte, name string, value float64, tags []string) {
-	if math.IsNaN(value) || math.IsInf(value, 0) {
+func (c *Client) addMetric(kind byte, name string, value float64, tags []string) {
+	if !c.MetricsEnabled() || math.IsNaN(value) || math.IsInf(value, 0) {
 		return
 	}
+	m := c.metrics
 	var space [200]byte
 	key := append(append(space[:0], kind), name...)
 	for _, tag := range tags {
@@ -228,8 +220,8 @@ func metricTags(common, own []string) string {
 	return strings.Join(slices.DeleteFunc(tags, func(tag string) bool { return tag == "" }), ",")
 }
 
-// send sends a packet. An error of a connection that was used before belongs to an earlier packet, so
-// the packet is sent again through a new connection.
+// send sends a packet. An error of a connection that was used before belongs to an earlier packet, so the
+// packet is sent again through a new connection.
 func (m *metricSender) send(ctx context.Context, packet []byte) error {
 	if m.network == "unix" { // a stream, on which the length of a packet precedes it
 		packet = append(binary.LittleEndian.AppendUint32(nil, uint32(len(packet))), packet...)
@@ -246,11 +238,10 @@ func (m *metricSender) send(ctx context.Context, packet []byte) error {
 		}
 		_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		_, err := m.conn.Write(packet)
-		if err == nil {
-			return nil
+		if err != nil {
+			m.hangUp()
 		}
-		m.hangUp()
-		if !used {
+		if err == nil || !used {
 			return err
 		}
 		m.drops.add(packetUnit, 1, err)
@@ -260,9 +251,7 @@ func (m *metricSender) send(ctx context.Context, packet []byte) error {
 // dial connects to the agent, if possible by IPv4, on which agents listen by default: connecting by UDP
 // succeeds even if nobody listens.
 func (m *metricSender) dial(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var dialer net.Dialer
+	dialer := net.Dialer{Timeout: 5 * time.Second}
 	if m.network == "udp" {
 		m.conn, err = dialer.DialContext(ctx, "udp4", m.address)
 	}

@@ -22,8 +22,8 @@ import (
 
 // newTestSender returns a sender of metrics to the address. No goroutine flushes it.
 func newTestSender(t testing.TB, address string) *metricSender {
-	id := Settings{Service: "shop", Env: "prod", Version: "1.2.3"}.identity()
-	m := newMetricSender(&url.URL{Scheme: "udp", Host: address}, id, newDrops(nil))
+	settings := Settings{Service: "shop", Env: "prod", Version: "1.2.3"}
+	m := newMetricSender(&url.URL{Scheme: "udp", Host: address}, settings, newDrops(nil))
 	t.Cleanup(m.hangUp)
 	return m
 }
@@ -141,7 +141,7 @@ func TestTooManySeries(t *testing.T) {
 	t.Parallel()
 	m := newTestSender(t, "")
 	for i := range maxSeries + 5 {
-		m.add('c', "app.metric", 1, []string{fmt.Sprint("id:", i)})
+		(&Client{metrics: m}).Count("app.metric", 1, fmt.Sprint("id:", i))
 	}
 	assert.Len(t, m.series, maxSeries)
 	assert.Equal(t, 5, m.drops.counts[packetUnit])
@@ -187,7 +187,7 @@ func TestMetricsToIPv6(t *testing.T) {
 func TestMetricsOfAnUnknownHost(t *testing.T) {
 	t.Parallel()
 	m := newTestSender(t, "no-such-host.invalid:8125")
-	m.add('c', "app.metric", 1, nil)
+	(&Client{metrics: m}).Count("app.metric", 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // no name server is asked
 	m.flush(ctx, false)
@@ -231,7 +231,7 @@ func TestRuntimeMetrics(t *testing.T) {
 	for len(missing) > 0 {
 		metric := datadogtest.Receive(t, agent.Metrics)
 		assert.Equal(t, "g", metric.Kind)
-		assert.Subset(t, metric.Tags, client.metrics.runtimeTags)
+		assert.Subset(t, metric.Tags, []string{"runtime-id:" + runtimeID, "lang:go", "lang_version:" + goVersion})
 		switch metric.Name {
 		case "runtime.go.num_goroutine", "runtime.go.mem_stats.sys", "runtime.go.mem_stats.heap_inuse",
 			"runtime.go.mem_stats.mallocs":

@@ -8,26 +8,19 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A pgxTracer records the operations of pgx as spans. It ignores operations outside of traces, such as
-// polling for work, whose traces would be of no interest.
+// A pgxTracer records the operations of pgx as spans. It ignores operations outside of traces, such as polling
+// for work, whose traces would be of no interest.
 //
-// Spans contain statements with their placeholders, never with arguments. The agent replaces literals,
-// such as a limit, so that statements with different ones are one resource.
+// Spans contain statements with their placeholders, never with arguments. The agent replaces literals, such as
+// a limit, so that statements with different ones are one resource.
 type pgxTracer struct {
 	client *Client
 	tags   []spanTag // of every span
 	port   uint16
 }
 
-var _ interface {
-	pgx.QueryTracer
-	pgx.CopyFromTracer
-	pgx.ConnectTracer
-	pgxpool.AcquireTracer
-} = (*pgxTracer)(nil)
-
-// PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off. Within a
-// trace it records queries, COPY FROM, connecting, and waiting for a connection of a pool.
+// PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off. Within a trace
+// it records queries, COPY FROM, and waiting for a connection of a pool.
 func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	if !c.tracing() {
 		return nil
@@ -47,15 +40,12 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	if SpanFrom(ctx) == nil {
 		return ctx
 	}
-	kind, resource := "sql", statement
-	if statement == "" {
-		kind, resource = "db", operation // the agent parses the resource of a span of type sql
-	}
-	ctx, s := p.client.StartSpan(ctx, name, kind, resource)
+	ctx, s := p.client.StartSpan(ctx, name, "db", operation)
 	s.tags = append(s.tags, p.tags...)
 	s.SetTag("db.operation", operation)
 	s.SetMetric("network.destination.port", int64(p.port))
 	if statement != "" {
+		s.kind, s.resource = "sql", cut(statement, maxTagLength) // of this type alone, the agent hides literals
 		s.SetTag("db.statement", statement)
 	}
 	return ctx
@@ -89,14 +79,6 @@ func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pg
 
 func (p *pgxTracer) TraceCopyFromEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromEndData) {
 	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
-}
-
-func (p *pgxTracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
-	return p.start(ctx, "pgx.connect", "Connect", "")
-}
-
-func (p *pgxTracer) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
-	p.end(ctx, data.Err)
 }
 
 func (p *pgxTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {

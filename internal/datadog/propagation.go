@@ -16,8 +16,8 @@ const (
 	statePrefix      = "t."
 )
 
-// extract returns a context in which the next span continues the trace of the headers, which are
-// Datadog's or those of the W3C. Malformed headers are ignored.
+// extract returns a context in which the next span continues the trace of the headers, which are Datadog's or
+// those of the W3C. Malformed headers are ignored.
 func (c *Client) extract(ctx context.Context, header http.Header) context.Context {
 	if !c.tracing() {
 		return ctx
@@ -48,8 +48,8 @@ func (c *Client) ContinueTrace(ctx context.Context, traceContext string) context
 	return c.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
-// TraceContext returns the identity of the span as one line of text, which can be stored for ContinueTrace.
-// The text of a nil span is empty.
+// TraceContext returns the identity of the span as one line of text, which can be stored for ContinueTrace. The
+// text of a nil span is empty.
 func (s *Span) TraceContext() string {
 	if s == nil {
 		return ""
@@ -82,11 +82,7 @@ func (s *Span) Inject(header http.Header) {
 
 // traceparent returns the W3C header of that name.
 func (s *Span) traceparent() string {
-	flags := "00"
-	if s.trace.priority > 0 {
-		flags = "01"
-	}
-	return "00-" + s.traceID() + "-" + hex64(s.id) + "-" + flags
+	return fmt.Sprintf("00-%s-%s-%02x", s.traceID(), hex64(s.id), max(0, min(s.trace.priority, 1)))
 }
 
 // stateValue makes a value of Datadog's member of the tracestate.
@@ -112,8 +108,8 @@ func (s *Span) tracestate() string {
 	return state
 }
 
-// propagated returns the tags for other processes and for the first span of a trace, including the
-// higher half of a trace id of 128 bits.
+// propagated returns the tags for other processes and for the first span of a trace, including the higher half
+// of a trace id of 128 bits.
 func (o traceOrigin) propagated() []spanTag {
 	if o.high == 0 {
 		return o.tags
@@ -153,8 +149,8 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 // traceparentForm has groups for the version, both halves of the trace id, the parent, the flags, and more.
 var traceparentForm = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
 
-// parseTraceparent parses the W3C headers traceparent and tracestate. It returns an empty origin if the
-// former is missing or malformed.
+// parseTraceparent parses the W3C headers traceparent and tracestate. It returns an empty origin if the former
+// is missing or malformed.
 func parseTraceparent(parent, state string) traceOrigin {
 	fields := traceparentForm.FindStringSubmatch(parent)
 	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" {
@@ -174,29 +170,28 @@ func parseTraceparent(parent, state string) traceOrigin {
 	return origin
 }
 
-// parseState parses Datadog's member of the tracestate. Its priority is ignored if it contradicts the flag
-// of the traceparent, which is already in the origin and only tells keep (1) from drop (0).
+// parseState parses Datadog's member of the tracestate. Its priority is ignored if it contradicts the flag of
+// the traceparent, which is already in the origin and only tells keep (1) from drop (0).
 func (o *traceOrigin) parseState(fields string) {
 	for field := range strings.SplitSeq(fields, ";") {
 		key, value, _ := strings.Cut(field, ":")
 		name, isTag := strings.CutPrefix(key, statePrefix)
-		if priority := parsePriority(value, o.priority); key == "s" && (priority > 0) == (o.priority > 0) {
-			o.priority = priority
-		}
+		priority := parsePriority(value, o.priority)
 		switch {
+		case key == "s" && (priority > 0) == (o.priority > 0):
+			o.priority = priority
 		case key == "o" && isPrintable(value):
 			o.product = strings.ReplaceAll(value, "~", "=")
 		case key == "p" && len(value) == 16 && parseHex(value) > 0:
 			o.lastParent = value
-		}
-		if isTag && name != "tid" && isPrintable(name) && isPrintable(value) {
+		case isTag && name != "tid" && isPrintable(name) && isPrintable(value):
 			o.tags = append(o.tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
 }
 
-// isPrintable reports whether the text is not empty and consists of printable ASCII. Other characters must
-// not be passed on in a header.
+// isPrintable reports whether the text is not empty and consists of printable ASCII. Other characters must not
+// be passed on in a header.
 func isPrintable(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// runtimeGauges are the gauges of Datadog's dashboard for Go. The value of each is the sum of the
-// metrics of package runtime/metrics. Unlike runtime.ReadMemStats, reading them does not stop the world.
+// runtimeGauges are the gauges of Datadog's dashboard for Go. The value of each is the sum of the metrics of
+// package runtime/metrics. Unlike runtime.ReadMemStats, reading them does not stop the world.
 var runtimeGauges = []struct {
 	name    string
 	sources []string
@@ -30,24 +30,21 @@ var runtimeGauges = []struct {
 	{"runtime.go.mem_stats.num_gc", []string{"/gc/cycles/total:gc-cycles"}},
 }
 
-// ObserveRuntime sets the gauges of the Go runtime: goroutines, memory and garbage collection. It is meant
-// for OnFlush.
+// ObserveRuntime sets the gauges of the Go runtime: goroutines, memory and garbage collection. It is meant for
+// OnFlush.
 func (c *Client) ObserveRuntime() {
 	if !c.MetricsEnabled() {
 		return
 	}
-	tags := c.metrics.runtimeTags
+	tags := []string{"runtime-id:" + runtimeID, "lang:go", "lang_version:" + goVersion}
 	c.Gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
 	for _, g := range runtimeGauges {
-		samples := make([]metrics.Sample, len(g.sources))
-		for i, source := range g.sources {
-			samples[i].Name = source
-		}
-		metrics.Read(samples)
 		var sum uint64
-		for _, sample := range samples {
-			if sample.Value.Kind() == metrics.KindUint64 { // other releases of Go may lack the metric
-				sum += sample.Value.Uint64()
+		for _, source := range g.sources {
+			sample := []metrics.Sample{{Name: source}}
+			metrics.Read(sample)
+			if sample[0].Value.Kind() == metrics.KindUint64 { // other releases of Go may lack the metric
+				sum += sample[0].Value.Uint64()
 			}
 		}
 		c.Gauge(g.name, float64(sum), tags...)

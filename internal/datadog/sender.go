@@ -2,6 +2,7 @@ package datadog
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ import (
 	"app/internal/secrets"
 )
 
+var goVersion = strings.TrimPrefix(runtime.Version(), "go")
+
 // maxBatch is the size at which a batch is sent at once. The agent accepts requests of 25 MiB.
 const maxBatch = 4 << 20
 
@@ -31,11 +34,9 @@ type traceSender struct {
 	transport *http.Transport // and no http.Client, because agents do not redirect
 	timeout   time.Duration
 	drops     *drops
-	service   string
-	tags      []spanTag // of every span
-	once      []spanTag // of the first span of a trace
-	mask      *secrets.Mask
-	full      chan struct{} // receives a value when the batch is full
+	identity
+	mask *secrets.Mask
+	full chan struct{} // receives a value when the batch is full
 
 	mu    sync.Mutex
 	batch batch
@@ -43,15 +44,15 @@ type traceSender struct {
 	failing bool // the last request failed; only flush uses it
 }
 
-// A batch is a JSON array of traces without its last bracket. A comma precedes each trace; post makes
-// the first one the opening bracket.
+// A batch is a JSON array of traces without its last bracket. A comma precedes each trace; post makes the first
+// one the opening bracket.
 type batch struct {
 	json          []byte
 	traces, spans int
 }
 
 // newTraceSender returns a sender to the agent at the URL, which may be that of a unix socket.
-func newTraceSender(agent *url.URL, timeout time.Duration, id identity, drops *drops) *traceSender {
+func newTraceSender(agent *url.URL, settings Settings, drops *drops) *traceSender {
 	// A new connection for each request makes sure that the agent's name is resolved again.
 	transport := &http.Transport{DisableKeepAlives: true}
 	if agent.Scheme == "unix" {
@@ -64,11 +65,10 @@ func newTraceSender(agent *url.URL, timeout time.Duration, id identity, drops *d
 	return &traceSender{
 		url:       agent.JoinPath("/v0.4/traces").String(),
 		transport: transport,
-		timeout:   timeout,
+		timeout:   cmp.Or(settings.timeout, 5*time.Second),
 		drops:     drops,
-		service:   id.service,
-		tags:      id.tags,
-		once:      []spanTag{{"language", "go"}, {"runtime-id", id.runtimeID}},
+		identity:  settings.identity(),
+		mask:      settings.Mask,
 		full:      make(chan struct{}, 1),
 	}
 }
@@ -100,8 +100,8 @@ func (s *traceSender) add(spans []*Span) {
 	}
 }
 
-// flush sends the batch. If that fails for a reason that may pass, the spans stay for the next flush;
-// after a second failure, or in the last flush, they are dropped.
+// flush sends the batch. If that fails for a reason that may pass, the spans stay for the next flush; after a
+// second failure, or in the last flush, they are dropped.
 func (s *traceSender) flush(ctx context.Context, last bool) {
 	s.mu.Lock()
 	b := s.batch
@@ -136,7 +136,7 @@ func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err erro
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Datadog-Trace-Count", strconv.Itoa(b.traces))
 	req.Header.Set("Datadog-Meta-Lang", "go")
-	req.Header.Set("Datadog-Meta-Lang-Version", strings.TrimPrefix(runtime.Version(), "go"))
+	req.Header.Set("Datadog-Meta-Lang-Version", goVersion)
 	req.Header.Set("Datadog-Meta-Lang-Interpreter", runtime.Compiler+"-"+runtime.GOARCH+"-"+runtime.GOOS)
 	req.Header.Set("Datadog-Meta-Tracer-Version", "1")
 	req.Header.Set("Datadog-Send-Real-Http-Status", "true") // without it, an overloaded agent answers 200
@@ -168,11 +168,9 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	}
 	buf = appendTags(append(buf, `,"meta":{`...), s.tags)
 	if first {
-		buf = appendTags(buf, s.once)
+		buf = appendTags(buf, []spanTag{{"language", "go"}, {"runtime-id", runtimeID}})
 		buf = appendTags(buf, span.trace.propagated())
-		if span.trace.product != "" {
-			buf = appendTags(buf, []spanTag{{"_dd.origin", span.trace.product}})
-		}
+		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product}))
 	}
 	buf = appendTags(buf, span.tags)
 	buf = append(buf, `},"metrics":{`...)

@@ -17,8 +17,8 @@ import (
 	"app/internal/secrets"
 )
 
-// Settings are the values of Datadog's environment variables, and what else a Client needs. The caller
-// reads the environment.
+// Settings are the values of Datadog's environment variables, and what else a Client needs. The caller reads
+// the environment.
 type Settings struct {
 	AgentHost      string // DD_AGENT_HOST
 	TraceAgentURL  string // DD_TRACE_AGENT_URL
@@ -44,56 +44,49 @@ type Settings struct {
 // An identity is what distinguishes services and their processes at Datadog.
 type identity struct {
 	service, env, version string
-	runtimeID             string    // of this process
 	tags                  []spanTag // of every span and metric, without the service, for which spans have a field
 }
 
-// identity evaluates DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The tags may contain the other three,
-// whose own variables take precedence. The last of several tags with the same key wins.
+// identity evaluates DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The tags may contain the other three, whose
+// own variables take precedence. The last of several tags with the same key wins.
 func (s Settings) identity() identity {
-	id := identity{service: s.Service, env: s.Env, version: s.Version, runtimeID: newRuntimeID()}
+	id := identity{service: s.Service, env: s.Env, version: s.Version}
+	unified := map[string]*string{"service": &id.service, "env": &id.env, "version": &id.version}
 	separators := ","
 	if !strings.Contains(s.Tags, ",") {
 		separators = " "
 	}
 	for tag := range strings.SplitSeq(s.Tags, separators) {
-		if tag = strings.TrimSpace(tag); tag == "" {
-			continue
-		}
-		key, value, _ := strings.Cut(tag, ":")
+		key, value, _ := strings.Cut(strings.TrimSpace(tag), ":")
 		switch key {
 		case "", "language", "runtime-id": // set by the client
-		case "service":
-			id.service = cmp.Or(id.service, value)
-		case "env":
-			id.env = cmp.Or(id.env, value)
-		case "version":
-			id.version = cmp.Or(id.version, value)
+		case "service", "env", "version":
+			*unified[key] = cmp.Or(*unified[key], value)
 		default:
 			id.tags = withTag(id.tags, key, value)
 		}
 	}
 	id.service, id.env = cmp.Or(normalTag(id.service), s.DefaultService), normalTag(id.env)
 	id.version = cmp.Or(id.version, s.DefaultVersion)
-	for _, tag := range []spanTag{{"env", id.env}, {"version", id.version}} {
-		if tag.value != "" {
-			id.tags = append(id.tags, tag)
-		}
-	}
+	id.tags = append(id.tags, given(spanTag{"env", id.env}, spanTag{"version", id.version})...)
 	return id
 }
 
-// newRuntimeID returns a random UUID (version 4), which identifies a process in Datadog's own clients, too.
-func newRuntimeID() string {
+// given returns the tags that have a value.
+func given(tags ...spanTag) []spanTag {
+	return slices.DeleteFunc(tags, func(tag spanTag) bool { return tag.value == "" })
+}
+
+// runtimeID is a random UUID (version 4), which identifies a process in Datadog's own clients, too.
+var runtimeID = func() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
+}()
 
-// agentURL returns the target, which must be a URL with one of the schemes, or else a
-// URL of the agent's host and the port. It returns nil if nothing is set. The names of both variables begin
-// with the prefix.
+// agentURL returns the target, which must be a URL with one of the schemes, or else a URL of the agent's host
+// and the port, or nil if nothing is set. The names of both variables begin with the prefix.
 func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...string) (*url.URL, error) {
 	if target != "" {
 		u, err := url.Parse(target)

@@ -123,10 +123,7 @@ func TestIdentity(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			tt.settings.DefaultService, tt.settings.DefaultVersion = "app", "1.2"
-			got := tt.settings.identity()
-			assert.Len(t, got.runtimeID, 36)
-			got.runtimeID = ""
-			assert.Equal(t, tt.want, got)
+			assert.Equal(t, tt.want, tt.settings.identity())
 		})
 	}
 }

@@ -38,11 +38,9 @@ type traceOrigin struct {
 
 // newOrigin returns the origin of a new trace. Its id starts with the time, as in Datadog's own clients.
 func newOrigin() traceOrigin {
-	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1, tags: sampledByDefault}
+	reason := []spanTag{{"_dd.p.dm", "-0"}} // the trace is kept because no rate is known
+	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1, tags: reason}
 }
-
-// sampledByDefault says that a trace is kept because no rate was known.
-var sampledByDefault = []spanTag{{"_dd.p.dm", "-0"}}
 
 // newSpanID returns a random number other than 0, which means "no span".
 func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
@@ -58,8 +56,8 @@ type trace struct {
 	rootEnded bool
 }
 
-// A Span is one step of a trace. Its methods may be called concurrently. They do nothing if the span is nil
-// or finished.
+// A Span is one step of a trace. Its methods may be called concurrently. They do nothing if the span is nil or
+// finished.
 type Span struct {
 	trace                *trace
 	id, parent           uint64
@@ -103,7 +101,7 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now(), tags: make([]spanTag, 0, 10)}
 	switch parent := ctx.Value(spanKey{}).(type) {
 	case *Span:
-		s.trace, s.parent = parent.trace.forChild(s), parent.id
+		s.trace, s.parent = parent.trace, parent.id
 	case traceOrigin:
 		s.trace, s.parent = &trace{traceOrigin: parent, client: c, root: s}, parent.parent
 		if parent.lastParent != "" {
@@ -115,20 +113,9 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	return context.WithValue(ctx, spanKey{}, s), s
 }
 
-// forChild returns the trace for a new child of one of its spans. If the root has ended and the trace was
-// sent, that is another part of the same trace with the child as its root.
-func (t *trace) forChild(s *Span) *trace {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.rootEnded {
-		return t
-	}
-	return &trace{traceOrigin: t.traceOrigin, client: t.client, root: s}
-}
-
 // AddSharedSpan records that the trace of ctx has waited since then for work that belongs to the trace of
-// another span. The new span has the id of that trace in the tag shared.trace_id. Nothing is recorded if
-// both traces are the same, or if either does not exist.
+// another span. The new span has the id of that trace in the tag shared.trace_id. Nothing is recorded if both
+// traces are the same, or if either does not exist.
 func AddSharedSpan(ctx context.Context, name string, since time.Time, worker *Span) {
 	waiter := SpanFrom(ctx)
 	if waiter == nil || worker == nil || waiter.traceID() == worker.traceID() {
@@ -181,8 +168,8 @@ func cut(text string, most int) string {
 	return text
 }
 
-// SetError marks the span as failed and records the error and the caller's stack. A nil error changes
-// nothing. Only the first error is recorded, because later ones usually follow from it.
+// SetError marks the span as failed and records the error and the caller's stack. A nil error changes nothing.
+// Only the first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
 	if s == nil || err == nil {
 		return
@@ -196,8 +183,8 @@ func (s *Span) SetError(err error) {
 	}
 }
 
-// errorMessage returns the message of the error without confidential parts: the query of a URL, and the
-// values that PostgreSQL quotes in errors about invalid data (class 22).
+// errorMessage returns the message of the error without confidential parts: the query of a URL, and the values
+// that PostgreSQL quotes in errors about invalid data (class 22).
 func errorMessage(err error) string {
 	text := err.Error()
 	if failed, ok := errors.AsType[*url.Error](err); ok {
