@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A Control is a Sandbox with what tests do and Rollbar does not offer: it switches faults on, changes
-// settings and items behind the API's back, and shows what the sandbox has received.
+// A Control is a Sandbox with what tests do and Rollbar does not offer: it switches faults on, changes settings
+// and items behind the API's back, and shows what the sandbox has received.
 type Control struct{ *Sandbox }
 
 // Control returns the control of the sandbox.
@@ -23,7 +23,6 @@ type Settings struct {
 	Now          func() time.Time
 	LargeProject int  // a list of more items than this has no total_count
 	RateLimit    int  // calls of a token in a minute
-	TokenInLink  bool // the redirect of item_by_counter carries the token
 	Manual       bool // posts and deletions, once accepted, wait for Process
 }
 
@@ -65,8 +64,8 @@ func (c *Control) SetFault(f Fault) { c.FailOnly("", -1, f) }
 // FailNext makes the next n requests fail.
 func (c *Control) FailNext(n int, f Fault) { c.FailOnly("", n, f) }
 
-// FailOnly makes the next n requests fail that begin with only, such as "DELETE /instance/"; all of
-// them for n below 0.
+// FailOnly makes the next n requests fail that begin with only, such as "DELETE /instance/"; all of them for n
+// below 0.
 func (c *Control) FailOnly(only string, n int, f Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,9 +158,8 @@ func (c *Control) SetItem(id int64, field string, value any) {
 // bulkNumber is the number of an item while it becomes a sample.
 const bulkNumber = 12345678
 
-// Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered
-// beforehand, so a page costs next to nothing. No other request knows them, and no filter applies.
-// Posts are accepted unread.
+// Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered beforehand, so a
+// page costs next to nothing. No other request knows them, and no filter applies. Posts are accepted unread.
 func (c *Control) Bulk(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

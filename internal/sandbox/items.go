@@ -25,9 +25,7 @@ var (
 
 func (it item) without(fields []string) item {
 	shown := maps.Clone(it)
-	for _, name := range fields {
-		delete(shown, name)
-	}
+	maps.DeleteFunc(shown, func(name string, _ any) bool { return slices.Contains(fields, name) })
 	return shown
 }
 
@@ -36,27 +34,24 @@ func (it item) int(name string) int64 { n, _ := it[name].(int64); return n }
 func (it item) text(name string) string { text, _ := it[name].(string); return text }
 
 func (s *Sandbox) listItems(r *request) answer {
-	number, from, to := r.page(100)
 	if s.bulk > 0 {
+		number, from, to := r.page(100, s.bulk)
 		page := s.itemPage([]item{}, number, s.bulk)
-		page.text = s.fill(page.text, from, min(to, s.bulk))
+		page.text = s.fill(page.text, from, to)
 		return page
 	}
-	query := r.URL.Query()
-	terms := searchTerm.FindAllString(query.Get("query"), -1)
+	terms := searchTerm.FindAllString(r.query.Get("query"), -1)
 	groups := slices.Contains(terms, "is:group")
-	var found []item
-	for _, it := range s.items {
-		isListed := groups == (it.int("group_status") == 2) && it["group_item_id"] == nil
-		if isListed && it.passes(query) && !slices.ContainsFunc(terms, func(term string) bool { return !it.matches(term) }) {
-			found = append(found, it)
-		}
-	}
-	slices.SortFunc(found, func(a, b item) int {
+	found := slices.SortedFunc(maps.Values(s.items), func(a, b item) int {
 		return cmp.Or(cmp.Compare(b.int("last_occurrence_timestamp"), a.int("last_occurrence_timestamp")), cmp.Compare(b.int("id"), a.int("id")))
 	})
+	found = slices.DeleteFunc(found, func(it item) bool {
+		isHidden := groups != (it.int("group_status") == 2) || it["group_item_id"] != nil
+		return isHidden || !it.passes(r.query) || slices.ContainsFunc(terms, func(term string) bool { return !it.matches(term) })
+	})
+	number, from, to := r.page(100, len(found))
 	shown := []item{}
-	for _, it := range found[min(from, len(found)):min(to, len(found))] {
+	for _, it := range found[from:to] {
 		shown = append(shown, it.without(fieldsOfSingles))
 	}
 	return s.itemPage(shown, number, len(found))
@@ -69,14 +64,11 @@ func (it item) passes(filters url.Values) bool {
 			return false
 		}
 	}
-	switch user := filters.Get("assigned_user"); user {
-	case "":
-		return true
-	case "assigned", "unassigned":
-		return (user == "assigned") == (it["assigned_user_id"] != nil)
-	default:
-		return users[it.int("assigned_user_id")] == user
+	user, assigned := users[it.int("assigned_user_id")], "assigned"
+	if it["assigned_user_id"] == nil {
+		assigned = "unassigned"
 	}
+	return slices.Contains([]string{"", user, assigned}, filters.Get("assigned_user"))
 }
 
 // itemPage answers with a page of a list.
@@ -94,8 +86,8 @@ var searchTerm = regexp.MustCompile(`[\w.]+:"[^"]*"|\S+`)
 // uuidForm is that of a UUID, with dashes or without.
 var uuidForm = regexp.MustCompile(`(?i)^([0-9a-f]-*){32}$`)
 
-// matches reports whether a term of a search finds the item. The term is a word of the title,
-// #counter, the beginning of a field's value, as field:valu, or its whole value, as field:"value".
+// matches reports whether a term of a search finds the item. The term is a word of the title, #counter, the
+// beginning of a field's value, as field:valu, or its whole value, as field:"value".
 func (it item) matches(term string) bool {
 	if counter, ok := strings.CutPrefix(term, "#"); ok {
 		return fmt.Sprint(it["counter"]) == counter
@@ -104,8 +96,10 @@ func (it item) matches(term string) bool {
 	if field == "is" {
 		return true
 	}
-	name := map[string]string{"fingerprint": "hash"}[field]
-	if is, known := it[cmp.Or(name, field)]; ok && known {
+	if field == "fingerprint" {
+		field = "hash"
+	}
+	if is, known := it[field]; ok && known {
 		if exact, quoted := strings.CutPrefix(value, `"`); quoted {
 			return fmt.Sprint(is) == strings.TrimSuffix(exact, `"`)
 		}
@@ -123,10 +117,9 @@ func (s *Sandbox) oneItem(r *request) answer {
 
 // findItem answers ?counter= and ?uuid=.
 func (s *Sandbox) findItem(r *request) answer {
-	query := r.URL.Query()
-	counter, _ := strconv.ParseInt(query.Get("counter"), 10, 64)
+	counter, _ := strconv.ParseInt(r.query.Get("counter"), 10, 64)
 	r.id = firstID + counter
-	if uuid := query.Get("uuid"); query.Has("uuid") {
+	if uuid := r.query.Get("uuid"); r.query.Has("uuid") {
 		o := s.byUUID[uuid]
 		switch {
 		case !uuidForm.MatchString(uuid):
@@ -139,27 +132,14 @@ func (s *Sandbox) findItem(r *request) answer {
 	return s.oneItem(r)
 }
 
-func (s *Sandbox) redirectToItem(r *request) answer {
-	id := firstID + r.id
-	if s.items[id] == nil {
-		return errorf(404, "Item not found in this project.")
-	}
-	path := fmt.Sprintf("/api/1/item/%d", id)
-	uri := path
-	if s.settings.TokenInLink {
-		uri += "?access_token=" + r.token
-	}
-	r.header.Set("Location", uri)
-	return answer{301, encode(map[string]any{"err": 0, "result": map[string]any{"itemId": id, "path": path, "uri": uri}})}
-}
-
 // patchRules say what Rollbar accepts in a PATCH. It ignores other members.
 var patchRules = rules{
 	{names: "status", kinds: "string missing", form: matching("active|resolved|muted")},
 	{names: "level", kinds: "string missing", form: matching(strings.Join(levels, "|"))},
 	{names: "title", kinds: "string missing", form: matching(".{1,255}")},
 	{names: "resolved_in_version", kinds: "string missing", form: matching(".{0,40}")},
-	{names: "assigned_user_id assigned_team_id", kinds: "integer null missing"},
+	{names: "assigned_user_id", kinds: "integer null missing"},
+	{names: "assigned_team_id", kinds: "integer null missing"},
 	{names: "snooze_enabled", kinds: "boolean missing"},
 	{names: "snooze_expiration_in_seconds", kinds: "integer missing"},
 }
@@ -178,18 +158,16 @@ func (s *Sandbox) patchItem(r *request) answer {
 	}
 	changes := map[string]any{}
 	for _, rule := range patchRules {
-		for name := range strings.FieldsSeq(rule.names) {
-			text := rawjson.Get(sent, name)
-			if text == nil {
-				continue
-			}
-			var value any
-			_ = json.Unmarshal(text, &value) // valid
-			if n, isInteger := rawjson.Int(text); isInteger {
-				value = n
-			}
-			changes[name] = value
+		text := rawjson.Get(sent, rule.names)
+		if text == nil {
+			continue
 		}
+		var value any
+		_ = json.Unmarshal(text, &value) // valid
+		if n, isInteger := rawjson.Int(text); isInteger {
+			value = n
+		}
+		changes[rule.names] = value
 	}
 	s.change(it, changes)
 	return result(changes)

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"go/version"
+	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -97,8 +99,8 @@ func (s *Sandbox) occur(o *occurrence) {
 		}
 	}
 	if it == nil {
-		if rawjson.Get(o.data, "body", "message") != nil {
-			level = cmp.Or(level, "info")
+		if level == "" && rawjson.Get(o.data, "body", "message") != nil {
+			level = "info"
 		}
 		it = s.newItem(title, cmp.Or(level, "error"), environment, hash, o)
 	}
@@ -125,33 +127,28 @@ func titleOf(data json.RawMessage) string {
 
 var digits = regexp.MustCompile(`\d+`)
 
-// isOlder reports whether a version precedes the one in which an item was resolved. Versions that are
-// numbers with dots have the form of Go's; others are not compared.
+// isOlder reports whether a version precedes the one in which an item was resolved. Versions that are numbers
+// with dots have the form of Go's; others are not compared.
 func isOlder(code, resolvedIn string) bool {
 	code, resolvedIn = "go"+code, "go"+resolvedIn
 	return version.IsValid(code) && version.IsValid(resolvedIn) && version.Compare(code, resolvedIn) < 0
 }
 
 func (s *Sandbox) listOccurrences(r *request) answer {
-	query := r.URL.Query()
-	below, err := strconv.ParseInt(cmp.Or(query.Get("lastId"), query.Get("last_id")), 10, 64)
-	byCursor := err == nil // junk is tolerated
-	var found []*occurrence
-	for _, o := range s.occurrences {
-		if (r.id == 0 || o.item == r.id) && (!byCursor || o.id < below) {
-			found = append(found, o)
-		}
+	below, err := strconv.ParseInt(cmp.Or(r.query.Get("lastId"), r.query.Get("last_id")), 10, 64)
+	if err != nil { // junk is tolerated
+		below = math.MaxInt64
+	} else {
+		r.query.Del("page")
 	}
 	// By time; among equal times the order is arbitrary, here the wrong one.
-	slices.SortFunc(found, func(a, b *occurrence) int {
+	found := slices.SortedFunc(maps.Values(s.occurrences), func(a, b *occurrence) int {
 		return cmp.Or(cmp.Compare(b.at, a.at), cmp.Compare(a.id, b.id))
 	})
-	number, from, to := r.page(20)
-	if byCursor {
-		from, to = 0, to-from
-	}
+	found = slices.DeleteFunc(found, func(o *occurrence) bool { return r.id != 0 && o.item != r.id || o.id >= below })
+	number, from, to := r.page(20, len(found))
 	shown := []any{}
-	for _, o := range found[min(from, len(found)):min(to, len(found))] {
+	for _, o := range found[from:to] {
 		shown = append(shown, s.show(o))
 	}
 	return result(map[string]any{"page": number, "instances": shown})

@@ -23,8 +23,8 @@ type rule struct {
 	members rules                 // of the value, or of each element of an array
 }
 
-// matching returns the form of a value from an expression for its whole text. It is compiled at its first
-// use, since most programs that contain the sandbox never use it.
+// matching returns the form of a value from an expression for its whole text. It is compiled at its first use,
+// since most programs that contain the sandbox never use it.
 func matching(expression string) func() *regexp.Regexp {
 	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?s:` + expression + `)$`) })
 }
@@ -37,8 +37,8 @@ var traceRules = rules{
 	{names: "exception.class", kinds: "string"},
 }
 
-// What "Create item" says about a payload. It says nothing about null and about empty values: that a
-// null passes for a missing value, except as level and uuid, is a guess.
+// What "Create item" says about a payload. It says nothing about null and about empty values: that a null
+// passes for a missing value, except as level and uuid, is a guess.
 var dataRules = rules{
 	{names: "environment", kinds: "string", form: matching(".{1,255}")},
 	{names: "level", kinds: "string missing", form: matching(strings.Join(levels, "|"))},
@@ -61,8 +61,8 @@ var dataRules = rules{
 	}},
 }
 
-// refusals returns what Rollbar refuses about the data of a payload. Its wording is known for the body,
-// for what is missing and for what has the wrong kind.
+// refusals returns what Rollbar refuses about the data of a payload. Its wording is known for the body, for
+// what is missing and for what has the wrong kind.
 func refusals(data json.RawMessage) []string {
 	body, kinds := rawjson.Get(data, "body"), 0
 	for _, kind := range []string{"trace", "trace_chain", "message", "crash_report"} {
@@ -79,8 +79,8 @@ func refusals(data json.RawMessage) []string {
 	return dataRules.refusals("data.", data)
 }
 
-// refusals returns what the rules refuse about an object, or about what should be one. The path
-// precedes the names of its members.
+// refusals returns what the rules refuse about an object, or about what should be one. The path precedes the
+// names of its members.
 func (rs rules) refusals(path string, object json.RawMessage) (refused []string) {
 	for _, r := range rs {
 		for name := range strings.FieldsSeq(r.names) {
@@ -108,8 +108,8 @@ func (rs rules) refusals(path string, object json.RawMessage) (refused []string)
 	return refused
 }
 
-// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, and an array without
-// elements is empty.
+// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, and an array without elements
+// is empty.
 func kindOf(value json.RawMessage) string {
 	if value == nil {
 		return "missing"

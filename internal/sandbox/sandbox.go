@@ -1,10 +1,10 @@
-// Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox]
-// is an [http.Handler] with one project of invented items. It knows Rollbar's tokens, rate limits and
-// redirects, and the delay between accepting an occurrence and showing it, so a client cannot tell it
-// from Rollbar. [Sandbox.Control] is for tests: it makes the sandbox fail and looks inside.
+// Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox] is an
+// [http.Handler] with one project of invented items. It knows Rollbar's tokens and rate limits, and the delay
+// between accepting an occurrence and showing it, so a client cannot tell it from Rollbar. [Sandbox.Control] is
+// for tests: it makes the sandbox fail and looks inside.
 //
-// It follows Rollbar's documentation and published answers. A comment marks each answer that neither
-// of them shows as a guess.
+// It follows Rollbar's documentation and published answers. A comment marks each answer that neither of them
+// shows as a guess.
 package sandbox
 
 import (
@@ -15,6 +15,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,8 +80,8 @@ func New(n int) *Sandbox {
 	return s
 }
 
-// WithNewIDs makes new items and occurrences begin at ids that no sandbox before it has given, unless it
-// made a thousand items a second.
+// WithNewIDs makes new items and occurrences begin at ids that no sandbox before it has given, unless it made a
+// thousand items a second.
 func (s *Sandbox) WithNewIDs() *Sandbox {
 	s.skipped = time.Since(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)).Milliseconds()
 	s.lastOcc += s.skipped
@@ -120,18 +121,19 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
-	if fault == Slow {
+	switch fault {
+	case Slow:
 		select {
 		case <-ended:
 		case <-r.Context().Done():
 		}
-	}
-	if fault == Slow || fault == Down {
+		fallthrough
+	case Down:
 		panic(http.ErrAbortHandler)
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	token := cmp.Or(r.Header.Get("X-Rollbar-Access-Token"), r.URL.Query().Get("access_token"))
-	answer := s.answer(&request{Request: r, header: w.Header(), body: body, fault: fault, token: token})
+	answer := s.answer(&request{Request: r, header: w.Header(), query: r.URL.Query(), body: body, fault: fault, token: token})
 	if fault == Dropped {
 		panic(http.ErrAbortHandler)
 	}
@@ -147,6 +149,7 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type request struct {
 	*http.Request
 	header http.Header // of the answer
+	query  url.Values
 	body   []byte
 	fault  Fault
 	token  string
@@ -160,16 +163,15 @@ type route struct {
 }
 
 var routes = map[string]route{
-	"GET /items":                {"read", (*Sandbox).listItems},
-	"GET /item":                 {"read", (*Sandbox).findItem},
-	"GET /item/{id}":            {"read", (*Sandbox).oneItem},
-	"GET /item_by_counter/{id}": {"read", (*Sandbox).redirectToItem},
-	"PATCH /item/{id}":          {"write", (*Sandbox).patchItem},
-	"POST /item":                {"", (*Sandbox).postItem}, // the scope depends on the payload
-	"GET /item/{id}/instances":  {"read", (*Sandbox).listOccurrences},
-	"GET /instances":            {"read", (*Sandbox).listOccurrences},
-	"GET /instance/{id}":        {"read", (*Sandbox).oneOccurrence},
-	"DELETE /instance/{id}":     {"write", (*Sandbox).deleteOccurrence},
+	"GET /items":               {"read", (*Sandbox).listItems},
+	"GET /item":                {"read", (*Sandbox).findItem},
+	"GET /item/{id}":           {"read", (*Sandbox).oneItem},
+	"PATCH /item/{id}":         {"write", (*Sandbox).patchItem},
+	"POST /item":               {"", (*Sandbox).postItem}, // the scope depends on the payload
+	"GET /item/{id}/instances": {"read", (*Sandbox).listOccurrences},
+	"GET /instances":           {"read", (*Sandbox).listOccurrences},
+	"GET /instance/{id}":       {"read", (*Sandbox).oneOccurrence},
+	"DELETE /instance/{id}":    {"write", (*Sandbox).deleteOccurrence},
 }
 
 // answer finds the route of a request and answers it there.
@@ -180,9 +182,6 @@ func (s *Sandbox) answer(r *request) answer {
 	case r.fault == BadGateway:
 		r.header.Set("Content-Type", "text/html")
 		return answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
-	case inAPI && path == "/status/ping":
-		r.header.Set("Content-Type", "text/plain")
-		return answer{200, []byte("pong")}
 	case !inAPI || !known:
 		return errorf(404, "not found") // without rate headers
 	}
@@ -224,8 +223,8 @@ func forbidden(needed string, has []string) answer {
 	return errorf(403, "insufficient privileges: %s scope is required but the access token only has %s.", needed, has[0])
 }
 
-// countCall counts a call of the token, says in the headers what is left and reports whether the call
-// is over the limit. A window opens with the first call and does not slide.
+// countCall counts a call of the token, says in the headers what is left and reports whether the call is over
+// the limit. A window opens with the first call and does not slide.
 func (s *Sandbox) countCall(r *request) (isOver bool) {
 	now, limit := s.settings.Now(), s.settings.RateLimit
 	w := s.windows[r.token]
@@ -248,14 +247,13 @@ func (s *Sandbox) countCall(r *request) (isOver bool) {
 	return left < 0
 }
 
-// page reads page and limit from the query and returns the number of the page and its bounds. A
+// page reads page and limit from the query and returns the number of the page and its bounds within a list. A
 // value that makes no sense counts as missing.
-func (r *request) page(size int) (number, from, to int) {
-	number, _ = strconv.Atoi(r.URL.Query().Get("page"))
-	if limit, err := strconv.Atoi(r.URL.Query().Get("limit")); err == nil && limit > 0 {
+func (r *request) page(size, length int) (number, from, to int) {
+	number, _ = strconv.Atoi(r.query.Get("page"))
+	if limit, err := strconv.Atoi(r.query.Get("limit")); err == nil && limit > 0 {
 		size = min(limit, 5000)
 	}
 	number = min(max(number, 1), math.MaxInt32)
-	from = (number - 1) * size
-	return number, from, from + size
+	return number, min((number-1)*size, length), min(number*size, length)
 }

@@ -224,7 +224,6 @@ func TestForm(t *testing.T) {
 	unknown := c.do("DELETE /item/1705000001", "")
 	unknown.requireError(404, "not found")
 	assert.Empty(t, unknown.header.Values("X-Rate-Limit-Remaining"))
-	assert.Equal(t, "pong", c.as("", "GET /status/ping", "").body)
 }
 
 func TestPages(t *testing.T) {
@@ -419,7 +418,7 @@ func TestReactivates(t *testing.T) {
 
 func TestFindsItems(t *testing.T) {
 	t.Parallel()
-	c := newClient(t, 60, func(s *sandbox.Settings) { s.TokenInLink = true })
+	c := newClient(t, 60)
 	path := fmt.Sprintf("/item/%d", c.ItemIDs()[2])
 	item, list := c.get(path), c.get("/items")
 	assert.Equal(t, item.body, c.get("/item?counter=3").body)
@@ -428,13 +427,7 @@ func TestFindsItems(t *testing.T) {
 		"in single answers alone")
 	assert.True(t, item.at("title_lock") == "" && list.at("items", "0", "title_lock") != "", "in lists alone")
 
-	redirect := c.do("GET /item_by_counter/3", "")
-	assert.Equal(t, 301, redirect.status)
-	assert.Equal(t, "/api/1"+path+"?access_token="+sandbox.ReadToken, redirect.header.Get("Location"))
-	assert.Equal(t, item.at("id"), redirect.at("result", "itemId"))
-	assert.Equal(t, `"/api/1`+path+`"`, redirect.at("result", "path"))
-
-	for _, path := range []string{"/item/999", "/item?counter=999", "/item_by_counter/999"} {
+	for _, path := range []string{"/item/999", "/item?counter=999"} {
 		c.do("GET "+path, "").requireError(404, "Item not found in this project.")
 	}
 	c.do("GET /item?uuid=17", "").requireError(400, "Invalid UUID format")
