@@ -59,7 +59,7 @@ func Start(settings Settings) (*Client, error) {
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{stop: stop, abort: abort}
 	drops := newDrops(settings.Log)
-	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
+	run := func(full <-chan struct{}, flush func(context.Context)) {
 		c.senders.Go(func() {
 			ticker := time.NewTicker(cmp.Or(settings.Interval, 2*time.Second))
 			defer ticker.Stop()
@@ -70,7 +70,7 @@ func Start(settings Settings) (*Client, error) {
 				case <-stopping.Done():
 					last = true
 				}
-				flush(sending, last)
+				flush(sending)
 				drops.report()
 			}
 		})
@@ -95,6 +95,9 @@ func (c *Client) Close(limit time.Duration) {
 	defer time.AfterFunc(limit, c.abort).Stop()
 	c.senders.Wait()
 	c.abort()
+	if c.metrics != nil {
+		c.metrics.hangUp()
+	}
 }
 
 // drops counts the data that could not be sent and logs the counts.

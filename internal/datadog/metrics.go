@@ -26,8 +26,9 @@ const (
 	redialAfter = 15 * time.Second
 )
 
-// Count adds the value to a counter. A tag is "key:value". Each combination of a name and tags is a series that
-// Datadog charges for, so tags must have few different values.
+// Count adds the value to a counter. Names consist of ASCII letters, digits, _ and dots; a tag is "key:value".
+// Each combination of a name and tags is a series that Datadog charges for, so tags must have few different
+// values.
 func (c *Client) Count(name string, value float64, tags ...string) {
 	c.addMetric('c', name, value, tags)
 }
@@ -104,21 +105,17 @@ func (c *Client) addMetric(kind byte, name string, value float64, tags []string)
 		return
 	}
 	m := c.metrics
-	var space [200]byte
-	key := append(append(space[:0], kind), name...)
-	for _, tag := range tags {
-		key = append(append(key, '\n'), tag...)
-	}
+	key := string(kind) + name + "\n" + strings.Join(tags, "\n")
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.series[string(key)] // this conversion does not allocate
+	s := m.series[key]
 	if s == nil {
 		if len(m.series) >= maxSeries {
 			m.drops.add(packetUnit, 1, errors.New("there are too many combinations of metrics and tags"))
 			return
 		}
 		s = &series{kind: kind, name: name, tags: slices.Clone(tags)}
-		m.series[string(key)] = s
+		m.series[key] = s
 	}
 	s.add(value)
 }
@@ -140,7 +137,7 @@ func (s *series) add(value float64) {
 }
 
 // flush sends the metrics since the last flush.
-func (m *metricSender) flush(ctx context.Context, last bool) {
+func (m *metricSender) flush(ctx context.Context) {
 	m.mu.Lock()
 	onFlush := m.onFlush
 	m.mu.Unlock()
@@ -157,9 +154,6 @@ func (m *metricSender) flush(ctx context.Context, last bool) {
 			m.drops.add(packetUnit, len(packets)-i, err)
 			break
 		}
-	}
-	if last {
-		m.hangUp()
 	}
 }
 
@@ -188,20 +182,13 @@ func (s *series) messages(common []string) (messages [][]byte) {
 	}
 	tail += "|#" + metricTags(common, s.tags)
 	for some := range slices.Chunk(s.values, 50) { // which leave space for the tags in a packet
-		message := []byte(metricName(s.name))
+		message := []byte(s.name)
 		for _, value := range some {
 			message = strconv.AppendFloat(append(message, ':'), value, 'f', -1, 64)
 		}
 		messages = append(messages, append(message, tail...))
 	}
 	return messages
-}
-
-var notInName = regexp.MustCompile(`[^a-zA-Z0-9.]`)
-
-// metricName replaces the characters that the protocol does not allow in a name.
-func metricName(name string) string {
-	return cut(notInName.ReplaceAllString(name, "_"), 200)
 }
 
 var notInTag = regexp.MustCompile(`[^\p{L}\p{N}_:./-]+`)
@@ -220,37 +207,30 @@ func metricTags(common, own []string) string {
 	return strings.Join(slices.DeleteFunc(tags, func(tag string) bool { return tag == "" }), ",")
 }
 
-// send sends a packet. An error of a connection that was used before belongs to an earlier packet, so the
-// packet is sent again through a new connection.
+// send sends a packet. With UDP, an error can be that of an earlier packet.
 func (m *metricSender) send(ctx context.Context, packet []byte) error {
 	if m.network == "unix" { // a stream, on which the length of a packet precedes it
 		packet = append(binary.LittleEndian.AppendUint32(nil, uint32(len(packet))), packet...)
 	}
-	if time.Since(m.dialed) > redialAfter { // the agent's name may have another address now
+	if err := m.dial(ctx); err != nil {
+		return err
+	}
+	_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	_, err := m.conn.Write(packet)
+	if err != nil {
 		m.hangUp()
 	}
-	for {
-		used := m.conn != nil
-		if !used {
-			if err := m.dial(ctx); err != nil {
-				return err
-			}
-		}
-		_ = m.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		_, err := m.conn.Write(packet)
-		if err != nil {
-			m.hangUp()
-		}
-		if err == nil || !used {
-			return err
-		}
-		m.drops.add(packetUnit, 1, err)
-	}
+	return err
 }
 
-// dial connects to the agent, if possible by IPv4, on which agents listen by default: connecting by UDP
-// succeeds even if nobody listens.
+// dial connects to the agent, unless that was done not long ago: the agent's name may have another address now.
+// It prefers IPv4, on which agents listen by default: connecting by UDP succeeds even if nobody listens.
 func (m *metricSender) dial(ctx context.Context) (err error) {
+	if m.conn != nil && time.Since(m.dialed) < redialAfter {
+		return nil
+	}
+	m.hangUp()
+	m.dialed = time.Now()
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	if m.network == "udp" {
 		m.conn, err = dialer.DialContext(ctx, "udp4", m.address)
@@ -258,7 +238,6 @@ func (m *metricSender) dial(ctx context.Context) (err error) {
 	if m.conn == nil {
 		m.conn, err = dialer.DialContext(ctx, m.network, m.address)
 	}
-	m.dialed = time.Now()
 	return err
 }
 

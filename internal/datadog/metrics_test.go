@@ -35,9 +35,9 @@ func sentMetrics(t *testing.T, record func(*Client)) map[string]datadogtest.Metr
 	sender := newTestSender(t, agent.Packets.LocalAddr().String())
 	client := &Client{metrics: sender}
 	record(client)
-	sender.flush(t.Context(), false)
+	sender.flush(t.Context())
 	client.Count("app.last", 1)
-	sender.flush(t.Context(), false)
+	sender.flush(t.Context())
 	metrics := map[string]datadogtest.Metric{}
 	for _, metric := range agent.MetricsUntil("app.last") {
 		metrics[metric.Name+" "+fmt.Sprint(metric.Tags)] = metric
@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 		client.Latency("app.latency", 1500*time.Microsecond)
 		client.Count("app.broken", math.NaN())
 		client.Gauge("app.broken", math.Inf(1))
-		client.Count("app/odd:name|x", 1, "reason:a,b|c\nd")
+		client.Count("app.odd", 1, "reason:a,b|c\nd")
 	})
 	const common = "env:prod service:shop version:1.2.3]"
 	tags := func(more ...string) []string { return append(more, "service:shop", "version:1.2.3") }
@@ -73,7 +73,7 @@ func TestMetrics(t *testing.T) {
 			Tags: tags("env:prod")},
 		"app.latency [" + common: {Name: "app.latency", Kind: "d", Values: []float64{1.5}, Rate: 1,
 			Tags: tags("env:prod")},
-		"app_odd_name_x [env:prod reason:a_b_c_d service:shop version:1.2.3]": {Name: "app_odd_name_x", Kind: "c",
+		"app.odd [env:prod reason:a_b_c_d service:shop version:1.2.3]": {Name: "app.odd", Kind: "c",
 			Values: []float64{1}, Rate: 1, Tags: tags("env:prod", "reason:a_b_c_d")},
 	}, got)
 }
@@ -190,7 +190,7 @@ func TestMetricsOfAnUnknownHost(t *testing.T) {
 	(&Client{metrics: m}).Count("app.metric", 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // no name server is asked
-	m.flush(ctx, false)
+	m.flush(ctx)
 	assert.Equal(t, 1, m.drops.counts[packetUnit])
 }
 

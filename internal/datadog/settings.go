@@ -2,10 +2,10 @@ package datadog
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"net/url"
@@ -78,12 +78,8 @@ func given(tags ...spanTag) []spanTag {
 }
 
 // runtimeID is a random UUID (version 4), which identifies a process in Datadog's own clients, too.
-var runtimeID = func() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}()
+var runtimeID = fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x",
+	rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Int64N(1<<48))
 
 // agentURL returns the target, which must be a URL with one of the schemes, or else a URL of the agent's host
 // and the port, or nil if nothing is set. The names of both variables begin with the prefix.

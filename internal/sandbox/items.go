@@ -156,18 +156,15 @@ func (s *Sandbox) patchItem(r *request) answer {
 	if refused := patchRules.refusals("", sent); len(refused) > 0 {
 		return errorf(422, "Invalid format. %s", strings.Join(refused, " ")) // the texts are guesses
 	}
-	changes := map[string]any{}
-	for _, rule := range patchRules {
-		text := rawjson.Get(sent, rule.names)
-		if text == nil {
-			continue
+	var changes map[string]any
+	_ = json.Unmarshal(sent, &changes) // valid
+	for name, value := range changes {
+		if n, isNumber := value.(float64); isNumber {
+			changes[name] = int64(n)
 		}
-		var value any
-		_ = json.Unmarshal(text, &value) // valid
-		if n, isInteger := rawjson.Int(text); isInteger {
-			value = n
+		if !slices.ContainsFunc(patchRules, func(r rule) bool { return r.names == name }) {
+			delete(changes, name)
 		}
-		changes[rule.names] = value
 	}
 	s.change(it, changes)
 	return result(changes)

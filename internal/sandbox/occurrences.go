@@ -2,12 +2,12 @@ package sandbox
 
 import (
 	"cmp"
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"go/version"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"regexp"
 	"slices"
 	"strconv"
@@ -65,12 +65,7 @@ func (s *Sandbox) postItem(r *request) answer {
 }
 
 // newUUID returns a random UUID as Rollbar generates them, without dashes.
-func newUUID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x", b)
-}
+func newUUID() string { return fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()) }
 
 // later does the work that Rollbar does some seconds after its answer.
 func (s *Sandbox) later(work func()) {
@@ -83,11 +78,9 @@ func (s *Sandbox) later(work func()) {
 
 // occur gives an occurrence to the item with its environment and fingerprint.
 func (s *Sandbox) occur(o *occurrence) {
-	title, environment, level, hash := titleOf(o.data), textAt(o.data, "environment"), textAt(o.data, "level"), textAt(o.data, "fingerprint")
-	switch {
-	case hash == "":
-		hash = fingerprint(digits.ReplaceAllString(title, ""))
-	case utf8.RuneCountInString(hash) > 40:
+	title, environment, level := titleOf(o.data), textAt(o.data, "environment"), textAt(o.data, "level")
+	hash := cmp.Or(textAt(o.data, "fingerprint"), fingerprint(digits.ReplaceAllString(title, "")))
+	if utf8.RuneCountInString(hash) > 40 {
 		hash = fingerprint(hash)
 	}
 	s.lastOcc++
