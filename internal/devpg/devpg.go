@@ -1,13 +1,11 @@
-// Package devpg starts a private PostgreSQL server, from the binaries found on the machine or in
-// Docker, for trying a program and for its tests.
+// Package devpg starts a private PostgreSQL server, from the binaries found on the machine or in Docker, for
+// trying a program and for its tests.
 //
-// The server does not outlive the program, not even when that is killed: a shell stands between
-// them and ends the server when its own standard input ends, a pipe that only the program holds
-// open.
+// The server does not outlive the program, not even when that is killed: a shell stands between them and ends
+// the server when its own standard input ends, a pipe that only the program holds open.
 package devpg
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -38,20 +36,20 @@ type Server struct {
 
 	orders io.WriteCloser // the shell's standard input
 	ended  chan struct{}  // closed when the shell has ended
-	err    error          // how it ended, once it has
+	err    error          // how it ended
 }
 
-// supervisor is the shell's script, after the functions of one kind of server. Its
-// arguments are directories to remove in the end. Each line of its input is one more call: the
-// tests send "stop immediate" and "start", for a database that goes away and returns.
+// supervisor is the shell's script, after the functions of one kind of server. Its arguments are directories to
+// remove in the end. Each line of its input is one more call: the tests send "stop immediate" and "start", for
+// a database that goes away and returns.
 const supervisor = `
 start && { while read -r order && $order; do :; done; end; }
 status=$?
 cd / && rm -rf "$@"
 exit $status`
 
-// The directory data appears only when it is complete. A server that start did not start is left
-// alone: it is another one, on the same data.
+// The directory data appears only when it is complete. A server that start did not start is left alone: it is
+// another one, on the same data.
 const localPostgres = `
 started=
 start() {
@@ -79,13 +77,12 @@ start() {
 stop() { if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi; }
 end() { docker logs --tail 5 "$NAME"; docker rm -f -v "$NAME"; }`
 
-// Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once
-// it takes connections. An empty dir means a throw-away server: quick instead of durable, with
-// room for many connections, its data removed when it ends. Settings look like
-// "max_connections=5", without spaces.
+// Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once it takes connections.
+// An empty dir means a throw-away server: quick instead of durable, with room for many connections, its data
+// removed in the end. Settings look like "max_connections=5", without spaces.
 //
-// The server comes from the binaries found on the machine, else from a Docker image, where the
-// data that are kept are a volume, which a file in dir/postgres names.
+// The server comes from the binaries found on the machine, else from a Docker image, where the data that are
+// kept are a volume, which a file in dir/postgres names.
 func Start(ctx context.Context, dir string, settings ...string) (*Server, error) {
 	bin, err := findPostgres(ctx, postgresDirs(), "docker")
 	if err != nil {
@@ -125,7 +122,7 @@ func (p *Server) Stop() error {
 	return p.err
 }
 
-// serverPrograms are those that run a server.
+// serverPrograms are the programs that run a server.
 var serverPrograms = []string{"initdb", "pg_ctl", "postgres"}
 
 // firstWith returns the first of dirs that has all programs with the names, or "".
@@ -139,23 +136,23 @@ func firstWith(names, dirs []string) string {
 	return ""
 }
 
-// findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a
-// Docker engine answers.
+// findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a Docker engine
+// answers.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
 	if bin := firstWith(serverPrograms, dirs); bin != "" {
 		return filepath.Abs(bin)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if exec.CommandContext(ctx, docker, "version").Run() == nil {
-		return "", nil
+	if exec.CommandContext(ctx, docker, "version").Run() != nil {
+		return "", errors.New("no PostgreSQL on this machine: install it (apt install postgresql, " +
+			"brew install postgresql), or start Docker, or set DATABASE_URL")
 	}
-	return "", errors.New("no PostgreSQL on this machine: install it (apt install postgresql, " +
-		"brew install postgresql), or start Docker, or set DATABASE_URL")
+	return "", nil
 }
 
-// postgresDirs returns where PostgreSQL's programs may be: on PATH, then where packages put them,
-// the newest version first.
+// postgresDirs returns where PostgreSQL's programs may be: on PATH, then where packages put them, the newest
+// version first.
 func postgresDirs() []string {
 	var dirs []string
 	if initdb, err := exec.LookPath("initdb"); err == nil {
@@ -179,24 +176,22 @@ func postgresDirs() []string {
 // unprivilegedUser returns who runs the server when we are root, which PostgreSQL refuses.
 func unprivilegedUser() (*syscall.Credential, error) {
 	for _, name := range []string{"postgres", "_postgres", "nobody"} {
-		account, err := user.Lookup(name)
-		if err != nil {
-			continue
+		if account, err := user.Lookup(name); err == nil {
+			var credential syscall.Credential
+			_, err = fmt.Sscan(account.Uid+" "+account.Gid, &credential.Uid, &credential.Gid)
+			return &credential, err
 		}
-		var credential syscall.Credential
-		_, err = fmt.Sscan(account.Uid+" "+account.Gid, &credential.Uid, &credential.Gid)
-		return &credential, err
 	}
 	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or set DATABASE_URL")
 }
 
-// makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's
-// user may not go, say in a project under /root, it makes a link to a directory in /var/tmp.
+// makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's user may
+// not go, say in a project under /root, it makes a link to a directory in /var/tmp.
 func (p *Server) makeHome(dir string) (err error) {
 	if dir == "" {
-		p.home, err = p.mkdirTemp("/tmp")
+		p.home = temporary("/tmp")
 		p.remove = append(p.remove, p.home)
-		return err
+		return p.mkdir(p.home)
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
@@ -214,24 +209,27 @@ func (p *Server) makeHome(dir string) (err error) {
 	}
 	if p.mayEnter(dir) {
 		p.home = home
-		if err := os.Mkdir(home, 0o700); err != nil {
-			return err
-		}
-		return p.giveAway(home)
+		return p.mkdir(home)
 	}
-	if p.home, err = p.mkdirTemp("/var/tmp"); err != nil {
+	p.home = temporary("/var/tmp")
+	if err := p.mkdir(p.home); err != nil {
 		return err
 	}
 	return os.Symlink(p.home, home)
 }
 
-// mkdirTemp makes a directory for the server in parent, which is open to every user.
-func (p *Server) mkdirTemp(parent string) (string, error) {
-	dir, err := os.MkdirTemp(parent, "app-postgres-")
-	if err != nil {
-		return "", err
+// temporary returns a new path in the directory.
+func temporary(dir string) string {
+	return filepath.Join(dir, "app-postgres-"+strings.ToLower(rand.Text()))
+}
+
+// mkdir makes a directory for the server's user alone.
+func (p *Server) mkdir(path string) error {
+	err := os.Mkdir(path, 0o700)
+	if err == nil && p.credential != nil {
+		err = os.Chown(path, int(p.credential.Uid), int(p.credential.Gid))
 	}
-	return dir, p.giveAway(dir)
+	return err
 }
 
 // mayEnter tells whether the server's user may go to dir.
@@ -239,16 +237,8 @@ func (p *Server) mayEnter(dir string) bool {
 	return p.command(context.Background(), "test", "-x", dir).Run() == nil
 }
 
-// giveAway makes the server's user the owner of path.
-func (p *Server) giveAway(path string) error {
-	if p.credential == nil {
-		return nil
-	}
-	return os.Chown(path, int(p.credential.Uid), int(p.credential.Gid))
-}
-
-// command runs a program as the server's user, in its home once there is one. A group of its own
-// spares it the terminal's Ctrl-C: we end the server when we no longer need it.
+// command runs a program as the server's user, in its home once there is one. A group of its own spares it the
+// terminal's Ctrl-C: we end the server when we no longer need it.
 func (p *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = cmp.Or(p.home, "/")
@@ -257,8 +247,8 @@ func (p *Server) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// plainPath matches directories for the socket: no character to escape in a URL or a setting, and
-// room for the socket's name within the 103 bytes that macOS allows.
+// plainPath matches directories for the socket: no character to escape in a URL or a setting, and room for the
+// socket's name within the 103 bytes that macOS allows.
 var plainPath = regexp.MustCompile(`^[\w/.-]{1,85}$`)
 
 // startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
@@ -268,19 +258,19 @@ func (p *Server) startLocal(ctx context.Context, bin string, settings []string, 
 	}
 	sockets := p.home
 	if !plainPath.MatchString(sockets) {
-		var err error
-		if sockets, err = p.mkdirTemp("/tmp"); err != nil {
+		sockets = temporary("/tmp")
+		p.remove = append(p.remove, sockets)
+		if err := p.mkdir(sockets); err != nil {
 			return err
 		}
-		p.remove = append(p.remove, sockets)
 	}
 	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+sockets)
 	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
 }
 
-// awaitUnused returns an error if another server uses the data. One whose app was just killed is
-// given a moment to end.
+// awaitUnused returns an error if another server uses the data. One whose app was just killed is given a moment
+// to end.
 func (p *Server) awaitUnused(ctx context.Context, bin string) error {
 	for deadline := time.Now().Add(2 * time.Second); ; {
 		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
@@ -288,7 +278,7 @@ func (p *Server) awaitUnused(ctx context.Context, bin string) error {
 			return ctx.Err()
 		}
 		if time.Now().After(deadline) {
-			line, _, _ := bytes.Cut(out, []byte("\n"))
+			line, _, _ := strings.Cut(string(out), "\n")
 			return fmt.Errorf("%s is in use: %s", p.home, line) // "pg_ctl: server is running (PID: 42)"
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -344,7 +334,9 @@ func (p *Server) supervise(ctx context.Context, functions string, settings []str
 	}
 	go func() { // ends with the shell, for which Stop waits
 		if err := shell.Wait(); err != nil {
-			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, lastLines(log))
+			text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<62)) // its name may be gone
+			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, strings.Join(lines[max(0, len(lines)-8):], "\n"))
 		}
 		log.Close()
 		close(p.ended)
@@ -352,8 +344,8 @@ func (p *Server) supervise(ctx context.Context, functions string, settings []str
 	return p.awaitConnection(ctx)
 }
 
-// awaitConnection returns once the server takes connections. If that does not happen, the server
-// has ended when it returns.
+// awaitConnection returns once the server takes connections. If that does not happen, the server has ended when
+// it returns.
 func (p *Server) awaitConnection(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -370,11 +362,4 @@ func (p *Server) awaitConnection(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// lastLines returns the end of a log, which may have been removed in the meantime.
-func lastLines(log *os.File) []byte {
-	text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<62)) // what there is
-	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
-	return bytes.Join(lines[max(0, len(lines)-8):], []byte("\n"))
 }

@@ -72,10 +72,8 @@ func (c *compactor) value(depth int) (ok bool) {
 		ok = c.string()
 	case '{', '[':
 		ok = c.nested(b, depth+1)
-	case 'n', 't', 'f':
-		ok = c.word("null") || c.word("true") || c.word("false")
 	default:
-		ok = c.number()
+		ok = c.plain()
 	}
 	return ok && c.space()
 }
@@ -137,35 +135,18 @@ func escapedRune(text []byte) rune {
 	return -1
 }
 
-func (c *compactor) number() bool {
-	c.next('-')
-	ok := c.next('0') || c.digits()
-	if ok && c.next('.') {
-		ok = c.digits()
+// plain skips a number or a word.
+func (c *compactor) plain() bool {
+	from, isNatural := c.at, true // without fraction and exponent, as most numbers
+	for ; c.at < len(c.text) && !endsPlain[c.text[c.at]]; c.at++ {
+		isNatural = isNatural && '0' <= c.text[c.at] && c.text[c.at] <= '9'
 	}
-	if ok && (c.next('e') || c.next('E')) {
-		_ = c.next('+') || c.next('-')
-		ok = c.digits()
-	}
-	return ok
+	value := c.text[from:c.at]
+	isNatural = isNatural && len(value) > 0 && (value[0] != '0' || len(value) == 1)
+	return isNatural || string(value) == "null" || json.Valid(value)
 }
 
-// digits skips digits, at least one.
-func (c *compactor) digits() bool {
-	from := c.at
-	for c.at < len(c.text) && '0' <= c.text[c.at] && c.text[c.at] <= '9' {
-		c.at++
-	}
-	return c.at > from
-}
-
-func (c *compactor) word(word string) bool {
-	found := bytes.HasPrefix(c.text[c.at:], []byte(word))
-	if found {
-		c.at += len(word)
-	}
-	return found
-}
+var endsPlain = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true, '\r': true, '\t': true}
 
 // Members yields the names and values of a compact JSON object, in their order. It yields nothing for any other
 // value.
