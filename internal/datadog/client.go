@@ -41,19 +41,12 @@ type Client struct {
 // variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
-	var err error
-	if settings.TraceEnabled {
-		traceURL, err = settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https", "unix")
-		if err != nil {
-			return nil, err
-		}
-	}
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")
-	if err != nil {
-		return nil, err
+	if err == nil && settings.TraceEnabled {
+		traceURL, err = settings.agentURL("DD_TRACE_AGENT", settings.TraceAgentURL, settings.TraceAgentPort, "8126", "http", "https", "unix")
 	}
-	if traceURL == nil && metricURL == nil {
-		return nil, nil
+	if err != nil || traceURL == nil && metricURL == nil {
+		return nil, err
 	}
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())

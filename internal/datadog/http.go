@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// StartRequest starts the span of a request that the program serves. The span continues the trace that the
-// headers name, if any. The caller ends it with FinishRequest.
+// StartRequest starts the span of a request to this program, in the trace that the headers name, if any. The
+// caller ends it with FinishRequest.
 func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 	if !c.tracing() {
 		return r.Context(), nil
@@ -36,8 +36,7 @@ func (s *Span) setHTTPTags(end, method string, target url.URL) {
 }
 
 // FinishRequest ends the span of a request. The pattern is the one of http.ServeMux, METHOD /path/{id}, or
-// empty if no route matched. The span has failed if the status is 500 or above; the error is the reason and may
-// be nil.
+// empty. The span has failed if the status is 500 or above, for the reason err, if that is not nil.
 func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err error) {
 	if s == nil {
 		return
@@ -59,14 +58,12 @@ type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// Transport returns a transport that records the requests through next. Each request is a span, whose context
-// it sends to the server in the headers. The span ends when the response body is closed.
+// Transport returns a transport that records each request through next as a span, until the response body is
+// closed, and sends its context in the headers.
 //
 // The metrics PREFIX.calls, a counter, and PREFIX.latency, a distribution, have the tags method and
-// status_class ("2xx" … "5xx", or "error" if there is no response).
-//
-// The resource function names what a request is about, such as "GET /items/{id}". Few different values are
-// useful: they must not contain ids or the query.
+// status_class ("2xx" … "5xx", or "error" if there is no response). The resource says what a request is about,
+// in few different values, such as "GET /items/{id}".
 func (c *Client) Transport(next http.RoundTripper, prefix string, resource func(*http.Request) string) http.RoundTripper {
 	if c == nil {
 		return next

@@ -27,8 +27,7 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 	return &logHandler{json.WithAttrs(attrs), buffer}
 }
 
-// Shorten shortens a text or an error of a record, so that a line with three of them and a stack is at most 4
-// kB.
+// Shorten shortens a text or an error of a record. A line with three of them and a stack is at most 4 kB.
 func Shorten(attr slog.Attr) slog.Attr {
 	most := 900
 	if attr.Key == "error.stack" {
@@ -70,7 +69,6 @@ type logHandler struct {
 	buffer       *LogBuffer // the destination, if it is a LogBuffer
 }
 
-// Handle writes the record as one line.
 func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 	if s := SpanFrom(ctx); s != nil {
 		record = record.Clone()
@@ -83,12 +81,10 @@ func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 	return err
 }
 
-// WithAttrs returns a handler that adds the attributes to each record.
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &logHandler{h.Handler.WithAttrs(attrs), h.buffer}
 }
 
-// WithGroup returns a handler that puts all later attributes into the group.
 func (h *logHandler) WithGroup(name string) slog.Handler {
 	return &logHandler{h.Handler.WithGroup(name), h.buffer}
 }

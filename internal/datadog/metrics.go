@@ -26,9 +26,8 @@ const (
 	redialAfter = 15 * time.Second
 )
 
-// Count adds the value to a counter. Names consist of ASCII letters, digits, _ and dots; a tag is "key:value".
-// Each combination of a name and tags is a series that Datadog charges for, so tags must have few different
-// values.
+// Count adds the value to a counter. The name is of ASCII letters, digits, _ and dots; a tag is "key:value".
+// Tags must have few different values: each combination with a name is a series that Datadog charges for.
 func (c *Client) Count(name string, value float64, tags ...string) {
 	c.addMetric('c', name, value, tags)
 }
@@ -46,8 +45,7 @@ func (c *Client) Latency(name string, took time.Duration, tags ...string) {
 // MetricsEnabled reports whether the client sends metrics.
 func (c *Client) MetricsEnabled() bool { return c != nil && c.metrics != nil }
 
-// OnFlush registers a function that is called before metrics are sent, usually to set gauges. It should return
-// quickly.
+// OnFlush registers a function that is called before metrics are sent, usually to set gauges. It must be quick.
 func (c *Client) OnFlush(f func()) {
 	if !c.MetricsEnabled() {
 		return

@@ -16,8 +16,8 @@ const (
 	statePrefix      = "t."
 )
 
-// extract returns a context in which the next span continues the trace of the headers, which are Datadog's or
-// those of the W3C. Malformed headers are ignored.
+// extract returns a context in which the next span continues the trace of the headers, unless they are
+// malformed.
 func (c *Client) extract(ctx context.Context, header http.Header) context.Context {
 	if !c.tracing() {
 		return ctx
@@ -41,15 +41,15 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 	return context.WithValue(ctx, spanKey{}, origin)
 }
 
-// ContinueTrace returns a context in which the next span continues the trace of another span, perhaps of
-// another process. The traceContext comes from the TraceContext of that span.
+// ContinueTrace returns a context in which the next span continues the trace of the span with this
+// TraceContext.
 func (c *Client) ContinueTrace(ctx context.Context, traceContext string) context.Context {
 	parent, state, _ := strings.Cut(traceContext, " ")
 	return c.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
-// TraceContext returns the identity of the span as one line of text, which can be stored for ContinueTrace. The
-// text of a nil span is empty.
+// TraceContext returns the span's identity as a line of text for ContinueTrace, perhaps of another process,
+// later.
 func (s *Span) TraceContext() string {
 	if s == nil {
 		return ""
@@ -88,8 +88,8 @@ func (s *Span) traceparent() string {
 // stateValue makes a value of Datadog's member of the tracestate.
 var stateValue = strings.NewReplacer("=", "~", "~", "_", ",", "_", ";", "_")
 
-// tracestate returns the W3C header of that name: Datadog's member of up to 256 characters, followed by the
-// members of other vendors.
+// tracestate returns the W3C header: Datadog's member of up to 256 characters, then the members of other
+// vendors.
 func (s *Span) tracestate() string {
 	state := fmt.Sprintf("dd=s:%d", s.trace.priority)
 	if s.trace.product != "" {
@@ -108,8 +108,8 @@ func (s *Span) tracestate() string {
 	return state
 }
 
-// propagated returns the tags for other processes and for the first span of a trace, including the higher half
-// of a trace id of 128 bits.
+// propagated returns the tags for other processes and for the first span, the higher half of the trace id
+// included.
 func (o traceOrigin) propagated() []spanTag {
 	if o.high == 0 {
 		return o.tags
@@ -149,14 +149,14 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 // traceparentForm has groups for the version, both halves of the trace id, the parent, the flags, and more.
 var traceparentForm = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
 
-// parseTraceparent parses the W3C headers traceparent and tracestate. It returns an empty origin if the former
-// is missing or malformed.
+// parseTraceparent parses the W3C's headers. The origin is empty if traceparent is missing or malformed.
 func parseTraceparent(parent, state string) traceOrigin {
 	fields := traceparentForm.FindStringSubmatch(parent)
 	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" {
 		return traceOrigin{}
 	}
-	origin := traceOrigin{high: parseHex(fields[2]), low: parseHex(fields[3]), parent: parseHex(fields[4]), priority: int(parseHex(fields[5]) & 1)}
+	origin := traceOrigin{high: parseHex(fields[2]), low: parseHex(fields[3]), parent: parseHex(fields[4])}
+	origin.priority = int(parseHex(fields[5]) & 1)
 	var foreign []string
 	for member := range strings.SplitSeq(state, ",") {
 		member = strings.TrimSpace(member)
@@ -190,8 +190,7 @@ func (o *traceOrigin) parseState(fields string) {
 	}
 }
 
-// isPrintable reports whether the text is not empty and consists of printable ASCII. Other characters must not
-// be passed on in a header.
+// isPrintable reports whether the text is printable ASCII and not empty. A header must not hold anything else.
 func isPrintable(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }

@@ -17,8 +17,7 @@ import (
 	"app/internal/secrets"
 )
 
-// Settings are the values of Datadog's environment variables, and what else a Client needs. The caller reads
-// the environment.
+// Settings are what the caller read from Datadog's environment variables, and what else a Client needs.
 type Settings struct {
 	AgentHost      string // DD_AGENT_HOST
 	TraceAgentURL  string // DD_TRACE_AGENT_URL

@@ -36,12 +36,6 @@ type traceOrigin struct {
 	lastParent string // the nearest span before that Datadog knows, in hexadecimal
 }
 
-// newOrigin returns the origin of a new trace. Its id starts with the time, as in Datadog's own clients.
-func newOrigin() traceOrigin {
-	reason := []spanTag{{"_dd.p.dm", "-0"}} // the trace is kept because no rate is known
-	return traceOrigin{high: uint64(time.Now().Unix()) << 32, low: newSpanID(), priority: 1, tags: reason}
-}
-
 // newSpanID returns a random number other than 0, which means "no span".
 func newSpanID() uint64 { return rand.Uint64N(math.MaxUint64) + 1 }
 
@@ -56,8 +50,8 @@ type trace struct {
 	rootEnded bool
 }
 
-// A Span is one step of a trace. Its methods may be called concurrently. They do nothing if the span is nil or
-// finished.
+// A Span is one step of a trace, safe for concurrent use. The methods of one that is nil or finished do
+// nothing.
 type Span struct {
 	trace                *trace
 	id, parent           uint64
@@ -88,34 +82,33 @@ func WithoutSpan(ctx context.Context) context.Context {
 // tracing reports whether spans are sent.
 func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 
-// StartSpan starts a span and returns a context that carries it. The span is a child of the span in ctx, or
-// starts a trace if there is none. The caller must call Finish.
+// StartSpan starts a span, which is a child of the span in ctx, or else starts a trace, and returns a context
+// that carries it. The caller must call Finish.
 //
 // The name is the operation, such as "http.request"; the kind is Datadog's span type, such as "web", "http",
-// "sql" or "custom"; the resource is what the operation is about, such as "GET /items/{id}". Resources must
-// have few different values, without ids.
+// "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}".
 func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
 	if !c.tracing() {
 		return ctx, nil
 	}
 	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now(), tags: make([]spanTag, 0, 10)}
-	switch parent := ctx.Value(spanKey{}).(type) {
-	case *Span:
+	ctx, before := context.WithValue(ctx, spanKey{}, s), ctx.Value(spanKey{})
+	if parent, ok := before.(*Span); ok {
 		s.trace, s.parent = parent.trace, parent.id
-	case traceOrigin:
-		s.trace, s.parent = &trace{traceOrigin: parent, client: c, root: s}, parent.parent
-		if parent.lastParent != "" {
-			s.tags = append(s.tags, spanTag{"_dd.parent_id", parent.lastParent})
-		}
-	default:
-		s.trace = &trace{traceOrigin: newOrigin(), client: c, root: s}
+		return ctx, s
 	}
-	return context.WithValue(ctx, spanKey{}, s), s
+	origin, isElsewhere := before.(traceOrigin)
+	if !isElsewhere { // the id starts with the time, as in Datadog's own clients
+		origin = traceOrigin{high: uint64(s.start.Unix()) << 32, low: newSpanID(), priority: 1}
+		origin.tags = []spanTag{{"_dd.p.dm", "-0"}} // the trace is kept because no rate is known
+	}
+	s.trace, s.parent = &trace{traceOrigin: origin, client: c, root: s}, origin.parent
+	s.tags = append(s.tags, given(spanTag{"_dd.parent_id", origin.lastParent})...)
+	return ctx, s
 }
 
-// AddSharedSpan records that the trace of ctx has waited since then for work that belongs to the trace of
-// another span. The new span has the id of that trace in the tag shared.trace_id. Nothing is recorded if both
-// traces are the same, or if either does not exist.
+// AddSharedSpan records that the trace of ctx has waited since then for work of another trace, that of the
+// worker, whose id is in the tag shared.trace_id. Nothing is recorded if there is no other trace.
 func AddSharedSpan(ctx context.Context, name string, since time.Time, worker *Span) {
 	waiter := SpanFrom(ctx)
 	if waiter == nil || worker == nil || waiter.traceID() == worker.traceID() {
@@ -168,8 +161,8 @@ func cut(text string, most int) string {
 	return text
 }
 
-// SetError marks the span as failed and records the error and the caller's stack. A nil error changes nothing.
-// Only the first error is recorded, because later ones usually follow from it.
+// SetError marks the span as failed and records the error, unless it is nil, and the caller's stack. Only the
+// first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
 	if s == nil || err == nil {
 		return
