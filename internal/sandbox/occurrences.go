@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"go/version"
+	goversion "go/version"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -17,7 +17,6 @@ import (
 	"app/internal/rawjson"
 )
 
-// An occurrence is an occurrence of an item.
 type occurrence struct {
 	id, item, at int64
 	data         json.RawMessage // as posted, compact
@@ -27,7 +26,7 @@ type occurrence struct {
 // clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
 var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}
 
-// postItem accepts an occurrence. The answer comes before it is processed.
+// postItem accepts an occurrence, before it is processed.
 func (s *Sandbox) postItem(r *request) answer {
 	if s.bulk > 0 {
 		return result(map[string]any{"id": nil, "uuid": nil})
@@ -100,7 +99,9 @@ func (s *Sandbox) occur(o *occurrence) {
 	o.item = it.int("id")
 	s.occurrences[o.id] = o
 	it["last_occurrence_id"], it["last_occurrence_timestamp"] = o.id, o.at
-	if it["status"] == "resolved" && !isOlder(textAt(o.data, "code_version"), it.text("resolved_in_version")) {
+	// Numbers with dots are compared as versions of Go; that others are older is a guess.
+	version, resolvedIn := "go"+textAt(o.data, "code_version"), "go"+it.text("resolved_in_version")
+	if it["status"] == "resolved" && goversion.Compare(version, resolvedIn) >= 0 {
 		it["status"], it["activating_occurrence_id"], it["last_activated_timestamp"] = "active", o.id, o.at
 		it["total_occurrences"] = int64(0)
 	}
@@ -119,13 +120,6 @@ func titleOf(data json.RawMessage) string {
 }
 
 var digits = regexp.MustCompile(`\d+`)
-
-// isOlder reports whether a version precedes the one in which an item was resolved. Versions that are numbers
-// with dots have the form of Go's; others are not compared.
-func isOlder(code, resolvedIn string) bool {
-	code, resolvedIn = "go"+code, "go"+resolvedIn
-	return version.IsValid(code) && version.IsValid(resolvedIn) && version.Compare(code, resolvedIn) < 0
-}
 
 func (s *Sandbox) listOccurrences(r *request) answer {
 	below, err := strconv.ParseInt(cmp.Or(r.query.Get("lastId"), r.query.Get("last_id")), 10, 64)
@@ -163,7 +157,7 @@ func (s *Sandbox) oneOccurrence(r *request) answer {
 	return errorf(404, "Not found")
 }
 
-// deleteOccurrence deletes an occurrence some time after its answer. The counts of its item stay.
+// deleteOccurrence deletes an occurrence after its answer. The counts of its item stay.
 func (s *Sandbox) deleteOccurrence(r *request) answer {
 	o := s.occurrences[r.id]
 	if o == nil || o.deleting {

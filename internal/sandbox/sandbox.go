@@ -1,10 +1,9 @@
 // Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox] is an
-// [http.Handler] with one project of invented items. It knows Rollbar's tokens and rate limits, and the delay
-// between accepting an occurrence and showing it, so a client cannot tell it from Rollbar. [Sandbox.Control] is
-// for tests: it makes the sandbox fail and looks inside.
+// [http.Handler] with one project of invented items, which knows Rollbar's tokens, rate limits and the delay
+// between accepting an occurrence and showing it. [Sandbox.Control] is for tests: it makes the sandbox fail and
+// looks inside.
 //
-// It follows Rollbar's documentation and published answers. A comment marks each answer that neither of them
-// shows as a guess.
+// It follows Rollbar's documentation and published answers. What neither of them shows is marked as a guess.
 package sandbox
 
 import (
@@ -52,7 +51,7 @@ type Sandbox struct {
 	pending     []func()       // work that was accepted and not yet done
 	lastOcc     int64
 	skipped     int64 // counters, between those of invented items and those of new ones
-	windows     map[string]*window
+	windows     map[string]window
 	log         []string
 	bulk        int        // the length of a list by Bulk
 	samples     [][][]byte // its items, each cut where the item's number belongs
@@ -71,7 +70,7 @@ func New(n int) *Sandbox {
 		settings: Settings{Now: time.Now, LargeProject: 100_000, RateLimit: 50_000},
 		items:    map[int64]item{}, occurrences: map[int64]*occurrence{}, byUUID: map[string]*occurrence{},
 		posts: map[string]int{}, lastOcc: 402_859_036_592,
-		windows: map[string]*window{},
+		windows: map[string]window{},
 		failure: failure{ended: make(chan struct{})},
 	}
 	for number := range n {
@@ -228,11 +227,11 @@ func forbidden(needed string, has []string) answer {
 func (s *Sandbox) countCall(r *request) (isOver bool) {
 	now, limit := s.settings.Now(), s.settings.RateLimit
 	w := s.windows[r.token]
-	if w == nil || !now.Before(w.ends) {
-		w = &window{ends: now.Add(time.Minute)}
-		s.windows[r.token] = w
+	if !now.Before(w.ends) {
+		w = window{ends: now.Add(time.Minute)}
 	}
 	w.calls++
+	s.windows[r.token] = w
 	left, ends := limit-w.calls, w.ends
 	switch r.fault {
 	case LimitedNear:
