@@ -223,16 +223,10 @@ func (in *itemRef) describe(err error) error {
 
 // readItem reads the item that is meant.
 func (app *App) readItem(ctx context.Context, in itemRef) (item Item, err error) {
-	if in.By == "id" {
-		id, _ := strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
-		item, err = app.rollbar.Item(ctx, id)
-	} else {
-		item, err = app.rollbar.ItemBy(ctx, in.By, in.ID)
+	if item, err = app.rollbar.Item(ctx, in.By, in.ID); err != nil {
+		err = in.describe(err)
 	}
-	if err != nil {
-		return Item{}, in.describe(err)
-	}
-	return item, nil
+	return item, err
 }
 
 // itemID returns the id of the item that is meant, for which it is read where something else is given.
@@ -354,7 +348,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 	if err != nil {
 		return Item{}, err
 	}
-	item, err := app.rollbar.Item(ctx, id)
+	item, err := app.rollbar.Item(ctx, "id", strconv.FormatInt(id, 10))
 	if err != nil {
 		return Item{}, fmt.Errorf("it was changed, but not read again: %w", err)
 	}
@@ -404,7 +398,7 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	if err != nil {
 		return nil, err
 	}
-	occurrences, more, err := app.rollbar.Occurrences(ctx, id, place, in.Limit)
+	occurrences, next, err := app.rollbar.Occurrences(ctx, id, place, in.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
@@ -419,19 +413,9 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	case place.page == 2:
 		list.Prev = url.Values{"cursor": nil}
 	}
-	if more {
-		list.Next = url.Values{"cursor": {occurrenceCursor{occurrencePlace{place.page + 1, lowestID(occurrences)}}.String()}}
+	if next != nil {
+		list.Next = url.Values{"cursor": {occurrenceCursor{*next}.String()}}
 	}
 	list.Rest = restWithCursor(list.Next)
 	return list, nil
-}
-
-// lowestID returns the lowest id, below which the next page begins. It need not be the last one, since
-// Rollbar sorts by time.
-func lowestID(occurrences []Occurrence) int64 {
-	lowest := occurrences[0].ID
-	for _, o := range occurrences {
-		lowest = min(lowest, o.ID)
-	}
-	return lowest
 }

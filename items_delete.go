@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"app/internal/async"
@@ -53,19 +52,15 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", item.ID)
 	}
-	ids, unarchived, err := app.occurrenceIDs(ctx, item.ID, in.Max)
+	if unstored != nil {
+		return Deleted{}, unstored
+	}
+	count, err := app.deleteOccurrences(ctx, item.ID, in.Max)
+	if err != nil && count > 0 {
+		err = fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
+	}
 	if err != nil {
 		return Deleted{}, err
-	}
-	if int64(len(ids)) > in.Max {
-		return Deleted{}, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item.ID, in.Max)
-	}
-	if err := cmp.Or(unstored, unarchived); err != nil {
-		return Deleted{}, err
-	}
-	count, err := app.deleteOccurrences(ctx, item.ID, ids)
-	if err != nil {
-		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
 	}
 	if rawjson.Unquote(rawjson.Get(item.JSON, "status")) != "resolved" {
 		if _, err := app.change(ctx, item.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
@@ -89,92 +84,68 @@ func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
 	return nil
 }
 
-// occurrenceIDs lists an item's occurrences and archives them, since they are to be deleted. It stops when it
-// has more than the maximum. What could not be archived forbids the deletion, unless there is no database.
-func (app *App) occurrenceIDs(ctx context.Context, item, maximum int64) (ids []int64, unstored, err error) {
-	seen := map[int64]bool{}
-	place := occurrencePlace{page: 1}
-	for {
-		occurrences, more, err := app.rollbar.Occurrences(ctx, item, place, min(maximum+1, 100))
-		if err != nil {
-			return nil, nil, fmt.Errorf("occurrences of item %d: %w", item, err)
-		}
-		if app.store != nil && unstored == nil {
-			if _, err := app.store.archive(ctx, occurrences); err != nil {
-				callOf(ctx).notStored(err.Error())
-				unstored = fmt.Errorf("occurrences of item %d are not deleted, because they must be archived first: %w", item, err)
-			}
-		}
-		for _, o := range occurrences {
-			if !seen[o.ID] {
-				seen[o.ID] = true
-				ids = append(ids, o.ID)
-			}
-		}
-		if !more || int64(len(ids)) > maximum {
-			return ids, unstored, nil
-		}
-		place.before = lowestID(occurrences)
-	}
-}
-
-// deleteRounds bounds how often a deletion looks for new occurrences: an item that keeps occurring must
-// not keep it going for ever.
+// deleteRounds bounds how often a deletion looks for new occurrences: an item that keeps occurring must not
+// keep it going for ever.
 const deleteRounds = 5
 
-// deleteOccurrences deletes the occurrences, and those that come meanwhile, and returns how many it
-// deleted. Rollbar still lists deleted ones for some seconds.
-func (app *App) deleteOccurrences(ctx context.Context, item int64, ids []int64) (int64, error) {
-	gone := map[int64]bool{}
-	var count int64
-	for round := 0; len(ids) > 0 && round < deleteRounds; round++ {
+// deleteOccurrences archives and deletes an item's occurrences, unless there are more than the maximum, and
+// those that come meanwhile. It returns how many it deleted. Rollbar still lists deleted ones for some seconds.
+func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (count int64, err error) {
+	known := map[int64]bool{}
+	for round := range deleteRounds {
+		ids, err := app.archiveBeforeDelete(ctx, item, maximum, known)
+		if err == nil && round == 0 && int64(len(ids)) > maximum {
+			err = fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item, maximum)
+		}
+		if err != nil || len(ids) == 0 {
+			return count, err
+		}
 		n, err := app.deleteAll(ctx, ids, count)
 		count += n
 		if err != nil {
 			return count, err
 		}
-		for _, id := range ids {
-			gone[id] = true
-		}
-		var unstored error
-		if ids, unstored, err = app.occurrenceIDs(ctx, item, int64(len(gone))); err != nil {
-			return count, err
-		}
-		ids = slices.DeleteFunc(ids, func(id int64) bool { return gone[id] })
-		if len(ids) > 0 && unstored != nil {
-			return count, unstored
-		}
 	}
 	return count, nil
+}
+
+// archiveBeforeDelete lists an item's occurrences, until there are more than the maximum, archives those that
+// are not known, and returns their ids. What cannot be archived is an error, unless there is no database.
+func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, known map[int64]bool) (ids []int64, err error) {
+	for place := (&occurrencePlace{page: 1}); place != nil && int64(len(ids)) <= maximum; {
+		var page []Occurrence
+		if page, place, err = app.rollbar.Occurrences(ctx, item, *place, min(maximum+1, 100)); err != nil {
+			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
+		}
+		page = slices.DeleteFunc(page, func(o Occurrence) bool { return known[o.ID] })
+		if app.store != nil {
+			if _, err := app.store.archive(ctx, page); err != nil {
+				callOf(ctx).notStored(err.Error())
+				return nil, fmt.Errorf("occurrences of item %d are not deleted, because they must be archived first: %w", item, err)
+			}
+		}
+		for _, o := range page {
+			known[o.ID] = true
+			ids = append(ids, o.ID)
+		}
+	}
+	return ids, nil
 }
 
 // deleteAll deletes the occurrences, a few at a time, and returns how many Rollbar still had. Others were
 // deleted before.
 func (app *App) deleteAll(ctx context.Context, ids []int64, before int64) (int64, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var count atomic.Int64
-	var workers sync.WaitGroup
-	slots := make(chan struct{}, 4)
-	for _, id := range ids {
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
+	var failed error
+	remove := func(ctx context.Context, i int64) (struct{}, error) {
+		was, err := app.rollbar.DeleteOccurrence(ctx, ids[i])
+		if was {
+			callOf(ctx).report(before+count.Add(1), before+int64(len(ids)), "occurrences deleted")
 		}
-		workers.Go(func() {
-			defer func() { <-slots }()
-			err := async.Protect(func() error {
-				was, err := app.rollbar.DeleteOccurrence(ctx, id)
-				if was {
-					callOf(ctx).report(before+count.Add(1), before+int64(len(ids)), "occurrences deleted")
-				}
-				return err
-			})
-			if err != nil {
-				cancel(fmt.Errorf("occurrence %d: %w", id, err))
-			}
-		})
+		return struct{}{}, err
 	}
-	workers.Wait()
-	return count.Load(), context.Cause(ctx)
+	for _, err := range async.ReadAhead(ctx, 0, int64(len(ids))-1, 4, remove) {
+		failed = cmp.Or(failed, err)
+	}
+	return count.Load(), failed
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"net/url"
 	"strconv"
 	"sync/atomic"
@@ -97,7 +98,7 @@ func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, er
 		if !yield(first, err) {
 			return
 		}
-		async.ReadAhead(ctx, 1, ahead, s.readChunk)(yield)
+		async.ReadAhead(ctx, 1, math.MaxInt64, ahead, s.readChunk)(yield)
 	}
 }
 
@@ -142,7 +143,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 // readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate
 // limit.
 func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
-	if !sleep(ctx, s.app.rollbar.limits.throttle(scopeRead)) {
+	if !sleep(ctx, s.app.rollbar.limits[scopeRead].throttle()) {
 		return nil, ctx.Err()
 	}
 	filter := maps.Clone(s.filter)

@@ -221,7 +221,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 	var total SyncedOccurrences
 	var before map[int64]bool // the page before, which moves into this one when occurrences come meanwhile
 	for isOlder := false; !isOlder; {
-		if !sleep(ctx, app.rollbar.limits.throttle(scopeRead)) {
+		if !sleep(ctx, app.rollbar.limits[scopeRead].throttle()) {
 			return SyncedOccurrences{}, ctx.Err()
 		}
 		// Cursors would pass over some: ids are not quite in the order of time.
@@ -330,7 +330,7 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	if len(seen) == 0 {
 		return 0, nil
 	}
-	seen = slices.SortedFunc(slices.Values(seen), func(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) })
+	seen = slices.SortedFunc(slices.Values(seen), byID)
 	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, `SELECT id FROM occurrences WHERE id = ANY($1)`,
 			replan, column(seen, func(o Occurrence) int64 { return o.ID }))

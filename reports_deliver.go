@@ -304,7 +304,7 @@ func (l *lane) turn(ctx context.Context, wait bool) error {
 			slowdown = 0
 		}
 		l.mu.Unlock()
-		left := l.outbox.app.rollbar.limits.turn(l.scope, l.outbox.pace, slowdown)
+		left := l.outbox.app.rollbar.limits[l.scope].turn(l.outbox.pace, slowdown)
 		if left <= 0 {
 			break
 		}
@@ -317,7 +317,7 @@ func (l *lane) turn(ctx context.Context, wait bool) error {
 func (l *lane) limit() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return max(time.Until(l.limitedUntil), l.outbox.app.rollbar.limits.rest(l.scope))
+	return max(time.Until(l.limitedUntil), l.outbox.app.rollbar.limits[l.scope].rest())
 }
 
 // pause is the time between an attempt and the next one. It doubles, with jitter.

@@ -22,7 +22,10 @@ import (
 )
 
 // newLane returns the lane of servers of an outbox without a database.
-func newLane() *lane { return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{}}).lanes[0] }
+func newLane() *lane {
+	limits := newRateLimits(map[scope]accessToken{scopePost: {}, scopePostClient: {}})
+	return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{limits: limits}}).lanes[0]
+}
 
 // tried reports whether the queue has tried something in vain.
 func (f *fixture) tried() bool {
@@ -235,7 +238,7 @@ func TestDeliveryTurnsAreNotForLookups(t *testing.T) {
 	require.Equal(t, 201, f.create(newUUID()).status)
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
 	next := time.Now().Add(time.Hour)
-	limit := f.app.rollbar.limits.of(scopePost)
+	limit := f.app.rollbar.limits[scopePost]
 	limit.delivery = next
 	ctx, stop := newContext(t)
 	done := make(chan struct{})
@@ -333,7 +336,7 @@ func TestDeliveryPace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLane()
 				require.NoError(t, l.turn(t.Context(), true))
-				l.outbox.app.rollbar.limits.read(scopePost, tt.res)
+				l.outbox.app.rollbar.limits[scopePost].read(tt.res)
 				began := time.Now()
 				for rest := l.limit(); rest > 0; rest = l.limit() {
 					time.Sleep(min(rest, time.Second))
@@ -356,7 +359,7 @@ func TestDeliveryPaceOfAWindow(t *testing.T) {
 		began, left := time.Now(), 1000
 		for ; time.Since(began) < 59*time.Second; left-- {
 			seconds := fmt.Sprintf("%.0f", (time.Minute - time.Since(began)).Seconds())
-			l.outbox.app.rollbar.limits.read(scopePost, &http.Response{Header: http.Header{
+			l.outbox.app.rollbar.limits[scopePost].read(&http.Response{Header: http.Header{
 				"X-Rate-Limit-Remaining": {fmt.Sprint(left)}, "X-Rate-Limit-Remaining-Seconds": {seconds},
 			}})
 			time.Sleep(l.limit())
@@ -370,7 +373,7 @@ func TestDeliveryPaceOfAWindow(t *testing.T) {
 func TestDeliveryPaceOfASharedToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newLane().outbox
-		o.app.rollbar.limits.tokens = map[scope]accessToken{scopePost: {value: "x"}, scopePostClient: {value: "x"}}
+		o.app.rollbar.limits = newRateLimits(map[scope]accessToken{scopePost: {value: "x"}, scopePostClient: {value: "x"}})
 		began := time.Now()
 		for n := range 10 {
 			require.NoError(t, o.lanes[n%2].turn(t.Context(), true))

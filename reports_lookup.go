@@ -42,7 +42,7 @@ func (app *App) findItem(ctx context.Context) (found bool, err error) {
 	if err != nil || id == 0 { // the queue says that PostgreSQL is down
 		return false, nil
 	}
-	item, err := app.rollbar.ItemBy(withCall(ctx, &Call{}), "uuid", uuid)
+	item, err := app.rollbar.Item(withCall(ctx, &Call{}), "uuid", uuid)
 	switch {
 	case err == nil:
 		err = app.store.endLookups(ctx, id, item.ID)

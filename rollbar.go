@@ -71,7 +71,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		reads:     async.Singleflight[reading]{Span: "rollbar.shared"},
 		pages:     async.Singleflight[*ItemPage]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
-		limits:    rateLimits{tokens: tokens},
+		limits:    newRateLimits(tokens),
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
@@ -140,91 +140,83 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (reading, error) {
 // retry makes the call until it succeeds or another attempt cannot help.
 func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (reading, error) {
 	defer callOf(ctx).upstream.start()()
-	answer, when, err := r.attempt(ctx, call, r.timeout)
+	read, err := r.attempt(ctx, call, r.timeout)
 	budget := &callOf(ctx).retries
 	for attempt := 0; err != nil; attempt++ {
 		wait, again := r.retryWait(err, attempt)
 		if !again || !budget.sleep(ctx, wait) {
-			return reading{}, err
+			break
 		}
 		r.telemetry.Count("app.rollbar.retries", 1, "method:"+call.method)
 		timeout := min(r.timeout, budget.left())
 		stop := budget.start()
-		var next error
-		answer, when, next = r.attempt(ctx, call, timeout)
+		next, failure := r.attempt(ctx, call, timeout)
 		stop()
-		if isKind(next, upstreamTimeout) && timeout < r.timeout {
-			return reading{}, err // the attempt was cut short by the budget: the failure before it says more
+		if isKind(failure, upstreamTimeout) && timeout < r.timeout {
+			break // the attempt was cut short by the budget: the failure before it says more
 		}
-		err = next
+		read, err = next, failure
 	}
-	return reading{rawjson.Get(answer, "result"), &when}, nil
+	return read, err
 }
 
-// attempt makes the call once and returns the whole response as compact JSON.
-func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (answer json.RawMessage, when timing, err error) {
+// attempt makes the call once.
+func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.Duration) (none reading, err error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-time.After(slotWait):
-		return nil, when, &Failure{kind: unavailable, detail: "too many requests are waiting for Rollbar", wait: time.Second}
+		return none, &Failure{kind: unavailable, detail: "too many requests are waiting for Rollbar", wait: time.Second}
 	case <-ctx.Done():
-		return nil, when, r.noResponse(ctx, ctx.Err())
+		return none, r.noResponse(ctx, ctx.Err())
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	target := r.base + call.path
-	if len(call.query) > 0 {
-		target += "?" + call.query.Encode()
-	}
-	req, err := http.NewRequestWithContext(ctx, call.method, target, bytes.NewReader(call.body))
+	req, err := http.NewRequestWithContext(ctx, call.method, r.base+call.path, bytes.NewReader(call.body))
 	if err != nil {
-		return nil, when, err
+		return none, err
 	}
+	req.URL.RawQuery = call.query.Encode()
 	req.Header.Set("X-Rollbar-Access-Token", r.tokens[call.scope].value)
 	req.Header.Set("Accept", "application/json")
 	if call.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	when.sent = time.Now()
+	sent := time.Now()
 	res, err := r.client.Do(req)
 	if err != nil {
-		return nil, when, r.noResponse(ctx, err)
+		return none, r.noResponse(ctx, err)
 	}
 	defer res.Body.Close()
-	if left, known := r.limits.read(call.scope, res); known {
+	if left, known := r.limits[call.scope].read(res); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
-	var text []byte
+	text, err := r.readBody(ctx, res)
+	when := &timing{sent, time.Now()}
+	if err != nil {
+		return none, err
+	}
+	result, err := r.result(call, res, text)
+	return reading{result, when}, err
+}
+
+// readBody reads a whole response.
+func (r *Rollbar) readBody(ctx context.Context, res *http.Response) (text []byte, err error) {
 	if res.ContentLength <= maxResponse {
 		text, err = memory.ReadAll(ctx, res.Body, int(res.ContentLength), maxResponse)
 	}
-	when.received = time.Now()
 	switch {
 	case isKind(err, unavailable):
-		return nil, when, err
+		return nil, err
 	case err != nil:
-		return nil, when, r.noResponse(ctx, err)
+		return nil, r.noResponse(ctx, err)
 	case len(text) > maxResponse, res.ContentLength > maxResponse:
-		return nil, when, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
+		return nil, fail(badGateway, "Rollbar's response is larger than %d MiB: ask for fewer with limit", maxResponse>>20)
 	}
 	if len(text) > largeResponse && debug.SetMemoryLimit(-1) == usualHeap {
 		debug.SetMemoryLimit(heapLimit)
 	}
-	answer, err = rawjson.Compact(text)
-	if len(answer) > 0 && &answer[0] != &text[0] { // it is a copy
-		memory.Own(answer)
-	}
-	if rawjson.Get(answer, "err") == nil {
-		return nil, when, &Failure{
-			kind: badGateway, upstream: res.StatusCode, transient: true, err: err,
-			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", res.StatusCode),
-		}
-	}
-	if failure := r.refusal(call, res, answer); failure != nil {
-		return nil, when, failure
-	}
-	return answer, when, nil
+	return text, nil
 }
 
 // noResponse returns the failure of a call that ended without a response.
@@ -242,60 +234,61 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	return &Failure{kind: badGateway, detail: fmt.Sprintf("Rollbar does not answer: %v", err), transient: true, err: err}
 }
 
-// refusal returns the failure that a response of Rollbar's reports, or nil.
-func (r *Rollbar) refusal(call upstreamCall, res *http.Response, answer json.RawMessage) *Failure {
+// refusals are the failures that Rollbar's statuses stand for. All others are badGateway.
+var refusals = map[int]failureKind{
+	http.StatusBadRequest: invalid, http.StatusUnauthorized: rollbarAuth, http.StatusForbidden: rollbarAuth,
+	http.StatusNotFound: notFound, http.StatusRequestEntityTooLarge: tooLarge,
+	http.StatusUnprocessableEntity: unprocessable, http.StatusTooManyRequests: rateLimited,
+}
+
+// result returns the member result of a response, or the failure that the response reports.
+func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (json.RawMessage, error) {
 	status := res.StatusCode
-	if status/100 == 2 && string(rawjson.Get(answer, "err")) == "0" {
-		return nil
+	answer, err := rawjson.Compact(text)
+	if len(answer) > 0 && &answer[0] != &text[0] { // it is a copy
+		memory.Own(answer)
 	}
-	message := string(r.mask.Bytes([]byte(rawjson.Unquote(rawjson.Get(answer, "message")))))
-	if message == "" {
-		message = http.StatusText(status)
-	}
-	failure := &Failure{upstream: status, detail: fmt.Sprintf("Rollbar answered %d: %s", status, message)}
-	switch status {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return r.refusedToken(call, failure, message)
-	case http.StatusTooManyRequests:
-		return r.limited(call, failure, res.Header, message)
-	case http.StatusNotFound:
-		failure.kind = notFound
-	case http.StatusBadRequest:
-		failure.kind = invalid
-		if strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil {
-			failure.kind = notFound // Rollbar's reference: "400: item not found in this project"
+	if rawjson.Get(answer, "err") == nil {
+		return nil, &Failure{
+			kind: badGateway, upstream: status, transient: true, err: err,
+			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", status),
 		}
-	case http.StatusRequestEntityTooLarge:
-		failure.kind = tooLarge
-	case http.StatusUnprocessableEntity:
-		failure.kind = unprocessable
-	default:
-		failure.kind, failure.transient = badGateway, status >= 500
 	}
-	return failure
+	if status/100 == 2 && string(rawjson.Get(answer, "err")) == "0" {
+		return rawjson.Get(answer, "result"), nil
+	}
+	return nil, r.refusal(call, res, rawjson.Unquote(rawjson.Get(answer, "message")))
 }
 
-func (r *Rollbar) refusedToken(call upstreamCall, failure *Failure, message string) *Failure {
-	failure.kind = rollbarAuth
-	failure.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
-	return failure
-}
-
-// limited returns the failure of a 429: a rate limit, which ends with its window, or a deactivated
-// account, for which calls are left.
-func (r *Rollbar) limited(call upstreamCall, failure *Failure, header http.Header, message string) *Failure {
-	remaining, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
-	spent := err == nil && remaining == 0
-	if !spent && strings.Contains(message, "deactivated") {
-		return r.refusedToken(call, failure, message)
+// refusal returns the failure that a response with a message reports.
+func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string) *Failure {
+	status := res.StatusCode
+	message = cmp.Or(string(r.mask.Bytes([]byte(message))), http.StatusText(status))
+	f := &Failure{
+		kind: cmp.Or(refusals[status], badGateway), upstream: status, transient: status >= 500,
+		detail: fmt.Sprintf("Rollbar answered %d: %s", status, message),
 	}
-	failure.kind, failure.transient = rateLimited, spent
-	seconds, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
-	if err != nil {
-		seconds = 60 // the usual window
+	switch f.kind {
+	case invalid:
+		if strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil {
+			f.kind = notFound // Rollbar's reference: "400: item not found in this project"
+		}
+	case rateLimited: // ends with its window, but a deactivated account, for which calls are left, does not
+		f.transient = res.Header.Get("X-Rate-Limit-Remaining") == "0"
+		if !f.transient && strings.Contains(message, "deactivated") {
+			f.kind = rollbarAuth
+			break
+		}
+		seconds, err := strconv.Atoi(res.Header.Get("X-Rate-Limit-Remaining-Seconds"))
+		if err != nil {
+			seconds = 60 // the usual window
+		}
+		f.wait = time.Duration(max(1, seconds)) * time.Second
 	}
-	failure.wait = time.Duration(max(1, seconds)) * time.Second
-	return failure
+	if f.kind == rollbarAuth {
+		f.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
+	}
+	return f
 }
 
 // An Item is one item as Rollbar sent it, in compact JSON.
@@ -367,21 +360,20 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 
 // itemsOf returns the page of items that a result holds.
 func itemsOf(read reading) (*ItemPage, error) {
-	items, err := elementsOf(read, "items")
+	items, err := elementsOf(read, "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
 	total := cmp.Or(string(rawjson.Get(read.result, "total_count")), "null")
 	return &ItemPage{Items: items, Total: json.RawMessage(total)}, err
 }
 
 // elementsOf returns the elements of the list that a result must hold. A response without it is not an
 // empty list.
-func elementsOf(read reading, name string) ([]Item, error) {
+func elementsOf[T any](read reading, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	list := rawjson.Get(read.result, name)
 	if len(list) == 0 || list[0] != '[' {
 		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
 	}
-	var elements []Item
 	for raw := range rawjson.Elements(list) {
-		element, err := itemOf(raw, read.when)
+		element, err := of(raw)
 		if err != nil {
 			return nil, err
 		}
@@ -393,19 +385,16 @@ func elementsOf(read reading, name string) ([]Item, error) {
 	return elements, nil
 }
 
-// Item reads the item with the system-wide id.
-func (r *Rollbar) Item(ctx context.Context, id int64) (Item, error) {
-	return r.item(ctx, fmt.Sprintf("/item/%d", id), nil)
-}
-
-// ItemBy reads the item with a counter, or the item of the occurrence with a uuid. The key is counter
-// or uuid.
-func (r *Rollbar) ItemBy(ctx context.Context, key, value string) (Item, error) {
-	return r.item(ctx, "/item/", url.Values{key: {value}})
-}
-
-func (r *Rollbar) item(ctx context.Context, path string, query url.Values) (Item, error) {
-	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
+// Item reads the item with the system-wide id or the counter, or that of the occurrence with the uuid. The
+// key is id, counter or uuid.
+func (r *Rollbar) Item(ctx context.Context, key, value string) (Item, error) {
+	call := upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/item/"}
+	if key == "id" {
+		call.path += value
+	} else {
+		call.query = url.Values{key: {value}}
+	}
+	read, err := r.do(ctx, call)
 	if err != nil {
 		return Item{}, err
 	}
@@ -418,13 +407,14 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 	return read.result, err
 }
 
-// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page
-// with the number, whose contents shift as occurrences come.
+// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page with
+// the number, whose contents shift as occurrences come.
 type occurrencePlace struct{ page, before int64 }
 
-// Occurrences reads one page of the item's occurrences, or with 0 of the project's, at most limit of them.
-// Their order is nearly that of the ids, newest first. The second result is false on the last page.
-func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, bool, error) {
+// Occurrences reads one page of the item's occurrences, or with 0 of the project's, at most limit of them, and
+// returns the place of the next page, nil behind the last one. They are nearly in the order of their ids, newest
+// first: Rollbar sorts by time.
+func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, *occurrencePlace, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
 	switch {
 	case place.before > 0:
@@ -438,24 +428,20 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	}
 	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
-	elements, err := elementsOf(read, "instances")
-	if err != nil {
-		return nil, false, err
-	}
-	var occurrences []Occurrence
-	seen := map[int64]bool{}
-	for _, e := range elements {
-		o, _ := occurrenceOf(e.JSON) // it has an id
+	occurrences, err := elementsOf(read, "instances", func(raw json.RawMessage) (Occurrence, error) {
+		o, err := occurrenceOf(raw)
 		o.ItemID = cmp.Or(o.ItemID, item)
-		if !seen[o.ID] {
-			occurrences = append(occurrences, o)
-		}
-		seen[o.ID] = true
+		return o, err
+	})
+	if err != nil || int64(len(occurrences)) < limit {
+		return occurrences, nil, err
 	}
-	return occurrences, int64(len(elements)) >= limit, nil
+	return occurrences, &occurrencePlace{place.page + 1, slices.MinFunc(occurrences, byID).ID}, nil
 }
+
+func byID(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) }
 
 // Occurrence reads the occurrence with the id.
 func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) {
@@ -470,10 +456,13 @@ func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) 
 // it for some seconds.
 func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) {
 	_, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodDelete, path: fmt.Sprintf("/instance/%d", id)})
-	if isKind(err, notFound) {
+	switch {
+	case isKind(err, notFound):
 		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("occurrence %d: %w", id, err)
 	}
-	return err == nil, err
+	return true, nil
 }
 
 // Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with

@@ -87,85 +87,73 @@ func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 type stopwatch struct {
 	mu      sync.Mutex
 	running int
-	since   time.Time
-	took    time.Duration // until the last moment at which none was running
+	since   time.Time     // of the last change
+	took    time.Duration // until then
 }
 
 // start begins an activity and returns the function that ends it.
 func (w *stopwatch) start() (stop func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.running++
-	if w.running == 1 {
-		w.since = time.Now()
-	}
-	return func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.running--
-		if w.running == 0 {
-			w.took += time.Since(w.since)
-		}
-	}
+	w.add(1)
+	return func() { w.add(-1) }
 }
 
-func (w *stopwatch) total() time.Duration {
+func (w *stopwatch) total() time.Duration { return w.add(0) }
+
+// add changes how many activities are running, and returns the time that was measured so far.
+func (w *stopwatch) add(activities int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now()
 	if w.running > 0 {
-		return w.took + time.Since(w.since)
+		w.took += now.Sub(w.since)
 	}
+	w.running, w.since = w.running+activities, now
 	return w.took
 }
 
-// rateLimits are Rollbar's rate limits as its last responses gave them. Each token has its own.
-type rateLimits struct {
-	tokens map[scope]accessToken // which may be the same for several scopes
+// rateLimits are Rollbar's rate limits as its last responses gave them.
+type rateLimits map[scope]*rateLimit
 
-	mu   sync.Mutex
-	left map[string]*rateLimit
+// newRateLimits returns a limit for each token, which may be the same for several scopes.
+func newRateLimits(tokens map[scope]accessToken) rateLimits {
+	limits, ofToken := rateLimits{}, map[string]*rateLimit{}
+	for s, token := range tokens {
+		value := cmp.Or(token.value, string(s))
+		if ofToken[value] == nil {
+			ofToken[value] = &rateLimit{}
+		}
+		limits[s] = ofToken[value]
+	}
+	return limits
 }
 
 // A rateLimit is the number of calls that are left for a token until a window ends.
 type rateLimit struct {
+	mu          sync.Mutex
 	limit, left int
 	ends        time.Time
-	read        time.Time // zero for a call over the limit, after which each lane of the queue rests by itself
+	known       time.Time // when it was read; zero after a call over the limit: then each lane of the queue rests by itself
 	delivery    time.Time // when the last one out of the queue began
 	delivered   int       // by the queue in this window
 }
 
-// of returns the limit of the scope's token.
-func (a *rateLimits) of(s scope) *rateLimit {
-	token := cmp.Or(a.tokens[s].value, string(s))
-	if a.left == nil {
-		a.left = map[string]*rateLimit{}
-	}
-	if a.left[token] == nil {
-		a.left[token] = &rateLimit{}
-	}
-	return a.left[token]
-}
-
 // read takes the limit from the headers of a response and returns how many calls are left.
-func (a *rateLimits) read(s scope, res *http.Response) (left int, known bool) {
-	header := res.Header
-	limit, _ := strconv.Atoi(header.Get("X-Rate-Limit-Limit"))
-	left, err := strconv.Atoi(header.Get("X-Rate-Limit-Remaining"))
-	seconds, _ := strconv.Atoi(header.Get("X-Rate-Limit-Remaining-Seconds"))
+func (l *rateLimit) read(res *http.Response) (left int, known bool) {
+	limit, _ := strconv.Atoi(res.Header.Get("X-Rate-Limit-Limit"))
+	left, err := strconv.Atoi(res.Header.Get("X-Rate-Limit-Remaining"))
+	seconds, _ := strconv.Atoi(res.Header.Get("X-Rate-Limit-Remaining-Seconds"))
 	if err != nil {
 		return 0, false
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	is := a.of(s)
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	ends := time.Now().Add(time.Duration(seconds) * time.Second)
-	if ends.Sub(is.ends).Abs() > 2*time.Second { // whole seconds are inexact
-		is.delivered = 0
+	if ends.Sub(l.ends).Abs() > 2*time.Second { // whole seconds are inexact
+		l.delivered = 0
 	}
-	is.limit, is.left, is.ends, is.read = limit, left, ends, time.Now()
+	l.limit, l.left, l.ends, l.known = limit, left, ends, time.Now()
 	if res.StatusCode == http.StatusTooManyRequests {
-		is.read = time.Time{}
+		l.known = time.Time{}
 	}
 	return left, true
 }
@@ -173,30 +161,29 @@ func (a *rateLimits) read(s scope, res *http.Response) (left int, known bool) {
 // throttle returns how long one of many calls waits before it is made: not at all while a quarter of
 // the limit is left, and then as long as makes the rest last until the window ends, but at most a
 // second.
-func (a *rateLimits) throttle(s scope) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	is := a.of(s)
-	if is.left >= is.limit/4 {
+func (l *rateLimit) throttle() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left >= l.limit/4 {
 		return 0
 	}
-	return max(0, min(time.Second, time.Until(is.ends)/time.Duration(max(is.left, 1))))
+	return max(0, min(time.Second, time.Until(l.ends)/time.Duration(max(l.left, 1))))
 }
 
 // share returns how many calls the queue may still make, half of those that others have left, and for how
 // long they must last: for no time where nothing is known.
-func (is *rateLimit) share() (calls int, lasting time.Duration) {
-	if time.Since(is.read) >= trusted {
+func (l *rateLimit) share() (calls int, lasting time.Duration) {
+	if time.Since(l.known) >= trusted {
 		return 0, 0
 	}
-	return (is.left+is.delivered)/2 - is.delivered, max(0, time.Until(is.ends))
+	return (l.left+l.delivered)/2 - l.delivered, max(0, time.Until(l.ends))
 }
 
 // rest returns how long the queue must not deliver anything, since no call is left for it.
-func (a *rateLimits) rest(s scope) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	calls, lasting := a.of(s).share()
+func (l *rateLimit) rest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	calls, lasting := l.share()
 	if calls > 0 {
 		return 0
 	}
@@ -206,17 +193,16 @@ func (a *rateLimits) rest(s scope) time.Duration {
 // turn returns how long the queue must wait before its next delivery, which is to begin now where that is
 // no time. Deliveries are spread over the window, or keep the pace where nothing is known. The slowdown
 // multiplies the time between two; for 0 there is none.
-func (a *rateLimits) turn(s scope, pace time.Duration, slowdown int) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	is := a.of(s)
-	if calls, lasting := is.share(); calls > 0 && lasting > 0 {
+func (l *rateLimit) turn(pace time.Duration, slowdown int) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if calls, lasting := l.share(); calls > 0 && lasting > 0 {
 		pace = lasting / time.Duration(calls)
 	}
-	wait := time.Until(is.delivery.Add(pace * time.Duration(slowdown)))
+	wait := time.Until(l.delivery.Add(pace * time.Duration(slowdown)))
 	if wait <= 0 {
-		is.delivery = time.Now()
-		is.delivered++
+		l.delivery = time.Now()
+		l.delivered++
 	}
 	return wait
 }

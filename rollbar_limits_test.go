@@ -32,10 +32,10 @@ func TestThrottle(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			var limits rateLimits
-			limits.read(scopeRead, &http.Response{Header: tt.header})
-			assert.InDelta(t, tt.want, limits.throttle(scopeRead), float64(2*time.Millisecond))
-			assert.Zero(t, limits.throttle(scopeWrite), "another token's")
+			limits := newRateLimits(map[scope]accessToken{scopeRead: {}, scopeWrite: {}})
+			limits[scopeRead].read(&http.Response{Header: tt.header})
+			assert.InDelta(t, tt.want, limits[scopeRead].throttle(), float64(2*time.Millisecond))
+			assert.Zero(t, limits[scopeWrite].throttle(), "another token's")
 		})
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"sync"
 )
 
-// ReadAhead yields what fetch returns for first, first+1, and so on, in this order, while up to ahead
-// of them are fetched at the same time. The fetching ends with the loop.
-func ReadAhead[T any](ctx context.Context, first int64, ahead int, fetch func(ctx context.Context, n int64) (T, error)) iter.Seq2[T, error] {
+// ReadAhead yields what fetch returns for first to last, in this order, up to the first error, while up to
+// ahead of them are fetched at the same time. The fetching ends with the loop.
+func ReadAhead[T any](ctx context.Context, first, last int64, ahead int, fetch func(ctx context.Context, n int64) (T, error)) iter.Seq2[T, error] {
 	type result struct {
 		value T
 		err   error
@@ -21,17 +21,17 @@ func ReadAhead[T any](ctx context.Context, first int64, ahead int, fetch func(ct
 		defer fetching.Wait()
 		defer cancel()
 		var results []chan result
-		for n := first; ; n++ {
-			for len(results) < ahead {
-				next, number := make(chan result, 1), n+int64(len(results))
-				results = append(results, next)
+		for next := first; next <= last || len(results) > 0; {
+			for ; next <= last && len(results) < ahead; next++ {
+				n, done := next, make(chan result, 1)
+				results = append(results, done)
 				fetching.Go(func() {
 					var r result
 					r.err = Protect(func() (err error) {
-						r.value, err = fetch(ctx, number)
+						r.value, err = fetch(ctx, n)
 						return err
 					})
-					next <- r
+					done <- r
 				})
 			}
 			r := <-results[0]

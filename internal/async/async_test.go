@@ -240,7 +240,7 @@ func TestReadAhead(t *testing.T) {
 		return n, nil
 	}
 	var got []int64
-	for n, err := range ReadAhead(t.Context(), 5, 3, fetch) {
+	for n, err := range ReadAhead(t.Context(), 5, 100, 3, fetch) {
 		require.NoError(t, err)
 		if got = append(got, n); len(got) == 20 {
 			break
@@ -254,7 +254,7 @@ func TestReadAhead(t *testing.T) {
 	assert.Zero(t, running.Load())
 
 	failed := errors.New("no luck")
-	for n, err := range ReadAhead(t.Context(), 1, 2, func(_ context.Context, n int64) (int64, error) {
+	for n, err := range ReadAhead(t.Context(), 1, 100, 2, func(_ context.Context, n int64) (int64, error) {
 		if n == 3 {
 			return 0, failed
 		}
