@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -45,15 +46,15 @@ type itemsCreateInput struct {
 const maxNesting = 200
 
 func (in *itemsCreateInput) check() error {
+	rest, within := *in, ""
+	rest.Data = Opt[json.RawMessage]{}
 	switch {
-	case in.Data.Set && (in.Message.Set || len(in.flat()) > len(`{}`)):
+	case in.Data.Set && !reflect.ValueOf(rest).IsZero():
 		return invalidField("data", "is Rollbar's own payload: nothing else can be given with it")
-	case !in.Data.Set && !in.Message.Set:
-		return invalidField("message", "is required, unless data holds Rollbar's own payload")
-	}
-	within := ""
-	if in.Data.Set {
+	case in.Data.Set:
 		within = "data."
+	case !in.Message.Set:
+		return invalidField("message", "is required, unless data holds Rollbar's own payload")
 	}
 	data := in.payload()
 	if rawjson.Depth(data) > maxNesting {
@@ -62,40 +63,25 @@ func (in *itemsCreateInput) check() error {
 	return checkPayload(data, within)
 }
 
-// flat are the parameters as members of a payload, without the message.
-func (in *itemsCreateInput) flat() json.RawMessage {
-	flat := json.RawMessage(`{}`)
-	for _, p := range []struct {
-		name  string
-		value Opt[string]
-	}{
-		{"level", in.Level}, {"environment", in.Environment}, {"title", in.Title},
-		{"fingerprint", in.Fingerprint}, {"uuid", in.UUID}, {"code_version", in.CodeVersion},
-	} {
-		if p.value.Set {
-			flat = rawjson.Set(flat, p.name, rawjson.AppendQuoted(nil, p.value.Value))
-		}
-	}
-	if in.Custom.Set {
-		flat = rawjson.Set(flat, "custom", in.Custom.Value)
-	}
-	return flat
-}
-
 // payload returns the data for Rollbar, with a uuid only if the caller chose one.
 func (in *itemsCreateInput) payload() json.RawMessage {
 	if in.Data.Set {
 		return in.Data.Value
 	}
-	data := in.flat()
-	if !in.Level.Set {
-		data = rawjson.Set(data, "level", json.RawMessage(`"error"`))
+	data := json.RawMessage(`{}`)
+	for _, p := range []struct{ name, value string }{
+		{"level", cmp.Or(in.Level.Value, "error")}, {"environment", cmp.Or(in.Environment.Value, "production")},
+		{"title", in.Title.Value}, {"fingerprint", in.Fingerprint.Value}, {"uuid", in.UUID.Value},
+		{"code_version", in.CodeVersion.Value},
+	} {
+		if p.value != "" {
+			data = rawjson.Set(data, p.name, rawjson.AppendQuoted(nil, p.value))
+		}
 	}
-	if !in.Environment.Set {
-		data = rawjson.Set(data, "environment", json.RawMessage(`"production"`))
+	if in.Custom.Set {
+		data = rawjson.Set(data, "custom", in.Custom.Value)
 	}
-	body := fmt.Appendf(nil, `{"message":{"body":%s}}`, rawjson.AppendQuoted(nil, in.Message.Value))
-	return rawjson.Set(data, "body", body)
+	return rawjson.Set(data, "body", fmt.Appendf(nil, `{"message":{"body":%s}}`, rawjson.AppendQuoted(nil, in.Message.Value)))
 }
 
 // Created is what became of a new occurrence.
@@ -118,17 +104,15 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 	if err := app.rollbar.require(postScope(data)); err != nil {
 		return Created{}, err
 	}
-	if err := checkSize(data); err != nil {
-		return Created{}, err
+	const largest = 1 << 20 // bytes that Rollbar takes as one occurrence: 1024 KB, says "Create item"
+	if n := len(data) + len(`{"data":}`); n > largest {
+		return Created{}, fail(tooLarge, "the payload has %d bytes, of which Rollbar takes %d", n, largest)
 	}
-	if app.store == nil {
-		callOf(ctx).notStored("DATABASE_URL is not set")
-		if err := app.rollbar.Post(ctx, data); err != nil {
-			return Created{}, fmt.Errorf("create %s: %w", uuid, err)
-		}
-		return Created{uuid, "delivered"}, nil
+	state, err := app.create(ctx, uuid, data)
+	if err != nil {
+		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
 	}
-	return app.create(ctx, uuid, data)
+	return Created{uuid, state}, nil
 }
 
 // identified returns the data with a timestamp, since they may arrive hours later, and with a uuid.
@@ -144,18 +128,22 @@ func identified(data json.RawMessage) (json.RawMessage, string) {
 	return data, uuid
 }
 
-// create stores the occurrence, sends it and records what became of it.
-func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (Created, error) {
+// create stores the occurrence, sends it, and records and returns what became of it.
+func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (state string, err error) {
+	if app.store == nil {
+		callOf(ctx).notStored("DATABASE_URL is not set")
+		return "delivered", app.rollbar.Post(ctx, data)
+	}
 	sending, cancel := context.WithTimeout(ctx, app.outbox.lease()) // until then nobody else sends it
 	defer cancel()
 	e, err := app.outbox.enqueue(ctx, uuid, data, true)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return Created{}, fmt.Errorf("create %s: %w", uuid, ctx.Err())
+		return "", ctx.Err()
 	case err != nil:
-		return app.createUnstored(sending, uuid, data, err)
+		return "delivered", app.createUnstored(sending, uuid, data, err)
 	case !e.isNew:
-		return e.created()
+		return e.state, e.rejection()
 	}
 	app.telemetry.Count("app.reports.stored", 1)
 	lane := app.outbox.laneOf(data)
@@ -164,7 +152,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	case err == nil:
 		app.store.deliveries.Put(ctx, e.id)
 		lane.succeeded()
-		return Created{uuid, "delivered"}, nil
+		return "delivered", nil
 	case isFinal(err):
 		app.outbox.reject(ctx, e, err)
 	case isKind(err, rollbarAuth):
@@ -177,27 +165,24 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	default:
 		lane.makeAvailable(ctx, e)
 		if ctx.Err() == nil {
-			return Created{uuid, "queued"}, nil
+			return "queued", nil
 		}
 	}
-	return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+	return "", err
 }
 
 // createUnstored sends an occurrence that PostgreSQL does not take, for whatever reason. It is acknowledged
 // only if Rollbar takes it.
-func (app *App) createUnstored(ctx context.Context, uuid string, data json.RawMessage, why error) (Created, error) {
+func (app *App) createUnstored(ctx context.Context, uuid string, data json.RawMessage, why error) error {
 	app.log.WarnContext(ctx, "occurrence is not stored", "uuid", uuid, "error", why)
 	callOf(ctx).notStored(why.Error())
 	err := app.rollbar.Post(ctx, data)
-	switch {
-	case err == nil:
-		return Created{uuid, "delivered"}, nil
-	case isFinal(err), isKind(err, rollbarAuth), errors.Is(ctx.Err(), context.Canceled):
-		return Created{}, fmt.Errorf("create %s: %w", uuid, err)
+	if err == nil || isFinal(err) || isKind(err, rollbarAuth) || errors.Is(ctx.Err(), context.Canceled) {
+		return err
 	}
-	f := fail(unavailable, "create %s: neither PostgreSQL nor Rollbar accepts it: %w", uuid, err)
+	f := fail(unavailable, "neither PostgreSQL nor Rollbar accepts it: %w", err)
 	f.upstream, f.wait = failureOf(err).upstream, failureOf(err).wait
-	return Created{}, f
+	return f
 }
 
 // isFinal reports whether Rollbar refused an occurrence for good.
@@ -213,17 +198,6 @@ func newUUID() string {
 
 // levels are Rollbar's levels, from the least severe.
 var levels = []string{"debug", "info", "warning", "error", "critical"}
-
-// largestPayload is how many bytes Rollbar takes as one occurrence: 1024 KB, says "Create item".
-const largestPayload = 1 << 20
-
-// checkSize reports data that are too large for Rollbar, with what Post puts around them.
-func checkSize(data json.RawMessage) error {
-	if n := len(data) + len(`{"data":}`); n > largestPayload {
-		return fail(tooLarge, "the payload has %d bytes, of which Rollbar takes %d", n, largestPayload)
-	}
-	return nil
-}
 
 // payloadFields are the kinds of optional fields of a payload's data, by Rollbar's page "Create item". Null
 // stands for a missing one. A text has at most so many characters, or any number for 0.
@@ -271,20 +245,10 @@ func (c *payloadCheck) required(field string, value json.RawMessage, kind string
 
 func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
 
+var jsonKinds = map[byte]string{'"': "a string", '{': "an object", '[': "an array", 't': "a boolean", 'f': "a boolean"}
+
 // jsonKind names the kind of a JSON value that is not null.
-func jsonKind(value json.RawMessage) string {
-	switch value[0] {
-	case '"':
-		return "a string"
-	case '{':
-		return "an object"
-	case '[':
-		return "an array"
-	case 't', 'f':
-		return "a boolean"
-	}
-	return "a number"
-}
+func jsonKind(value json.RawMessage) string { return cmp.Or(jsonKinds[value[0]], "a number") }
 
 // checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
 // JSON, naming fields with what they are within.
@@ -375,9 +339,6 @@ func occurrenceTitle(data json.RawMessage) string {
 		exception = rawjson.Get(first, "exception")
 		break
 	}
-	class, message := rawjson.Unquote(rawjson.Get(exception, "class")), rawjson.Unquote(rawjson.Get(exception, "message"))
-	if class == "" || message == "" {
-		return class + message
-	}
-	return class + ": " + message
+	parts := []string{rawjson.Unquote(rawjson.Get(exception, "class")), rawjson.Unquote(rawjson.Get(exception, "message"))}
+	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ": ")
 }

@@ -121,7 +121,7 @@ func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) e
 	case err == nil || ctx.Err() != nil:
 		return ctx.Err()
 	case !isKind(err, queueFull):
-		if _, err = app.createUnstored(ctx, uuid, data, err); err == nil || isFinal(err) {
+		if err = app.createUnstored(ctx, uuid, data, err); err == nil || isFinal(err) {
 			return err
 		}
 	}

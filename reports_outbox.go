@@ -167,10 +167,10 @@ func acknowledge(ctx context.Context, conn *pgx.Conn, entries []*entry) pgx.Rows
 	return rows
 }
 
-// created answers a repeated request for the uuid.
-func (e *entry) created() (Created, error) {
+// rejection returns the failure with which Rollbar refused the entry, or nil.
+func (e *entry) rejection() error {
 	if e.state != "rejected" {
-		return Created{e.uuid, e.state}, nil
+		return nil
 	}
 	kind := unprocessable
 	switch e.refusal {
@@ -179,9 +179,7 @@ func (e *entry) created() (Created, error) {
 	case tooLarge.status:
 		kind = tooLarge
 	}
-	f := fail(kind, "create %s: %s", e.uuid, e.reason)
-	f.upstream = e.refusal
-	return Created{}, f
+	return &Failure{kind: kind, detail: e.reason, upstream: e.refusal}
 }
 
 // room returns how many more occurrences may be queued. It counts them only where it has to: an estimate
