@@ -32,7 +32,7 @@ func bulkItems(t testing.TB, page, n int) []Item {
 	rollbar.Bulk(page * n)
 	answer, err := rawjson.Compact(pageOf(rollbar, page, n))
 	require.NoError(t, err)
-	items, err := itemsOf(reading{rawjson.Get(answer, "result"), &timing{time.Now(), time.Now()}})
+	items, err := itemsOf(reading{result: rawjson.Get(answer, "result"), when: &timing{time.Now(), time.Now()}})
 	require.NoError(t, err)
 	require.Len(t, items.Items, n)
 	return items.Items

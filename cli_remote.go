@@ -73,8 +73,7 @@ func runRemotely(ctx context.Context, config *Config, c *Command, args arguments
 	}
 	list := first.(*List)
 	number, _ := rawjson.Int(rawjson.Get(list.Rest, "page"))
-	list.Next = nil
-	list.Rows = followPages(ctx, list, number, func(number int64) (*List, error) {
+	followPages(ctx, list, number, func(number int64) (*List, error) {
 		args.values["page"] = []literal{{text: strconv.FormatInt(number, 10)}}
 		value, err := askServer(ctx, config, c, args)
 		page, _ := value.(*List)

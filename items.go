@@ -1,5 +1,5 @@
-// items.go lists, shows and changes Rollbar's items. They are passed on as Rollbar sent them, and stored
-// as reports.
+// items.go lists, shows and changes Rollbar's items. They are passed on as Rollbar sent them, and stored as
+// reports.
 package main
 
 import (
@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -63,65 +62,21 @@ type itemsListInput struct {
 	All   bool       `flag:"all" default:"false" help:"read this page and all after it"`
 }
 
-func (in *itemsListInput) filter() url.Values {
-	values := in.values()
-	if in.Limit.Set {
-		values.Set("limit", strconv.FormatInt(in.Limit.Value, 10))
-	}
-	return values
-}
-
 func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) {
-	page, err := app.itemPage(ctx, in.filter(), in.Page)
-	if err != nil {
-		return nil, err
+	list, err := in.read(ctx, app, in.Page)
+	if err == nil && in.All {
+		followPages(ctx, list, in.Page, func(number int64) (*List, error) { return in.read(ctx, app, number) })
 	}
-	list := page.list(in.Page)
-	if in.All {
-		list.Rows = followPages(ctx, list, in.Page, func(number int64) (*List, error) {
-			page, err := app.itemPage(ctx, in.filter(), number)
-			if err != nil {
-				return nil, err
-			}
-			return page.list(number), nil
-		})
-		return list, nil
-	}
-	if in.Page > 1 {
-		list.Prev = url.Values{"page": {strconv.FormatInt(in.Page-1, 10)}}
-	}
-	if !in.isLast(page) {
-		list.Next = url.Values{"page": {strconv.FormatInt(in.Page+1, 10)}}
-	}
-	return list, nil
+	return list, err
 }
 
-// list returns the page with the number as a result.
-func (p *ItemPage) list(number int64) *List {
-	return &List{
-		Name: "items",
-		Rows: sliceRows(p.Items, func(item Item) json.RawMessage { return item.JSON }),
-		Rest: fmt.Appendf(nil, `{"page":%d,"total_count":%s}`, number, p.Total),
-	}
-}
-
-// isLast reports whether no page can follow: this one is empty, or the total shows it to be the last.
-// A short page need not be the last, since Rollbar may return fewer items than the limit, but hardly
-// fewer than the 100 that it returns without one.
-func (in *itemsListInput) isLast(page *ItemPage) bool {
-	n := int64(len(page.Items))
-	total, counted := rawjson.Int(page.Total)
-	if n == 0 || !counted {
-		return n == 0
-	}
-	size := cmp.Or(in.Limit.Value, 100)
-	ends := size <= 100 && (in.Page-1)*size+n == total
-	return ends || in.Page*n >= total
-}
-
-// itemPage reads one page of items and stores it.
-func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (*ItemPage, error) {
+// read reads the page with the number, and stores its items.
+func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*List, error) {
+	filter := in.values()
 	filter.Set("page", strconv.FormatInt(number, 10))
+	if in.Limit.Set {
+		filter.Set("limit", strconv.FormatInt(in.Limit.Value, 10))
+	}
 	page, err := app.rollbar.Items(ctx, filter)
 	if err != nil {
 		err = fmt.Errorf("page %d of the items: %w", number, err)
@@ -131,17 +86,42 @@ func (app *App) itemPage(ctx context.Context, filter url.Values, number int64) (
 		return nil, err
 	}
 	app.observePage(ctx, page)
-	return page, nil
+	list := &List{
+		Name: "items",
+		Rows: sliceRows(page.Items, func(item Item) json.RawMessage { return item.JSON }),
+		Rest: fmt.Appendf(nil, `{"page":%d,"total_count":%s}`, number, page.Total),
+	}
+	if number > 1 {
+		list.Prev = url.Values{"page": {strconv.FormatInt(number-1, 10)}}
+	}
+	if !in.isLast(page, number) {
+		list.Next = url.Values{"page": {strconv.FormatInt(number+1, 10)}}
+	}
+	return list, nil
 }
 
-// followPages yields the items of the page with the number and of all pages behind it, up to an empty one.
-// Pages of a changing list overlap, so an item that was yielded is left out.
-func followPages(ctx context.Context, page *List, number int64, read func(number int64) (*List, error)) iter.Seq2[json.RawMessage, error] {
-	rows, total := page.Rows, int64(0)
-	if number == 1 {
-		total, _ = rawjson.Int(rawjson.Get(page.Rest, "total_count"))
+// isLast reports whether no page can follow: this one is empty, or the total shows it to be the last. A short
+// page need not be the last, since Rollbar may return fewer items than the limit, but hardly fewer than the 100
+// that it returns without one.
+func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
+	n := int64(len(page.Items))
+	total, counted := rawjson.Int(page.Total)
+	if n == 0 || !counted {
+		return n == 0
 	}
-	return func(yield func(json.RawMessage, error) bool) {
+	size := cmp.Or(in.Limit.Value, 100)
+	return number*n >= total || size <= 100 && (number-1)*size+n == total
+}
+
+// followPages appends to the list, which is the page with the number, the items of all pages behind it, up to
+// an empty page. Pages of a changing list overlap, so an item that was yielded is left out.
+func followPages(ctx context.Context, list *List, number int64, read func(number int64) (*List, error)) {
+	rows, total := list.Rows, int64(0)
+	if number == 1 {
+		total, _ = rawjson.Int(rawjson.Get(list.Rest, "total_count"))
+	}
+	list.Prev, list.Next = nil, nil
+	list.Rows = func(yield func(json.RawMessage, error) bool) {
 		seen := map[string]bool{}
 		for {
 			isEmpty := true
@@ -255,8 +235,8 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 	return item.JSON, nil
 }
 
-// isRollbarOut reports whether the error of a call means that Rollbar is down, slow or limits us, rather
-// than what it says about the call.
+// isRollbarOut reports whether the error of a call means that Rollbar is down, slow or limits us, rather than
+// what it says about the call.
 func isRollbarOut(err error) bool {
 	return isKind(err, badGateway, unavailable, upstreamTimeout, rateLimited)
 }
@@ -341,8 +321,8 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 	return item.JSON, nil
 }
 
-// change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only.
-// It stores what both responses said.
+// change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only. It
+// stores what both responses said.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
 	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
 	if err != nil {
@@ -374,25 +354,23 @@ var itemsOccurrencesCmd = &Command{
 
 type itemsOccurrencesInput struct {
 	itemRef
-	Limit  int64                 `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
-	Cursor Opt[occurrenceCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
+	Limit  int64                `query:"limit" default:"20" min:"1" max:"5000" help:"occurrences per page"`
+	Cursor Opt[occurrencePlace] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
-// An occurrenceCursor is an occurrencePlace as callers see it: opaque.
-type occurrenceCursor struct{ occurrencePlace }
-
-func (c occurrenceCursor) String() string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.page, c.before))
+// String returns the place as callers see it: an opaque cursor.
+func (p occurrencePlace) String() string {
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", p.page, p.before))
 }
 
 // UnmarshalText reads what String wrote.
-func (c *occurrenceCursor) UnmarshalText(text []byte) (err error) {
-	c.page, c.before, err = cursorNumbers(text)
+func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
+	p.page, p.before, err = cursorNumbers(text)
 	return err
 }
 
 func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (*List, error) {
-	place := in.Cursor.Value.occurrencePlace
+	place := in.Cursor.Value
 	place.page = max(1, place.page)
 	id, err := app.itemID(ctx, in.itemRef)
 	if err != nil {
@@ -409,12 +387,12 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	}
 	switch {
 	case place.page > 2:
-		list.Prev = url.Values{"cursor": {occurrenceCursor{occurrencePlace{page: place.page - 1}}.String()}}
+		list.Prev = url.Values{"cursor": {occurrencePlace{page: place.page - 1}.String()}}
 	case place.page == 2:
 		list.Prev = url.Values{"cursor": nil}
 	}
 	if next != nil {
-		list.Next = url.Values{"cursor": {occurrenceCursor{*next}.String()}}
+		list.Next = url.Values{"cursor": {next.String()}}
 	}
 	list.Rest = restWithCursor(list.Next)
 	return list, nil

@@ -1,7 +1,7 @@
-// items_create.go creates occurrences. An answer with success promises that the occurrence has reached
-// Rollbar or is stored in PostgreSQL, from where the outbox delivers it. Each occurrence has a uuid before
-// it is first sent, and Rollbar drops a second delivery of the same one. A payload that Rollbar is known to
-// refuse is refused here, before it is stored, so that everything that is acknowledged can arrive.
+// items_create.go creates occurrences. An answer with success promises that the occurrence has reached Rollbar
+// or is stored in PostgreSQL, from where the outbox delivers it. Each occurrence has a uuid before it is first
+// sent, and Rollbar drops a second delivery of the same one. A payload that Rollbar is known to refuse is
+// refused here, before it is stored, so that everything that is acknowledged can arrive.
 package main
 
 import (
@@ -250,8 +250,8 @@ var jsonKinds = map[byte]string{'"': "a string", '{': "an object", '[': "an arra
 // jsonKind names the kind of a JSON value that is not null.
 func jsonKind(value json.RawMessage) string { return cmp.Or(jsonKinds[value[0]], "a number") }
 
-// checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact
-// JSON, naming fields with what they are within.
+// checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact JSON, naming
+// fields with what they are within.
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
 	members := maps.Collect(rawjson.Members(data)) // the last of several with the same name, as Get has it

@@ -48,12 +48,12 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	if err != nil {
 		return Deleted{}, err
 	}
-	unstored := app.observeBeforeDelete(ctx, item)
-	if string(rawjson.Get(item.JSON, "group_status")) == "2" {
+	unstored := app.observe(ctx, item)
+	switch {
+	case string(rawjson.Get(item.JSON, "group_status")) == "2":
 		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", item.ID)
-	}
-	if unstored != nil {
-		return Deleted{}, unstored
+	case unstored != "" && app.store != nil:
+		return Deleted{}, fail(unavailable, "nothing is deleted, because item %d must be stored first: %s", item.ID, unstored)
 	}
 	count, err := app.deleteOccurrences(ctx, item.ID, in.Max)
 	if err != nil && count > 0 {
@@ -68,20 +68,6 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 		}
 	}
 	return Deleted{item.ID, count, "resolved"}, nil
-}
-
-// observeBeforeDelete stores the item. Its error forbids the deletion; a command line without a database
-// deletes all the same.
-func (app *App) observeBeforeDelete(ctx context.Context, item Item) error {
-	if app.store == nil {
-		app.observe(ctx, item) // notes that nothing is stored
-		return nil
-	}
-	if _, err := app.store.observe(ctx, observationsOf([]Item{item})); err != nil {
-		callOf(ctx).notStored(err.Error())
-		return fmt.Errorf("nothing is deleted, because item %d must be stored first: %w", item.ID, err)
-	}
-	return nil
 }
 
 // deleteRounds bounds how often a deletion looks for new occurrences: an item that keeps occurring must not
@@ -118,11 +104,8 @@ func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, kn
 			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
 		}
 		page = slices.DeleteFunc(page, func(o Occurrence) bool { return known[o.ID] })
-		if app.store != nil {
-			if _, err := app.store.archive(ctx, page); err != nil {
-				callOf(ctx).notStored(err.Error())
-				return nil, fmt.Errorf("occurrences of item %d are not deleted, because they must be archived first: %w", item, err)
-			}
+		if unstored := app.archive(ctx, page...); unstored != "" && app.store != nil {
+			return nil, fail(unavailable, "occurrences of item %d are not deleted, because they must be archived first: %s", item, unstored)
 		}
 		for _, o := range page {
 			known[o.ID] = true

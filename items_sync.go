@@ -52,7 +52,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	if err != nil {
 		return Synced{}, err
 	}
-	app.rollbar.pages.Forget() // what others began to read before may lack changes made before this sync
+	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
 	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages, recent: in.Recent}
 	ahead := chunksAhead
 	if in.Recent { // most likely the first page is the last

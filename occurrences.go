@@ -310,18 +310,20 @@ func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (
 	return cleaned, nil
 }
 
-// archive stores the occurrences. If that fails, the call is marked as not stored, and the operation goes on.
-func (app *App) archive(ctx context.Context, seen ...Occurrence) {
-	why := "DATABASE_URL is not set"
+// archive stores the occurrences. If that fails, the call is marked as not stored, and the operation goes on. The
+// result is why, or "".
+func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored string) {
+	unstored = "DATABASE_URL is not set"
 	if app.store != nil {
 		_, err := app.store.archive(context.WithoutCancel(ctx), seen)
 		if err == nil {
-			return
+			return ""
 		}
 		app.log.WarnContext(ctx, "occurrences not stored", "occurrences", len(seen), "error", err)
-		why = err.Error()
+		unstored = err.Error()
 	}
-	callOf(ctx).notStored(why)
+	callOf(ctx).notStored(unstored)
+	return unstored
 }
 
 // archive stores the occurrences, in any order, and returns how many were new. One that is there already

@@ -72,11 +72,12 @@ func (t *historyStats) add(other historyStats) {
 }
 
 // observe stores the items as reports. If that fails, the call is marked as not stored, and the
-// operation goes on.
-func (app *App) observe(ctx context.Context, items ...Item) {
-	if why := app.tryToObserve(ctx, items); why != "" {
-		callOf(ctx).notStored(why)
+// operation goes on. The result is why, or "".
+func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
+	if unstored = app.tryToObserve(ctx, items); unstored != "" {
+		callOf(ctx).notStored(unstored)
 	}
+	return unstored
 }
 
 // observePage is observe for a page, once for all callers that share it.

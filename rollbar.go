@@ -1,6 +1,6 @@
-// rollbar.go is the client of Rollbar's API: one call from its request to its response. With
-// rollbar_limits.go it is the only room that knows Rollbar's wire format. What Rollbar sends is passed
-// on as it came, and only what the service acts on is read.
+// rollbar.go is the client of Rollbar's API: one call from its request to its response. With rollbar_limits.go
+// it is the only room that knows Rollbar's wire format. What Rollbar sends is passed on as it came, and only
+// what the service acts on is read.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -53,7 +54,6 @@ type Rollbar struct {
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
 	reads     async.Singleflight[reading]
-	pages     async.Singleflight[*ItemPage]
 	limits    rateLimits
 	mask      *secrets.Mask // hides the tokens, which some of Rollbar's messages quote
 	telemetry *datadog.Client
@@ -69,7 +69,6 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		timeout:   timeout,
 		slots:     make(chan struct{}, maxCalls),
 		reads:     async.Singleflight[reading]{Span: "rollbar.shared"},
-		pages:     async.Singleflight[*ItemPage]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
 		limits:    newRateLimits(tokens),
 		mask:      mask,
@@ -83,15 +82,11 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 
 func refuseRedirects(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
+var idInPath = regexp.MustCompile(`/(item|instance)/[0-9]+`)
+
 // callResource is the resource of a request's span: its method and path, with {id} for each id.
 func callResource(r *http.Request) string {
-	words := strings.Split(r.URL.Path, "/")
-	for i, word := range words {
-		if _, err := strconv.ParseUint(word, 10, 64); err == nil && i > 2 {
-			words[i] = "{id}"
-		}
-	}
-	return r.Method + " " + strings.Join(words, "/")
+	return r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, "/$1/{id}")
 }
 
 // require returns the failure of the first scope for which no token is set.
@@ -116,21 +111,21 @@ type upstreamCall struct {
 // A timing is when the request was sent to which Rollbar gave an answer, and when the answer was there.
 type timing struct{ sent, received time.Time }
 
-// A reading is the member result of an answer.
+// A reading is the member result of an answer, which callers may share.
 type reading struct {
 	result json.RawMessage
 	when   *timing
+	page   func() (*ItemPage, error) // takes the result for a page of items, once for all callers
 }
 
-// do makes the call, retries it where that may help, and returns the member result of the response.
-// Reads that are the same share one call.
+// do makes the call, retries it where that may help, and returns the member result of the response. Reads that
+// are the same share one call.
 func (r *Rollbar) do(ctx context.Context, call upstreamCall) (reading, error) {
 	if err := r.require(call.scope); err != nil {
 		return reading{}, err
 	}
 	if call.method != http.MethodGet {
-		defer r.pages.Forget() // what was read before the change is not for later callers
-		defer r.reads.Forget()
+		defer r.reads.Forget() // what was read before the change is not for later callers
 		return r.retry(ctx, call)
 	}
 	defer callOf(ctx).upstream.start()()
@@ -197,7 +192,9 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		return none, err
 	}
 	result, err := r.result(call, res, text)
-	return reading{result, when}, err
+	read := reading{result: result, when: when}
+	read.page = sync.OnceValues(func() (*ItemPage, error) { return itemsOf(read) })
+	return read, err
 }
 
 // readBody reads a whole response.
@@ -298,8 +295,8 @@ type Item struct {
 	when *timing         // nil for what the service put together
 }
 
-// An Occurrence is one occurrence as Rollbar sent it, in compact JSON, but without the access token that
-// its metadata can hold.
+// An Occurrence is one occurrence as Rollbar sent it, in compact JSON, but without the access token that its
+// metadata can hold.
 type Occurrence struct {
 	ID     int64           `json:"id"`
 	ItemID int64           `json:"-"` // 0 if unknown
@@ -342,20 +339,14 @@ type ItemPage struct {
 	unstored  string // why it could not be stored, or ""
 }
 
-// Items reads one page of the items that match the filter, whose parameters are Rollbar's: status,
-// level, environment, and so on. A page past the end is empty.
+// Items reads one page of the items that match the filter, whose parameters are Rollbar's: status, level,
+// environment, and so on. A page past the end is empty.
 func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, error) {
-	if err := r.require(scopeRead); err != nil {
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
+	if err != nil {
 		return nil, err
 	}
-	defer callOf(ctx).upstream.start()()
-	return r.pages.Do(ctx, filter.Encode(), func() (*ItemPage, error) {
-		read, err := r.retry(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
-		if err != nil {
-			return nil, err
-		}
-		return itemsOf(read)
-	})
+	return read.page()
 }
 
 // itemsOf returns the page of items that a result holds.
@@ -365,8 +356,8 @@ func itemsOf(read reading) (*ItemPage, error) {
 	return &ItemPage{Items: items, Total: json.RawMessage(total)}, err
 }
 
-// elementsOf returns the elements of the list that a result must hold. A response without it is not an
-// empty list.
+// elementsOf returns the elements of the list that a result must hold. A response without it is not an empty
+// list.
 func elementsOf[T any](read reading, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	list := rawjson.Get(read.result, name)
 	if len(list) == 0 || list[0] != '[' {
@@ -385,8 +376,8 @@ func elementsOf[T any](read reading, name string, of func(json.RawMessage) (T, e
 	return elements, nil
 }
 
-// Item reads the item with the system-wide id or the counter, or that of the occurrence with the uuid. The
-// key is id, counter or uuid.
+// Item reads the item with the system-wide id or the counter, or that of the occurrence with the uuid. The key
+// is id, counter or uuid.
 func (r *Rollbar) Item(ctx context.Context, key, value string) (Item, error) {
 	call := upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/item/"}
 	if key == "id" {
@@ -407,13 +398,13 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 	return read.result, err
 }
 
-// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page with
-// the number, whose contents shift as occurrences come.
+// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page with the
+// number, whose contents shift as occurrences come.
 type occurrencePlace struct{ page, before int64 }
 
 // Occurrences reads one page of the item's occurrences, or with 0 of the project's, at most limit of them, and
-// returns the place of the next page, nil behind the last one. They are nearly in the order of their ids, newest
-// first: Rollbar sorts by time.
+// returns the place of the next page, nil behind the last one. They are nearly in the order of their ids,
+// newest first: Rollbar sorts by time.
 func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, *occurrencePlace, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
 	switch {
@@ -452,8 +443,8 @@ func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) 
 	return occurrenceOf(read.result)
 }
 
-// DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show
-// it for some seconds.
+// DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show it for
+// some seconds.
 func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) {
 	_, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodDelete, path: fmt.Sprintf("/instance/%d", id)})
 	switch {
@@ -465,8 +456,8 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 	return true, nil
 }
 
-// Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with
-// the same one, so that a retry is harmless.
+// Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with the same
+// one, so that a retry is harmless.
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
 	_, err := r.do(ctx, upstreamCall{scope: postScope(data), method: http.MethodPost, path: "/item/", body: body})

@@ -1,6 +1,5 @@
-// rollbar_limits.go decides how often Rollbar is called: failed calls are retried within a budget,
-// identical reads in flight share one call, and what reads many pages leaves others something of
-// Rollbar's rate limit.
+// rollbar_limits.go decides how often Rollbar is called: failed calls are retried within a budget, identical
+// reads in flight share one call, and what reads many pages leaves others something of Rollbar's rate limit.
 package main
 
 import (
@@ -42,8 +41,8 @@ var memory = &async.Budget{
 	Full: &Failure{kind: unavailable, detail: "too many large requests and responses are in progress", wait: time.Second},
 }
 
-// A retryBudget is the time that one request has left for retries, over all its calls. Retries that
-// run at the same time cost it once. The budget is spent while its stopwatch runs.
+// A retryBudget is the time that one request has left for retries, over all its calls. Retries that run at the
+// same time cost it once. The budget is spent while its stopwatch runs.
 type retryBudget struct{ stopwatch }
 
 func (b *retryBudget) left() time.Duration { return retryLimit - b.total() }
@@ -67,9 +66,8 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// retryWait returns how long to wait before the call is retried after the error, and false where a
-// retry cannot help. Waits double, with jitter, so that clients that failed together do not return
-// together.
+// retryWait returns how long to wait before the call is retried after the error, and false where a retry cannot
+// help. Waits double, with jitter, so that clients that failed together do not return together.
 func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 	var f *Failure
 	if !errors.As(err, &f) || !f.transient || attempt+1 >= maxAttempts {
@@ -158,9 +156,8 @@ func (l *rateLimit) read(res *http.Response) (left int, known bool) {
 	return left, true
 }
 
-// throttle returns how long one of many calls waits before it is made: not at all while a quarter of
-// the limit is left, and then as long as makes the rest last until the window ends, but at most a
-// second.
+// throttle returns how long one of many calls waits before it is made: not at all while a quarter of the limit
+// is left, and then as long as makes the rest last until the window ends, but at most a second.
 func (l *rateLimit) throttle() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -170,8 +167,8 @@ func (l *rateLimit) throttle() time.Duration {
 	return max(0, min(time.Second, time.Until(l.ends)/time.Duration(max(l.left, 1))))
 }
 
-// share returns how many calls the queue may still make, half of those that others have left, and for how
-// long they must last: for no time where nothing is known.
+// share returns how many calls the queue may still make, half of those that others have left, and for how long
+// they must last: for no time where nothing is known.
 func (l *rateLimit) share() (calls int, lasting time.Duration) {
 	if time.Since(l.known) >= trusted {
 		return 0, 0
@@ -190,9 +187,9 @@ func (l *rateLimit) rest() time.Duration {
 	return lasting
 }
 
-// turn returns how long the queue must wait before its next delivery, which is to begin now where that is
-// no time. Deliveries are spread over the window, or keep the pace where nothing is known. The slowdown
-// multiplies the time between two; for 0 there is none.
+// turn returns how long the queue must wait before its next delivery, which is to begin now where that is no
+// time. Deliveries are spread over the window, or keep the pace where nothing is known. The slowdown multiplies
+// the time between two; for 0 there is none.
 func (l *rateLimit) turn(pace time.Duration, slowdown int) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
