@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -192,21 +191,21 @@ func (in *itemRef) check() error {
 	return nil
 }
 
-// describe adds to an error which item it is about, and how else it may be found.
+// describe adds to an error, or nil, which item it is about, and how else it may be found.
 func (in *itemRef) describe(err error) error {
-	hint := ""
-	if in.By == "id" && isKind(err, notFound) {
-		hint = " (-by counter or ?by=counter finds an item by its counter)"
+	switch {
+	case err == nil:
+		return nil
+	case in.By == "id" && isKind(err, notFound):
+		return fmt.Errorf("item with the id %s: %w (-by counter or ?by=counter finds an item by its counter)", in.ID, err)
 	}
-	return fmt.Errorf("item with the %s %s: %w%s", in.By, in.ID, err, hint)
+	return fmt.Errorf("item with the %s %s: %w", in.By, in.ID, err)
 }
 
 // readItem reads the item that is meant.
-func (app *App) readItem(ctx context.Context, in itemRef) (item Item, err error) {
-	if item, err = app.rollbar.Item(ctx, in.By, in.ID); err != nil {
-		err = in.describe(err)
-	}
-	return item, err
+func (app *App) readItem(ctx context.Context, in itemRef) (Item, error) {
+	item, err := app.rollbar.Item(ctx, in.By, in.ID)
+	return item, in.describe(err)
 }
 
 // itemID returns the id of the item that is meant, for which it is read where something else is given.
@@ -304,10 +303,10 @@ func (in *itemsUpdateInput) check() error {
 
 func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMessage, error) {
 	changes, err := json.Marshal(in)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = app.rollbar.require(scopeWrite, scopeRead)
 	}
-	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	id, err := app.itemID(ctx, in.itemRef)
@@ -315,22 +314,19 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 		return nil, err
 	}
 	item, err := app.change(ctx, id, changes)
-	if err != nil {
-		return nil, in.describe(err)
-	}
-	return item.JSON, nil
+	return item, in.describe(err)
 }
 
 // change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only. It
 // stores what both responses said.
-func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (Item, error) {
+func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
 	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
 	if err != nil {
-		return Item{}, err
+		return nil, err
 	}
 	item, err := app.rollbar.Item(ctx, "id", strconv.FormatInt(id, 10))
 	if err != nil {
-		return Item{}, fmt.Errorf("it was changed, but not read again: %w", err)
+		return nil, fmt.Errorf("it was changed, but not read again: %w", err)
 	}
 	said := Item{ID: item.ID, JSON: item.JSON} // as of now, the end of the update
 	for name, value := range rawjson.Members(echo) {
@@ -339,7 +335,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 		}
 	}
 	app.observe(ctx, said)
-	return item, nil
+	return item.JSON, nil
 }
 
 var itemsOccurrencesCmd = &Command{
@@ -358,10 +354,8 @@ type itemsOccurrencesInput struct {
 	Cursor Opt[occurrencePlace] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
-// String returns the place as callers see it: an opaque cursor.
-func (p occurrencePlace) String() string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", p.page, p.before))
-}
+// String returns the place as callers see it: opaque, as a reportCursor.
+func (p occurrencePlace) String() string { return reportCursor{p.page, p.before}.String() }
 
 // UnmarshalText reads what String wrote.
 func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -56,11 +55,11 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 		return Deleted{}, fail(unavailable, "nothing is deleted, because item %d must be stored first: %s", item.ID, unstored)
 	}
 	count, err := app.deleteOccurrences(ctx, item.ID, in.Max)
-	if err != nil && count > 0 {
-		err = fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
-	}
-	if err != nil {
+	switch {
+	case err != nil && count == 0:
 		return Deleted{}, err
+	case err != nil:
+		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
 	}
 	if rawjson.Unquote(rawjson.Get(item.JSON, "status")) != "resolved" {
 		if _, err := app.change(ctx, item.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
@@ -75,31 +74,39 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 const deleteRounds = 5
 
 // deleteOccurrences archives and deletes an item's occurrences, unless there are more than the maximum, and
-// those that come meanwhile. It returns how many it deleted. Rollbar still lists deleted ones for some seconds.
-func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (count int64, err error) {
+// those that come meanwhile. It returns how many Rollbar still had, which lists deleted ones for some seconds.
+func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int64, error) {
+	var deleted atomic.Int64
+	var failed error
 	known := map[int64]bool{}
-	for round := range deleteRounds {
+	for round := 0; failed == nil && round < deleteRounds; round++ {
 		ids, err := app.archiveBeforeDelete(ctx, item, maximum, known)
-		if err == nil && round == 0 && int64(len(ids)) > maximum {
-			err = fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item, maximum)
+		switch {
+		case err != nil || len(ids) == 0:
+			return deleted.Load(), err
+		case round == 0 && int64(len(ids)) > maximum:
+			return 0, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item, maximum)
 		}
-		if err != nil || len(ids) == 0 {
-			return count, err
+		total := deleted.Load() + int64(len(ids))
+		remove := func(ctx context.Context, i int64) (bool, error) {
+			was, err := app.rollbar.DeleteOccurrence(ctx, ids[i])
+			if was {
+				callOf(ctx).report(deleted.Add(1), total, "occurrences deleted")
+			}
+			return was, err
 		}
-		n, err := app.deleteAll(ctx, ids, count)
-		count += n
-		if err != nil {
-			return count, err
+		for _, err := range async.ReadAhead(ctx, 0, int64(len(ids))-1, 4, remove) {
+			failed = err
 		}
 	}
-	return count, nil
+	return deleted.Load(), failed
 }
 
 // archiveBeforeDelete lists an item's occurrences, until there are more than the maximum, archives those that
 // are not known, and returns their ids. What cannot be archived is an error, unless there is no database.
 func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, known map[int64]bool) (ids []int64, err error) {
+	var page []Occurrence
 	for place := (&occurrencePlace{page: 1}); place != nil && int64(len(ids)) <= maximum; {
-		var page []Occurrence
 		if page, place, err = app.rollbar.Occurrences(ctx, item, *place, min(maximum+1, 100)); err != nil {
 			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
 		}
@@ -113,22 +120,4 @@ func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, kn
 		}
 	}
 	return ids, nil
-}
-
-// deleteAll deletes the occurrences, a few at a time, and returns how many Rollbar still had. Others were
-// deleted before.
-func (app *App) deleteAll(ctx context.Context, ids []int64, before int64) (int64, error) {
-	var count atomic.Int64
-	var failed error
-	remove := func(ctx context.Context, i int64) (struct{}, error) {
-		was, err := app.rollbar.DeleteOccurrence(ctx, ids[i])
-		if was {
-			callOf(ctx).report(before+count.Add(1), before+int64(len(ids)), "occurrences deleted")
-		}
-		return struct{}{}, err
-	}
-	for _, err := range async.ReadAhead(ctx, 0, int64(len(ids))-1, 4, remove) {
-		failed = cmp.Or(failed, err)
-	}
-	return count.Load(), failed
 }
