@@ -19,7 +19,6 @@ import (
 	"app/internal/rawjson"
 )
 
-// An itemFilter chooses items.
 type itemFilter struct {
 	Status       []string    `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status (repeatable)"`
 	Level        []string    `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level (repeatable)"`
@@ -202,7 +201,6 @@ func (in *itemRef) describe(err error) error {
 	return fmt.Errorf("item with the %s %s: %w", in.By, in.ID, err)
 }
 
-// readItem reads the item that is meant.
 func (app *App) readItem(ctx context.Context, in itemRef) (Item, error) {
 	item, err := app.rollbar.Item(ctx, in.By, in.ID)
 	return item, in.describe(err)
@@ -234,8 +232,7 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 	return item.JSON, nil
 }
 
-// isRollbarOut reports whether the error of a call means that Rollbar is down, slow or limits us, rather than
-// what it says about the call.
+// isRollbarOut reports whether Rollbar is down, slow or limits us, rather than refuses the call.
 func isRollbarOut(err error) bool {
 	return isKind(err, badGateway, unavailable, upstreamTimeout, rateLimited)
 }
@@ -357,7 +354,6 @@ type itemsOccurrencesInput struct {
 // String returns the place as callers see it: opaque, as a reportCursor.
 func (p occurrencePlace) String() string { return reportCursor{p.page, p.before}.String() }
 
-// UnmarshalText reads what String wrote.
 func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
 	p.page, p.before, err = cursorNumbers(text)
 	return err
@@ -375,10 +371,7 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
 	app.archive(ctx, occurrences...)
-	list := &List{
-		Name: "occurrences",
-		Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON }),
-	}
+	list := &List{Name: "occurrences", Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON })}
 	switch {
 	case place.page > 2:
 		list.Prev = url.Values{"cursor": {occurrencePlace{page: place.page - 1}.String()}}

@@ -42,9 +42,6 @@ type itemsCreateInput struct {
 	Custom      Opt[json.RawMessage] `json:"custom" help:"any other data, as a JSON object"`
 }
 
-// maxNesting bounds how deep a payload is nested: many programs that read JSON have a bound of their own.
-const maxNesting = 200
-
 func (in *itemsCreateInput) check() error {
 	rest, within := *in, ""
 	rest.Data = Opt[json.RawMessage]{}
@@ -56,9 +53,10 @@ func (in *itemsCreateInput) check() error {
 	case !in.Message.Set:
 		return invalidField("message", "is required, unless data holds Rollbar's own payload")
 	}
+	const deepest = 200 // many programs that read JSON have a bound of their own
 	data := in.payload()
-	if rawjson.Depth(data) > maxNesting {
-		return fail(invalid, "the payload is nested more than %d levels deep", maxNesting)
+	if rawjson.Depth(data) > deepest {
+		return fail(invalid, "the payload is nested more than %d levels deep", deepest)
 	}
 	return checkPayload(data, within)
 }
@@ -317,8 +315,7 @@ func (c *payloadCheck) body(body json.RawMessage) {
 		c.trace(fmt.Sprintf("body.trace_chain[%d]", i), trace)
 	}
 	for i, entry := range slices.Collect(rawjson.Elements(parts["telemetry"])) {
-		field := fmt.Sprintf("body.telemetry[%d].timestamp_ms", i)
-		c.optional(field, rawjson.Get(entry, "timestamp_ms"), "a number, Unix milliseconds", 0)
+		c.optional(fmt.Sprintf("body.telemetry[%d].timestamp_ms", i), rawjson.Get(entry, "timestamp_ms"), "a number, Unix milliseconds", 0)
 	}
 }
 

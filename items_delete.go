@@ -69,17 +69,14 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	return Deleted{item.ID, count, "resolved"}, nil
 }
 
-// deleteRounds bounds how often a deletion looks for new occurrences: an item that keeps occurring must not
-// keep it going for ever.
-const deleteRounds = 5
-
 // deleteOccurrences archives and deletes an item's occurrences, unless there are more than the maximum, and
 // those that come meanwhile. It returns how many Rollbar still had, which lists deleted ones for some seconds.
 func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int64, error) {
+	const rounds = 5 // an item that keeps occurring must not keep this going for ever
 	var deleted atomic.Int64
 	var failed error
 	known := map[int64]bool{}
-	for round := 0; failed == nil && round < deleteRounds; round++ {
+	for round := 0; failed == nil && round < rounds; round++ {
 		ids, err := app.archiveBeforeDelete(ctx, item, maximum, known)
 		switch {
 		case err != nil || len(ids) == 0:

@@ -35,10 +35,9 @@ const (
 type scope string
 
 const (
-	scopeRead  scope = "read"
-	scopeWrite scope = "write"
-	scopePost  scope = "post_server_item"
-
+	scopeRead       scope = "read"
+	scopeWrite      scope = "write"
+	scopePost       scope = "post_server_item"
 	scopePostClient scope = "post_client_item" // for clientPlatforms
 )
 
@@ -101,11 +100,10 @@ func (r *Rollbar) require(scopes ...scope) error {
 
 // An upstreamCall is one call of Rollbar's API.
 type upstreamCall struct {
-	scope  scope
-	method string
-	path   string
-	query  url.Values
-	body   []byte
+	scope        scope
+	method, path string
+	query        url.Values
+	body         []byte
 }
 
 // A timing is when the request was sent to which Rollbar gave an answer, and when the answer was there.
@@ -124,17 +122,25 @@ func (r *Rollbar) do(ctx context.Context, call upstreamCall) (reading, error) {
 	if err := r.require(call.scope); err != nil {
 		return reading{}, err
 	}
+	defer callOf(ctx).upstream.start()()
 	if call.method != http.MethodGet {
 		defer r.reads.Forget() // what was read before the change is not for later callers
 		return r.retry(ctx, call)
 	}
-	defer callOf(ctx).upstream.start()()
 	return r.reads.Do(ctx, call.path+"?"+call.query.Encode(), func() (reading, error) { return r.retry(ctx, call) })
+}
+
+// fetch makes a call that reads, and returns what its result holds.
+func fetch[T any](ctx context.Context, r *Rollbar, path string, query url.Values, of func(reading) (T, error)) (result T, err error) {
+	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
+	if err != nil {
+		return result, err
+	}
+	return of(read)
 }
 
 // retry makes the call until it succeeds or another attempt cannot help.
 func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (reading, error) {
-	defer callOf(ctx).upstream.start()()
 	read, err := r.attempt(ctx, call, r.timeout)
 	budget := &callOf(ctx).retries
 	for attempt := 0; err != nil; attempt++ {
@@ -197,14 +203,11 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 	return read, err
 }
 
-// readBody reads a whole response.
 func (r *Rollbar) readBody(ctx context.Context, res *http.Response) (text []byte, err error) {
 	if res.ContentLength <= maxResponse {
 		text, err = memory.ReadAll(ctx, res.Body, int(res.ContentLength), maxResponse)
 	}
 	switch {
-	case isKind(err, unavailable):
-		return nil, err
 	case err != nil:
 		return nil, r.noResponse(ctx, err)
 	case len(text) > maxResponse, res.ContentLength > maxResponse:
@@ -218,12 +221,11 @@ func (r *Rollbar) readBody(ctx context.Context, res *http.Response) (text []byte
 
 // noResponse returns the failure of a call that ended without a response.
 func (r *Rollbar) noResponse(ctx context.Context, err error) error {
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || isKind(err, unavailable) {
 		return fmt.Errorf("while waiting for Rollbar: %w", err)
 	}
-	var inside *url.Error // repeats the whole URL
-	if errors.As(err, &inside) {
-		err = inside.Err
+	if outer, is := errors.AsType[*url.Error](err); is { // it repeats the whole URL
+		err = outer.Err
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
@@ -233,9 +235,7 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 
 // refusals are the failures that Rollbar's statuses stand for. All others are badGateway.
 var refusals = map[int]failureKind{
-	http.StatusBadRequest: invalid, http.StatusUnauthorized: rollbarAuth, http.StatusForbidden: rollbarAuth,
-	http.StatusNotFound: notFound, http.StatusRequestEntityTooLarge: tooLarge,
-	http.StatusUnprocessableEntity: unprocessable, http.StatusTooManyRequests: rateLimited,
+	400: invalid, 401: rollbarAuth, 403: rollbarAuth, 404: notFound, 413: tooLarge, 422: unprocessable, 429: rateLimited,
 }
 
 // result returns the member result of a response, or the failure that the response reports.
@@ -342,14 +342,9 @@ type ItemPage struct {
 // Items reads one page of the items that match the filter, whose parameters are Rollbar's: status, level,
 // environment, and so on. A page past the end is empty.
 func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, error) {
-	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/items/", query: filter})
-	if err != nil {
-		return nil, err
-	}
-	return read.page()
+	return fetch(ctx, r, "/items/", filter, func(read reading) (*ItemPage, error) { return read.page() })
 }
 
-// itemsOf returns the page of items that a result holds.
 func itemsOf(read reading) (*ItemPage, error) {
 	items, err := elementsOf(read, "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
 	total := cmp.Or(string(rawjson.Get(read.result, "total_count")), "null")
@@ -379,17 +374,11 @@ func elementsOf[T any](read reading, name string, of func(json.RawMessage) (T, e
 // Item reads the item with the system-wide id or the counter, or that of the occurrence with the uuid. The key
 // is id, counter or uuid.
 func (r *Rollbar) Item(ctx context.Context, key, value string) (Item, error) {
-	call := upstreamCall{scope: scopeRead, method: http.MethodGet, path: "/item/"}
+	path, query := "/item/", url.Values{key: {value}}
 	if key == "id" {
-		call.path += value
-	} else {
-		call.query = url.Values{key: {value}}
+		path, query = "/item/"+value, nil
 	}
-	read, err := r.do(ctx, call)
-	if err != nil {
-		return Item{}, err
-	}
-	return itemOf(read.result, read.when)
+	return fetch(ctx, r, path, query, func(read reading) (Item, error) { return itemOf(read.result, read.when) })
 }
 
 // UpdateItem changes the item and returns the fields that Rollbar says it changed, not the whole item.
@@ -417,15 +406,12 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	if item > 0 {
 		path = fmt.Sprintf("/item/%d/instances", item)
 	}
-	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
-	if err != nil {
-		return nil, nil, err
-	}
-	occurrences, err := elementsOf(read, "instances", func(raw json.RawMessage) (Occurrence, error) {
-		o, err := occurrenceOf(raw)
-		o.ItemID = cmp.Or(o.ItemID, item)
-		return o, err
+	occurrences, err := fetch(ctx, r, path, query, func(read reading) ([]Occurrence, error) {
+		return elementsOf(read, "instances", occurrenceOf)
 	})
+	for i := range occurrences {
+		occurrences[i].ItemID = cmp.Or(occurrences[i].ItemID, item)
+	}
 	if err != nil || int64(len(occurrences)) < limit {
 		return occurrences, nil, err
 	}
@@ -434,13 +420,9 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 
 func byID(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) }
 
-// Occurrence reads the occurrence with the id.
 func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) {
-	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: fmt.Sprintf("/instance/%d", id)})
-	if err != nil {
-		return Occurrence{}, err
-	}
-	return occurrenceOf(read.result)
+	path := fmt.Sprintf("/instance/%d", id)
+	return fetch(ctx, r, path, nil, func(read reading) (Occurrence, error) { return occurrenceOf(read.result) })
 }
 
 // DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show it for

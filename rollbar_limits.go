@@ -15,12 +15,10 @@ import (
 	"app/internal/async"
 )
 
-// trusted is how long a rate limit is taken for true: it may be lifted.
-const trusted = 5 * time.Minute
-
 const (
 	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
 	maxAttempts = 4               // of one call, the first one included
+	trusted     = 5 * time.Minute // for which a rate limit is taken for true: it may be lifted
 )
 
 // The memory of the process is one calculation. Compose's mem_limit is the first line.
@@ -69,8 +67,8 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 // retryWait returns how long to wait before the call is retried after the error, and false where a retry cannot
 // help. Waits double, with jitter, so that clients that failed together do not return together.
 func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
-	var f *Failure
-	if !errors.As(err, &f) || !f.transient || attempt+1 >= maxAttempts {
+	f, is := errors.AsType[*Failure](err)
+	if !is || !f.transient || attempt+1 >= maxAttempts {
 		return 0, false
 	}
 	backoff := r.backoff << attempt
@@ -180,11 +178,10 @@ func (l *rateLimit) share() (calls int, lasting time.Duration) {
 func (l *rateLimit) rest() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	calls, lasting := l.share()
-	if calls > 0 {
-		return 0
+	if calls, lasting := l.share(); calls <= 0 {
+		return lasting
 	}
-	return lasting
+	return 0
 }
 
 // turn returns how long the queue must wait before its next delivery, which is to begin now where that is no
