@@ -484,10 +484,11 @@ func FuzzMCP(f *testing.F) {
 			if m.id == nil && m.err == nil {
 				continue
 			}
-			answer := s.answer(t.Context(), m)
-			require.True(t, json.Valid(answer), "%s", answer)
-			require.Equal(t, 1, strings.Count(string(answer), "\n"))
-			require.Equal(t, string(m.id), string(rawjson.Get(answer, "id")))
+			var line bytes.Buffer
+			require.NoError(t, writeResult(&line, s.answer(t.Context(), m)))
+			require.True(t, json.Valid(line.Bytes()), line.String())
+			require.Equal(t, 1, strings.Count(line.String(), "\n"))
+			require.Equal(t, string(m.id), string(rawjson.Get(line.Bytes(), "id")))
 		}
 	})
 }
