@@ -327,10 +327,14 @@ func (c *Command) validateRoute(route string) {
 	}
 }
 
-// refuseNames returns the failure of names that the command does not have in the places, of which it says
-// the valid ones once. what is their kind: "field". Names of the other place are said to belong there.
-func (c *Command) refuseNames(what string, names []string, other place, in ...place) *Failure {
-	slices.Sort(names)
+// checkNames refuses names that the command does not have in the places, of which it says the valid ones
+// once. what is their kind: "field". Names of the other place are said to belong there.
+func (c *Command) checkNames(what string, given iter.Seq[string], other place, in ...place) error {
+	valid := c.names(in...)
+	names := slices.DeleteFunc(slices.Sorted(given), func(name string) bool { return slices.Contains(valid, name) })
+	if len(names) == 0 {
+		return nil
+	}
 	f := &Failure{kind: invalid}
 	misplaced := 0
 	for _, name := range names[:min(len(names), maxFields)] {
@@ -339,7 +343,7 @@ func (c *Command) refuseNames(what string, names []string, other place, in ...pl
 			misplaced++
 			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
 		} else {
-			message += didYouMean(name, c.names(in...))
+			message += didYouMean(name, valid)
 		}
 		f.fields = append(f.fields, fieldError{cut(name), message})
 		f.detail += message + "; "
@@ -349,7 +353,7 @@ func (c *Command) refuseNames(what string, names []string, other place, in ...pl
 	}
 	f.detail = strings.TrimSuffix(f.detail, "; ")
 	if misplaced < len(names) {
-		f.detail += validNames(c.names(in...))
+		f.detail += validNames(valid)
 	}
 	return f
 }

@@ -8,11 +8,11 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -378,7 +378,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx = withCall(ctx, &w.call)
-	if w.form != nil && c.Confirm != nil && !w.form.Has(confirmField) {
+	if w.form != nil && c.Confirm != nil && !w.isConfirmed {
 		about, err := c.About.Run.prepare(args)
 		if err != nil {
 			return nil, err
@@ -396,63 +396,43 @@ func paramName(p *param) string { return p.name }
 func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments, error) {
 	args := arguments{map[string][]literal{}, paramName}
 	for _, name := range c.names(inPath) {
-		args.values[name] = []literal{{text: r.PathValue(name)}}
+		args.values[name] = literals(r.PathValue(name))
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return args, fail(invalid, "the query cannot be read: %w", err)
 	}
-	var unknownInQuery, unknownInBody []string
 	for name, values := range query {
-		if !c.has(inQuery, name) {
-			unknownInQuery = append(unknownInQuery, name)
-		}
-		for _, value := range values {
-			args.values[name] = append(args.values[name], literal{text: value})
-		}
+		args.values[name] = literals(values...)
 	}
-	if len(unknownInQuery) > 0 {
-		return args, c.refuseNames("query parameter", unknownInQuery, inBody, inQuery)
-	}
-	for name, values := range w.form {
-		if name != confirmField && !c.has(inQuery, name) && !c.has(inBody, name) {
-			unknownInBody = append(unknownInBody, name)
-		}
-		args.values[name] = nil
-		for _, value := range values {
-			args.values[name] = append(args.values[name], literal{text: value})
-		}
-	}
-	body, err := s.body(w, r)
-	if err != nil {
+	if err := c.checkNames("query parameter", maps.Keys(query), inBody, inQuery); err != nil {
 		return args, err
 	}
-	for name, value := range body {
-		if !c.has(inBody, name) {
-			unknownInBody = append(unknownInBody, name)
-		}
-		args.values[name] = []literal{{text: string(value), json: true}}
-	}
-	if len(unknownInBody) > 0 {
-		return args, c.refuseNames("field", unknownInBody, inQuery, inBody)
-	}
-	return args, nil
-}
-
-// body reads the members of a request's JSON body, where it is no form.
-func (s *server) body(w *response, r *http.Request) (map[string]json.RawMessage, error) {
 	if w.form != nil {
-		return nil, nil
+		for name, values := range w.form {
+			args.values[name] = literals(values...)
+		}
+		return args, c.checkNames("field", maps.Keys(w.form), "", inQuery, inBody)
 	}
 	text, err := s.bodyText(w, r)
 	if err != nil || len(text) == 0 {
-		return nil, err
+		return args, err
 	}
-	object, err := rawjson.Object(text)
+	body, err := rawjson.Object(text)
 	if err != nil {
-		return nil, fail(invalid, "the body cannot be used: %w", err)
+		return args, fail(invalid, "the body cannot be used: %w", err)
 	}
-	return object, nil
+	for name, value := range body {
+		args.values[name] = []literal{{text: string(value), json: true}}
+	}
+	return args, c.checkNames("field", maps.Keys(body), inQuery, inBody)
+}
+
+func literals(texts ...string) (values []literal) {
+	for _, text := range texts {
+		values = append(values, literal{text: text})
+	}
+	return values
 }
 
 // bodyText reads a request's body, which may be compressed. What its header says about it is checked before it

@@ -316,10 +316,9 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 	}
 	for _, p := range c.Run.params {
 		value, isGiven := object[p.name]
-		if p.in == inFlag || !isGiven {
+		if !isGiven {
 			continue
 		}
-		delete(object, p.name)
 		values := []json.RawMessage{value}
 		if p.repeated && value[0] == '[' {
 			values = slices.Collect(rawjson.Elements(value))
@@ -328,21 +327,17 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 			args.values[p.name] = append(args.values[p.name], p.toolLiteral(value))
 		}
 	}
-	if len(object) > 0 {
-		return args, c.refuseNames("argument", slices.Collect(maps.Keys(object)), "", inPath, inQuery, inBody)
-	}
-	return args, nil
+	return args, c.checkNames("argument", maps.Keys(object), "", inPath, inQuery, inBody)
 }
 
 // toolLiteral returns an argument as its surface over HTTP has it: in a URL, texts and numbers are alike.
 func (p *param) toolLiteral(value json.RawMessage) literal {
 	given := literal{string(value), true}
-	n, err := given.int()
-	switch {
-	case p.in != inBody && value[0] == '"':
-		return literal{text: rawjson.Unquote(value)}
-	case p.in != inBody && err == nil:
+	if n, err := given.int(); p.in != inBody && err == nil {
 		return literal{text: strconv.FormatInt(n, 10)}
+	}
+	if p.in != inBody && value[0] == '"' {
+		return literal{text: rawjson.Unquote(value)}
 	}
 	return given
 }

@@ -163,7 +163,9 @@ func (s *server) takeForm(w *response, r *http.Request) error {
 	default:
 		return invalidField(methodField, "must be PUT, PATCH or DELETE")
 	}
+	w.isConfirmed = w.form.Has(confirmField)
 	delete(w.form, methodField)
+	delete(w.form, confirmField)
 	return nil
 }
 

@@ -74,6 +74,7 @@ type response struct {
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
 	form                url.Values                      // what the form of a page gave; nil without one
+	isConfirmed         bool                            // what the form does
 	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
 	timeout             time.Duration                   // for the client to take each part of the body
 
@@ -190,7 +191,7 @@ func (w *response) respond(result any) {
 	w.WriteHeader(outcomeOf(result).status)
 	h := w.Header()
 	h["Content-Type"] = jsonType
-	list, isList := result.(*List)
+	write := func() error { return writeResult(w, result) }
 	switch value := result.(type) {
 	case Text:
 		h["Content-Type"] = plainType
@@ -201,11 +202,11 @@ func (w *response) respond(result any) {
 		}
 	case *List:
 		setLinks(h, w.request.URL, value)
-		if w.call.stream {
-			h["Content-Type"] = ndjsonType
-		}
-		if w.columns != nil {
-			h["Content-Type"] = csvTypes
+		switch {
+		case w.call.stream:
+			h["Content-Type"], write = ndjsonType, func() error { return w.respondLines(value) }
+		case w.columns != nil:
+			h["Content-Type"], write = csvTypes, func() error { return value.writeCSV(w, w.columns) }
 		}
 		if w.request.Method == http.MethodHead {
 			for range value.Rows { // which lets go of them
@@ -214,19 +215,9 @@ func (w *response) respond(result any) {
 			return
 		}
 	}
-	var err error
-	switch {
-	case isList && w.call.stream:
-		err = w.respondLines(list)
-	case isList && w.columns != nil:
-		err = list.writeCSV(w, w.columns)
-	default:
-		err = writeResult(w, result)
-	}
-	switch {
-	case w.lost != nil:
+	if err := write(); w.lost != nil {
 		w.interrupt()
-	case err != nil:
+	} else if err != nil {
 		w.refuse(err)
 	}
 }
