@@ -115,7 +115,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	mux := s.mux
 	if x.wanted = wantedType(r); x.wanted == htmlType {
 		x.page = s.newPage(x, r)
-		if isForm(r) {
+		if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == formType && r.Method == http.MethodPost {
 			mux = s.forms
 		}
 	}
@@ -442,7 +442,7 @@ func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 		return nil, nil
 	}
 	kind, _, err := mime.ParseMediaType(cmp.Or(r.Header.Get("Content-Type"), "application/json"))
-	if err != nil || kind != "application/json" && kind != "application/x-www-form-urlencoded" {
+	if err != nil || kind != "application/json" && kind != formType {
 		return nil, fail(wrongMedia, "the body must be JSON, Content-Type: application/json, as `curl --json '{…}'` sends it")
 	}
 	return s.readBody(w, r, maxBody)

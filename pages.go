@@ -11,9 +11,9 @@ import (
 	"fmt"
 	"html/template"
 	"maps"
-	"mime"
 	"net/http"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -61,8 +61,8 @@ type page struct {
 
 	Root, Style, Title string // Root leads to the root of the service, also below a prefix
 	Nav, Trail, Links  []link
+	Header             http.Header
 	Failure            *problem
-	Notes              []string
 	Question           string
 	Forms              []form
 	Text               Text
@@ -97,8 +97,7 @@ type member struct {
 // A form runs an operation.
 type form struct {
 	Command                *Command
-	Action, Back           string
-	Method, Meant          string // Meant is the method, where Method cannot be
+	Action, Method, Back   string
 	Fields                 []field
 	IsOpen, IsConfirmation bool
 }
@@ -112,26 +111,17 @@ type field struct {
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
 
 func (s *server) newPage(w *response, r *http.Request) *page {
-	if query, err := url.ParseQuery(r.URL.RawQuery); err == nil {
-		r.URL.RawQuery = withoutEmpty(query).Encode()
-	}
+	r.URL.RawQuery = withoutEmpty(r.URL.RawQuery)
 	root := cmp.Or(strings.Repeat("../", max(0, strings.Count(r.URL.EscapedPath(), "/")-1)), "./")
 	return &page{server: s, w: w, request: r, usable: allowed(s.commands, !s.mayChange(r)), Root: root, Style: root + stylePath[1:]}
 }
 
-// withoutEmpty removes the values of fields that were left empty.
-func withoutEmpty(values url.Values) url.Values {
-	for name, given := range values {
-		values[name] = slices.DeleteFunc(given, func(text string) bool { return text == "" })
-	}
-	maps.DeleteFunc(values, func(_ string, given []string) bool { return len(given) == 0 })
-	return values
-}
-
-// isForm reports whether a request by a caller who prefers pages is that of a form.
-func isForm(r *http.Request) bool {
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && r.Method == http.MethodPost && kind == "application/x-www-form-urlencoded"
+// withoutEmpty removes the fields that were left empty from a query or a form.
+func withoutEmpty(query string) string {
+	return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), func(field string) bool {
+		_, value, _ := strings.Cut(field, "=")
+		return value == ""
+	}), "&")
 }
 
 // serveForm answers a form as the request that it stands for.
@@ -151,11 +141,10 @@ func (s *server) takeForm(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.form, err = url.ParseQuery(string(text))
+	w.form, err = url.ParseQuery(withoutEmpty(string(text)))
 	if err != nil {
 		return fail(invalid, "the form cannot be read: %w", err)
 	}
-	withoutEmpty(w.form)
 	switch method := w.form.Get(methodField); method {
 	case "":
 	case http.MethodPut, http.MethodPatch, http.MethodDelete:
@@ -233,12 +222,7 @@ func (p *page) render() {
 	h["Content-Type"] = []string{"text/html; charset=utf-8"}
 	h["Content-Security-Policy"] = []string{pagePolicy}
 	h["Referrer-Policy"] = []string{"no-referrer"}
-	if h.Get("Report-Stored") == "false" {
-		p.Notes = append(p.Notes, "PostgreSQL does not answer, so nothing of this is stored.")
-	}
-	if h.Get("Report-Source") == "archive" {
-		p.Notes = append(p.Notes, "This is from the archive, seen "+h.Get("Age")+" s ago.")
-	}
+	p.Header = h
 	p.navigate()
 	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
 	case p.w.lost != nil:
@@ -358,14 +342,7 @@ func (p *page) show(result any) (err error) {
 // form returns the form of a command, filled with what was given.
 func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
-	f := form{Command: c, Action: p.URL(p.fill(path)), Method: "post"}
-	switch method {
-	case http.MethodGet:
-		f.Method = "get"
-	case http.MethodPost:
-	default:
-		f.Meant = method
-	}
+	f := form{Command: c, Action: p.URL(p.fill(path)), Method: method}
 	for _, param := range c.Run.params {
 		switch {
 		case param.in == inPath || param.in == inFlag:
@@ -424,41 +401,42 @@ func (p *page) showThing(value any) error {
 	for name, value := range rawjson.Members(thing) {
 		p.Members = append(p.Members, p.Member(p.command.words()[0], name, value))
 	}
-	p.draw(thing)
+	switch {
+	case reflect.TypeOf(p.command.Shape) == reflect.TypeFor[Item]():
+		p.Item = p.item(thing)
+	case p.command.Run.out == reflect.TypeFor[Summary]():
+		p.Summary = &thingView{p, thing}
+	case get(thing, "data.body") != nil:
+		p.Occurrence = &thingView{p, thing}
+	}
 	return nil
 }
 
-// thingName matches members that hold the id of a thing, such as item_id and last_occurrence_id.
-var thingName = regexp.MustCompile(`^(?:(?:first|last|activating)_)?([a-z]+)_id$`)
+// thingName matches members that hold the id of a thing, such as id, item_id and last_occurrence_id.
+var thingName = regexp.MustCompile(`^(?:(?:(?:first|last|activating)_)?([a-z]+)_)?id$`)
 
 // Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts.
 func (p *page) Member(noun, name string, value json.RawMessage) member {
 	name = lastName(name)
 	m := member{Label: words(name), Text: text(value)}
-	_, isNumber := rawjson.Int(value)
-	thing := thingName.FindStringSubmatch(name)
+	_, isID := rawjson.Int(value)
+	if names := thingName.FindStringSubmatch(name); names == nil {
+		isID = false
+	} else if names[1] != "" {
+		noun = names[1] + "s"
+	}
 	switch at, isTime := timeOf(name, value); {
 	case isNull(value):
 		m.Text = "–"
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case isNumber && name == "id":
-		m.URL = p.thing(noun, m.Text)
-	case isNumber && thing != nil:
-		m.URL = p.thing(thing[1]+"s", m.Text)
+	case isID && p.find("GET /"+noun+"/{id}") != nil:
+		m.URL = p.URL("/" + noun + "/" + m.Text)
 	case value[0] == '{' || value[0] == '[':
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}
 	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)
 	return m
-}
-
-// thing returns the URL of a thing, or "" where things of its noun have no page.
-func (p *page) thing(noun, id string) string {
-	if p.find("GET /"+noun+"/{id}") == nil {
-		return ""
-	}
-	return p.URL("/" + noun + "/" + id)
 }
 
 // ago puts an age into words: "3h ago".

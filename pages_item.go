@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"html/template"
 	"math"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,7 +25,7 @@ type thingView struct {
 // An itemView is an item with what belongs to it.
 type itemView struct {
 	thingView
-	Change      *form // of its status alone
+	Change      *form
 	History     []state
 	Occurrences []thingView
 	AllURL      string // of all its occurrences
@@ -41,18 +40,6 @@ type state struct {
 }
 
 type fieldChange struct{ Old, New member }
-
-// draw keeps what is shown of a thing beside its members, by what it is.
-func (p *page) draw(thing json.RawMessage) {
-	switch {
-	case reflect.TypeOf(p.command.Shape) == reflect.TypeFor[Item]():
-		p.Item = p.item(thing)
-	case p.command.Run.out == reflect.TypeFor[Summary]():
-		p.Summary = &thingView{p, thing}
-	case get(thing, "data.body") != nil:
-		p.Occurrence = &thingView{p, thing}
-	}
-}
 
 // item returns the view of an item. What cannot be read is left out, and the page says why.
 func (p *page) item(item json.RawMessage) *itemView {
@@ -74,7 +61,6 @@ func (p *page) item(item json.RawMessage) *itemView {
 	}
 	if c := p.find("PATCH /items/{id}"); c != nil {
 		v.Change = new(p.form(c, nil))
-		v.Change.Fields = slices.DeleteFunc(v.Change.Fields, func(f field) bool { return f.Name != "status" })
 	}
 	return v
 }
@@ -205,16 +191,13 @@ func elements(array json.RawMessage) []json.RawMessage {
 }
 
 // most returns the largest number among the values, or among their members of the name.
-func most(values json.RawMessage, name string) (largest int64) {
+func most(values json.RawMessage, name ...string) (largest int64) {
 	rows := elements(values)
 	for _, value := range rawjson.Members(values) {
 		rows = append(rows, value)
 	}
 	for _, row := range rows {
-		if name != "" {
-			row = rawjson.Get(row, name)
-		}
-		n, _ := rawjson.Int(row)
+		n, _ := rawjson.Int(rawjson.Get(row, name...))
 		largest = max(largest, n)
 	}
 	return largest

@@ -410,6 +410,8 @@ func TestPagesOfLists(t *testing.T) {
 	page := f.browse("/reports?limit=20&level=&q=")
 	page.requirePage(200)
 	assert.Equal(t, 20+1, strings.Count(page.body, "<tr>"))
+	sameEnd := f.browse("/reports?q=nothing==&limit=20&item_id=")
+	assert.Contains(t, sameEnd.body, `value="nothing=="`, "a value may have the sign that is behind the name")
 	next := regexp.MustCompile(`rel="next" href="(\?[^"]*)"`).FindStringSubmatch(page.body)
 	require.NotNil(t, next)
 	assert.NotContains(t, next[1], "level", "an empty field is none")

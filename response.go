@@ -22,11 +22,12 @@ import (
 	"app/internal/secrets"
 )
 
-// Media types that a caller can prefer to JSON.
+// Media types beside JSON.
 const (
 	ndjson   = "application/x-ndjson"
 	csvType  = "text/csv"
 	htmlType = "text/html"
+	formType = "application/x-www-form-urlencoded" // of the body that a page's form sends
 )
 
 // anyJSON are the names by which a caller accepts JSON.
