@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,10 +14,8 @@ type Call struct {
 	upstream stopwatch                            // runs while calls of Rollbar do
 	stream   bool                                 // the caller reads a list element by element, so it may be endless
 	progress func(done, total int64, what string) // shows how far long work has come; may be nil
-
-	mu       sync.Mutex
-	unstored string    // why the result was not stored, or ""
-	lastSeen time.Time // when a result that comes from the archive was last seen at Rollbar; else zero
+	unstored atomic.Pointer[string]               // why the result was not stored; nil if it was
+	lastSeen atomic.Pointer[time.Time]            // when Rollbar last showed a result from the archive; nil for another
 }
 
 type callKey struct{}
@@ -39,35 +37,28 @@ func callOf(ctx context.Context) *Call {
 }
 
 // notStored notes that the result could not be stored, and why.
-func (c *Call) notStored(why string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.unstored = why
-}
+func (c *Call) notStored(why string) { c.unstored.Store(&why) }
 
 // fromArchive notes that the result does not come from Rollbar, which showed it last at that time.
-func (c *Call) fromArchive(lastSeen time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.lastSeen = lastSeen
-}
+func (c *Call) fromArchive(lastSeen time.Time) { c.lastSeen.Store(&lastSeen) }
 
 // age returns how long ago a result from the archive was last seen.
-func (c *Call) age() time.Duration { return max(0, time.Since(c.lastSeen)).Truncate(time.Second) }
+func (c *Call) age() time.Duration {
+	return max(0, time.Since(*c.lastSeen.Load())).Truncate(time.Second)
+}
 
 // remarks returns what there is to say beside the result, for a person.
 func (c *Call) remarks() (remarks []string) {
-	if c.unstored != "" {
-		remarks = append(remarks, "nothing is stored: "+c.unstored)
+	if why := c.unstored.Load(); why != nil {
+		remarks = append(remarks, "nothing is stored: "+*why)
 	}
-	if !c.lastSeen.IsZero() {
+	if c.lastSeen.Load() != nil {
 		remarks = append(remarks, fmt.Sprintf("this is from the archive, as it was last seen %v ago", c.age()))
 	}
 	return remarks
 }
 
-// report shows progress where someone looks at it: how much of what is done, of a total or 0 if that is not
-// known.
+// report shows progress where someone looks at it: how much of what is done, of a total or 0 if that is unknown.
 func (c *Call) report(done, total int64, what string) {
 	if c.progress != nil {
 		c.progress(done, total, what)

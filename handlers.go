@@ -30,8 +30,10 @@ import (
 	"app/internal/spelling"
 )
 
-// maxBody bounds the body of a request.
-const maxBody = 1 << 20
+const (
+	maxBody = 1 << 20 // bytes of a request's body
+	noRoute = "/"     // the pattern of the route for all that no other route matches
+)
 
 // A server answers requests.
 type server struct {
@@ -48,9 +50,6 @@ type server struct {
 	// clientTimeout is how long a client may take to send its body, or to take a part of a response.
 	clientTimeout time.Duration
 }
-
-// noRoute is the pattern of the route for all that no other route matches.
-const noRoute = "/"
 
 // newHandler returns the service as a handler. Callers must send one of the API's tokens, if there are any.
 func newHandler(app *App, commands []*Command, config *Config) http.Handler {
@@ -75,7 +74,7 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	if len(config.relayTokens) > 0 && !config.ReadOnly {
 		for _, path := range relayPaths {
 			handle("POST "+path, s.serveRelay)
-			handle("OPTIONS "+path, s.servePreflight)
+			handle("OPTIONS "+path, s.serveRelay)
 		}
 	}
 	if len(config.webhookTokens) > 0 {

@@ -154,17 +154,20 @@ func objectOf(properties jsonObject, required []string) jsonObject {
 
 // schema is what a value of the parameter is.
 func (p *param) schema() jsonObject {
-	schema := jsonObject{"type": "string"}
+	schema, least, most := jsonObject{"type": "string"}, "minLength", "maxLength"
 	switch p.kind {
 	case kindNumber:
-		schema = jsonObject{"type": "integer", "format": "int64"}
-		p.bounded(schema, "minimum", "maximum")
+		schema, least, most = jsonObject{"type": "integer", "format": "int64"}, "minimum", "maximum"
 	case kindBool:
 		schema["type"] = "boolean"
 	case kindObject:
 		schema = jsonObject{"type": "object", "additionalProperties": true}
-	case kindText:
-		p.bounded(schema, "minLength", "maxLength")
+	}
+	if p.min != math.MinInt64 {
+		schema[least] = p.min
+	}
+	if p.max != math.MaxInt64 {
+		schema[most] = p.max
 	}
 	if len(p.enum) > 0 {
 		schema["enum"] = p.enum
@@ -182,15 +185,6 @@ func (p *param) schema() jsonObject {
 		return jsonObject{"type": "array", "items": schema}
 	}
 	return schema
-}
-
-func (p *param) bounded(schema jsonObject, least, most string) {
-	if p.min != math.MinInt64 {
-		schema[least] = p.min
-	}
-	if p.max != math.MaxInt64 {
-		schema[most] = p.max
-	}
 }
 
 // responses are the ways in which the command ends. Lines are not among the media types, since generated
@@ -264,8 +258,6 @@ func schemaOf(t reflect.Type, schemas jsonObject) jsonObject {
 		return jsonObject{"type": "object", "additionalProperties": schemaOf(t.Elem(), schemas)}
 	case reflect.Int, reflect.Int64:
 		return jsonObject{"type": "integer", "format": "int64"}
-	case reflect.Float64:
-		return jsonObject{"type": "number"}
 	case reflect.Bool:
 		return jsonObject{"type": "boolean"}
 	case reflect.String:

@@ -137,7 +137,7 @@ func TestSchemaOf(t *testing.T) {
 	t.Parallel()
 	type result struct {
 		Counts map[string]int64 `json:"counts"`
-		Share  *float64         `json:"share,omitempty"`
+		Share  *int64           `json:"share,omitempty"`
 		Done   bool             `json:"done"`
 		State  string           `json:"state" enum:"on,off"`
 		At     time.Time        `json:"at"`
@@ -151,7 +151,7 @@ func TestSchemaOf(t *testing.T) {
 	assert.JSONEq(t, `{"Result":{"type":"object","description":"as Rollbar sent it","additionalProperties":true,
 		"required":["counts","done","state","at"],"properties":{
 			"counts":{"type":"object","additionalProperties":{"type":"integer","format":"int64"}},
-			"share":{"type":["number","null"]},"done":{"type":"boolean"},"state":{"type":"string","enum":["on","off"]},
+			"share":{"type":["integer","null"],"format":"int64"},"done":{"type":"boolean"},"state":{"type":"string","enum":["on","off"]},
 			"at":{"type":"string","format":"date-time"}}}}`, string(got))
 	assert.PanicsWithValue(t, "chan int is no type for a result", func() {
 		schemaOf(reflect.TypeFor[chan int](), schemas)

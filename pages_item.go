@@ -53,7 +53,7 @@ func (p *page) item(item json.RawMessage) *itemView {
 	}
 	v.History = p.history(read("GET /reports", shownStates+1, "item_id"))
 	occurrences := read("GET /occurrences", shownOccurrences, "item_id")
-	if len(occurrences) == 0 && p.w.call.lastSeen.IsZero() { // none is archived, but Rollbar may have some
+	if len(occurrences) == 0 && p.w.call.lastSeen.Load() == nil { // none is archived, but Rollbar may have some
 		occurrences, v.AllURL = read("GET /items/{id}/occurrences", shownOccurrences, "id"), "/items/"+p.id+"/occurrences"
 	}
 	for _, o := range occurrences {

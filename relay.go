@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,19 +22,16 @@ import (
 // relayPaths are where SDKs post to, as their endpoint may be written. A redirect would lose occurrences.
 var relayPaths = []string{"/api/1/item/{$}", "/api/1/item", "/api/1/items/{$}", "/api/1/items"}
 
-// serveRelay answers an SDK that posts an occurrence.
+// serveRelay answers an SDK that posts an occurrence, and a browser that asks whether a page may do so: any may.
 func (s *server) serveRelay(w *response, r *http.Request) {
-	w.operation, w.refusal = "relay.item", relayRefusal
-	w.Header().Set("Access-Control-Allow-Origin", "*")
-	uuid, err := s.relay(w, r)
-	w.answer(json.RawMessage(fmt.Appendf(nil, `{"err":0,"result":{"id":null,"uuid":%s}}`, rawjson.AppendQuoted(nil, uuid))), err)
-}
-
-// servePreflight answers a browser that asks whether a page may post an occurrence: any page may.
-func (s *server) servePreflight(w *response, r *http.Request) {
 	w.operation, w.refusal = "relay.item", relayRefusal
 	h := w.Header()
 	h.Set("Access-Control-Allow-Origin", "*")
+	if r.Method == http.MethodPost {
+		uuid, err := s.relay(w, r)
+		w.answer(json.RawMessage(fmt.Appendf(nil, `{"err":0,"result":{"id":null,"uuid":%s}}`, rawjson.AppendQuoted(nil, uuid))), err)
+		return
+	}
 	h.Set("Access-Control-Allow-Methods", http.MethodPost)
 	h.Set("Access-Control-Max-Age", "86400")
 	h.Add("Vary", "Access-Control-Request-Headers")
@@ -58,14 +56,12 @@ func relayRefusal(h http.Header, f *Failure) any {
 
 // relay accepts the occurrence in a request and returns its uuid. The SDK's token ends here.
 func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
-	token, inHeader := r.Header.Get("X-Rollbar-Access-Token"), r.Header.Get("X-Rollbar-Access-Token") != ""
+	token := r.Header.Get("X-Rollbar-Access-Token")
 	var payload json.RawMessage
-	if !inHeader || isOneOf(token, s.config.relayTokens) {
+	if token == "" || isOneOf(token, s.config.relayTokens) {
 		payload, err = s.relayPayload(w, r)
 	}
-	if !inHeader {
-		token = rawjson.Unquote(rawjson.Get(payload, "access_token"))
-	}
+	token = cmp.Or(token, rawjson.Unquote(rawjson.Get(payload, "access_token")))
 	data := rawjson.Get(payload, "data")
 	switch {
 	case !isOneOf(token, s.config.relayTokens):
@@ -95,11 +91,8 @@ func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, er
 		text = []byte(form.Get("payload"))
 	}
 	payload, err := rawjson.Compact(text)
-	if err == nil && payload[0] != '{' {
-		err = errors.New("it is no object")
-	}
-	if err != nil {
-		return nil, fail(invalid, "the payload is not JSON: %w", err)
+	if err != nil || payload[0] != '{' {
+		return nil, fail(invalid, "the payload is not JSON: %w", cmp.Or(err, errors.New("it is no object")))
 	}
 	return payload, nil
 }
@@ -158,23 +151,18 @@ func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
 
 // senderOf returns the address of the peer or, where that is a proxy of ours, the one that it names.
 func senderOf(r *http.Request) netip.Addr {
-	peer := addressOf(withoutPort(r.RemoteAddr))
+	peer := addressOf(r.RemoteAddr)
 	if peer.IsValid() && !peer.IsLoopback() && !peer.IsPrivate() {
 		return peer
 	}
-	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	if named := addressOf(strings.TrimSpace(forwarded[len(forwarded)-1])); named.IsValid() {
-		return named
-	}
-	return peer
+	forwarded := strings.Join(r.Header.Values("X-Forwarded-For"), ",")
+	last := forwarded[strings.LastIndexByte(forwarded, ',')+1:]
+	return cmp.Or(addressOf(strings.TrimSpace(last)), peer)
 }
 
 // addressOf parses an address, with a port or without.
 func addressOf(text string) netip.Addr {
-	address, err := netip.ParseAddr(strings.Trim(text, "[]"))
-	if err != nil {
-		withPort, _ := netip.ParseAddrPort(text)
-		address = withPort.Addr()
-	}
-	return address.Unmap().WithZone("")
+	address, _ := netip.ParseAddr(strings.Trim(text, "[]"))
+	withPort, _ := netip.ParseAddrPort(text)
+	return cmp.Or(address, withPort.Addr()).Unmap().WithZone("")
 }

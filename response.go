@@ -271,10 +271,10 @@ func (w *response) refuse(err error) {
 // note says what the call left to say beside the result.
 func (w *response) note() {
 	h := w.Header()
-	if w.call.unstored != "" {
+	if w.call.unstored.Load() != nil {
 		h.Set("Report-Stored", "false")
 	}
-	if !w.call.lastSeen.IsZero() {
+	if w.call.lastSeen.Load() != nil {
 		h.Set("Report-Source", "archive")
 		h.Set("Age", strconv.FormatInt(int64(w.call.age().Seconds()), 10))
 	}
@@ -302,14 +302,13 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 // setLinks sets the Link headers that lead to the neighbouring pages of a list. They hold the query
 // alone, so that they are right behind a proxy that adds a prefix to the path.
 func setLinks(h http.Header, page *url.URL, list *List) {
-	for _, link := range []struct {
-		rel     string
-		changes url.Values
-	}{{"prev", list.Prev}, {"next", list.Next}} {
-		if url := neighbour(page, link.changes); url != "" {
-			h.Add("Link", "<"+url+`>; rel="`+link.rel+`"`)
+	add := func(rel, url string) {
+		if url != "" {
+			h.Add("Link", "<"+url+`>; rel="`+rel+`"`)
 		}
 	}
+	add("prev", neighbour(page, list.Prev))
+	add("next", neighbour(page, list.Next))
 }
 
 // neighbour returns the URL of a page with changed parameters, or "" for nil.
