@@ -329,8 +329,9 @@ func (s *server) nearestPath(path string) string {
 // serveCommand answers a request that the command's route matches.
 func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 	w.operation = c.Name
-	if w.page != nil {
-		w.page.begin(c)
+	if p := w.page; p != nil {
+		p.command, p.given = c, r.URL.Query()
+		maps.Copy(p.given, w.form)
 	}
 	result, err := s.run(w, r, c)
 	if err == nil && w.page != nil && (w.form != nil || r.Method == http.MethodGet || r.Method == http.MethodHead) {
@@ -377,7 +378,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx = withCall(ctx, &w.call)
-	if w.form != nil && c.Confirm != nil && !w.isConfirmed {
+	if w.form != nil && c.Confirm != nil && !w.form.Has(confirmField) {
 		about, err := c.About.Run.prepare(args)
 		if err != nil {
 			return nil, err
@@ -408,10 +409,12 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 		return args, err
 	}
 	if w.form != nil {
-		for name, values := range w.form {
+		fields := maps.Clone(w.form)
+		delete(fields, confirmField)
+		for name, values := range fields {
 			args.values[name] = literals(values...)
 		}
-		return args, c.checkNames("field", maps.Keys(w.form), "", inQuery, inBody)
+		return args, c.checkNames("field", maps.Keys(fields), "", inQuery, inBody)
 	}
 	text, err := s.bodyText(w, r)
 	if err != nil || len(text) == 0 {

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
-	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -61,7 +60,6 @@ type page struct {
 
 	Root, Style, Title string // Root leads to the root of the service, also below a prefix
 	Nav, Trail, Links  []link
-	Header             http.Header
 	Failure            *problem
 	Question           string
 	Forms              []form
@@ -79,7 +77,7 @@ type link struct {
 }
 
 type table struct {
-	Columns    []string
+	Columns    []string // as the command names them
 	Rows       [][]member
 	Rest       []member // of the list's members
 	Prev, Next string
@@ -152,9 +150,7 @@ func (s *server) takeForm(w *response, r *http.Request) error {
 	default:
 		return invalidField(methodField, "must be PUT, PATCH or DELETE")
 	}
-	w.isConfirmed = w.form.Has(confirmField)
 	delete(w.form, methodField)
-	delete(w.form, confirmField)
 	return nil
 }
 
@@ -166,36 +162,28 @@ func serveStyle(w *response, _ *http.Request) {
 	_, _ = w.Write(styleSheet)
 }
 
-// begin says which command the page is about.
-func (p *page) begin(c *Command) {
-	p.command, p.given = c, p.request.URL.Query()
-	maps.Copy(p.given, p.w.form)
-}
-
 // respond makes the page of a result. A form leads to the page that shows what it did.
 func (p *page) respond(result any) {
 	p.w.note()
 	p.w.WriteHeader(outcomeOf(result).status)
-	asked, isQuestion := result.(confirmation)
-	switch {
+	switch asked, isQuestion := result.(confirmation); {
 	case isQuestion:
 		about, _ := asked.about.(json.RawMessage)
 		f := p.form(p.command, p.given)
 		f.IsConfirmation, f.IsOpen, f.Back = true, true, p.URL(p.back())
 		p.Question, p.Forms = p.command.ask(about, asked.args), []form{f}
-	case p.w.form != nil && len(p.command.names(inPath)) == 0 && slices.Contains([]outcome{created, accepted}, outcomeOf(result)):
-		p.lead("/reports")
-		return
-	case p.w.form != nil:
-		p.lead(p.back())
-		return
-	default:
+		p.render()
+	case p.w.form == nil:
 		if err := p.show(result); err != nil {
 			p.w.refuse(err)
 			return
 		}
+		p.render()
+	case len(p.command.names(inPath)) == 0 && slices.Contains([]outcome{created, accepted}, outcomeOf(result)):
+		p.lead("/reports")
+	default:
+		p.lead(p.back())
 	}
-	p.render()
 }
 
 // fail makes the page of a failure, with the form that led to it.
@@ -222,7 +210,6 @@ func (p *page) render() {
 	h["Content-Type"] = []string{"text/html; charset=utf-8"}
 	h["Content-Security-Policy"] = []string{pagePolicy}
 	h["Referrer-Policy"] = []string{"no-referrer"}
-	p.Header = h
 	p.navigate()
 	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
 	case p.w.lost != nil:
@@ -254,6 +241,8 @@ func (p *page) back() string {
 
 // URL returns the path, which begins with a slash, as a relative URL.
 func (p *page) URL(path string) string { return p.Root + path[1:] }
+
+func (p *page) Header() http.Header { return p.w.Header() }
 
 // fill returns the path of a route with the fields of this request, or of the thing that is shown.
 func (p *page) fill(path string) string {
@@ -344,11 +333,9 @@ func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
 	f := form{Command: c, Action: p.URL(p.fill(path)), Method: method}
 	for _, param := range c.Run.params {
-		switch {
-		case param.in == inPath || param.in == inFlag:
+		isKnown := c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name) // on the page of a thing
+		if param.in == inPath || param.in == inFlag || isKnown {
 			continue
-		case c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name):
-			continue // it says which thing is meant, and this page knows
 		}
 		f.Fields = append(f.Fields, field{
 			Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
@@ -362,10 +349,7 @@ func (p *page) form(c *Command, given url.Values) form {
 // showList reads a list, of which it keeps what the table shows.
 func (p *page) showList(list *List) error {
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
-	p.Table = &table{Prev: neighbour(p.request.URL, list.Prev), Next: neighbour(p.request.URL, list.Next)}
-	for _, column := range columns {
-		p.Table.Columns = append(p.Table.Columns, words(lastName(column)))
-	}
+	p.Table = &table{Columns: columns, Prev: neighbour(p.request.URL, list.Prev), Next: neighbour(p.request.URL, list.Next)}
 	for row, err := range list.Rows {
 		if err != nil {
 			return err
@@ -419,10 +403,9 @@ var thingName = regexp.MustCompile(`^(?:(?:(?:first|last|activating)_)?([a-z]+)_
 func (p *page) Member(noun, name string, value json.RawMessage) member {
 	name = lastName(name)
 	m := member{Label: words(name), Text: text(value)}
-	_, isID := rawjson.Int(value)
-	if names := thingName.FindStringSubmatch(name); names == nil {
-		isID = false
-	} else if names[1] != "" {
+	_, isNumber := rawjson.Int(value)
+	names := thingName.FindStringSubmatch(name)
+	if names != nil && names[1] != "" {
 		noun = names[1] + "s"
 	}
 	switch at, isTime := timeOf(name, value); {
@@ -430,7 +413,7 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 		m.Text = "–"
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case isID && p.find("GET /"+noun+"/{id}") != nil:
+	case isNumber && names != nil && p.find("GET /"+noun+"/{id}") != nil:
 		m.URL = p.URL("/" + noun + "/" + m.Text)
 	case value[0] == '{' || value[0] == '[':
 		m.Text, m.IsLong = indented(value), len(value) > 100

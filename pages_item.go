@@ -157,7 +157,7 @@ func (p *page) read(route string, limit int, name, value string) (rows []json.Ra
 // templateFuncs take JSON apart, whatever is in it.
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines, "headline": headline,
-	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "verb": lastName,
+	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName, "words": words,
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
 

@@ -75,7 +75,6 @@ type response struct {
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
 	form                url.Values                      // what the form of a page gave; nil without one
-	isConfirmed         bool                            // what the form does
 	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
 	timeout             time.Duration                   // for the client to take each part of the body
 
