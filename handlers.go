@@ -40,7 +40,6 @@ type server struct {
 	app    *App
 	config *Config
 	mux    *http.ServeMux // ends with a route for all that no other route matches
-	forms  *http.ServeMux // for forms of pages, which become requests to mux
 	origin *http.CrossOriginProtection
 	paths  []string // of the routes, as patterns
 
@@ -55,8 +54,8 @@ type server struct {
 func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	s := &server{
 		app: app, config: config, mux: http.NewServeMux(), origin: http.NewCrossOriginProtection(), commands: commands,
-		forms: http.NewServeMux(), clientTimeout: 30 * time.Second,
-		document: sync.OnceValues(func() ([]byte, error) { return openAPI(commands, config.asksForTokens()) }),
+		clientTimeout: 30 * time.Second,
+		document:      sync.OnceValues(func() ([]byte, error) { return openAPI(commands, config.asksForTokens()) }),
 	}
 	handle := func(pattern string, serve func(w *response, r *http.Request)) {
 		s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { serve(w.(*response), r) })
@@ -65,9 +64,6 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 		for _, route := range c.routes() {
 			handle(route, func(w *response, r *http.Request) { s.serveCommand(w, r, c) })
 			_, path, _ := strings.Cut(route, " ")
-			if !slices.Contains(s.paths, path) {
-				s.forms.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.serveForm(w.(*response), r) })
-			}
 			s.paths = append(s.paths, path)
 		}
 	}
@@ -80,7 +76,6 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	if len(config.webhookTokens) > 0 {
 		handle("POST /webhooks/rollbar", s.serveWebhook)
 	}
-	s.forms.Handle(noRoute, s.mux)
 	handle("GET "+openAPIPath, s.serveOpenAPI)
 	handle("POST "+mcpPath, s.serveMCP)
 	handle("GET "+stylePath, serveStyle)
@@ -111,17 +106,18 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h["Cache-Control"] = noStore
 	h["X-Request-Id"] = []string{x.id}
 	h["Vary"] = varyAccept
-	mux := s.mux
+	var err error
 	if x.wanted = wantedType(r); x.wanted == htmlType {
 		x.page = s.newPage(x, r)
-		if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == formType && r.Method == http.MethodPost {
-			mux = s.forms
-		}
+		err = s.takeForm(x, r)
 	}
-	if isUnclean(r.URL.Path) {
+	switch {
+	case err != nil:
+		x.refuse(err)
+	case isUnclean(r.URL.Path):
 		s.serveNoRoute(x, r)
-	} else {
-		mux.ServeHTTP(x, r)
+	default:
+		s.mux.ServeHTTP(x, r)
 	}
 	x.finish()
 }
@@ -276,9 +272,6 @@ func isOneOf(given string, tokens []string) bool {
 	return valid == 1
 }
 
-// methods are those that a route may have.
-var methods = []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodPost, http.MethodPut}
-
 // serveNoRoute refuses a request that no route matches: its path is unknown, or has other methods.
 func (s *server) serveNoRoute(w *response, r *http.Request) {
 	if err := s.admit(r, false); err != nil {
@@ -290,7 +283,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return
 	}
 	other := r.Clone(r.Context())
-	allow := slices.DeleteFunc(slices.Clone(methods), func(method string) bool {
+	allow := slices.DeleteFunc([]string{"DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"}, func(method string) bool {
 		other.Method = method
 		_, pattern := s.mux.Handler(other)
 		return pattern == noRoute || isUnclean(r.URL.Path)

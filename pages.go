@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -122,16 +123,14 @@ func withoutEmpty(query string) string {
 	}), "&")
 }
 
-// serveForm answers a form as the request that it stands for.
-func (s *server) serveForm(w *response, r *http.Request) {
-	if err := s.takeForm(w, r); err != nil {
-		w.refuse(err)
-		return
-	}
-	s.mux.ServeHTTP(w, r)
-}
-
+// takeForm makes the request that a form stands for, unless it is one for an SDK's or an agent's route.
 func (s *server) takeForm(w *response, r *http.Request) error {
+	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	_, pattern := s.mux.Handler(r)
+	_, path, _ := strings.Cut(pattern, " ")
+	if kind != formType || r.Method != http.MethodPost || pattern != noRoute && !slices.Contains(s.paths, path) {
+		return nil
+	}
 	if err := s.admit(r, false); err != nil {
 		return err
 	}
