@@ -35,7 +35,6 @@ const (
 	noRoute = "/"     // the pattern of the route for all that no other route matches
 )
 
-// A server answers requests.
 type server struct {
 	app    *App
 	config *Config
@@ -83,7 +82,6 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	return s
 }
 
-// ServeHTTP answers one request and logs it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	ctx, span := s.app.telemetry.StartRequest(r)
@@ -101,11 +99,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Body != http.NoBody { // also for a body that only net/http reads, to discard it
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
 	}
-	h := w.Header()
-	h["X-Content-Type-Options"] = noSniff
-	h["Cache-Control"] = noStore
-	h["X-Request-Id"] = []string{x.id}
-	h["Vary"] = varyAccept
+	maps.Copy(w.Header(), commonHeader)
+	w.Header()["X-Request-Id"] = []string{x.id}
 	var err error
 	if x.wanted = wantedType(r); x.wanted == htmlType {
 		x.page = s.newPage(x, r)
@@ -127,8 +122,7 @@ func isUnclean(path string) bool {
 	return !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "/.")
 }
 
-// saneID matches the request ids that are taken over from callers.
-var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`) // of a request, from its caller
 
 // requestID returns the caller's id of the request, or a new one.
 func requestID(r *http.Request) string {
@@ -204,7 +198,6 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 	_ = log.Handle(r.Context(), line) // there is no better place to complain
 }
 
-// withoutPort returns the host of an address.
 func withoutPort(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host
@@ -215,10 +208,7 @@ func withoutPort(address string) string {
 // admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
 // not a web page in a browser: neither across origins nor by a host name that leads here. A browser sends
 // the password of Basic to our origin whoever made the page, so that is not enough to change anything.
-func (s *server) admit(r *http.Request, open bool) error {
-	if open {
-		return nil
-	}
+func (s *server) admit(r *http.Request) error {
 	if !s.config.asksForTokens() {
 		if !isLoopback(strings.Trim(withoutPort(r.Host), "[]")) {
 			return fail(wrongHost, "the Host header must be localhost or a loopback address, since no API_TOKEN is set")
@@ -274,7 +264,7 @@ func isOneOf(given string, tokens []string) bool {
 
 // serveNoRoute refuses a request that no route matches: its path is unknown, or has other methods.
 func (s *server) serveNoRoute(w *response, r *http.Request) {
-	if err := s.admit(r, false); err != nil {
+	if err := s.admit(r); err != nil {
 		w.refuse(err)
 		return
 	}
@@ -345,7 +335,7 @@ func (w *response) answer(result any, err error) {
 
 // run runs the command with the arguments of the request.
 func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
-	if err := s.admit(r, c.Open); err != nil {
+	if err := s.admit(r); err != nil && !c.Open {
 		return nil, err
 	}
 	if c.Changes && !s.mayChange(r) {

@@ -292,9 +292,8 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 	return schema
 }
 
-// serveOpenAPI answers with the document.
 func (s *server) serveOpenAPI(w *response, r *http.Request) {
 	w.operation = "openapi"
 	document, err := s.document()
-	w.answer(json.RawMessage(document), cmp.Or(s.admit(r, false), err))
+	w.answer(json.RawMessage(document), cmp.Or(s.admit(r), err))
 }

@@ -131,7 +131,7 @@ func (s *server) takeForm(w *response, r *http.Request) error {
 	if kind != formType || r.Method != http.MethodPost || pattern != noRoute && !slices.Contains(s.paths, path) {
 		return nil
 	}
-	if err := s.admit(r, false); err != nil {
+	if err := s.admit(r); err != nil {
 		return err
 	}
 	text, err := s.bodyText(w, r)

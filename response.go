@@ -40,16 +40,11 @@ const (
 	zipperSize  = 1 << 20   // bytes of a gzip.Writer, about
 )
 
-// Values of headers that many responses have.
+// What the headers of many responses have.
 var (
-	noSniff     = []string{"nosniff"}
-	noStore     = []string{"no-store"}
-	jsonType    = []string{"application/json"}
-	plainType   = []string{"text/plain; charset=utf-8"}
-	problemType = []string{"application/problem+json"}
-	varyAccept  = []string{"Accept"}
-	ndjsonType  = []string{ndjson}
-	csvTypes    = []string{csvType + "; charset=utf-8"}
+	commonHeader = http.Header{"X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}, "Vary": {"Accept"}}
+	jsonType     = []string{"application/json"}
+	problemType  = []string{"application/problem+json"}
 )
 
 // spareBodies and zippers are parts of responses that are used again.
@@ -92,7 +87,6 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // WriteHeader sets the status. The header goes out with the beginning of the body.
 func (w *response) WriteHeader(status int) { w.status = status }
 
-// Write adds to the body.
 func (w *response) Write(p []byte) (int, error) {
 	if w.body == nil {
 		w.body = spareBodies.Get().(*[heldBack]byte)[:0]
@@ -194,7 +188,7 @@ func (w *response) respond(result any) {
 	write := func() error { return writeResult(w, result) }
 	switch value := result.(type) {
 	case Text:
-		h["Content-Type"] = plainType
+		h.Set("Content-Type", "text/plain; charset=utf-8")
 	case json.RawMessage:
 		if w.isKnown(value) {
 			w.WriteHeader(http.StatusNotModified)
@@ -204,9 +198,9 @@ func (w *response) respond(result any) {
 		setLinks(h, w.request.URL, value)
 		switch {
 		case w.call.stream:
-			h["Content-Type"], write = ndjsonType, func() error { return w.respondLines(value) }
+			h["Content-Type"], write = []string{ndjson}, func() error { return w.respondLines(value) }
 		case w.columns != nil:
-			h["Content-Type"], write = csvTypes, func() error { return value.writeCSV(w, w.columns) }
+			h["Content-Type"], write = []string{csvType + "; charset=utf-8"}, func() error { return value.writeCSV(w, w.columns) }
 		}
 		if w.request.Method == http.MethodHead {
 			for range value.Rows { // which lets go of them
