@@ -70,15 +70,6 @@ func BenchmarkBucket(b *testing.B) {
 	}
 }
 
-func BenchmarkEncodeReport(b *testing.B) {
-	row := reportRow{id: 1, itemID: 272505123, state: []byte("current"), data: bulkItems(b, 1, 1)[0].JSON}
-	var buf []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		buf = row.appendJSON(buf[:0])
-	}
-}
-
 func BenchmarkStorePage(b *testing.B) {
 	b.Run("new", func(b *testing.B) {
 		store := newTestStore(b)

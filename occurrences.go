@@ -39,31 +39,32 @@ type occurrencesListInput struct {
 }
 
 func occurrencesList(ctx context.Context, app *App, in occurrencesListInput) (*List, error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
-	return listRows(ctx, store, "occurrences", &in)
+	return app.listRows(ctx, in.Limit, rowPage{
+		table: "occurrences", query: selectOccurrences, append: appendOccurrence,
+		find: in.find, isFiltered: true, cursor: in.Cursor.Value, // the rows are too large to be read in vain
+	})
 }
 
-func (in *occurrencesListInput) page() (*Opt[int64], *reportCursor) {
-	return &in.Limit, &in.Cursor.Value
+func selectOccurrences(ids string) string { return `SELECT id, data FROM occurrences WHERE id ` + ids }
+
+func appendOccurrence(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
+	var id int64
+	err := rows.Scan(&id, nil)
+	return append(buf, rows.RawValues()[1]...), id, err // json is text in PostgreSQL's binary format, too
 }
 
-// isFiltered has the ids of each page found first: the rows are too large to be read in vain.
-func (in *occurrencesListInput) isFiltered() bool { return true }
-
-func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
+// find returns the ids of the page in any order, and one more on the way up.
+func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
 	args := pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "environment": cutTitle(in.Environment.Value), "levels": append([]string{""}, levels...),
 		"since": in.Since.Value.Time, "until": in.Until.Value.Time,
-		"before": in.Cursor.Value.newest(), "from": in.Cursor.Value.from,
+		"before": at.newest(), "from": at.from,
 	}
-	conditions, order, limit := "id < @before", "DESC", in.Limit.Value
-	if in.Cursor.Value.from > 0 {
+	conditions, order := "id < @before", "DESC"
+	if at.from > 0 {
 		conditions, order, limit = "id >= @from", "ASC", limit+1
 	}
-	end := " ORDER BY id " + order + " LIMIT " + strconv.FormatInt(limit, 10)
+	end := " ORDER BY id " + order + " LIMIT " + strconv.Itoa(limit)
 	if in.Since.Set || in.Until.Set {
 		oldest, newest, err := occurrencesWithin(ctx, conn, in.Since, in.Until)
 		if err != nil {
@@ -92,11 +93,7 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn) ([]int
 				SELECT id FROM occurrences WHERE level = l.level AND ` + conditions + end + `
 			) AS o` + end
 	}
-	rows, err := conn.Query(ctx, statement, replan, args)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	return queryIDs(ctx, conn, statement, args)
 }
 
 // occurredOn is the day of an occurrence, as its index has it.
@@ -127,18 +124,6 @@ func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Mom
 		) AS o`,
 		replan, pgx.NamedArgs{"since": since.Value.Time, "until": until.Value.Time}).Scan(&oldest, &newest)
 	return oldest, newest, err
-}
-
-func (in *occurrencesListInput) query(ctx context.Context, conn *pgx.Conn, ids []int64, _, _ int64) (pgx.Rows, error) {
-	return conn.Query(ctx, `SELECT id, data FROM occurrences WHERE id = ANY($1) ORDER BY id DESC`, ids)
-}
-
-func (in *occurrencesListInput) scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error) {
-	return func(buf []byte) ([]byte, int64, error) {
-		var id int64
-		err := rows.Scan(&id, nil)
-		return append(buf, rows.RawValues()[1]...), id, err // json is text in PostgreSQL's binary format, too
-	}
 }
 
 var occurrencesGetCmd = &Command{

@@ -209,7 +209,7 @@ func TestFindOccurrencesIsRight(t *testing.T) {
 		}
 		want, err := obviousOccurrences(t.Context(), conn.Conn(), in)
 		require.NoError(t, err)
-		got, err := in.find(t.Context(), conn.Conn())
+		got, err := in.find(t.Context(), conn.Conn(), in.Cursor.Value, int(in.Limit.Value))
 		require.NoError(t, err)
 		require.Equal(t, want, got, "%+v", in)
 		found += len(got)

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,44 +56,11 @@ func (in *reportsListInput) check() error {
 }
 
 func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
-	return listRows(ctx, store, "reports", &in)
+	return app.listRows(ctx, in.Limit, rowPage{
+		table: "reports", query: selectReports, append: new(reportRow).appendTo,
+		find: in.find, isFiltered: in.isFiltered(), cursor: in.Cursor.Value,
+	})
 }
-
-// A rowFilter is the input of a list of reports or archived occurrences.
-type rowFilter interface {
-	page() (limit *Opt[int64], cursor *reportCursor)
-	// isFiltered reports whether the list is of some rows only.
-	isFiltered() bool
-	// find returns the ids of the page in any order, and one more on the way up.
-	find(ctx context.Context, conn *pgx.Conn) ([]int64, error)
-	// query asks for the rows with the ids, or, where those are nil, for the first rows below an id.
-	query(ctx context.Context, conn *pgx.Conn, ids []int64, below, limit int64) (pgx.Rows, error)
-	// scanner returns a function that appends the row as callers see it and returns its id.
-	scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error)
-}
-
-// listRows lists what the input chooses of the table: a page, or all.
-func listRows(ctx context.Context, store *Store, table string, in rowFilter) (*List, error) {
-	limit, cursor := in.page()
-	page := &rowPage{in: in, cursor: cursor, table: table, store: store, rowPart: spareParts.Get().(*rowPart)}
-	page.endless = callOf(ctx).stream && !limit.Set
-	page.limit = cmp.Or(limit.Value, 20)
-	if page.endless {
-		page.limit = endlessPage
-	}
-	limit.Value = page.limit
-	if err := page.read(ctx, (*rowPage).begin); err != nil {
-		page.release()
-		return nil, fmt.Errorf("list %s: %w", table, err)
-	}
-	return &List{Name: table, Rows: page.rows(ctx), Rest: restWithCursor(page.next), Prev: page.prev, Next: page.next}, nil
-}
-
-func (in *reportsListInput) page() (*Opt[int64], *reportCursor) { return &in.Limit, &in.Cursor.Value }
 
 const (
 	partBytes   = 1 << 20 // of rows that are read at a time, give or take one row
@@ -105,17 +71,22 @@ const (
 // A rowPage is a page of rows that is read in parts: neither a large page nor a slow client holds much
 // memory, or a connection. Where all rows are wanted, one page follows another.
 type rowPage struct {
-	in      rowFilter
-	cursor  *reportCursor // of in
-	table   string
+	table      string
+	query      func(ids string) string                                // reads the rows with such ids
+	append     func(buf []byte, rows pgx.Rows) ([]byte, int64, error) // appends a row as callers see it, and returns its id
+	isFiltered bool                                                   // the list is of some rows only
+	cursor     reportCursor
+	// find returns the ids of a page, and one more on the way up.
+	find func(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error)
+
 	store   *Store
-	limit   int64
+	limit   int
 	endless bool
 
-	ids    []int64 // the rows to read, newest first; nil for those below oldest
-	left   int64   // how many rows are still to be read
+	ids    []int64 // the rows that are still to be read, newest first
 	newest int64   // the id of the first row, 0 for none
 	oldest int64   // the id of the last one that was read
+	last   int64   // the id of the page's last row
 	isFull bool    // the page has limit rows, so others may follow
 	prev   url.Values
 	next   url.Values
@@ -133,177 +104,137 @@ type rowPart struct {
 // spareParts are used again: to grow new ones takes as long as all the rest.
 var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 
+// listRows lists a page of rows, or all of them.
+func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*List, error) {
+	store, err := app.database()
+	if err != nil {
+		return nil, err
+	}
+	p.store, p.rowPart, p.limit = store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
+	if callOf(ctx).stream && !limit.Set {
+		p.endless, p.limit = true, endlessPage
+	}
+	if err := p.read(ctx, (*rowPage).begin); err != nil {
+		p.release()
+		return nil, err
+	}
+	return &List{Name: p.table, Rows: p.rows(ctx), Rest: restWithCursor(p.next), Prev: p.prev, Next: p.next}, nil
+}
+
 // read takes a step of reading. A step may run twice, so it works on a copy.
 func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context, *pgx.Conn) error) error {
 	memory.Add(-p.held)
 	p.held = 0
-	size := min(partBytes, int(p.limit)<<12)
-	if err := memory.Take(ctx, size); err != nil {
-		return err
-	}
-	err := p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		after := *p
-		err := step(&after, ctx, conn)
-		if err == nil {
-			*p = after
-		}
-		return err
-	})
-	p.held = cap(p.text)
-	memory.Add(p.held - size)
-	return err
-}
-
-// begin finds the page, reads its first part and works out the neighbouring pages.
-func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) error {
-	cursor := *p.cursor
-	p.left, p.newest, p.oldest = p.limit, 0, cursor.newest()
-	hasPrev := cursor.before > 0
-	if cursor.from > 0 || p.in.isFiltered() {
-		ids, err := p.in.find(ctx, conn)
-		if err != nil {
+	size := min(partBytes, p.limit<<12)
+	err := memory.Take(ctx, size)
+	if err == nil {
+		err = p.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			after := *p
+			err := step(&after, ctx, conn)
+			if err == nil {
+				*p = after
+			}
 			return err
-		}
-		slices.SortFunc(ids, func(a, b int64) int { return cmp.Compare(b, a) })
-		if int64(len(ids)) > p.limit { // the newest one belongs to the page before
-			hasPrev, ids = true, ids[1:]
-		}
-		p.ids, p.left = append([]int64{}, ids...), int64(len(ids))
+		})
+		p.held = cap(p.text)
+		memory.Add(p.held - size)
 	}
-	if err := p.readPart(ctx, conn); err != nil {
-		return err
-	}
-	last, err := p.lastID(ctx, conn)
 	if err != nil {
-		return err
-	}
-	p.isFull = last > 0
-	switch {
-	case hasPrev && p.newest > 0:
-		p.prev = cursorTo(reportCursor{from: p.newest + 1})
-	case hasPrev: // of an empty page
-		p.prev = cursorTo(reportCursor{from: cursor.before})
-	}
-	switch {
-	case p.endless:
-	case last > 0:
-		p.next = cursorTo(reportCursor{before: last})
-	case cursor.from > 0 && p.newest == 0: // of an empty page
-		p.next = cursorTo(reportCursor{before: cursor.from})
+		return fmt.Errorf("list %s: %w", p.table, err)
 	}
 	return nil
 }
 
-// lastID returns the id of the page's last report, or 0 where no report can follow.
-func (p *rowPage) lastID(ctx context.Context, conn *pgx.Conn) (id int64, err error) {
-	read := int64(len(p.ends))
-	switch {
-	case p.ids == nil && p.left == 0 && read == p.limit:
-		return p.oldest, nil
-	case p.ids == nil && p.left > 0:
-		err = conn.QueryRow(ctx, `
-			SELECT id
-			FROM `+p.table+`
-			WHERE id < @oldest
-			ORDER BY id DESC
-			LIMIT 1 OFFSET @left::bigint - 1`,
-			pgx.NamedArgs{"oldest": p.oldest, "left": p.left}).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			err = nil
+// begin finds the page, reads its first part and works out the neighbouring pages. Without filters it reads
+// the first part before it looks for the others.
+func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
+	at, left := p.cursor, p.limit
+	hasPrev, isEnd := at.before > 0, false
+	p.ids, p.newest, p.oldest = nil, 0, 0
+	if at.from == 0 && !p.isFiltered {
+		// The limit is written into the statement, since PostgreSQL takes an unknown one for a tenth of all rows.
+		n := p.portion(left)
+		more, err := p.fill(conn.Query(ctx, p.query("< $1 ORDER BY id DESC LIMIT "+strconv.Itoa(n)), at.newest()))
+		if err != nil {
+			return err
 		}
-		return id, err
-	case p.ids != nil && p.newest > 0 && (read+p.left == p.limit || p.cursor.from > 0):
-		if p.left > 0 {
-			return p.ids[p.left-1], nil
-		}
-		return p.oldest, nil
+		isEnd = len(p.ends) < n && !more
+		at.before, left = p.oldest, left-len(p.ends)
 	}
-	return 0, nil
+	if left > 0 && !isEnd {
+		if p.ids, err = p.find(ctx, conn, at, left); err != nil {
+			return err
+		}
+		slices.SortFunc(p.ids, func(a, b int64) int { return cmp.Compare(b, a) })
+		if len(p.ids) > left { // the newest one belongs to the page before
+			hasPrev, p.ids = true, p.ids[1:]
+		}
+	}
+	p.isFull, p.last = len(p.ids) == left, p.oldest
+	if n := len(p.ids); n > 0 {
+		p.last = p.ids[n-1]
+	}
+	if left == p.limit {
+		if err := p.readPart(ctx, conn); err != nil {
+			return err
+		}
+	}
+	if hasPrev {
+		p.prev = cursorTo(reportCursor{from: cmp.Or(p.newest, p.cursor.before-1) + 1})
+	}
+	if !p.endless && (p.isFull || p.cursor.from > 0) {
+		p.next = cursorTo(reportCursor{before: cmp.Or(p.last, p.cursor.from)})
+	}
+	return nil
 }
 
-// reportSelect begins a statement that reads reports. reportRow.scan knows its columns.
-const reportSelect = `
-	SELECT r.id, r.item_id, r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data`
-
-// readPart reads rows until the part is full or the page ends.
+// readPart reads rows that were found until the part is full or the page ends.
 func (p *rowPage) readPart(ctx context.Context, conn *pgx.Conn) error {
-	rowsWanted := int64(partRows)
-	if n := len(p.ends); n > 0 { // of about the size of the part before
-		rowsWanted = int64(max(1, partBytes*n/max(1, p.ends[n-1])))
+	n := p.portion(len(p.ids))
+	more, err := p.fill(conn.Query(ctx, p.query("= ANY($1) ORDER BY id DESC"), p.ids[:n]))
+	if more {
+		n = slices.Index(p.ids, p.oldest) + 1
 	}
-	rowsWanted = min(p.left, rowsWanted)
+	p.ids = p.ids[n:]
+	return err
+}
+
+// portion returns how many of the rows to read at a time: rows of about the size of the part before.
+func (p *rowPage) portion(of int) int {
+	n := partRows
+	if read := len(p.ends); read > 0 {
+		n = max(1, partBytes*read/max(1, p.ends[read-1]))
+	}
+	return min(n, of)
+}
+
+// fill reads rows until the part is full, and reports whether there are more.
+func (p *rowPage) fill(rows pgx.Rows, err error) (more bool, _ error) {
 	p.text, p.ends = p.text[:0], p.ends[:0]
-	if rowsWanted == 0 {
-		return nil
-	}
-	rows, err := p.in.query(ctx, conn, p.ids[:min(int64(len(p.ids)), rowsWanted)], p.oldest, rowsWanted)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer rows.Close()
-	var more bool
-	scan := p.in.scanner(rows)
 	for more = rows.Next(); more && len(p.text) < partBytes; more = rows.Next() {
 		var id int64
-		if p.text, id, err = scan(p.text); err != nil {
-			return err
+		if p.text, id, err = p.append(p.text, rows); err != nil {
+			return false, err
 		}
 		p.ends = append(p.ends, len(p.text))
 		p.newest, p.oldest = cmp.Or(p.newest, id), id
 	}
 	rows.Close()
-	switch {
-	case p.ids != nil && more: // the part is full
-		p.ids = p.ids[slices.Index(p.ids, p.oldest)+1:]
-		p.left = int64(len(p.ids))
-	case p.ids != nil:
-		p.ids = p.ids[rowsWanted:]
-		p.left = int64(len(p.ids))
-	case !more && int64(len(p.ends)) < rowsWanted: // there are no others
-		p.left = 0
-	default:
-		p.left -= int64(len(p.ends))
-	}
-	return rows.Err()
+	return more, rows.Err()
 }
 
-func (in *reportsListInput) query(ctx context.Context, conn *pgx.Conn, ids []int64, below, limit int64) (pgx.Rows, error) {
-	if ids != nil {
-		return conn.Query(ctx, reportSelect+`
-			FROM reports r
-			LEFT JOIN seen s ON s.report_id = r.id
-			WHERE r.id = ANY($1)
-			ORDER BY r.id DESC`, ids)
-	}
-	// The limits are written into the statement, since PostgreSQL takes an unknown one for a tenth of
-	// all rows. The rows of both tables come in the order of ids, so that joining them costs little.
-	n := strconv.FormatInt(limit, 10)
-	return conn.Query(ctx, reportSelect+`
-		FROM (
-			SELECT id, item_id, uuid, state, first_seen, last_seen, data
-			FROM reports
-			WHERE id < $1
-			ORDER BY id DESC
-			LIMIT `+n+`
-		) AS r
-		LEFT JOIN (
-			SELECT report_id, last_seen
-			FROM seen
-			WHERE report_id < $1
-			ORDER BY report_id DESC
-			LIMIT `+n+`
-		) AS s ON s.report_id = r.id
-		ORDER BY r.id DESC`, below)
-}
-
-func (in *reportsListInput) scanner(rows pgx.Rows) func(buf []byte) ([]byte, int64, error) {
-	var row reportRow
-	return func(buf []byte) ([]byte, int64, error) {
-		if err := row.scan(rows); err != nil {
-			return buf, 0, err
-		}
-		return row.appendJSON(buf), row.id, nil
-	}
+// selectReports returns the statement that reads the reports with such ids. The rows of both tables come in
+// the order of ids, so that joining them costs little.
+func selectReports(ids string) string {
+	return `
+		SELECT id, coalesce(r.item_id, 0), r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data
+		FROM (SELECT id, item_id, uuid, state, first_seen, last_seen, data FROM reports WHERE id ` + ids + `) AS r
+		LEFT JOIN (SELECT report_id AS id, last_seen FROM seen WHERE report_id ` + ids + `) AS s USING (id)
+		ORDER BY id DESC`
 }
 
 // rows yields the rows of the page as JSON, and where all are wanted those of the pages behind it.
@@ -319,14 +250,14 @@ func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 				begin = end
 			}
 			step := (*rowPage).readPart
-			if p.left == 0 {
+			if len(p.ids) == 0 {
 				if !p.endless || !p.isFull {
 					return
 				}
-				*p.cursor, step = reportCursor{before: p.oldest}, (*rowPage).begin
+				p.cursor, step = reportCursor{before: p.last}, (*rowPage).begin
 			}
 			if err := p.read(ctx, step); err != nil {
-				yield(nil, fmt.Errorf("list %s: %w", p.table, err))
+				yield(nil, err)
 				return
 			}
 		}
@@ -355,17 +286,11 @@ type Report struct {
 	Data      json.RawMessage `json:"data"`
 }
 
-// A reportRow is one report as a statement that begins with reportSelect returns it. Its texts are
-// valid until the next row.
+// A reportRow is a row of selectReports.
 type reportRow struct {
-	id                  int64
-	itemID              int64 // 0 for none
-	uuid                []byte
-	state               []byte
+	id, itemID          int64
 	firstSeen, lastSeen time.Time
-	data                []byte
-
-	times [2]timeText // of the row before
+	times               [2]timeText // of the row before
 }
 
 // A timeText is a time as text. Rows that came together have the same times, and to write those takes
@@ -383,41 +308,12 @@ func (t *timeText) append(buf []byte, at time.Time) []byte {
 	return append(buf, t.text...)
 }
 
-// scan reads the row. Rows in PostgreSQL's binary format are read as they came, without a copy; as text
-// they come through a pooler that knows only PostgreSQL's simple protocol.
-func (r *reportRow) scan(rows pgx.Rows) error {
-	if rows.FieldDescriptions()[0].Format == pgx.TextFormatCode {
-		var itemID *int64
-		err := rows.Scan(&r.id, &itemID, &r.uuid, &r.state, &r.firstSeen, &r.lastSeen, &r.data)
-		r.itemID = 0
-		if itemID != nil {
-			r.itemID = *itemID
-		}
-		return err
+// appendTo appends the report in a row as callers see it, and returns its id.
+func (r *reportRow) appendTo(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
+	if err := rows.Scan(&r.id, &r.itemID, nil, nil, &r.firstSeen, &r.lastSeen, nil); err != nil {
+		return buf, 0, err
 	}
-	raw := rows.RawValues()
-	r.id, r.itemID = binaryInt(raw[0]), binaryInt(raw[1])
-	r.uuid, r.state, r.data = raw[2], raw[3], raw[6]
-	r.firstSeen, r.lastSeen = binaryTime(raw[4]), binaryTime(raw[5])
-	return nil
-}
-
-// binaryInt is the value of a bigint in PostgreSQL's binary format, 0 for NULL.
-func binaryInt(raw []byte) int64 {
-	if raw == nil {
-		return 0
-	}
-	return int64(binary.BigEndian.Uint64(raw))
-}
-
-// binaryTime is the value of a timestamptz in PostgreSQL's binary format: microseconds since 2000.
-func binaryTime(raw []byte) time.Time {
-	const since1970 = 946_684_800_000_000
-	return time.UnixMicro(since1970 + binaryInt(raw)).UTC()
-}
-
-// appendJSON appends the report as callers see it.
-func (r *reportRow) appendJSON(buf []byte) []byte {
+	raw := rows.RawValues() // texts and JSON are the same in both of PostgreSQL's formats
 	buf = strconv.AppendInt(append(buf, `{"id":`...), r.id, 10)
 	buf = append(buf, `,"item_id":`...)
 	if r.itemID > 0 {
@@ -426,15 +322,16 @@ func (r *reportRow) appendJSON(buf []byte) []byte {
 		buf = append(buf, `null`...)
 	}
 	buf = append(buf, `,"uuid":`...)
-	if r.uuid != nil {
-		buf = rawjson.AppendQuoted(buf, string(r.uuid))
+	if raw[2] != nil {
+		buf = rawjson.AppendQuoted(buf, string(raw[2]))
 	} else {
 		buf = append(buf, `null`...)
 	}
-	buf = append(append(buf, `,"state":"`...), r.state...)
+	buf = append(append(buf, `,"state":"`...), raw[3]...)
 	buf = r.times[0].append(append(buf, `","first_seen":"`...), r.firstSeen)
 	buf = r.times[1].append(append(buf, `","last_seen":"`...), r.lastSeen)
-	return append(append(append(buf, `","data":`...), r.data...), '}')
+	buf = append(append(append(buf, `","data":`...), raw[6]...), '}')
+	return buf, r.id, nil
 }
 
 var reportsGetCmd = &Command{
@@ -455,23 +352,13 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 		return nil, err
 	}
 	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, reportSelect+`
-			FROM reports r
-			LEFT JOIN seen s ON s.report_id = r.id
-			WHERE r.id = $1`, in.ID)
-		if err != nil {
-			return err
-		}
+		rows, _ := conn.Query(ctx, selectReports("= $1"), in.ID)
 		defer rows.Close()
 		if !rows.Next() {
 			return cmp.Or(rows.Err(), pgx.ErrNoRows)
 		}
-		var row reportRow
-		if err := row.scan(rows); err != nil {
-			return err
-		}
-		report = row.appendJSON(nil)
-		return nil
+		report, _, err = new(reportRow).appendTo(nil, rows)
+		return err
 	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

@@ -28,33 +28,33 @@ type reportSearch struct {
 
 	beyond string // the condition on ids that the cursor makes
 	order  string // of the ids
-	limit  int64  // of the page, and one more on the way up, to see whether there is a page before that
+	limit  int    // of the page, and one more on the way up, to see whether there is a page before that
 }
 
 // find returns the ids of the page in any order, and one more on the way up.
-func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
-	s := in.search()
+func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
+	s := in.search(at, limit)
 	if in.ItemID.Set {
 		return s.among(ctx, conn, "item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current'", "")
 	}
 	near, err := s.among(ctx, conn, "TRUE", "LIMIT 1000")
-	if err != nil || int64(len(near)) == s.limit {
+	if err != nil || len(near) == s.limit || !in.isFiltered() {
 		return near, err
 	}
 	return s.byBlock(ctx, conn)
 }
 
 // search puts the filters into SQL.
-func (in *reportsListInput) search() *reportSearch {
+func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
 	s := &reportSearch{
 		args: pgx.NamedArgs{
 			"item_id": in.ItemID.Value, "words": titleWords(in.Q.Value), "since": in.Since.Value.Time, "until": in.Until.Value.Time,
-			"before": in.Cursor.Value.newest(), "from": in.Cursor.Value.from,
+			"before": at.newest(), "from": at.from,
 		},
-		terms: titleWords(in.Q.Value), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: in.Limit.Value,
+		terms: titleWords(in.Q.Value), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: limit,
 	}
-	if in.Cursor.Value.from > 0 {
-		s.beyond, s.order, s.limit = "id >= @from", "ASC", in.Limit.Value+1
+	if at.from > 0 {
+		s.beyond, s.order, s.limit = "id >= @from", "ASC", limit+1
 	}
 	for _, filter := range []struct {
 		column string
@@ -143,17 +143,13 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 			SELECT id
 			FROM matching
 			WHERE `+s.beyond+s.since+`
-			LIMIT `+strconv.FormatInt(s.limit, 10)+`
+			LIMIT `+strconv.Itoa(s.limit)+`
 		) AS found`)
 }
 
 // query returns the ids that the statement yields, up to the limit, which stands in the statement for the
 // sake of its plan.
 func (s *reportSearch) query(ctx context.Context, conn *pgx.Conn, statement string) ([]int64, error) {
-	rows, err := conn.Query(ctx, statement+`
-		LIMIT `+strconv.FormatInt(s.limit, 10), replan, s.args)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	return queryIDs(ctx, conn, statement+`
+		LIMIT `+strconv.Itoa(s.limit), s.args)
 }

@@ -167,7 +167,7 @@ func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duratio
 		}
 		want, err := obviousIDs(t.Context(), conn.Conn(), in)
 		require.NoError(t, err)
-		got, err := in.find(t.Context(), conn.Conn())
+		got, err := in.find(t.Context(), conn.Conn(), in.Cursor.Value, int(in.Limit.Value))
 		require.NoError(t, err)
 		require.Equal(t, want, got, "%+v", in)
 		found += len(got)
@@ -209,7 +209,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	conn, err := store.writer(t.Context())
 	require.NoError(t, err)
 	defer conn.Release()
-	got, err := in.find(t.Context(), conn.Conn())
+	got, err := in.find(t.Context(), conn.Conn(), in.Cursor.Value, int(in.Limit.Value))
 	require.NoError(t, err)
 	assert.Equal(t, []int64{1}, got)
 }

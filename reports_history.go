@@ -180,10 +180,6 @@ type difference struct {
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
 
-// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps
-// from when they were small would read all of them.
-const replan = pgx.QueryExecModeCacheDescribe
-
 // compare returns the differences between the observations and the current reports. The LIMIT keeps
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {

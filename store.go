@@ -253,6 +253,16 @@ func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *p
 	return do(ctx, conn.Conn())
 }
 
+// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps
+// from when they were small would read all of them.
+const replan = pgx.QueryExecModeCacheDescribe
+
+// queryIDs returns the ids that a statement yields, which is planned anew.
+func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArgs) ([]int64, error) {
+	rows, _ := conn.Query(ctx, sql, replan, args)
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
 // acquire waits for a connection, but not longer than storeTimeout.
 func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
 	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
