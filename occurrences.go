@@ -73,14 +73,10 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at rep
 		args["oldest"], args["newest"] = oldest, newest
 		conditions += " AND id BETWEEN @oldest AND @newest"
 	}
-	for condition, isGiven := range map[string]bool{
+	conditions += and(map[string]bool{
 		"occurred_at >= @since": in.Since.Set, "occurred_at <= @until": in.Until.Set,
 		"item_id = @item_id": in.ItemID.Set, "environment = @environment": in.Environment.Set,
-	} {
-		if isGiven {
-			conditions += " AND " + condition
-		}
-	}
+	})
 	if in.Level.Set {
 		args["levels"] = []string{in.Level.Value}
 	}
@@ -257,14 +253,8 @@ type occurrencesCleanInput struct {
 
 // condition returns that on the occurrences to delete, with its arguments.
 func (in *occurrencesCleanInput) condition() (string, pgx.NamedArgs) {
-	chosen := "TRUE"
-	if in.Before.Set {
-		chosen += " AND occurred_at < @before"
-	}
-	if in.ItemID.Set {
-		chosen += " AND item_id = @item_id"
-	}
-	return chosen, pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value}
+	return "TRUE" + and(map[string]bool{"occurred_at < @before": in.Before.Set, "item_id = @item_id": in.ItemID.Set}),
+		pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value}
 }
 
 // occurrencesChosen counts the occurrences that occurrencesClean would delete.

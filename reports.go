@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"net/url"
 	"slices"
@@ -19,8 +20,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"app/internal/rawjson"
 )
 
 var reportsListCmd = &Command{
@@ -57,7 +56,7 @@ func (in *reportsListInput) check() error {
 
 func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, error) {
 	return app.listRows(ctx, in.Limit, rowPage{
-		table: "reports", query: selectReports, append: new(reportRow).appendTo,
+		table: "reports", query: selectReports, append: reportAppender(),
 		find: in.find, isFiltered: in.isFiltered(), cursor: in.Cursor.Value,
 	})
 }
@@ -231,7 +230,8 @@ func (p *rowPage) fill(rows pgx.Rows, err error) (more bool, _ error) {
 // the order of ids, so that joining them costs little.
 func selectReports(ids string) string {
 	return `
-		SELECT id, coalesce(r.item_id, 0), r.uuid, r.state, r.first_seen, greatest(r.last_seen, s.last_seen), r.data
+		SELECT id, coalesce(r.item_id::text, 'null'), coalesce(to_json(r.uuid)::text, 'null'), r.state, r.first_seen,
+			greatest(r.last_seen, s.last_seen), r.data
 		FROM (SELECT id, item_id, uuid, state, first_seen, last_seen, data FROM reports WHERE id ` + ids + `) AS r
 		LEFT JOIN (SELECT report_id AS id, last_seen FROM seen WHERE report_id ` + ids + `) AS s USING (id)
 		ORDER BY id DESC`
@@ -275,7 +275,7 @@ func (p *rowPage) release() {
 
 func cursorTo(c reportCursor) url.Values { return url.Values{"cursor": {c.String()}} }
 
-// A Report is a report as callers see it, and as reportRow writes it.
+// A Report is a report as callers see it, and as reportAppender writes it.
 type Report struct {
 	ID        int64           `json:"id"`
 	ItemID    *int64          `json:"item_id"`
@@ -286,52 +286,39 @@ type Report struct {
 	Data      json.RawMessage `json:"data"`
 }
 
-// A reportRow is a row of selectReports.
-type reportRow struct {
-	id, itemID          int64
-	firstSeen, lastSeen time.Time
-	times               [2]timeText // of the row before
+// reportAppender returns a function that appends the report in a row of selectReports as callers see it, and
+// returns its id.
+func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
+	var id int64
+	var first, last timeText
+	columns := []any{&id, nil, nil, nil, &first.at, &last.at, nil}
+	return func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
+		if err := rows.Scan(columns...); err != nil {
+			return buf, 0, err
+		}
+		raw := rows.RawValues() // texts and JSON are the same in both of PostgreSQL's formats
+		buf = strconv.AppendInt(append(buf, `{"id":`...), id, 10)
+		buf = append(append(buf, `,"item_id":`...), raw[1]...)
+		buf = append(append(buf, `,"uuid":`...), raw[2]...)
+		buf = append(append(buf, `,"state":"`...), raw[3]...)
+		buf = first.append(append(buf, `","first_seen":"`...))
+		buf = last.append(append(buf, `","last_seen":"`...))
+		return append(append(append(buf, `","data":`...), raw[6]...), '}'), id, nil
+	}
 }
 
-// A timeText is a time as text. Rows that came together have the same times, and to write those takes
-// as long as all the rest.
+// A timeText is a time and its text. Rows that came together have the same times, and to write those takes as
+// long as all the rest.
 type timeText struct {
-	at    time.Time
-	text  []byte
-	space [len(time.RFC3339Nano)]byte
+	at, written time.Time
+	text        []byte
 }
 
-func (t *timeText) append(buf []byte, at time.Time) []byte {
-	if t.text == nil || !t.at.Equal(at) {
-		t.at, t.text = at, at.UTC().AppendFormat(t.space[:0], time.RFC3339Nano)
+func (t *timeText) append(buf []byte) []byte {
+	if t.text == nil || !t.at.Equal(t.written) {
+		t.written, t.text = t.at, t.at.UTC().AppendFormat(t.text[:0], time.RFC3339Nano)
 	}
 	return append(buf, t.text...)
-}
-
-// appendTo appends the report in a row as callers see it, and returns its id.
-func (r *reportRow) appendTo(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
-	if err := rows.Scan(&r.id, &r.itemID, nil, nil, &r.firstSeen, &r.lastSeen, nil); err != nil {
-		return buf, 0, err
-	}
-	raw := rows.RawValues() // texts and JSON are the same in both of PostgreSQL's formats
-	buf = strconv.AppendInt(append(buf, `{"id":`...), r.id, 10)
-	buf = append(buf, `,"item_id":`...)
-	if r.itemID > 0 {
-		buf = strconv.AppendInt(buf, r.itemID, 10)
-	} else {
-		buf = append(buf, `null`...)
-	}
-	buf = append(buf, `,"uuid":`...)
-	if raw[2] != nil {
-		buf = rawjson.AppendQuoted(buf, string(raw[2]))
-	} else {
-		buf = append(buf, `null`...)
-	}
-	buf = append(append(buf, `,"state":"`...), raw[3]...)
-	buf = r.times[0].append(append(buf, `","first_seen":"`...), r.firstSeen)
-	buf = r.times[1].append(append(buf, `","last_seen":"`...), r.lastSeen)
-	buf = append(append(append(buf, `","data":`...), raw[6]...), '}')
-	return buf, r.id, nil
 }
 
 var reportsGetCmd = &Command{
@@ -357,7 +344,7 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 		if !rows.Next() {
 			return cmp.Or(rows.Err(), pgx.ErrNoRows)
 		}
-		report, _, err = new(reportRow).appendTo(nil, rows)
+		report, _, err = reportAppender()(nil, rows)
 		return err
 	})
 	switch {
@@ -432,18 +419,24 @@ type Cleaned struct {
 
 // conditions returns what the filters other than state choose, which states, and the arguments of both.
 func (in *reportsCleanInput) conditions() (chosen, state string, args pgx.NamedArgs) {
-	args = pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
-	chosen, state = "TRUE", "state <> 'queued'"
-	if in.Before.Set {
-		chosen += " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before"
-	}
-	if in.ItemID.Set {
-		chosen += " AND item_id = @item_id"
-	}
+	chosen, state = "TRUE"+and(map[string]bool{
+		"item_id = @item_id": in.ItemID.Set,
+		"greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) < @before": in.Before.Set,
+	}), "state <> 'queued'"
 	if in.State.Set {
 		state = "state = @state"
 	}
-	return chosen, state, args
+	return chosen, state, pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
+}
+
+// and returns the conditions that are given, each after an AND.
+func and(conditions map[string]bool) (sql string) {
+	for _, condition := range slices.Sorted(maps.Keys(conditions)) {
+		if conditions[condition] {
+			sql += " AND " + condition
+		}
+	}
+	return sql
 }
 
 // reportsChosen counts the reports that reportsClean would delete.

@@ -13,8 +13,7 @@ import (
 
 // isFiltered reports whether the list is of some reports only.
 func (in *reportsListInput) isFiltered() bool {
-	return in.ItemID.Set || in.Status.Set || in.Level.Set || in.Environment.Set || in.State.Set ||
-		in.Q.Set || in.Since.Set || in.Until.Set || in.Latest
+	return *in != (reportsListInput{Limit: in.Limit, Cursor: in.Cursor})
 }
 
 // A reportSearch is a list's filters and its place in the ids, as parts of SQL.
@@ -46,42 +45,34 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportC
 
 // search puts the filters into SQL.
 func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
+	words := titleWords(in.Q.Value)
 	s := &reportSearch{
-		args: pgx.NamedArgs{
-			"item_id": in.ItemID.Value, "words": titleWords(in.Q.Value), "since": in.Since.Value.Time, "until": in.Until.Value.Time,
-			"before": at.newest(), "from": at.from,
-		},
-		terms: titleWords(in.Q.Value), bucket: "TRUE", beyond: "id < @before", order: "DESC", limit: limit,
+		terms: words, beyond: "id < @before", order: "DESC", limit: limit,
+		bucket: "TRUE" + and(map[string]bool{
+			"state = @state": in.State.Set, "status = @status": in.Status.Set, "level = @level": in.Level.Set,
+			"environment = @environment": in.Environment.Set, "state <> 'superseded'": in.Latest,
+		}),
+		times: and(map[string]bool{"first_seen <= @until": in.Until.Set, "last_seen >= @since": in.Since.Set}),
+		since: and(map[string]bool{
+			"greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since": in.Since.Set,
+		}),
 	}
+	s.row = s.bucket + and(map[string]bool{"words @> @words": in.Q.Set, "first_seen <= @until": in.Until.Set})
 	if at.from > 0 {
 		s.beyond, s.order, s.limit = "id >= @from", "ASC", limit+1
 	}
-	for _, filter := range []struct {
-		column string
-		value  Opt[string]
-	}{{"state", in.State}, {"status", in.Status}, {"level", in.Level}, {"environment", in.Environment}} {
-		if filter.value.Set {
-			s.args[filter.column] = filter.value.Value
-			s.terms = append(s.terms, filter.column+"="+filter.value.Value)
-			s.bucket += " AND " + filter.column + " = @" + filter.column
+	for column, value := range map[string]Opt[string]{
+		"state": in.State, "status": in.Status, "level": in.Level, "environment": in.Environment,
+		"latest": {Set: in.Latest, Value: "true"},
+	} {
+		if value.Set {
+			s.terms = append(s.terms, column+"="+value.Value)
 		}
 	}
-	if in.Latest {
-		s.terms = append(s.terms, "latest=true")
-		s.bucket += " AND state <> 'superseded'"
-	}
-	s.args["terms"] = s.terms
-	s.row = s.bucket
-	if in.Q.Set {
-		s.row += " AND words @> @words"
-	}
-	if in.Until.Set {
-		s.times += " AND first_seen <= @until"
-		s.row += " AND first_seen <= @until"
-	}
-	if in.Since.Set {
-		s.times += " AND last_seen >= @since"
-		s.since = " AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since"
+	s.args = pgx.NamedArgs{
+		"item_id": in.ItemID.Value, "words": words, "since": in.Since.Value.Time, "until": in.Until.Value.Time,
+		"state": in.State.Value, "status": in.Status.Value, "level": in.Level.Value, "environment": in.Environment.Value,
+		"before": at.newest(), "from": at.from, "terms": s.terms,
 	}
 	return s
 }
