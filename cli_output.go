@@ -74,8 +74,8 @@ func (c *cli) print(command *Command, value any) error {
 	list, isList := value.(*List)
 	_, isText := value.(Text)
 	summary, isSummary := value.(Summary)
-	if object, isRemote := value.(remoteObject); isRemote && command.Run.out == reflect.TypeFor[Summary]() {
-		isSummary = json.Unmarshal(object.RawMessage, &summary) == nil
+	if text, isRemote := value.(json.RawMessage); isRemote && command.Run.out == reflect.TypeFor[Summary]() {
+		isSummary = json.Unmarshal(text, &summary) == nil
 	}
 	columns := c.fields
 	if columns == nil {
@@ -283,9 +283,6 @@ func (c *cli) about(ctx context.Context, config *Config, in *invocation) (json.R
 			defer app.Close()
 			value, err = operation(ctx, app)
 		}
-	}
-	if remote, ok := value.(remoteObject); ok {
-		return remote.RawMessage, err
 	}
 	text, _ := value.(json.RawMessage)
 	return text, err

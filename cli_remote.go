@@ -128,38 +128,26 @@ func mediaType(res *http.Response) string {
 // remoteResult returns the result or the failure in a response.
 func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (any, error) {
 	document, err := rawjson.Compact(text)
-	isKO := c == checkCmd && res.StatusCode == outage.status && string(document) == `{"status":"KO"}`
 	switch {
+	case c == checkCmd && res.StatusCode == outage.status && string(document) == `{"status":"KO"}`:
+		return Health{"KO"}, nil
 	case mediaType(res) == "application/problem+json":
 		return nil, remoteFailure(config, res, text)
 	case res.StatusCode/100 == 3:
 		return nil, fail(misconfigured, "the server at APP_URL, %s, redirects to %s: set APP_URL to the address of the service itself", appURL(config), res.Header.Get("Location"))
-	case res.StatusCode/100 != 2 && !isKO:
+	case res.StatusCode/100 != 2:
 		return nil, strangeResponse(config, res)
 	case c == whichCmd && mediaType(res) == "text/plain":
 		return Text(config.mask().Bytes(bytes.TrimSuffix(text, []byte("\n")))), nil
 	case c == whichCmd, err != nil, document[0] != '{':
 		return nil, strangeResponse(config, res)
 	case c.Columns == "":
-		return remoteObject{document, res.StatusCode}, nil
+		return document, nil
 	}
 	if list := remoteList(res, document); list != nil {
 		return list, nil
 	}
 	return nil, strangeResponse(config, res)
-}
-
-// A remoteObject is a result that a server sent.
-type remoteObject struct {
-	json.RawMessage
-	status int
-}
-
-func (o remoteObject) outcome() outcome {
-	if o.status == outage.status {
-		return outage
-	}
-	return outcome{o.status, 0}
 }
 
 // remoteList returns the list in a JSON document, whose elements are the first array, or nil if there is

@@ -104,6 +104,15 @@ func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operat
 	}}
 }
 
+// run runs the command with the arguments.
+func (c *Command) run(ctx context.Context, app *App, args arguments) (any, error) {
+	operation, err := c.Run.prepare(args)
+	if err != nil {
+		return nil, err
+	}
+	return operation(ctx, app)
+}
+
 // A result is a value that says how the operation ended, where that can be more than "done". It also
 // has a method outcomes, which lists all ways.
 type result interface{ outcome() outcome }

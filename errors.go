@@ -152,16 +152,8 @@ func (f *Failure) onCommandLine() *Failure {
 
 // isKind reports whether the error is a failure of one of the kinds.
 func isKind(err error, kinds ...failureKind) bool {
-	var f *Failure
-	if !errors.As(err, &f) {
-		return false
-	}
-	for _, k := range kinds {
-		if f.kind == k {
-			return true
-		}
-	}
-	return false
+	f, ok := errors.AsType[*Failure](err)
+	return ok && slices.Contains(kinds, f.kind)
 }
 
 // A problem is a failure as RFC 9457 problem details.
@@ -188,6 +180,4 @@ func (f *Failure) problem(requestID string) problem {
 }
 
 // retryAfter returns the wait in whole seconds, rounded up, as the header Retry-After has it.
-func (f *Failure) retryAfter() int {
-	return int(math.Ceil(f.wait.Seconds()))
-}
+func (f *Failure) retryAfter() int { return int(math.Ceil(f.wait.Seconds())) }

@@ -362,11 +362,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	}
 	ctx = withCall(ctx, &w.call)
 	if w.form != nil && c.Confirm != nil && !w.form.Has(confirmField) {
-		about, err := c.About.Run.prepare(args)
-		if err != nil {
-			return nil, err
-		}
-		thing, err := about(ctx, s.app)
+		thing, err := c.About.run(ctx, s.app, args)
 		return confirmation{thing, args}, err
 	}
 	return operation(ctx, s.app)

@@ -137,11 +137,7 @@ func (p *page) read(route string, limit int, name, value string) (rows []json.Ra
 		return nil, nil
 	}
 	given := map[string][]literal{name: {{text: value}}, "limit": {{text: strconv.Itoa(limit)}}}
-	operation, err := c.Run.prepare(arguments{given, paramName})
-	if err != nil {
-		return nil, err
-	}
-	result, err := operation(withCall(p.request.Context(), &p.w.call), p.server.app)
+	result, err := c.run(withCall(p.request.Context(), &p.w.call), p.server.app, arguments{given, paramName})
 	if err != nil {
 		return nil, err
 	}
