@@ -68,8 +68,11 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 	return app, nil
 }
 
-// Close lets go of the connections.
+// Close lets go of the connections. A nil App has none.
 func (app *App) Close() {
+	if app == nil {
+		return
+	}
 	if app.store != nil {
 		app.store.Close()
 	}

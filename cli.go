@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -19,8 +18,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/peterbourgon/ff/v3/ffcli"
-
+	"app/internal/datadog"
 	"app/internal/rawjson"
 	"app/internal/secrets"
 	"app/internal/spelling"
@@ -37,7 +35,6 @@ type cli struct {
 	fields   []string // the columns asked for, or nil
 	settings []string // the settings given as flags: -name=value
 	mask     *secrets.Mask
-	refused  error      // the first thing wrong with the flags, or nil
 	table    *textTable // that shows the result
 	exit     int        // the exit code of a run without an error
 }
@@ -46,16 +43,8 @@ type cli struct {
 func (c *cli) run(ctx context.Context, args []string) int {
 	readOnly, output := lookAhead(args, c.std.envFile)
 	c.commands, c.leftOut, c.output = allowed(c.commands, readOnly), c.commands, output
-	root := c.tree()
-	arranged, selected, err := c.arrange(root, customary(args))
-	if errors.Is(err, flag.ErrHelp) {
-		if _, err = fmt.Fprint(c.std.out, selected.LongHelp); err == nil {
-			return 0
-		}
-		return c.fail(err)
-	}
-	c.refuse(err)
-	if err := root.ParseAndRun(ctx, arranged); err != nil {
+	selected, words, err := c.parse(c.tree(), customary(args))
+	if err := selected.run(ctx, words, err); err != nil {
 		if c.mask == nil { // the settings were not needed
 			config, _ := loadConfig(c.settings, c.std.envFile)
 			c.mask = config.mask()
@@ -109,10 +98,6 @@ func (c *cli) loadConfig() (*Config, error) {
 
 func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
 
-// refuse notes an error of the flags. They return none themselves, because package flag quotes the
-// values in its messages, and a value may be a secret.
-func (c *cli) refuse(err error) { c.refused = cmp.Or(c.refused, err) }
-
 // fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the
 // exit code.
 func (c *cli) fail(err error) int {
@@ -139,154 +124,178 @@ func failureWithCause(err error) *Failure {
 	return f
 }
 
+// A subcommand is a word of the command line, and what may follow it.
+type subcommand struct {
+	name, help string
+	flags      []cliFlag // beside the settings
+	below      []*subcommand
+	run        func(ctx context.Context, words []string, refused error) error // refused is what is wrong with the flags
+}
+
+// A cliFlag is a flag of the command line.
+type cliFlag struct {
+	name, short string // short is another name, or ""
+	help        string
+	preset      string                   // the default, or ""
+	value       string                   // stands for the value in help, or ""
+	values      []string                 // all that are valid, or nil for many
+	isSwitch    bool                     // it needs no value
+	set         func(value string) error // the texts of its errors continue the name: "must be …"
+}
+
+// names returns the names with their dashes.
+func (f cliFlag) names() []string {
+	if f.short == "" {
+		return []string{"-" + f.name}
+	}
+	return []string{"-" + f.name, "-" + f.short}
+}
+
+func switchFlag(name, help string, target *bool) cliFlag {
+	return cliFlag{name: name, help: help, isSwitch: true, set: parsed(target, parseBool)}
+}
+
+// settingFlags returns the settings as flags, which each subcommand takes.
+func (c *cli) settingFlags() (flags []cliFlag) {
+	for _, s := range new(Config).settings() {
+		f := cliFlag{name: s.name, help: s.help, isSwitch: s.isSwitch(), set: func(value string) error {
+			err := s.parse(value)
+			if err == nil && strings.TrimSpace(value) != "" {
+				c.settings = append(c.settings, "-"+s.name+"="+value)
+			}
+			return err
+		}}
+		if s.name == "log-level" {
+			f.values = []string{"debug", "info", "warn", "error"}
+		}
+		flags = append(flags, f)
+	}
+	return flags
+}
+
 // tree makes the subcommands of the registry and those that exist only on the command line.
-func (c *cli) tree() *ffcli.Command {
+func (c *cli) tree() *subcommand {
 	root := c.group("app", c.rootHelp())
 	for _, command := range c.commands {
 		parent, name := root, command.Name
 		if noun, verb, ok := strings.Cut(command.Name, "."); ok {
-			parent, name = child(root, noun), verb
+			parent, name = root.child(noun), verb
 			if parent == nil {
 				parent = c.group(noun, c.nounHelp(noun))
-				root.Subcommands = append(root.Subcommands, parent)
+				root.below = append(root.below, parent)
 			}
 		}
-		parent.Subcommands = append(parent.Subcommands, c.operation(name, command))
+		parent.below = append(parent.below, c.operation(name, command))
 	}
-	root.Subcommands = append(root.Subcommands, c.serveCommand(), c.simple("mcp", mcpHelp, c.flagSet("mcp"), c.runMCP), c.versionCommand(), c.completionCommand(root))
+	version := func(context.Context) error {
+		_, err := fmt.Fprintln(c.std.out, buildVersion())
+		return err
+	}
+	root.below = append(root.below, c.serveCommand(), simple("mcp", mcpHelp, nil, c.runMCP),
+		simple("version", versionHelp, nil, version), c.completionCommand(root))
 	return root
 }
 
 // group makes a subcommand that only has subcommands. Without one it prints its help.
-func (c *cli) group(name, help string) *ffcli.Command {
-	return &ffcli.Command{
-		Name:     name,
-		LongHelp: help,
-		FlagSet:  c.flagSet(name),
-		Exec: func(context.Context, []string) error {
-			if c.refused == nil {
-				fmt.Fprint(c.std.err, help)
-				c.exit = invalid.exit
-			}
-			return c.refused
-		},
-	}
+func (c *cli) group(name, help string, below ...*subcommand) *subcommand {
+	return &subcommand{name, help, nil, below, func(_ context.Context, _ []string, refused error) error {
+		if refused == nil {
+			fmt.Fprint(c.std.err, help)
+			c.exit = invalid.exit
+		}
+		return refused
+	}}
 }
 
 // simple makes a subcommand that is no operation and takes no arguments.
-func (c *cli) simple(name, help string, flags *flag.FlagSet, run func(context.Context) error) *ffcli.Command {
-	return &ffcli.Command{
-		Name:     name,
-		LongHelp: help,
-		FlagSet:  flags,
-		Exec: func(ctx context.Context, args []string) error {
-			if len(args) > 0 {
-				c.refuse(fail(invalid, "unexpected argument %q", args[0]))
-			}
-			if c.refused != nil {
-				return c.refused
-			}
-			return run(ctx)
-		},
-	}
+func simple(name, help string, flags []cliFlag, run func(context.Context) error) *subcommand {
+	return &subcommand{name, help, flags, nil, func(ctx context.Context, words []string, refused error) error {
+		switch {
+		case refused != nil:
+			return refused
+		case len(words) > 0:
+			return fail(invalid, "unexpected argument %q", words[0])
+		}
+		return run(ctx)
+	}}
 }
 
-func (c *cli) serveCommand() *ffcli.Command {
-	flags := c.flagSet("serve")
-	dev := c.boolFlag(flags, "dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar")
-	return c.simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
+func (c *cli) serveCommand() *subcommand {
+	dev := false
+	flags := []cliFlag{switchFlag("dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)}
+	return simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
 		config, err := c.loadConfig()
 		if err != nil {
 			return err
 		}
 		isGiven := func(flag string) bool { return strings.HasPrefix(flag, "-database-url=") }
-		if *dev && !slices.ContainsFunc(c.settings, isGiven) { // the environment's database is not for trying things
+		if dev && !slices.ContainsFunc(c.settings, isGiven) { // the environment's database is not for trying things
 			config.DatabaseURL, config.DatabaseReadURL = "", ""
 		}
-		return c.serve(ctx, config, c.commands, *dev, c.std)
+		return c.serve(ctx, config, c.commands, dev, c.std)
 	})
-}
-
-func (c *cli) versionCommand() *ffcli.Command {
-	return c.simple("version", versionHelp, c.flagSet("version"), func(context.Context) error {
-		_, err := fmt.Fprintln(c.std.out, buildVersion())
-		return err
-	})
-}
-
-// flagSet returns a set of flags that holds the settings.
-func (c *cli) flagSet(name string) *flag.FlagSet {
-	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	for _, s := range new(Config).settings() {
-		flags.Var(&settingFlag{s, func(value string) error {
-			if err := s.parse(value); err != nil {
-				c.refuse(fail(invalid, "-%s %w", s.name, err))
-				return nil
-			}
-			c.settings = append(c.settings, "-"+s.name+"="+value)
-			return nil
-		}}, s.name, s.help)
-	}
-	return flags
-}
-
-func (c *cli) boolFlag(flags *flag.FlagSet, name, help string) *bool {
-	value := new(bool)
-	flags.BoolFunc(name, help, func(text string) error {
-		if err := parsed(value, parseBool)(text); err != nil {
-			c.refuse(fail(invalid, "-%s %w", name, err))
-		}
-		return nil
-	})
-	return value
 }
 
 var outputFormats = []string{"table", "json", "ndjson", "csv"}
 
 func (c *cli) setOutput(format string) error {
-	if !slices.Contains(outputFormats, format) {
-		c.refuse(fail(invalid, "-output must be one of %s", strings.Join(outputFormats, ", ")))
-	}
 	c.output = format
+	if !slices.Contains(outputFormats, format) {
+		return errors.New("must be one of " + strings.Join(outputFormats, ", "))
+	}
 	return nil
 }
 
 // An invocation is an operation with the flags and arguments given to it.
 type invocation struct {
-	command *Command
-	args    arguments
-	files   []string // named by flags; each holds a JSON body
-	asCurl  *bool
-	yes     *bool
+	command     *Command
+	args        arguments
+	files       []string // named by flags; each holds a JSON body
+	asCurl, yes bool
 }
 
 // operation makes the subcommand of a command.
-func (c *cli) operation(name string, command *Command) *ffcli.Command {
-	in := &invocation{command: command, args: arguments{map[string][]literal{}, label}, yes: new(bool)}
-	flags := c.flagSet(command.Name)
+func (c *cli) operation(name string, command *Command) *subcommand {
+	in := &invocation{command: command, args: arguments{map[string][]literal{}, label}}
+	var flags []cliFlag
 	for _, p := range command.Run.params {
 		if p.in != inPath {
-			flags.Var(&paramFlag{p, in}, flagName(p), p.help)
+			flags = append(flags, in.flag(p))
 		}
 	}
-	flags.Func("output", outputHelp, c.setOutput)
-	flags.Func("o", "short for -output", c.setOutput)
-	if command.hasFields() {
-		flags.Func("fields", fieldsHelp, c.setFields)
-	}
-	in.asCurl = c.boolFlag(flags, "as-curl", asCurlHelp)
 	if command.Confirm != nil {
-		in.yes = c.boolFlag(flags, "yes", yesHelp)
+		flags = append(flags, switchFlag("yes", yesHelp, &in.yes))
 	}
-	return &ffcli.Command{
-		Name:     name,
-		LongHelp: commandHelp(command),
-		FlagSet:  flags,
-		Exec: func(ctx context.Context, positional []string) error {
-			return c.execute(ctx, in, positional)
-		},
+	if command.hasFields() {
+		flags = append(flags, cliFlag{name: "fields", help: fieldsHelp, value: "NAME,…", set: c.setFields})
 	}
+	flags = append(flags,
+		cliFlag{name: "output", short: "o", help: outputHelp, value: strings.Join(outputFormats, "|"), values: outputFormats, set: c.setOutput},
+		switchFlag("as-curl", asCurlHelp, &in.asCurl),
+	)
+	return &subcommand{name, commandHelp(command, flags), flags, nil, func(ctx context.Context, words []string, refused error) error {
+		return c.execute(ctx, in, words, refused)
+	}}
+}
+
+// flag makes the flag of a parameter. It takes any text: the registry checks it later.
+func (in *invocation) flag(p *param) cliFlag {
+	f := cliFlag{name: flagName(p), help: p.help, preset: p.value, value: p.placeholder(), values: p.enum, isSwitch: p.kind == kindBool}
+	f.set = func(text string) error {
+		in.args.values[p.name] = append(in.args.values[p.name], literal{text: text})
+		return nil
+	}
+	switch {
+	case p.file:
+		f.help += "; use - for standard input"
+		f.set = func(text string) error {
+			in.files = append(in.files, text)
+			return nil
+		}
+	case f.isSwitch:
+		f.preset = ""
+	}
+	return f
 }
 
 // flagName is the name of a parameter's flag: code-version.
@@ -300,57 +309,63 @@ func label(p *param) string {
 	return "-" + flagName(p)
 }
 
-// A paramFlag is a parameter as a flag. It takes any text: the registry checks it later.
-type paramFlag struct {
-	*param
-	in *invocation
+// A session runs operations in this program, or on the server at APP_URL.
+type session struct {
+	config    *Config
+	telemetry *datadog.Client
+	app       *App // nil with APP_URL
 }
 
-func (f *paramFlag) String() string   { return "" }
-func (f *paramFlag) IsBoolFlag() bool { return f.kind == kindBool }
-
-func (f *paramFlag) Set(text string) error {
-	if f.file {
-		f.in.files = append(f.in.files, text)
-	} else {
-		f.in.args.values[f.name] = append(f.in.args.values[f.name], literal{text: text})
+// start starts a session. Its log is silent above the level debug: errors are printed anyway.
+func (c *cli) start(config *Config) (*session, error) {
+	log := slog.New(slog.DiscardHandler)
+	if config.LogLevel <= slog.LevelDebug {
+		log = slog.New(slog.NewTextHandler(c.stderr(), &slog.HandlerOptions{Level: config.LogLevel}))
 	}
-	return nil
+	slog.SetDefault(log) // net/http prints through the standard logger
+	telemetry, err := config.startTelemetry(log)
+	s := &session{config, telemetry, nil}
+	if err == nil && config.AppURL == "" {
+		s.app, err = newApp(config, log, telemetry)
+	}
+	return s, err
+}
+
+func (s *session) run(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
+	if s.app == nil {
+		return runRemotely(ctx, s.config, command, args)
+	}
+	return operation(ctx, s.app)
 }
 
 // execute runs an operation and prints its result. An error in the arguments is reported before one in
 // the settings, and is counted as the operation's.
-func (c *cli) execute(ctx context.Context, in *invocation, positional []string) error {
-	operation, err := c.prepare(ctx, in, positional)
+func (c *cli) execute(ctx context.Context, in *invocation, words []string, err error) error {
+	var operation prepared
+	if err == nil {
+		operation, err = c.prepare(ctx, in, words)
+	}
 	config, configErr := c.loadConfig()
 	switch {
 	case configErr != nil:
 		return cmp.Or(err, configErr)
-	case err == nil && *in.asCurl:
+	case err == nil && in.asCurl:
 		return c.printCurl(ctx, config, in)
-	case err == nil && in.command.Confirm != nil && !*in.yes:
-		err = c.confirm(ctx, config, in)
 	}
-	config.telemetry.Log = c.log(config)
-	slog.SetDefault(config.telemetry.Log) // net/http prints through the standard logger
-	telemetry, telemetryErr := config.startTelemetry()
-	if telemetryErr != nil {
-		return cmp.Or(err, telemetryErr)
+	s, startErr := c.start(config)
+	if startErr != nil {
+		return cmp.Or(err, startErr)
 	}
-	defer telemetry.Close(time.Second)
+	defer s.telemetry.Close(time.Second)
+	defer s.app.Close()
+	if err == nil && in.command.Confirm != nil && !in.yes {
+		err = c.confirm(ctx, s, in)
+	}
 	call, endProgress := c.newCall()
-	ctx, finish := startCommand(withCall(ctx, call), telemetry, in.command, "cli")
+	ctx, finish := startCommand(withCall(ctx, call), s.telemetry, in.command, "cli")
 	var value any
-	switch {
-	case err != nil:
-	case config.AppURL != "":
-		value, err = runRemotely(ctx, config, in.command, in.args)
-	default:
-		var app *App
-		if app, err = newApp(config, config.telemetry.Log, telemetry); err == nil {
-			defer app.Close()
-			value, err = operation(ctx, app)
-		}
+	if err == nil {
+		value, err = s.run(ctx, in.command, in.args, operation)
 	}
 	if err == nil {
 		err = c.print(in.command, value)
@@ -367,19 +382,16 @@ func (c *cli) execute(ctx context.Context, in *invocation, positional []string) 
 	return nil
 }
 
-// prepare adds the positional arguments and the files to the flags, and checks them all.
-func (c *cli) prepare(ctx context.Context, in *invocation, positional []string) (prepared, error) {
-	if c.refused != nil {
-		return nil, c.refused
-	}
+// prepare adds the words and the files to the flags, and checks them all.
+func (c *cli) prepare(ctx context.Context, in *invocation, words []string) (prepared, error) {
 	if err := c.checkOutput(in.command); err != nil {
 		return nil, err
 	}
 	path := in.command.names(inPath)
-	if len(positional) > len(path) {
-		return nil, fail(invalid, "unexpected argument %q", positional[len(path)])
+	if len(words) > len(path) {
+		return nil, fail(invalid, "unexpected argument %q", words[len(path)])
 	}
-	for i, text := range positional {
+	for i, text := range words {
 		in.args.values[path[i]] = []literal{{text: text}}
 	}
 	valid := in.command.names(inBody)
@@ -412,13 +424,12 @@ func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMes
 		}
 		return io.ReadAll(io.LimitReader(source, maxBody+1))
 	})
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case errors.Is(err, context.Canceled):
 		return nil, err
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fail(invalid, "cannot read the JSON body: %w", err)
-	}
-	if len(text) > maxBody {
+	case len(text) > maxBody:
 		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
 	}
 	body, err := rawjson.Object(text)
@@ -448,56 +459,93 @@ func (c *cli) newCall() (call *Call, end func()) {
 	return call, progress.end
 }
 
-// log returns the log of operations, which is silent above the level debug: errors are printed anyway.
-func (c *cli) log(config *Config) *slog.Logger {
-	if config.LogLevel > slog.LevelDebug {
-		return slog.New(slog.DiscardHandler)
-	}
-	return slog.New(slog.NewTextHandler(c.stderr(), &slog.HandlerOptions{Level: config.LogLevel}))
-}
-
-// arrange puts the flags of each level before its arguments, because package flag stops at the first
-// argument, and returns the subcommand that the words lead to. It refuses unknown flags and subcommands,
-// naming the valid ones, and then returns what came before. All that follows -- is an argument.
-func (c *cli) arrange(group *ffcli.Command, args []string) (arranged []string, selected *ffcli.Command, err error) {
-	var words []string
+// parse takes a line apart: the subcommand that it leads to, the arguments of that, and what is wrong with the
+// flags, which it sets. Flags may stand before arguments and behind them. All that follows -- is an argument.
+func (c *cli) parse(at *subcommand, args []string) (selected *subcommand, words []string, refused error) {
+	settings := c.settingFlags()
+	isFlags := true
 	for len(args) > 0 {
 		arg := args[0]
 		args = args[1:]
-		name, _, hasValue := cutFlag(arg)
+		name, value, hasValue := cutFlag(arg)
 		switch {
-		case arg == "--":
-			words, args = append(words, args...), nil
-		case name == "" && len(group.Subcommands) == 0:
+		case arg == "--" && isFlags:
+			isFlags = false
+		case isFlags && (name == "h" || name == "help"):
+			return simple("", "", nil, func(context.Context) error {
+				_, err := fmt.Fprint(c.std.out, at.help)
+				return err
+			}), nil, nil
+		case isFlags && name != "":
+			flags := slices.Concat(at.flags, settings)
+			i := slices.IndexFunc(flags, func(f cliFlag) bool { return name == f.name || name == f.short })
+			if i < 0 {
+				return at, nil, unknownFlag(name, at.flags, settings)
+			}
+			switch {
+			case hasValue:
+			case flags[i].isSwitch:
+				value = "true"
+			case len(args) == 0:
+				return at, nil, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
+			default:
+				value, args = args[0], args[1:]
+			}
+			if err := flags[i].set(value); err != nil && refused == nil {
+				refused = fail(invalid, "-%s %w", flags[i].name, err)
+			}
+		case len(at.below) == 0:
 			words = append(words, arg)
-		case name == "":
-			sub := child(group, arg)
-			if sub == nil {
-				return arranged, group, c.unknownCommand(group, arg)
-			}
-			rest, selected, err := c.arrange(sub, args)
-			return slices.Concat(arranged, []string{arg}, rest), selected, err
 		default:
-			needsValue, err := checkFlag(group.FlagSet, name, hasValue || len(args) > 0)
-			if err != nil {
-				return arranged, group, err
+			sub := at.child(arg)
+			if sub == nil {
+				return at, nil, c.unknownCommand(at, arg)
 			}
-			arranged = append(arranged, arg)
-			if needsValue && !hasValue {
-				arranged, args = append(arranged, args[0]), args[1:]
-			}
+			at = sub
 		}
 	}
-	return append(append(arranged, "--"), words...), group, nil
+	return at, words, refused
+}
+
+// child returns the subcommand with the name, or nil.
+func (s *subcommand) child(name string) *subcommand {
+	i := slices.IndexFunc(s.below, func(sub *subcommand) bool { return strings.EqualFold(sub.name, name) })
+	if i < 0 {
+		return nil
+	}
+	return s.below[i]
+}
+
+func (s *subcommand) childNames() (names []string) {
+	for _, sub := range s.below {
+		names = append(names, sub.name)
+	}
+	return names
 }
 
 // unknownCommand returns the failure of a word that is no subcommand of the group.
-func (c *cli) unknownCommand(group *ffcli.Command, word string) error {
-	isIt := func(o *Command) bool { return o.Name == group.Name+"."+word }
+func (c *cli) unknownCommand(group *subcommand, word string) error {
+	isIt := func(o *Command) bool { return o.Name == group.name+"."+word }
 	if slices.ContainsFunc(c.leftOut, isIt) {
-		return fail(invalid, "%s %s is left out by READ_ONLY, since it changes something", group.Name, word)
+		return fail(invalid, "%s %s is left out by READ_ONLY, since it changes something", group.name, word)
 	}
-	return fail(invalid, "%s", unknown("command", word, childNames(group)))
+	return fail(invalid, "%s", unknown("command", word, group.childNames()))
+}
+
+// unknownFlag returns the failure of a flag that the subcommand does not have. Of the settings it names those
+// that may be meant.
+func unknownFlag(name string, flags, settings []cliFlag) error {
+	var valid []string
+	for _, f := range flags {
+		valid = append(valid, f.names()...)
+	}
+	for _, s := range settings {
+		if spelling.Nearest(name, []string{s.name}) != "" {
+			valid = append(valid, "-"+s.name)
+		}
+	}
+	slices.Sort(valid)
+	return fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "and the settings that app -h lists")))
 }
 
 // cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals
@@ -508,47 +556,4 @@ func cutFlag(arg string) (name, value string, hasValue bool) {
 		return "", "", false
 	}
 	return strings.Cut(strings.TrimPrefix(dashed, "-"), "=")
-}
-
-// checkFlag reports whether a flag needs a value. It refuses an unknown flag, and one that needs a value
-// where none can follow.
-func checkFlag(flags *flag.FlagSet, name string, valueFollows bool) (needsValue bool, err error) {
-	if name == "h" || name == "help" {
-		return false, flag.ErrHelp
-	}
-	f := flags.Lookup(name)
-	if f == nil {
-		var valid []string
-		flags.VisitAll(func(f *flag.Flag) {
-			if _, isSetting := f.Value.(*settingFlag); !isSetting || spelling.Nearest(name, []string{f.Name}) != "" {
-				valid = append(valid, "-"+f.Name)
-			}
-		})
-		return false, fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "and the settings that app -h lists")))
-	}
-	if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
-		return false, nil
-	}
-	if !valueFollows {
-		return true, fail(invalid, "the flag -%s needs a value: %s", name, f.Usage)
-	}
-	return true, nil
-}
-
-// child returns the subcommand with the name, or nil.
-func child(c *ffcli.Command, name string) *ffcli.Command {
-	for _, sub := range c.Subcommands {
-		if strings.EqualFold(sub.Name, name) {
-			return sub
-		}
-	}
-	return nil
-}
-
-func childNames(c *ffcli.Command) []string {
-	var names []string
-	for _, sub := range c.Subcommands {
-		names = append(names, sub.Name)
-	}
-	return names
 }

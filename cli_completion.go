@@ -2,29 +2,24 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
-
-	"github.com/peterbourgon/ff/v3/ffcli"
 )
 
 // completionCommand makes the subcommand that prints a script for a shell.
-func (c *cli) completionCommand(root *ffcli.Command) *ffcli.Command {
-	group := c.group("completion", completionHelp)
-	for _, shell := range []struct {
-		name, header string
-		script       func([]completion) string
-	}{{"bash", bashHeader, bashScript}, {"fish", fishHeader, fishScript}, {"zsh", zshHeader, bashScript}} {
-		run := func(context.Context) error {
-			_, err := io.WriteString(c.std.out, shell.header+shell.script(completions(root, "")))
+func (c *cli) completionCommand(root *subcommand) *subcommand {
+	shell := func(name, header string, script func([]completion) string) *subcommand {
+		return simple(name, completionHelp, nil, func(context.Context) error {
+			_, err := io.WriteString(c.std.out, header+script(c.completions(root, "")))
 			return err
-		}
-		group.Subcommands = append(group.Subcommands, c.simple(shell.name, completionHelp, c.flagSet(shell.name), run))
+		})
 	}
-	return group
+	return c.group("completion", completionHelp,
+		shell("bash", bashHeader, bashScript), shell("fish", fishHeader, fishScript), shell("zsh", zshHeader, bashScript))
 }
 
 // A completion is the words that may follow a command, or those that may follow a flag of it.
@@ -34,37 +29,30 @@ type completion struct {
 	words   []string
 }
 
-// completions returns the completions of the command and of all below it.
-func completions(c *ffcli.Command, name string) []completion {
-	here := completion{command: name, words: childNames(c)}
-	var below []completion
-	for _, sub := range c.Subcommands {
-		below = append(below, completions(sub, strings.TrimSpace(name+" "+sub.Name))...)
+// completions returns the completions of the subcommand and of all below it.
+func (c *cli) completions(at *subcommand, name string) []completion {
+	var flags, below []completion
+	for _, sub := range at.below {
+		below = append(below, c.completions(sub, strings.TrimSpace(name+" "+sub.name))...)
 	}
-	c.FlagSet.VisitAll(func(f *flag.Flag) {
-		if _, isSetting := f.Value.(*settingFlag); isSetting && c.Name != "serve" {
-			return // see settingWords
+	own := at.flags
+	if at.name == "serve" { // see settingWords for the others
+		own = append(own, c.settingFlags()...)
+	}
+	for _, f := range own {
+		for _, flag := range f.names() {
+			flags = append(flags, completion{name, flag, f.values})
 		}
-		here.words = append(here.words, "-"+f.Name)
-		if values := flagValues(f); len(values) > 0 {
-			below = append(below, completion{name, "-" + f.Name, values})
+	}
+	slices.SortFunc(flags, func(a, b completion) int { return cmp.Compare(a.flag, b.flag) })
+	here := completion{command: name, words: at.childNames()}
+	for _, f := range flags {
+		here.words = append(here.words, f.flag)
+		if len(f.words) > 0 {
+			below = append(below, f)
 		}
-	})
+	}
 	return append([]completion{here}, below...)
-}
-
-// flagValues returns the values of a flag that has only a few, and nil for others.
-func flagValues(f *flag.Flag) []string {
-	if p, ok := f.Value.(*paramFlag); ok {
-		return p.enum
-	}
-	switch f.Name {
-	case "log-level":
-		return []string{"debug", "info", "warn", "error"}
-	case "output", "o":
-		return outputFormats
-	}
-	return nil
 }
 
 // settingWords returns the flags that are settings. There are many, so that other commands than serve

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"strings"
 )
@@ -69,36 +68,27 @@ func withDefault(help, value string) string {
 	return help + " (default " + value + ")"
 }
 
-func serveHelp(flags *flag.FlagSet) string {
+func serveHelp(flags []cliFlag) string {
 	var rows []string
-	flags.VisitAll(func(f *flag.Flag) {
-		if _, isSetting := f.Value.(*settingFlag); !isSetting {
-			rows = append(rows, "-"+f.Name+"\t"+f.Usage)
-		}
-	})
+	for _, f := range flags {
+		rows = append(rows, "-"+f.name+"\t"+f.help)
+	}
 	return "Usage: app serve [flags]\n\nRun the HTTP service.\n\n" + alignColumns(rows...) + "\n" + settingsHelp()
 }
 
-// commandHelp returns the help of an operation. Its last line is the route.
-func commandHelp(c *Command) string {
+// commandHelp returns the help of an operation with the flags. Its last line is the route.
+func commandHelp(c *Command, flags []cliFlag) string {
 	usage := "Usage: app " + strings.Join(c.words(), " ") + " [flags]"
 	var rows []string
 	for _, p := range c.Run.params {
 		if p.in == inPath {
 			usage += " " + label(p)
+			rows = append(rows, label(p)+"\t\t"+withDefault(p.help, p.value))
 		}
-		rows = append(rows, label(p)+"\t"+p.placeholder()+"\t"+p.describe())
 	}
-	if c.Confirm != nil {
-		rows = append(rows, "-yes\t\t"+yesHelp)
+	for _, f := range flags {
+		rows = append(rows, strings.Join(f.names(), ", ")+"\t"+f.value+"\t"+withDefault(f.help, f.preset))
 	}
-	if c.hasFields() {
-		rows = append(rows, "-fields\tNAME,…\t"+fieldsHelp)
-	}
-	rows = append(rows,
-		"-output, -o\t"+strings.Join(outputFormats, "|")+"\t"+outputHelp,
-		"-as-curl\t\t"+asCurlHelp,
-	)
 	help := usage + "\n\n" + c.Short + ".\n"
 	if c.Long != "" {
 		help += c.Long + "\n"
@@ -109,7 +99,7 @@ func commandHelp(c *Command) string {
 // placeholder stands for the value of a flag.
 func (p *param) placeholder() string {
 	switch {
-	case p.in == inPath, p.kind == kindBool:
+	case p.kind == kindBool:
 		return ""
 	case p.file:
 		return "FILE"
@@ -121,17 +111,6 @@ func (p *param) placeholder() string {
 		return "JSON"
 	}
 	return "TEXT"
-}
-
-// describe returns the help of a parameter with its default.
-func (p *param) describe() string {
-	switch {
-	case p.file:
-		return p.help + "; use - for standard input"
-	case p.kind == kindBool:
-		return p.help
-	}
-	return withDefault(p.help, p.value)
 }
 
 const mcpHelp = `Usage: app mcp [flags]

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -52,7 +53,7 @@ func (c *cli) setFields(text string) error {
 		c.fields = append(c.fields, strings.TrimSpace(name))
 	}
 	if slices.Contains(c.fields, "") {
-		c.refuse(fail(invalid, "-fields must be names of members, separated by commas, such as id,title,data.level"))
+		return errors.New("must be names of members, separated by commas, such as id,title,data.level")
 	}
 	return nil
 }
@@ -243,11 +244,11 @@ func (c *cli) safe(stream io.Writer) io.Writer {
 }
 
 // confirm asks the operation's question and returns an error unless the answer is yes.
-func (c *cli) confirm(ctx context.Context, config *Config, in *invocation) error {
+func (c *cli) confirm(ctx context.Context, s *session, in *invocation) error {
 	if !isTerminal(c.std.in) {
 		return fail(invalid, "this needs confirmation, but standard input is not a terminal: add -yes")
 	}
-	about, err := c.about(ctx, config, in)
+	about, err := s.about(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -267,23 +268,14 @@ func (c *cli) confirm(ctx context.Context, config *Config, in *invocation) error
 	return fail(invalid, "not confirmed, so nothing was done")
 }
 
-// about reads what the question is about, at the server or here. It is nil where a server cannot tell.
-func (c *cli) about(ctx context.Context, config *Config, in *invocation) (json.RawMessage, error) {
-	var value any
-	operation, err := in.command.About.Run.prepare(in.args)
-	switch {
-	case err != nil:
-	case config.AppURL != "" && in.command.About.Route == "":
-		return nil, nil
-	case config.AppURL != "":
-		value, err = askServer(ctx, config, in.command.About, in.args)
-	default:
-		var app *App
-		if app, err = newApp(config, c.log(config), nil); err == nil {
-			defer app.Close()
-			value, err = operation(ctx, app)
-		}
+// about reads what the question is about. It is nil where a server cannot tell.
+func (s *session) about(ctx context.Context, in *invocation) (json.RawMessage, error) {
+	about := in.command.About
+	operation, err := about.Run.prepare(in.args)
+	if err != nil || s.app == nil && about.Route == "" {
+		return nil, err
 	}
+	value, err := s.run(ctx, about, in.args, operation)
 	text, _ := value.(json.RawMessage)
 	return text, err
 }

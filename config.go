@@ -64,14 +64,19 @@ type setting struct {
 	set    func(value string) error // the texts of its errors continue the name: "must be …"
 }
 
-// parse sets the setting to a value that was given. Quotes around it are never meant, but what reads no
-// shell syntax, such as docker's --env-file, passes them on.
+// parse sets the setting to a value that was given, unless that is blank. Quotes around it are never meant, but
+// what reads no shell syntax, such as docker's --env-file, passes them on.
 func (s setting) parse(value string) error {
-	if len(value) > 1 && value[0] == value[len(value)-1] && (value[0] == '"' || value[0] == '\'') {
+	switch value = strings.TrimSpace(value); {
+	case value == "":
+		return nil
+	case len(value) > 1 && value[0] == value[len(value)-1] && (value[0] == '"' || value[0] == '\''):
 		return errors.New("must not have quotes around it")
 	}
 	return s.set(value)
 }
+
+func (s setting) isSwitch() bool { return s.preset == "true" || s.preset == "false" }
 
 // env is the setting's name in the environment and in .env.
 func (s setting) env() string { return strings.ToUpper(strings.ReplaceAll(s.name, "-", "_")) }
@@ -242,22 +247,6 @@ func parseLevel(value string) (level slog.Level, err error) {
 	return level, nil
 }
 
-// A settingFlag is a setting as a flag. A value is trimmed, and an empty one counts as not given.
-type settingFlag struct {
-	setting
-	take func(value string) error
-}
-
-func (f *settingFlag) String() string   { return "" }
-func (f *settingFlag) IsBoolFlag() bool { return f.preset == "true" || f.preset == "false" }
-
-func (f *settingFlag) Set(value string) error {
-	if value = strings.TrimSpace(value); value == "" {
-		return nil
-	}
-	return f.take(value)
-}
-
 // loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment
 // and the .env file, which may be missing. The Config with an error holds what was read until then.
 func loadConfig(flags []string, envFile string, only ...string) (*Config, error) {
@@ -269,12 +258,16 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 			continue
 		}
 		_ = s.set(s.preset) // defaults are valid
-		fs.Var(&settingFlag{s, func(value string) error {
+		define := fs.Func
+		if s.isSwitch() {
+			define = fs.BoolFunc
+		}
+		define(s.name, s.help, func(value string) error {
 			if err := s.parse(value); err != nil {
 				return fail(misconfigured, "%s %w", s.env(), err)
 			}
 			return nil
-		}}, s.name, s.help)
+		})
 	}
 	names := os.Environ() // cut at the equals sign below
 	parse := func(r io.Reader, set func(name, value string) error) error {
@@ -349,8 +342,8 @@ func (c *Config) mask() *secrets.Mask {
 }
 
 // startTelemetry returns a client of the Datadog Agent, or nil if none is set.
-func (c *Config) startTelemetry() (*datadog.Client, error) {
-	c.telemetry.Mask = c.mask()
+func (c *Config) startTelemetry(log *slog.Logger) (*datadog.Client, error) {
+	c.telemetry.Mask, c.telemetry.Log = c.mask(), log
 	client, err := datadog.Start(c.telemetry)
 	if err != nil {
 		return nil, fail(misconfigured, "%w", err)

@@ -102,8 +102,7 @@ func (f *fixture) newApp() *App {
 	f.t.Helper()
 	log := slog.New(datadog.NewLogHandler(f.config.mask().Writer(f.log), slog.LevelInfo,
 		datadog.Settings{Service: "app"}))
-	f.config.telemetry.Log = log
-	telemetry, err := f.config.startTelemetry()
+	telemetry, err := f.config.startTelemetry(log)
 	require.NoError(f.t, err)
 	f.t.Cleanup(func() { telemetry.Close(time.Second) })
 	app, err := newApp(f.config, log, telemetry)

@@ -418,24 +418,14 @@ func (c *cli) runMCP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config.telemetry.Log = c.log(config)
-	telemetry, err := config.startTelemetry()
+	s, err := c.start(config)
 	if err != nil {
 		return err
 	}
-	defer telemetry.Close(mcpEndGrace / 2)
-	app, err := newApp(config, config.telemetry.Log, telemetry)
-	if err != nil {
-		return err
-	}
-	agents := &mcpServer{c.commands, false, telemetry, c.mask, failureWithCause, func(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
-		if config.AppURL != "" {
-			return runRemotely(ctx, config, command, args)
-		}
-		return operation(ctx, app)
-	}}
+	defer s.telemetry.Close(mcpEndGrace / 2)
+	agents := &mcpServer{c.commands, false, s.telemetry, c.mask, failureWithCause, s.run}
 	err = agents.serveLines(ctx, console{in: c.std.in, out: c.std.out, err: c.stderr()})
-	finishWithin(ctx, mcpEndGrace/2, app.Close)
+	finishWithin(ctx, mcpEndGrace/2, s.app.Close)
 	return err
 }
 

@@ -51,8 +51,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 		return fail(misconfigured, "cannot serve on ADDR: %w; free that address, or set ADDR to another one such as 127.0.0.1:8081", err)
 	}
 	defer listener.Close()
-	config.telemetry.Log = log
-	telemetry, err := config.startTelemetry()
+	telemetry, err := config.startTelemetry(log)
 	if err != nil {
 		return err
 	}
