@@ -1,0 +1,5 @@
+module rollbar-go
+
+go 1.26
+
+require github.com/rollbar/rollbar-go v1.4.5
