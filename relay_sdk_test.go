@@ -21,7 +21,7 @@ import (
 // Rollbar's own SDKs report through the relay, in the programs of .ci/clients, which runs this.
 var (
 	sdkPrograms = flag.String("sdk", "",
-		"programs for TestSDKs, separated by semicolons, that report to ENDPOINT with TOKEN and print the UUIDs of what was sent")
+		"programs for TestSDKs, separated by semicolons, that report to ENDPOINT with TOKEN and print UUIDs sent")
 	sdkOutage = flag.Duration("sdk.outage", 20*time.Second, "how long Rollbar is down in TestSDKs")
 )
 
