@@ -482,7 +482,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		_, _ = io.WriteString(w, `{"err":0,"result":{"`+name+`":[`+indent+strings.Join(rows, ",")+"]}}\n")
 	}))
 	defer rollbar.Close()
-	f := newFixture(t, 0, withTimeout(30*time.Second), func(c *Config) { c.RollbarURL = rollbar.URL })
+	f := newFixture(t, 0, withTimeout(3*time.Minute), func(c *Config) { c.RollbarURL = rollbar.URL })
 	p := startServe(t, f.env())
 	until(t, "the service is ready", func() bool { return f.at(p).get("/check").status == 200 })
 	var clients sync.WaitGroup
