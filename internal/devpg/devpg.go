@@ -6,6 +6,7 @@
 package devpg
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -43,8 +44,10 @@ type Server struct {
 // remove in the end. Each line of its input is one more call: the tests send "stop immediate" and "start", for
 // a database that goes away and returns.
 const supervisor = `
-start && { while read -r order && $order; do :; done; end; }
+rm -f log
+{ start && { while read -r order && $order; do :; done; end; }; } >log 2>&1
 status=$?
+[ $status = 0 ] || tail -n 8 log
 cd / && rm -rf "$@"
 exit $status`
 
@@ -317,28 +320,19 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 
 // supervise starts the shell with one kind of server, and returns once that takes connections.
 func (p *Server) supervise(ctx context.Context, functions string, settings []string, env ...string) error {
-	log, err := os.OpenFile(filepath.Join(p.home, "log"), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
 	// The context has no say here: it may end long before the server.
 	args := append([]string{"-c", functions + supervisor, "sh"}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
-	shell.Stdout, shell.Stderr = log, log
 	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
-	if p.orders, err = shell.StdinPipe(); err != nil {
+	orders, err := shell.StdinPipe()
+	if err != nil {
 		return err
 	}
-	if err := shell.Start(); err != nil {
-		return err
-	}
+	p.orders = orders
 	go func() { // ends with the shell, for which Stop waits
-		if err := shell.Wait(); err != nil {
-			text, _ := io.ReadAll(io.NewSectionReader(log, 0, 1<<62)) // its name may be gone
-			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, strings.Join(lines[max(0, len(lines)-8):], "\n"))
+		if out, err := shell.CombinedOutput(); err != nil {
+			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, bytes.TrimSpace(out))
 		}
-		log.Close()
 		close(p.ended)
 	}()
 	return p.awaitConnection(ctx)

@@ -163,7 +163,7 @@ const bulkNumber = 12345678
 func (c *Control) Bulk(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bulk, c.samples = n, nil
+	var samples [][][]byte // each item, cut where its number belongs
 	invented := New(30)
 	for _, id := range slices.Sorted(maps.Keys(invented.items)) {
 		it := invented.items[id]
@@ -174,18 +174,26 @@ func (c *Control) Bulk(n int) {
 		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
 		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
 		sample := bytes.ReplaceAll(encode(it.without(fieldsOfSingles)), []byte("\n"), []byte("\n      "))
-		c.samples = append(c.samples, bytes.Split(sample, []byte(strconv.Itoa(bulkNumber))))
+		samples = append(samples, bytes.Split(sample, []byte(strconv.Itoa(bulkNumber))))
 	}
+	c.routes = maps.Clone(routes)
+	c.routes["POST /item"] = route{"", func(*Sandbox, *request) answer { return result(map[string]any{"id": nil, "uuid": nil}) }}
+	c.routes["GET /items"] = route{"read", func(s *Sandbox, r *request) answer {
+		number, from, to := r.page(100, n)
+		page := s.itemPage([]item{}, number, n)
+		page.text = fill(page.text, samples, from, to)
+		return page
+	}}
 }
 
 // fill puts the items of Bulk from one index to another into the empty list of a page.
-func (s *Sandbox) fill(page []byte, from, to int) []byte {
+func fill(page []byte, samples [][][]byte, from, to int) []byte {
 	before, after, _ := bytes.Cut(page, []byte("[]"))
 	text := append(append(make([]byte, 0, 1500*max(1, to-from)), before...), '[')
 	separator := "\n      "
 	for n := from; n < to; n++ {
 		text = append(text, separator...)
-		for i, part := range s.samples[n%len(s.samples)] {
+		for i, part := range samples[n%len(samples)] {
 			if i > 0 {
 				text = strconv.AppendInt(text, int64(10_000_001+n), 10)
 			}

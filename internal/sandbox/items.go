@@ -34,12 +34,6 @@ func (it item) int(name string) int64 { n, _ := it[name].(int64); return n }
 func (it item) text(name string) string { text, _ := it[name].(string); return text }
 
 func (s *Sandbox) listItems(r *request) answer {
-	if s.bulk > 0 {
-		number, from, to := r.page(100, s.bulk)
-		page := s.itemPage([]item{}, number, s.bulk)
-		page.text = s.fill(page.text, from, to)
-		return page
-	}
 	terms := searchTerm.FindAllString(r.query.Get("query"), -1)
 	groups := slices.Contains(terms, "is:group")
 	found := slices.SortedFunc(maps.Values(s.items), func(a, b item) int {

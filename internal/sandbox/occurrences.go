@@ -28,9 +28,6 @@ var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}
 
 // postItem accepts an occurrence, before it is processed.
 func (s *Sandbox) postItem(r *request) answer {
-	if s.bulk > 0 {
-		return result(map[string]any{"id": nil, "uuid": nil})
-	}
 	if len(r.body) > 1<<20 {
 		return errorf(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
 	}

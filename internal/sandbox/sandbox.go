@@ -53,8 +53,7 @@ type Sandbox struct {
 	skipped     int64 // counters, between those of invented items and those of new ones
 	windows     map[string]window
 	log         []string
-	bulk        int        // the length of a list by Bulk
-	samples     [][][]byte // its items, each cut where the item's number belongs
+	routes      map[string]route // by method and path
 	failure
 }
 
@@ -70,7 +69,7 @@ func New(n int) *Sandbox {
 		settings: Settings{Now: time.Now, LargeProject: 100_000, RateLimit: 50_000},
 		items:    map[int64]item{}, occurrences: map[int64]*occurrence{}, byUUID: map[string]*occurrence{},
 		posts: map[string]int{}, lastOcc: 402_859_036_592,
-		windows: map[string]window{},
+		windows: map[string]window{}, routes: routes,
 		failure: failure{ended: make(chan struct{})},
 	}
 	for number := range n {
@@ -175,8 +174,10 @@ var routes = map[string]route{
 
 // answer finds the route of a request and answers it there.
 func (s *Sandbox) answer(r *request) answer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	path, inAPI := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/api/1")
-	route, known := routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
+	route, known := s.routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
 	switch {
 	case r.fault == BadGateway:
 		r.header.Set("Content-Type", "text/html")
@@ -185,8 +186,6 @@ func (s *Sandbox) answer(r *request) answer {
 		return errorf(404, "not found") // without rate headers
 	}
 	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	return s.authorized(route, r)
 }
 
