@@ -14,8 +14,7 @@ import (
 	"time"
 )
 
-// StartRequest starts the span of a request to this program, in the trace that the headers name, if any. The
-// caller ends it with FinishRequest.
+// StartRequest starts the span of a request to this program, in the trace that the headers name, if any.
 func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 	if !c.tracing() {
 		return r.Context(), nil

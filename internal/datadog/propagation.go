@@ -16,8 +16,7 @@ const (
 	statePrefix      = "t."
 )
 
-// extract returns a context in which the next span continues the trace of the headers, unless they are
-// malformed.
+// extract returns a context in which the next span continues the trace of the headers, if they are valid.
 func (c *Client) extract(ctx context.Context, header http.Header) context.Context {
 	if !c.tracing() {
 		return ctx
@@ -41,15 +40,13 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 	return context.WithValue(ctx, spanKey{}, origin)
 }
 
-// ContinueTrace returns a context in which the next span continues the trace of the span with this
-// TraceContext.
+// ContinueTrace returns a context in which the next span continues the trace of another span's TraceContext.
 func (c *Client) ContinueTrace(ctx context.Context, traceContext string) context.Context {
 	parent, state, _ := strings.Cut(traceContext, " ")
 	return c.extract(ctx, http.Header{"Traceparent": {parent}, "Tracestate": {state}})
 }
 
-// TraceContext returns the span's identity as a line of text for ContinueTrace, perhaps of another process,
-// later.
+// TraceContext returns the span's identity as a line of text for ContinueTrace, also in another process.
 func (s *Span) TraceContext() string {
 	if s == nil {
 		return ""
@@ -88,8 +85,7 @@ func (s *Span) traceparent() string {
 // stateValue makes a value of Datadog's member of the tracestate.
 var stateValue = strings.NewReplacer("=", "~", "~", "_", ",", "_", ";", "_")
 
-// tracestate returns the W3C header: Datadog's member of up to 256 characters, then the members of other
-// vendors.
+// tracestate returns the W3C header: Datadog's member of up to 256 characters, then those of other vendors.
 func (s *Span) tracestate() string {
 	state := fmt.Sprintf("dd=s:%d", s.trace.priority)
 	if s.trace.product != "" {
@@ -108,8 +104,7 @@ func (s *Span) tracestate() string {
 	return state
 }
 
-// propagated returns the tags for other processes and for the first span, the higher half of the trace id
-// included.
+// propagated returns the tags for other processes and the first span, with the id's higher half.
 func (o traceOrigin) propagated() []spanTag {
 	if o.high == 0 {
 		return o.tags

@@ -30,8 +30,7 @@ var runtimeGauges = []struct {
 	{"runtime.go.mem_stats.num_gc", []string{"/gc/cycles/total:gc-cycles"}},
 }
 
-// ObserveRuntime sets the gauges of the Go runtime: goroutines, memory and garbage collection. It is meant for
-// OnFlush.
+// ObserveRuntime sets the gauges of the Go runtime. It is meant for OnFlush.
 func (c *Client) ObserveRuntime() {
 	if !c.MetricsEnabled() {
 		return

@@ -41,8 +41,7 @@ type traceSender struct {
 	batch batch
 }
 
-// A batch is a JSON array of traces without its last bracket. A comma precedes each trace; post makes the first
-// one the opening bracket.
+// A batch is a JSON array of traces, with a comma before each trace and without the last bracket.
 type batch struct {
 	json          []byte
 	traces, spans int

@@ -50,8 +50,7 @@ type trace struct {
 	rootEnded bool
 }
 
-// A Span is one step of a trace, safe for concurrent use. The methods of one that is nil or finished do
-// nothing.
+// A Span is one step of a trace, safe for concurrent use. If it is nil or finished, its methods do nothing.
 type Span struct {
 	trace                *trace
 	id, parent           uint64
@@ -82,8 +81,7 @@ func WithoutSpan(ctx context.Context) context.Context {
 // tracing reports whether spans are sent.
 func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 
-// StartSpan starts a span, which is a child of the span in ctx, or else starts a trace, and returns a context
-// that carries it. The caller must call Finish.
+// StartSpan starts a span, as a child of the one in ctx, if any, and returns its context. It must be finished.
 //
 // The name is the operation, such as "http.request"; the kind is Datadog's span type, such as "web", "http",
 // "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}".

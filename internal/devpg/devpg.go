@@ -51,8 +51,7 @@ status=$?
 cd / && rm -rf "$@"
 exit $status`
 
-// The directory data appears only when it is complete. A server that start did not start is left alone: it is
-// another one, on the same data.
+// The directory data appears once it is complete. A server that was not started here is left alone.
 const localPostgres = `
 started=
 start() {
@@ -139,8 +138,7 @@ func firstWith(names, dirs []string) string {
 	return ""
 }
 
-// findPostgres returns the first of dirs that has PostgreSQL's programs, or "" if none has but a Docker engine
-// answers.
+// findPostgres returns the first of dirs with PostgreSQL's programs, or "" if Docker has to do.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
 	if bin := firstWith(serverPrograms, dirs); bin != "" {
 		return filepath.Abs(bin)
@@ -154,8 +152,7 @@ func findPostgres(ctx context.Context, dirs []string, docker string) (bin string
 	return "", nil
 }
 
-// postgresDirs returns where PostgreSQL's programs may be: on PATH, then where packages put them, the newest
-// version first.
+// postgresDirs returns where PostgreSQL's programs may be: on PATH, then in packages, the newest version first.
 func postgresDirs() []string {
 	var dirs []string
 	if initdb, err := exec.LookPath("initdb"); err == nil {
@@ -272,8 +269,7 @@ func (p *Server) startLocal(ctx context.Context, bin string, settings []string, 
 	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
 }
 
-// awaitUnused returns an error if another server uses the data. One whose app was just killed is given a moment
-// to end.
+// awaitUnused returns an error if another server uses the data, unless that ends within two seconds.
 func (p *Server) awaitUnused(ctx context.Context, bin string) error {
 	for deadline := time.Now().Add(2 * time.Second); ; {
 		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
@@ -338,8 +334,7 @@ func (p *Server) supervise(ctx context.Context, functions string, settings []str
 	return p.awaitConnection(ctx)
 }
 
-// awaitConnection returns once the server takes connections. If that does not happen, the server has ended when
-// it returns.
+// awaitConnection returns once the server takes connections, or an error once the server has ended.
 func (p *Server) awaitConnection(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -15,8 +15,7 @@ import (
 	"unicode/utf8"
 )
 
-// Compact checks that the text is one JSON value and returns it without white space. The result is the text
-// itself where there is none.
+// Compact checks that the text is one JSON value and returns it, or a copy if there is white space to leave out.
 func Compact(text []byte) (json.RawMessage, error) {
 	text = bytes.TrimRight(text, " \n\r\t") // so that a line needs no copy
 	c := compactor{text: text}
@@ -148,8 +147,7 @@ func (c *compactor) plain() bool {
 
 var endsPlain = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true, '\r': true, '\t': true}
 
-// Members yields the names and values of a compact JSON object, in their order. It yields nothing for any other
-// value.
+// Members yields the names and values of a JSON object, in their order, and nothing for any other value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
 		for name, value := range RawMembers(object) {
@@ -186,7 +184,7 @@ func isNamed(raw json.RawMessage, name string) bool {
 	return Unquote(raw) == name
 }
 
-// Elements yields the values of a compact JSON array. It yields nothing for any other value.
+// Elements yields the values of a JSON array, and nothing for any other value.
 func Elements(array []byte) iter.Seq[json.RawMessage] {
 	return func(yield func(json.RawMessage) bool) {
 		if len(array) == 0 || array[0] != '[' {
@@ -202,8 +200,7 @@ func Elements(array []byte) iter.Seq[json.RawMessage] {
 	}
 }
 
-// Get returns the value of the member that the path of names leads to, or nil. Of members with the same name
-// the last one counts.
+// Get returns the value that the path of names leads to, or nil. Of members with the same name the last counts.
 func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		var found json.RawMessage
@@ -217,8 +214,7 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
-// valueLen returns the length of the value that the text begins with. Behind it comes a comma or the end of the
-// object or array that it belongs to.
+// valueLen returns the length of the value that the text begins with, up to a comma or a closing bracket.
 func valueLen(text []byte) int {
 	length, _ := measure(text)
 	return length
@@ -294,8 +290,7 @@ func Int(value json.RawMessage) (int64, bool) {
 	return n, err == nil
 }
 
-// Set returns the object with the member changed to the value, or added behind the others. A nil value removes
-// the member. The object itself is not changed.
+// Set returns a copy of the object with the member changed or added at the end, or removed if the value is nil.
 func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMessage {
 	changed := append(make(json.RawMessage, 0, len(object)+len(name)+len(value)+4), '{')
 	found := false
@@ -361,8 +356,7 @@ func Cut(text string, most int) string {
 	return text
 }
 
-// Purge returns the value without the members of the name, however deep in the value that the path of names
-// leads to.
+// Purge returns the value without the members of the name, at any depth of the value to which the path leads.
 func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	switch {
 	case value[0] == '{':
@@ -389,8 +383,7 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	return value
 }
 
-// StorableText returns the text with U+FFFD for what PostgreSQL's type text cannot hold: NUL, and bytes that
-// are not UTF-8.
+// StorableText returns the text with U+FFFD for what PostgreSQL cannot hold: NUL and what is not UTF-8.
 func StorableText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
@@ -419,8 +412,7 @@ func Storable(text json.RawMessage) json.RawMessage {
 	return append(clean, text...)
 }
 
-// Object returns the members of the JSON object that the text is. It refuses any other value, names that are
-// given twice and text behind the object.
+// Object returns the members of the JSON object that the text is. It refuses names that are given twice.
 func Object(text []byte) (map[string]json.RawMessage, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("it is not UTF-8")

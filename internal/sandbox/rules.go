@@ -79,8 +79,7 @@ func refusals(data json.RawMessage) []string {
 	return dataRules.refusals("data.", data)
 }
 
-// refusals returns what the rules refuse about an object, or about what should be one. The path precedes the
-// names of its members.
+// refusals returns what the rules refuse about an object. The path precedes the names of its members.
 func (rs rules) refusals(path string, object json.RawMessage) (refused []string) {
 	for _, r := range rs {
 		for name := range strings.FieldsSeq(r.names) {
@@ -108,8 +107,7 @@ func (rs rules) refusals(path string, object json.RawMessage) (refused []string)
 	return refused
 }
 
-// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, and an array without elements
-// is empty.
+// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, an empty array is "empty".
 func kindOf(value json.RawMessage) string {
 	if value == nil {
 		return "missing"

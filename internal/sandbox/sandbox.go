@@ -78,8 +78,7 @@ func New(n int) *Sandbox {
 	return s
 }
 
-// WithNewIDs makes new items and occurrences begin at ids that no sandbox before it has given, unless it made a
-// thousand items a second.
+// WithNewIDs makes new ids begin behind those of any sandbox before it that made less than a thousand a second.
 func (s *Sandbox) WithNewIDs() *Sandbox {
 	s.skipped = time.Since(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)).Milliseconds()
 	s.lastOcc += s.skipped
@@ -245,8 +244,7 @@ func (s *Sandbox) countCall(r *request) (isOver bool) {
 	return left < 0
 }
 
-// page reads page and limit from the query and returns the number of the page and its bounds within a list. A
-// value that makes no sense counts as missing.
+// page returns the number and bounds of the page that the query asks for. What makes no sense counts as missing.
 func (r *request) page(size, length int) (number, from, to int) {
 	number, _ = strconv.Atoi(r.query.Get("page"))
 	if limit, err := strconv.Atoi(r.query.Get("limit")); err == nil && limit > 0 {
