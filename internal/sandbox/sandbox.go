@@ -171,38 +171,31 @@ var routes = map[string]route{
 	"DELETE /instance/{id}":    {"write", (*Sandbox).deleteOccurrence},
 }
 
-// answer finds the route of a request and answers it there.
+// answer finds the route of a request, checks the token and counts the call before the route answers it.
 func (s *Sandbox) answer(r *request) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	path, inAPI := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/api/1")
 	route, known := s.routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
+	has, isToken := scopes[r.token]
+	isToken = isToken && r.fault != Forbidden
+	isPost := route.scope == ""
 	switch {
 	case r.fault == BadGateway:
 		r.header.Set("Content-Type", "text/html")
 		return answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
 	case !inAPI || !known:
 		return errorf(404, "not found") // without rate headers
-	}
-	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
-	return s.authorized(route, r)
-}
-
-// authorized checks the token of a request and counts the call before the route answers it.
-func (s *Sandbox) authorized(route route, r *request) answer {
-	has, known := scopes[r.token]
-	known = known && r.fault != Forbidden
-	isPost := route.scope == ""
-	switch {
 	case r.token == "" && isPost:
 		return errorf(422, "Invalid format. access_token is missing and it is required.")
-	case !known && isPost:
+	case !isToken && isPost:
 		return errorf(403, "access token not found: %s", r.token)
-	case !known: // without a token: a guess
+	case !isToken: // without a token: a guess
 		return errorf(403, "invalid access token")
 	case !isPost && !slices.Contains(has, route.scope):
 		return forbidden(route.scope, has)
 	}
+	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
 	isOver := s.countCall(r)
 	switch {
 	case r.fault == Deactivated:
