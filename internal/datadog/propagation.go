@@ -22,7 +22,7 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 		return ctx
 	}
 	datadog := parseDatadogHeaders(header)
-	w3c := parseTraceparent(header.Get("Traceparent"), strings.Join(header.Values("Tracestate"), ","))
+	w3c := parseTraceparent(header.Get("Traceparent"), printable(strings.Join(header.Values("Tracestate"), ",")))
 	origin := datadog
 	switch {
 	case datadog.low == 0:
@@ -120,10 +120,8 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 		return traceOrigin{}
 	}
 	origin := traceOrigin{low: low, parent: parent, priority: parsePriority(header.Get("X-Datadog-Sampling-Priority"), 1)}
-	if product := header.Get("X-Datadog-Origin"); isPrintable(product) {
-		origin.product = product
-	}
-	tags := header.Get("X-Datadog-Tags")
+	origin.product = printable(header.Get("X-Datadog-Origin"))
+	tags := printable(header.Get("X-Datadog-Tags"))
 	if len(tags) > 512 { // the limit of Datadog's own clients
 		return origin
 	}
@@ -131,7 +129,7 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 		key, value, _ := strings.Cut(tag, "=")
 		name, found := strings.CutPrefix(key, propagatedPrefix)
 		switch {
-		case !found || !isPrintable(key) || !isPrintable(value):
+		case !found || name == "" || value == "":
 		case name == "tid":
 			origin.high = parseHex(value)
 		default:
@@ -157,7 +155,7 @@ func parseTraceparent(parent, state string) traceOrigin {
 		member = strings.TrimSpace(member)
 		if fields, found := strings.CutPrefix(member, "dd="); found {
 			origin.parseState(fields)
-		} else if isPrintable(member) && len(foreign) < 31 { // the header has up to 32 members
+		} else if member != "" && len(foreign) < 31 { // the header has up to 32 members
 			foreign = append(foreign, member)
 		}
 	}
@@ -175,19 +173,22 @@ func (o *traceOrigin) parseState(fields string) {
 		switch {
 		case key == "s" && (priority > 0) == (o.priority > 0):
 			o.priority = priority
-		case key == "o" && isPrintable(value):
+		case key == "o":
 			o.product = strings.ReplaceAll(value, "~", "=")
 		case key == "p" && len(value) == 16 && parseHex(value) > 0:
 			o.lastParent = value
-		case isTag && name != "tid" && isPrintable(name) && isPrintable(value):
+		case isTag && name != "tid" && name != "" && value != "":
 			o.tags = append(o.tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
 }
 
-// isPrintable reports whether the text is printable ASCII and not empty. A header must not hold anything else.
-func isPrintable(text string) bool {
-	return text != "" && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+// printable returns the text if it is printable ASCII, and "" otherwise: a header must not hold anything else.
+func printable(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return ""
+	}
+	return text
 }
 
 // parsePriority parses a sampling priority, which is -1, 0, 1 or 2. Any other text means the default.
