@@ -173,7 +173,7 @@ func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, e
 	}
 	d.workers.Go(func() {
 		defer func() { <-d.slots }()
-		if err := async.Protect(func() error { d.deliver(ctx, e); return nil }); err != nil {
+		if _, err := async.Protect(func() (any, error) { d.deliver(ctx, e); return nil, nil }); err != nil {
 			d.lane.outbox.app.log.ErrorContext(ctx, "panic", "uuid", e.uuid, "error", err)
 		}
 	})

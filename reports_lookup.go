@@ -21,11 +21,7 @@ func (app *App) findItems(ctx context.Context) {
 		return
 	}
 	for sleep(ctx, app.outbox.pace) {
-		var found bool
-		err := async.Protect(func() (err error) {
-			found, err = app.findItem(ctx)
-			return err
-		})
+		found, err := async.Protect(func() (bool, error) { return app.findItem(ctx) })
 		switch {
 		case err != nil && ctx.Err() == nil:
 			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "error", err)

@@ -1,18 +1,19 @@
-// Package async has what goroutines share: one batch for the items of several, one read for all that
-// want it, results that are computed ahead, and panics that become errors.
+// Package async has what goroutines share: one batch for the items of several, one read for all that want it,
+// results that are computed ahead, and panics that become errors.
 package async
 
 import (
 	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"app/internal/datadog"
 )
 
-// A Batcher processes the items of several goroutines together: while one batch runs, the next one gathers.
-// A lone item does not wait.
+// A Batcher processes the items of several goroutines together: while one batch runs, the next one gathers. A
+// lone item does not wait.
 type Batcher[T, R any] struct {
 	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
 	Key   func(T) string                                    // items with the same key are never in one batch
@@ -28,30 +29,16 @@ type Batcher[T, R any] struct {
 	took    time.Duration // by the last batch
 }
 
-const batchSize = 100
-
 type batched[T, R any] struct {
-	ctx    context.Context
-	item   T
-	done   chan struct{}
-	by     *datadog.Span // in whose trace it was processed
-	result R
-	err    error
+	pending[R]
+	ctx  context.Context
+	item T
 }
 
 // Do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
 // its batch has begun.
 func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
-	began := time.Now()
-	mine := b.add(ctx, item)
-	select {
-	case <-mine.done:
-		datadog.AddSharedSpan(ctx, b.Span, began, mine.by)
-		return mine.result, mine.err
-	case <-ctx.Done():
-		var none R
-		return none, ctx.Err()
-	}
+	return b.add(ctx, item).wait(ctx, b.Span)
 }
 
 // Put has the item processed soon, even if the context ends. The trace may be over by then.
@@ -60,7 +47,7 @@ func (b *Batcher[T, R]) Put(ctx context.Context, item T) *batched[T, R] {
 }
 
 func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
-	mine := &batched[T, R]{ctx: ctx, item: item, done: make(chan struct{})}
+	mine := &batched[T, R]{pending[R]{done: make(chan struct{})}, ctx, item}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.waiting = append(b.waiting, mine)
@@ -77,12 +64,8 @@ func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	b.mu.Lock()
 	last := b.last
 	b.mu.Unlock()
-	if last == nil {
-		return
-	}
-	select {
-	case <-last.done:
-	case <-ctx.Done():
+	if last != nil {
+		_, _ = last.wait(ctx, b.Span)
 	}
 }
 
@@ -96,7 +79,7 @@ func (b *Batcher[T, R]) work() {
 	}
 }
 
-// take returns the next batch. If there is none, the work ends.
+// take returns the next batch, of at most 100. If there is none, the work ends.
 func (b *Batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,11 +87,15 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 	keys := map[string]bool{}
 	for _, one := range b.waiting {
 		key := b.Key(one.item)
+		deadline, ok := one.ctx.Deadline()
+		// A batch ends at the first deadline in it, which an item with too little time left would cut short.
+		// One that has just come is never late, however long the last batch took.
+		isLate := ok && time.Until(deadline) < min(b.took+b.took/4, b.Limit*3/4)
 		switch {
-		case one.ctx.Err() != nil, b.isLate(one):
+		case one.ctx.Err() != nil || isLate:
 			one.err = cmp.Or(one.ctx.Err(), context.DeadlineExceeded)
 			close(one.done)
-		case len(batch) == batchSize || keys[key]:
+		case len(batch) == 100 || keys[key]:
 			rest = append(rest, one)
 		default:
 			keys[key] = true
@@ -120,35 +107,21 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 	return batch
 }
 
-// isLate reports whether an item has too little time left. A batch ends at the first deadline in it, and one
-// item must not cut it short. An item that has just come is never late, however long the last batch took.
-func (b *Batcher[T, R]) isLate(one *batched[T, R]) bool {
-	deadline, ok := one.ctx.Deadline()
-	return ok && time.Until(deadline) < min(b.took+b.took/4, b.Limit*3/4)
-}
-
 // runBatch runs a batch. If that fails because of one of the items, it runs each of them alone.
 func (b *Batcher[T, R]) runBatch(batch []*batched[T, R]) {
 	items := make([]T, len(batch))
-	first := batch[0] // with a trace, if one has
+	traced := batch[max(0, slices.IndexFunc(batch, func(b *batched[T, R]) bool { return datadog.SpanFrom(b.ctx) != nil }))]
 	deadline := time.Now().Add(b.Limit)
 	for i, one := range batch {
 		items[i] = one.item
-		if datadog.SpanFrom(first.ctx) == nil {
-			first = one
-		}
 		if until, ok := one.ctx.Deadline(); ok && until.Before(deadline) {
 			deadline = until // nothing is done for a caller that has given up
 		}
 	}
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(first.ctx), deadline)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(traced.ctx), deadline)
 	defer cancel()
-	var results []R
 	began := time.Now()
-	err := Protect(func() (err error) {
-		results, err = b.Run(ctx, items)
-		return err
-	})
+	results, err := Protect(func() ([]R, error) { return b.Run(ctx, items) })
 	b.took = time.Since(began) // only this goroutine uses it
 	if err != nil && len(batch) > 1 && b.Alone(err) {
 		for _, one := range batch {
@@ -160,7 +133,7 @@ func (b *Batcher[T, R]) runBatch(batch []*batched[T, R]) {
 		if one.err = err; err == nil {
 			one.result = results[i]
 		}
-		one.by = datadog.SpanFrom(first.ctx)
+		one.by = datadog.SpanFrom(traced.ctx)
 		close(one.done)
 	}
 }

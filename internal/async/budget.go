@@ -25,7 +25,22 @@ type Budget struct {
 
 // Take waits until so many bytes are free, and takes them.
 func (b *Budget) Take(ctx context.Context, n int) error {
-	return b.wait(ctx, func() bool { return b.try(n) })
+	return b.wait(ctx, func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		free := b.Bytes - b.held
+		if n > b.Small {
+			free -= b.Reserve
+		}
+		switch {
+		case n <= free:
+			b.held += n
+		case time.Since(b.collected) > 50*time.Millisecond:
+			b.collected = time.Now()
+			go runtime.GC() // some of what is held may be garbage
+		}
+		return n <= free
+	})
 }
 
 func (b *Budget) wait(ctx context.Context, done func() bool) error {
@@ -40,23 +55,6 @@ func (b *Budget) wait(ctx context.Context, done func() bool) error {
 		}
 	}
 	return nil
-}
-
-func (b *Budget) try(n int) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	free := b.Bytes - b.held
-	if n > b.Small {
-		free -= b.Reserve
-	}
-	switch {
-	case n <= free:
-		b.held += n
-	case time.Since(b.collected) > 50*time.Millisecond:
-		b.collected = time.Now()
-		go runtime.GC() // some of what is held may be garbage
-	}
-	return n <= free
 }
 
 // Add takes bytes that are in use already, or gives them back if n is negative.
@@ -74,7 +72,8 @@ func (b *Budget) Own(text []byte) {
 	}
 }
 
-// ReadAll is io.ReadAll for a text that the budget owns, up to the first byte over most. The size is 0 if unknown.
+// ReadAll is io.ReadAll for a text that the budget owns, up to the first byte over most. The size is 0 if
+// unknown.
 func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text []byte, err error) {
 	taken, grows := 0, false
 	for err == nil && len(text) <= most {

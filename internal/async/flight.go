@@ -9,77 +9,50 @@ import (
 	"app/internal/datadog"
 )
 
-// A Singleflight makes reads that are the same once for all callers that want them at the same time.
-type Singleflight[T any] struct {
-	Span string // the name of the spans of waiters
-
-	mu      sync.Mutex
-	running map[string]*flight[T]
-}
-
-// A flight is one read in progress.
-type flight[T any] struct {
+// A pending result is one that several may wait for.
+type pending[T any] struct {
 	done   chan struct{}
-	span   *datadog.Span // of the caller that reads, the leader
+	by     *datadog.Span // in whose trace it comes about
 	result T
 	err    error
 }
 
-// Do returns the result of the read with the key that is in progress, and reads itself where there is
-// none. A waiter whose leader was cancelled retries the read itself.
-func (f *Singleflight[T]) Do(ctx context.Context, key string, read func() (T, error)) (T, error) {
-	for {
-		f.mu.Lock()
-		running := f.running[key]
-		if running == nil {
-			running = &flight[T]{done: make(chan struct{}), span: datadog.SpanFrom(ctx)}
-			if f.running == nil {
-				f.running = map[string]*flight[T]{}
-			}
-			f.running[key] = running
-			f.mu.Unlock()
-			return f.lead(key, running, read)
-		}
-		f.mu.Unlock()
-		running.wait(ctx, f.Span)
-		if err := ctx.Err(); err != nil {
-			var none T
-			return none, err
-		}
-		if !errors.Is(running.err, context.Canceled) {
-			return running.result, running.err
-		}
-	}
-}
-
-// wait waits until the read is done or the context ends.
-func (f *flight[T]) wait(ctx context.Context, name string) {
+// wait waits until the result is there or the context ends. The name is that of the waiter's span.
+func (p *pending[T]) wait(ctx context.Context, name string) (result T, err error) {
 	began := time.Now()
 	select {
-	case <-f.done:
-		datadog.AddSharedSpan(ctx, name, began, f.span)
+	case <-p.done:
+		datadog.AddSharedSpan(ctx, name, began, p.by)
+		return p.result, p.err
 	case <-ctx.Done():
+		return result, ctx.Err()
 	}
 }
 
-// lead reads on behalf of all waiters.
-func (f *Singleflight[T]) lead(key string, mine *flight[T], read func() (T, error)) (T, error) {
-	mine.err = context.Canceled // should read panic
-	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.running[key] == mine {
-			delete(f.running, key)
+// A Singleflight makes reads that are the same once for all callers that want them at the same time.
+type Singleflight[T any] struct {
+	Span    string   // the name of the spans of waiters
+	running sync.Map // the pending results, by their keys
+}
+
+// Do returns the result of the read with the key that is in progress, and reads itself where there is none. A
+// waiter whose leader was cancelled retries the read itself.
+func (f *Singleflight[T]) Do(ctx context.Context, key string, read func() (T, error)) (T, error) {
+	mine := &pending[T]{done: make(chan struct{}), by: datadog.SpanFrom(ctx), err: context.Canceled} // should read panic
+	for {
+		running, isRunning := f.running.LoadOrStore(key, mine)
+		if !isRunning {
+			defer close(mine.done)
+			defer f.running.CompareAndDelete(key, mine)
+			mine.result, mine.err = read()
+			return mine.result, mine.err
 		}
-		close(mine.done)
-	}()
-	mine.result, mine.err = read()
-	return mine.result, mine.err
+		result, err := running.(*pending[T]).wait(ctx, f.Span)
+		if ctx.Err() != nil || !errors.Is(err, context.Canceled) {
+			return result, err
+		}
+	}
 }
 
 // Forget keeps later callers from sharing the reads that are in progress now.
-func (f *Singleflight[T]) Forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.running = nil
-}
+func (f *Singleflight[T]) Forget() { f.running.Clear() }

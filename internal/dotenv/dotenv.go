@@ -5,9 +5,9 @@
 //	export NAME='a $literal' # values in quotes may go over several lines
 //	NAME="a\tb"              # the escapes are \n, \r, \t, \" and \\
 //
-// Compose expands variables and this package does not, so a $ is allowed in single quotes and comments
-// only. A name without = is an error: Compose takes such a variable from the environment, but most
-// are slips. Errors quote nothing of the file, since any part of it may be a secret.
+// Compose expands variables and this package does not, so a $ is allowed in single quotes and comments only. A
+// name without = is an error: Compose takes such a variable from the environment, but most are slips. Errors
+// quote nothing of the file, since any part of it may be a secret.
 package dotenv
 
 import (
@@ -33,9 +33,9 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Parse reads a file of at most 1 MiB and calls set for each name with its last value, unless that is
-// empty. It calls set only if the whole file is valid, and stops at the first error that set returns.
-// An error about a line is an *Error.
+// Parse reads a file of at most 1 MiB and calls set for each name with its last value, unless that is empty. It
+// calls set only if the whole file is valid, and stops at the first error that set returns. An error about a
+// line is an *Error.
 func Parse(r io.Reader, set func(name, value string) error) error {
 	text, err := read(r)
 	if err != nil {
@@ -100,8 +100,8 @@ var (
 	errDollar = errors.New("a $ begins a variable for Docker Compose: write the value in single quotes")
 )
 
-// scan returns the value at the start of the text and the length up to the end of its last line, or an
-// error and the length up to that.
+// scan returns the value at the start of the text and the length up to the end of its last line, or an error
+// and the length up to that.
 func scan(text string) (value string, n int, err error) {
 	if value = quoted.FindString(text); value != "" {
 		switch n = len(value); {

@@ -1,5 +1,5 @@
-// Package secrets hides secrets in what a program writes, in whatever form they are there: as they are, in the other
-// case, percent-encoded, escaped as in JSON, in base64, or cut to their first characters.
+// Package secrets hides secrets in what a program writes, in whatever form they are there: as they are, in the
+// other case, percent-encoded, escaped as in JSON, in base64, or cut to their first characters.
 package secrets
 
 import (
@@ -51,17 +51,17 @@ func (m *Mask) add(form string) {
 	}
 }
 
-// Bytes returns the text, a part of it or a line of JSON, with *** for each secret. It does not change its argument.
+// Bytes returns the text, a part of it or a line of JSON, with *** for each secret. It does not change its
+// argument.
 func (m *Mask) Bytes(text []byte) []byte {
 	var masked []byte
 	kept := 0
 	for i := 0; m != nil && i+1 < len(text); i++ {
-		if !m.begins[int(text[i])<<8|int(text[i+1])] {
-			continue
-		}
 		n := 0
-		for _, form := range m.forms {
-			n = max(n, matched(text, i, form))
+		if m.begins[int(text[i])<<8|int(text[i+1])] {
+			for _, form := range m.forms {
+				n = max(n, matched(text, i, form))
+			}
 		}
 		if n == 0 {
 			continue
@@ -131,7 +131,8 @@ func isWord(c byte) bool {
 	return 'a' <= lower(c) && lower(c) <= 'z' || '0' <= c && c <= '9' || c == '_' || c >= 0x80
 }
 
-// Writer returns a writer that hides secrets in each part, which should be whole lines, and writes the rest to out.
+// Writer returns a writer that hides secrets in each part, which should be whole lines, and writes the rest to
+// out.
 func (m *Mask) Writer(out io.Writer) io.Writer { return writer{m, out} }
 
 type writer struct {
@@ -140,8 +141,6 @@ type writer struct {
 }
 
 func (w writer) Write(part []byte) (int, error) {
-	if _, err := w.out.Write(w.mask.Bytes(part)); err != nil {
-		return 0, err
-	}
-	return len(part), nil
+	_, err := w.out.Write(w.mask.Bytes(part))
+	return len(part), err
 }

@@ -1,47 +1,36 @@
 // Package spelling finds the name that a misspelt one may have been meant to be.
 package spelling
 
-import (
-	"cmp"
-	"slices"
-	"strings"
-)
+import "strings"
 
 // Nearest returns the valid name that differs least from the given one, or "" if all differ a lot.
-func Nearest(name string, names []string) string {
-	return nearest(name, names, max(1, len(name)/2))
-}
+func Nearest(name string, names []string) string { return nearest(name, names, max(1, len(name)/2)) }
 
 // Slip returns the valid name that the given one is but for case and one slip, or "".
 func Slip(name string, names []string) string { return nearest(name, names, 1) }
 
 // nearest returns the name that differs least, and in so many places at most.
-func nearest(name string, names []string, most int) string {
-	if len(names) == 0 {
-		return ""
-	}
-	distance := func(n string) int { return editDistance(strings.ToLower(name), n) }
-	near := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(a), distance(b)) })
-	if distance(near) > most {
-		return ""
+func nearest(name string, names []string, most int) (near string) {
+	for _, n := range names {
+		if distance := editDistance(strings.ToLower(name), n); distance <= most {
+			near, most = n, distance-1
+		}
 	}
 	return near
 }
 
-// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that
-// turn a into b. Of a very long name only the beginning counts.
+// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that turn a
+// into b. Of a very long name only the beginning counts.
 func editDistance(a, b string) int {
 	a = a[:min(len(a), 64)]
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
 		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
+		for j := range rows[i] {
+			if i == 0 || j == 0 {
+				rows[i][j] = i + j
+				continue
+			}
 			replaced := rows[i-1][j-1]
 			if a[i-1] != b[j-1] {
 				replaced++
