@@ -286,16 +286,13 @@ type itemsUpdateInput struct {
 }
 
 func (in *itemsUpdateInput) check() error {
-	if err := in.itemRef.check(); err != nil {
-		return err
-	}
-	if *in == (itemsUpdateInput{itemRef: in.itemRef}) {
+	switch {
+	case *in == itemsUpdateInput{itemRef: in.itemRef}:
 		return fail(invalid, "nothing to change: give at least one of %s", strings.Join(itemsUpdateCmd.names(inBody), ", "))
-	}
-	if in.ResolvedInVersion.Set && in.Status.Value != "resolved" {
+	case in.ResolvedInVersion.Set && in.Status.Value != "resolved":
 		return invalidField("resolved_in_version", "is valid only together with status resolved")
 	}
-	return nil
+	return in.itemRef.check()
 }
 
 func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMessage, error) {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -43,10 +44,9 @@ type itemsCreateInput struct {
 }
 
 func (in *itemsCreateInput) check() error {
-	rest, within := *in, ""
-	rest.Data = Opt[json.RawMessage]{}
+	within := ""
 	switch {
-	case in.Data.Set && !reflect.ValueOf(rest).IsZero():
+	case in.Data.Set && !reflect.DeepEqual(*in, itemsCreateInput{Data: in.Data}):
 		return invalidField("data", "is Rollbar's own payload: nothing else can be given with it")
 	case in.Data.Set:
 		within = "data."
@@ -69,8 +69,7 @@ func (in *itemsCreateInput) payload() json.RawMessage {
 	data := json.RawMessage(`{}`)
 	for _, p := range []struct{ name, value string }{
 		{"level", cmp.Or(in.Level.Value, "error")}, {"environment", cmp.Or(in.Environment.Value, "production")},
-		{"title", in.Title.Value}, {"fingerprint", in.Fingerprint.Value}, {"uuid", in.UUID.Value},
-		{"code_version", in.CodeVersion.Value},
+		{"title", in.Title.Value}, {"fingerprint", in.Fingerprint.Value}, {"uuid", in.UUID.Value}, {"code_version", in.CodeVersion.Value},
 	} {
 		if p.value != "" {
 			data = rawjson.Set(data, p.name, rawjson.AppendQuoted(nil, p.value))
@@ -211,7 +210,8 @@ var payloadFields = []struct {
 	{"body.telemetry", "an array", 0},
 }
 
-// A payloadCheck gathers what is wrong with a payload.
+var payloadUUID = regexp.MustCompile(`^[ -\x{FF}]{1,36}$`)
+
 type payloadCheck struct {
 	within string // before the names of fields
 	wrong  []fieldError
@@ -269,12 +269,8 @@ func checkPayload(data json.RawMessage, within string) error {
 	if level := get("level"); level != nil && !slices.Contains(levels, rawjson.Unquote(level)) {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
-	if uuid := get("uuid"); uuid != nil {
-		text := rawjson.Unquote(uuid)
-		isOther := strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > 0xFF })
-		if text == "" || isOther || utf8.RuneCountInString(text) > 36 {
-			c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
-		}
+	if uuid := get("uuid"); uuid != nil && !payloadUUID.MatchString(rawjson.Unquote(uuid)) {
+		c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 	}
 	id := get("person", "id")
 	_, isInteger := rawjson.Int(id)

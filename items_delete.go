@@ -32,7 +32,6 @@ type itemsDeleteInput struct {
 	Max int64 `query:"max" default:"1000" min:"1" max:"5000" help:"refuse to delete an item with more occurrences than this"`
 }
 
-// Deleted is the result of a deletion.
 type Deleted struct {
 	ID          int64  `json:"id"`
 	Occurrences int64  `json:"deleted_occurrences"`

@@ -98,7 +98,6 @@ func (r *Rollbar) require(scopes ...scope) error {
 	return nil
 }
 
-// An upstreamCall is one call of Rollbar's API.
 type upstreamCall struct {
 	scope        scope
 	method, path string
@@ -140,25 +139,23 @@ func fetch[T any](ctx context.Context, r *Rollbar, path string, query url.Values
 }
 
 // retry makes the call until it succeeds or another attempt cannot help.
-func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (reading, error) {
-	read, err := r.attempt(ctx, call, r.timeout)
+func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (read reading, err error) {
 	budget := &callOf(ctx).retries
-	for attempt := 0; err != nil; attempt++ {
-		wait, again := r.retryWait(err, attempt)
-		if !again || !budget.sleep(ctx, wait) {
-			break
-		}
-		r.telemetry.Count("app.rollbar.retries", 1, "method:"+call.method)
-		timeout := min(r.timeout, budget.left())
-		stop := budget.start()
+	timeout, stop := r.timeout, func() {}
+	for attempt := 0; ; attempt++ {
 		next, failure := r.attempt(ctx, call, timeout)
 		stop()
 		if isKind(failure, upstreamTimeout) && timeout < r.timeout {
-			break // the attempt was cut short by the budget: the failure before it says more
+			return read, err // the attempt was cut short by the budget: the failure before it says more
 		}
 		read, err = next, failure
+		wait, again := r.retryWait(err, attempt)
+		if !again || !budget.sleep(ctx, wait) {
+			return read, err
+		}
+		r.telemetry.Count("app.rollbar.retries", 1, "method:"+call.method)
+		timeout, stop = min(r.timeout, budget.left()), budget.start()
 	}
-	return read, err
 }
 
 // attempt makes the call once.
@@ -265,22 +262,18 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 		kind: cmp.Or(refusals[status], badGateway), upstream: status, transient: status >= 500,
 		detail: fmt.Sprintf("Rollbar answered %d: %s", status, message),
 	}
-	switch f.kind {
-	case invalid:
-		if strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil {
-			f.kind = notFound // Rollbar's reference: "400: item not found in this project"
-		}
-	case rateLimited: // ends with its window, but a deactivated account, for which calls are left, does not
-		f.transient = res.Header.Get("X-Rate-Limit-Remaining") == "0"
-		if !f.transient && strings.Contains(message, "deactivated") {
-			f.kind = rollbarAuth
-			break
-		}
+	isSpent := res.Header.Get("X-Rate-Limit-Remaining") == "0"
+	switch {
+	case status == 400 && strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil:
+		f.kind = notFound // Rollbar's reference: "400: item not found in this project"
+	case status == 429 && !isSpent && strings.Contains(message, "deactivated"):
+		f.kind = rollbarAuth // a deactivated account has calls left, but the limit ends with its window
+	case status == 429:
 		seconds, err := strconv.Atoi(res.Header.Get("X-Rate-Limit-Remaining-Seconds"))
 		if err != nil {
 			seconds = 60 // the usual window
 		}
-		f.wait = time.Duration(max(1, seconds)) * time.Second
+		f.transient, f.wait = isSpent, time.Duration(max(1, seconds))*time.Second
 	}
 	if f.kind == rollbarAuth {
 		f.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)

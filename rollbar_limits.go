@@ -64,8 +64,8 @@ func sleep(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// retryWait returns how long to wait before the call is retried after the error, and false where a retry cannot
-// help. Waits double, with jitter, so that clients that failed together do not return together.
+// retryWait returns how long to wait before the call is retried after the error, or nil, and false where a
+// retry cannot help. Waits double, with jitter, so that clients that failed together do not return together.
 func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 	f, is := errors.AsType[*Failure](err)
 	if !is || !f.transient || attempt+1 >= maxAttempts {
@@ -115,10 +115,8 @@ func newRateLimits(tokens map[scope]accessToken) rateLimits {
 	limits, ofToken := rateLimits{}, map[string]*rateLimit{}
 	for s, token := range tokens {
 		value := cmp.Or(token.value, string(s))
-		if ofToken[value] == nil {
-			ofToken[value] = &rateLimit{}
-		}
-		limits[s] = ofToken[value]
+		limits[s] = cmp.Or(ofToken[value], &rateLimit{})
+		ofToken[value] = limits[s]
 	}
 	return limits
 }
