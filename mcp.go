@@ -478,10 +478,7 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 // answerLine answers a message, and returns what there is to say to the user besides.
 func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer jsonObject, remarks []string) {
 	call := &Call{}
-	panicked := async.Protect(func() error {
-		answer = s.answer(withCall(ctx, call), m)
-		return nil
-	})
+	answer, panicked := async.Protect(func() (jsonObject, error) { return s.answer(withCall(ctx, call), m), nil })
 	if panicked != nil {
 		m.err = rpcFail(http.StatusInternalServerError, rpcInternal, "internal error")
 		return s.answer(ctx, m), []string{panicked.Error()}
