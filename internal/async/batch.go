@@ -83,9 +83,9 @@ func (b *Batcher[T, R]) work() {
 func (b *Batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var batch, rest []*batched[T, R]
+	var batch []*batched[T, R]
 	keys := map[string]bool{}
-	for _, one := range b.waiting {
+	b.waiting = slices.DeleteFunc(b.waiting, func(one *batched[T, R]) bool {
 		key := b.Key(one.item)
 		deadline, ok := one.ctx.Deadline()
 		// A batch ends at the first deadline in it, which an item with too little time left would cut short.
@@ -96,13 +96,13 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 			one.err = cmp.Or(one.ctx.Err(), context.DeadlineExceeded)
 			close(one.done)
 		case len(batch) == 100 || keys[key]:
-			rest = append(rest, one)
+			return false
 		default:
 			keys[key] = true
 			batch = append(batch, one)
 		}
-	}
-	b.waiting = rest
+		return true
+	})
 	b.working = len(batch) > 0
 	return batch
 }

@@ -72,8 +72,7 @@ func (b *Budget) Own(text []byte) {
 	}
 }
 
-// ReadAll is io.ReadAll for a text that the budget owns, up to the first byte over most. The size is 0 if
-// unknown.
+// ReadAll is io.ReadAll for a text that the budget owns, up to the first byte over most. A size of 0 is unknown.
 func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text []byte, err error) {
 	taken, grows := 0, false
 	for err == nil && len(text) <= most {

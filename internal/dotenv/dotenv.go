@@ -44,8 +44,7 @@ func Parse(r io.Reader, set func(name, value string) error) error {
 	values, lines := map[string]string{}, map[string]int{}
 	for line := 1; text != ""; {
 		if m := blank.FindString(text); m != "" { // or the end of the line before
-			text = text[len(m):]
-			line++
+			text, line = text[len(m):], line+1
 			continue
 		}
 		m := start.FindStringSubmatch(text)
@@ -100,8 +99,7 @@ var (
 	errDollar = errors.New("a $ begins a variable for Docker Compose: write the value in single quotes")
 )
 
-// scan returns the value at the start of the text and the length up to the end of its last line, or an error
-// and the length up to that.
+// scan returns the value at the start of the text and the length up to the end of its last line or to an error.
 func scan(text string) (value string, n int, err error) {
 	if value = quoted.FindString(text); value != "" {
 		switch n = len(value); {
