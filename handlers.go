@@ -341,10 +341,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if c.Changes && !s.mayChange(r) {
 		return nil, refuseReadToken(c)
 	}
-	switch {
-	case w.wanted == csvType && c.Columns != "":
-		w.columns = strings.Fields(c.Columns)
-	case w.wanted == csvType && preference(r, "Accept", anyJSON...) == 0:
+	if w.columns = c.Columns; w.columns == "" && w.wanted == csvType && preference(r, "Accept", anyJSON...) == 0 {
 		return nil, fail(notAcceptable, "only lists are there as %s: %s is none", csvType, c.Name)
 	}
 	args, err := s.arguments(w, r, c)

@@ -68,21 +68,17 @@ func (p *page) item(item json.RawMessage) *itemView {
 // history compares each report with the state before it. Of more than shownStates reports the last one is
 // only compared with.
 func (p *page) history(reports []json.RawMessage) (states []state) {
-	for i, report := range reports[:min(len(reports), shownStates)] {
+	var before json.RawMessage
+	for _, report := range slices.Backward(reports) {
 		s := state{thingView: thingView{p, report}}
-		if before := slices.IndexFunc(reports[i+1:], isState); isState(report) && before >= 0 {
-			s.Changes = p.changes(rawjson.Get(reports[i+1+before], "data"), rawjson.Get(report, "data"))
-		} else {
-			s.IsFirst = isState(report)
+		switch rawjson.Unquote(rawjson.Get(report, "state")) {
+		case "current", "superseded": // another one was created here
+			now := rawjson.Get(report, "data")
+			s.IsFirst, s.Changes, before = before == nil, p.changes(before, now), now
 		}
-		states = append(states, s)
+		states = slices.Insert(states, 0, s)
 	}
-	return states
-}
-
-// isState reports whether a report is an item's state, and not what was created here.
-func isState(report json.RawMessage) bool {
-	return slices.Contains([]string{"current", "superseded"}, rawjson.Unquote(rawjson.Get(report, "state")))
+	return states[:min(len(states), shownStates)]
 }
 
 // changes returns the fields that differ. One that only one of the states has was not seen in the other, and

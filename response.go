@@ -64,8 +64,8 @@ type response struct {
 	operation           string
 	counted             bool // the operation, by another surface
 	call                Call
-	wanted              string   // the media type
-	columns             []string // of a list that is wanted as CSV; else nil
+	wanted              string // the media type
+	columns             string // of a list as CSV
 	mask                *secrets.Mask
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
@@ -196,11 +196,11 @@ func (w *response) respond(result any) {
 		}
 	case *List:
 		setLinks(h, w.request.URL, value)
-		switch {
-		case w.call.stream:
+		switch w.wanted {
+		case ndjson:
 			h["Content-Type"], write = []string{ndjson}, func() error { return w.respondLines(value) }
-		case w.columns != nil:
-			h["Content-Type"], write = []string{csvType + "; charset=utf-8"}, func() error { return value.writeCSV(w, w.columns) }
+		case csvType:
+			h["Content-Type"], write = []string{csvType + "; charset=utf-8"}, func() error { return value.writeCSV(w, strings.Fields(w.columns)) }
 		}
 		if w.request.Method == http.MethodHead {
 			for range value.Rows { // which lets go of them
@@ -281,12 +281,10 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 	sum := sha256.Sum256(thing)
 	tag := `"` + hex.EncodeToString(sum[:12]) + `"`
 	w.Header().Set("ETag", "W/"+tag)
-	for _, header := range w.request.Header["If-None-Match"] {
-		for known := range strings.SplitSeq(header, ",") {
-			known = strings.TrimPrefix(strings.TrimSpace(known), "W/")
-			if known == tag || known == "*" {
-				return true
-			}
+	for known := range strings.SplitSeq(strings.Join(w.request.Header["If-None-Match"], ","), ",") {
+		known = strings.TrimPrefix(strings.TrimSpace(known), "W/")
+		if known == tag || known == "*" {
+			return true
 		}
 	}
 	return false
