@@ -224,14 +224,9 @@ func (p *page) lead(path string) {
 	p.w.WriteHeader(http.StatusSeeOther)
 }
 
-// back returns the path of the thing that the command changes, or else of the list of its noun.
+// back returns the path of the page that offers the command.
 func (p *page) back() string {
-	_, path, _ := strings.Cut(p.command.Route, " ")
-	i := strings.LastIndexByte(path, '}') + 1
-	if i == 0 {
-		i = 1 + strings.IndexByte(path[1:]+"/", '/')
-	}
-	path = p.fill(path[:i])
+	path := p.fill(strings.TrimPrefix(p.owner(p.command).Route, "GET "))
 	if by := p.given.Get("by"); by != "" {
 		path += "?" + url.Values{"by": {by}}.Encode()
 	}
