@@ -23,7 +23,6 @@ import (
 	"unicode/utf8"
 
 	"app/internal/async"
-	"app/internal/datadog"
 	"app/internal/rawjson"
 	"app/internal/secrets"
 )
@@ -169,12 +168,11 @@ func headerMismatch(name, header, body string) *rpcError {
 
 // An mcpServer answers the requests of agents.
 type mcpServer struct {
-	commands  []*Command // that exist here
-	readOnly  bool       // the caller may not use those that change something
-	telemetry *datadog.Client
+	*session
+	commands  []*Command    // that exist here
+	readOnly  bool          // the caller may not use those that change something
 	mask      *secrets.Mask // for failures
 	failureOf func(error) *Failure
-	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
 
 // answer returns the answer to a message.
@@ -395,10 +393,8 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		return
 	}
 	m.requestID = w.id
-	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, s.app.mask, failureOf, func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
-		return operation(withCall(ctx, &w.call), s.app)
-	}}
-	answer := agents.answer(r.Context(), m)
+	agents := &mcpServer{&session{s.config, s.app.telemetry, s.app}, s.commands, !s.mayChange(r), s.app.mask, failureOf}
+	answer := agents.answer(withCall(r.Context(), &w.call), m)
 	if m.called != nil {
 		w.operation, w.counted, w.failure = m.called.Name, true, m.failure
 	}
@@ -423,7 +419,7 @@ func (c *cli) runMCP(ctx context.Context) error {
 		return err
 	}
 	defer s.telemetry.Close(mcpEndGrace / 2)
-	agents := &mcpServer{c.commands, false, s.telemetry, c.mask, failureWithCause, s.run}
+	agents := &mcpServer{s, c.commands, false, c.mask, failureWithCause}
 	err = agents.serveLines(ctx, console{in: c.std.in, out: c.std.out, err: c.stderr()})
 	finishWithin(ctx, mcpEndGrace/2, s.app.Close)
 	return err

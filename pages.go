@@ -51,9 +51,8 @@ type confirmation struct {
 
 // A page is a response to a caller who prefers pages. The template "page" shows its exported fields.
 type page struct {
-	server  *server
+	app     *App
 	w       *response
-	request *http.Request
 	command *Command   // nil where no route matches
 	usable  []*Command // by the caller
 	given   url.Values // for the command's parameters
@@ -112,7 +111,7 @@ func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, op
 func (s *server) newPage(w *response, r *http.Request) *page {
 	r.URL.RawQuery = withoutEmpty(r.URL.RawQuery)
 	root := cmp.Or(strings.Repeat("../", max(0, strings.Count(r.URL.EscapedPath(), "/")-1)), "./")
-	return &page{server: s, w: w, request: r, usable: allowed(s.commands, !s.mayChange(r)), Root: root, Style: root + stylePath[1:]}
+	return &page{app: s.app, w: w, usable: allowed(s.commands, !s.mayChange(r)), Root: root, Style: root + stylePath[1:]}
 }
 
 // withoutEmpty removes the fields that were left empty from a query or a form.
@@ -187,7 +186,7 @@ func (p *page) respond(result any) {
 
 // fail makes the page of a failure, with the form that led to it.
 func (p *page) fail(f *Failure) {
-	failed := page{server: p.server, w: p.w, request: p.request, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style}
+	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style}
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
 	failed.Failure.Detail = p.detail(f)
 	switch {
@@ -244,7 +243,7 @@ func (p *page) fill(path string) string {
 		if name == "{id}" && p.id != "" {
 			return p.id
 		}
-		return url.PathEscape(p.request.PathValue(strings.Trim(name, "{}")))
+		return url.PathEscape(p.w.request.PathValue(strings.Trim(name, "{}")))
 	})
 }
 
@@ -302,7 +301,7 @@ func (p *page) show(result any) (err error) {
 	case Text:
 		p.Text = value
 	case *List:
-		setLinks(p.w.Header(), p.request.URL, value)
+		setLinks(p.w.Header(), p.w.request.URL, value)
 		err = p.showList(value)
 	default:
 		err = p.showThing(value)
@@ -343,7 +342,7 @@ func (p *page) form(c *Command, given url.Values) form {
 // showList reads a list, of which it keeps what the table shows.
 func (p *page) showList(list *List) error {
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
-	p.Table = &table{Columns: columns, Prev: neighbour(p.request.URL, list.Prev), Next: neighbour(p.request.URL, list.Next)}
+	p.Table = &table{Columns: columns, Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
 	for row, err := range list.Rows {
 		if err != nil {
 			return err

@@ -44,20 +44,10 @@ type fieldChange struct{ Old, New member }
 // item returns the view of an item. What cannot be read is left out, and the page says why.
 func (p *page) item(item json.RawMessage) *itemView {
 	v := &itemView{thingView: thingView{p, item}, AllURL: "/occurrences?item_id=" + p.id}
-	read := func(route string, limit int, key string) []json.RawMessage {
-		rows, err := p.read(route, limit, key, p.id)
-		if err != nil {
-			v.Errors = append(v.Errors, p.detail(err))
-		}
-		return rows
-	}
-	v.History = p.history(read("GET /reports", shownStates+1, "item_id"))
-	occurrences := read("GET /occurrences", shownOccurrences, "item_id")
-	if len(occurrences) == 0 && p.w.call.lastSeen.Load() == nil { // none is archived, but Rollbar may have some
-		occurrences, v.AllURL = read("GET /items/{id}/occurrences", shownOccurrences, "id"), "/items/"+p.id+"/occurrences"
-	}
-	for _, o := range occurrences {
-		v.Occurrences = append(v.Occurrences, thingView{p, o})
+	v.History = p.history(v.read("GET /reports", shownStates+1, "item_id"))
+	v.Occurrences = v.read("GET /occurrences", shownOccurrences, "item_id")
+	if len(v.Occurrences) == 0 && p.w.call.lastSeen.Load() == nil { // none is archived, but Rollbar may have some
+		v.Occurrences, v.AllURL = v.read("GET /items/{id}/occurrences", shownOccurrences, "id"), "/items/"+p.id+"/occurrences"
 	}
 	if c := p.find("PATCH /items/{id}"); c != nil {
 		v.Change = new(p.form(c, nil))
@@ -65,15 +55,37 @@ func (p *page) item(item json.RawMessage) *itemView {
 	return v
 }
 
+// read returns the beginning of the list that a route gives for the item, nothing without such a route.
+func (v *itemView) read(route string, limit int, key string) (things []thingView) {
+	p := v.Page
+	c := p.find(route)
+	if c == nil {
+		return nil
+	}
+	given := map[string][]literal{key: literals(p.id), "limit": literals(strconv.Itoa(limit))}
+	list, err := c.run(withCall(p.w.request.Context(), &p.w.call), p.app, arguments{given, paramName})
+	if err == nil {
+		for row, failure := range list.(*List).Rows {
+			if err = failure; err == nil {
+				things = append(things, thingView{p, slices.Clone(row)})
+			}
+		}
+	}
+	if err != nil {
+		v.Errors = append(v.Errors, p.detail(err))
+	}
+	return things
+}
+
 // history compares each report with the state before it. Of more than shownStates reports the last one is
 // only compared with.
-func (p *page) history(reports []json.RawMessage) (states []state) {
+func (p *page) history(reports []thingView) (states []state) {
 	var before json.RawMessage
 	for _, report := range slices.Backward(reports) {
-		s := state{thingView: thingView{p, report}}
-		switch rawjson.Unquote(rawjson.Get(report, "state")) {
+		s := state{thingView: report}
+		switch rawjson.Unquote(rawjson.Get(report.JSON, "state")) {
 		case "current", "superseded": // another one was created here
-			now := rawjson.Get(report, "data")
+			now := rawjson.Get(report.JSON, "data")
 			s.IsFirst, s.Changes, before = before == nil, p.changes(before, now), now
 		}
 		states = slices.Insert(states, 0, s)
@@ -124,26 +136,6 @@ func headline(thing json.RawMessage) string {
 		return text(get(first, "exception.message"))
 	}
 	return ""
-}
-
-// read returns the first elements of the list that a route gives for the parameter, none without such a route.
-func (p *page) read(route string, limit int, name, value string) (rows []json.RawMessage, err error) {
-	c := p.find(route)
-	if c == nil {
-		return nil, nil
-	}
-	given := map[string][]literal{name: {{text: value}}, "limit": {{text: strconv.Itoa(limit)}}}
-	result, err := c.run(withCall(p.request.Context(), &p.w.call), p.server.app, arguments{given, paramName})
-	if err != nil {
-		return nil, err
-	}
-	for row, err := range result.(*List).Rows {
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, slices.Clone(row))
-	}
-	return rows, nil
 }
 
 // templateFuncs take JSON apart, whatever is in it.

@@ -196,7 +196,6 @@ func TestPageOfTraces(t *testing.T) {
 // Whatever an occurrence holds in place of a trace, its page comes.
 func TestPagesOfOddOccurrences(t *testing.T) {
 	t.Parallel()
-	s := newHandler(&App{}, commands, &Config{}).(*server)
 	for _, thing := range []string{
 		`{}`, `{"id":5,"data":{"body":7}}`,
 		`{"id":5,"data":{"body":{"trace":"x","trace_chain":{},"message":[],"crash_report":null}}}`,
@@ -206,8 +205,8 @@ func TestPagesOfOddOccurrences(t *testing.T) {
 	} {
 		for _, c := range []*Command{itemsGetCmd, reportsGetCmd} {
 			var text bytes.Buffer
-			w := &response{ResponseWriter: httptest.NewRecorder()}
-			p := &page{server: s, w: w, request: &http.Request{}, command: c, Root: "./"}
+			w := &response{ResponseWriter: httptest.NewRecorder(), request: &http.Request{}}
+			p := &page{app: &App{}, w: w, command: c, Root: "./"}
 			require.NoError(t, p.showThing(json.RawMessage(thing)))
 			assert.NoError(t, pageTemplates().ExecuteTemplate(&text, "page", p), thing)
 		}
