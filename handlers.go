@@ -296,12 +296,9 @@ func (s *server) nearestPath(path string) string {
 	var near []string
 	for _, pattern := range s.paths {
 		filled := strings.Split(pattern, "/")
-		if len(filled) != len(segments) {
-			continue
-		}
-		for i, segment := range filled {
-			if strings.HasPrefix(segment, "{") {
-				filled[i] = segments[i]
+		for i, segment := range segments[:min(len(segments), len(filled))] {
+			if strings.HasPrefix(filled[i], "{") {
+				filled[i] = segment
 			}
 		}
 		near = append(near, strings.Join(filled, "/"))
@@ -442,8 +439,10 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	if err == nil {
 		text, err = memory.ReadAll(r.Context(), content, 0, int(limit))
 	}
-	if err == nil {
-		err = w.hold(2 * len(text)) // it is copied, and those stay until the response
+	if copied := 2 * len(text); err == nil { // which stay until the response is over
+		if err = memory.Take(r.Context(), copied); err == nil {
+			w.held += copied
+		}
 	}
 	var over *http.MaxBytesError
 	switch {

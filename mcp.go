@@ -1,7 +1,6 @@
-// mcp.go speaks the Model Context Protocol, in which each operation is a tool of an agent: on standard
-// input and output (app mcp) and at POST /mcp. Revisions of the protocol up to 2025-11-25 begin with
-// initialize; in later ones each request says in _meta what its client can do. No request depends on an
-// earlier one, so there are no sessions.
+// mcp.go speaks the Model Context Protocol, in which operations are tools of an agent: on standard input and output
+// (app mcp) and at POST /mcp. Revisions up to 2025-11-25 begin with initialize; in later ones each request says in
+// _meta what its client can do. No request depends on an earlier one.
 package main
 
 import (

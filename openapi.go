@@ -22,7 +22,7 @@ type jsonObject map[string]any
 
 // openAPI is the OpenAPI 3.1 document of the commands, whose names are its operation ids.
 func openAPI(commands []*Command, secured bool) ([]byte, error) {
-	paths, schemas := jsonObject{}, jsonObject{}
+	paths, schemas := map[string]jsonObject{}, jsonObject{}
 	for _, c := range commands {
 		for _, route := range c.routes() {
 			method, path, _ := strings.Cut(route, " ")
@@ -30,11 +30,10 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 			if paths[path] == nil {
 				paths[path] = jsonObject{}
 			}
-			operation := c.openAPI(schemas)
+			paths[path][method] = c.openAPI(schemas)
 			if route == c.Also {
-				operation["operationId"] = c.Name + "." + method
+				paths[path][method].(jsonObject)["operationId"] = c.Name + "." + method
 			}
-			paths[path].(jsonObject)[method] = operation
 		}
 	}
 	components := jsonObject{"schemas": schemas, "responses": jsonObject{"Failure": jsonObject{
@@ -52,10 +51,8 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 	return json.MarshalIndent(jsonObject{
 		"openapi": "3.1.0",
 		"info": jsonObject{
-			"title":       "app",
-			"version":     buildVersion(),
+			"title": "app", "version": buildVersion(), "license": jsonObject{"name": "MIT", "identifier": "MIT"},
 			"description": "Rollbar over HTTP, with everything it saw kept in PostgreSQL.",
-			"license":     jsonObject{"name": "MIT", "identifier": "MIT"},
 		},
 		"servers":    []jsonObject{{"url": ".", "description": "beside this document, whatever prefix a proxy adds"}},
 		"security":   security,
@@ -92,9 +89,7 @@ func (c *Command) openAPI(schemas jsonObject) jsonObject {
 	return operation
 }
 
-func reference(schema string) jsonObject {
-	return jsonObject{"$ref": "#/components/schemas/" + schema}
-}
+func reference(schema string) jsonObject { return jsonObject{"$ref": "#/components/schemas/" + schema} }
 
 func content(mediaType string, schema any) jsonObject {
 	return jsonObject{mediaType: jsonObject{"schema": schema}}

@@ -58,17 +58,16 @@ type page struct {
 	given   url.Values // for the command's parameters
 	id      string     // of the thing that is shown, or ""
 
-	Root, Style, Title string // Root leads to the root of the service, also below a prefix
-	Nav, Trail, Links  []link
-	Failure            *problem
-	Question           string
-	Forms              []form
-	Text               Text
-	Table              *table
-	Members            []member
-	Item               *itemView
-	Occurrence         *thingView
-	Summary            *thingView
+	Root, Style, Title  string // Root leads to the root of the service, also below a prefix
+	Nav, Trail, Links   []link
+	Failure             *problem
+	Question            string
+	Forms               []form
+	Text                Text
+	Table               *table
+	Members             []member
+	Item                *itemView
+	Occurrence, Summary *thingView
 }
 
 type link struct {

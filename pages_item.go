@@ -77,8 +77,7 @@ func (v *itemView) read(route string, limit int, key string) (things []thingView
 	return things
 }
 
-// history compares each report with the state before it. Of more than shownStates reports the last one is
-// only compared with.
+// history compares each report with the state before it. One beyond shownStates is only compared with.
 func (p *page) history(reports []thingView) (states []state) {
 	var before json.RawMessage
 	for _, report := range slices.Backward(reports) {
@@ -93,8 +92,7 @@ func (p *page) history(reports []thingView) (states []state) {
 	return states[:min(len(states), shownStates)]
 }
 
-// changes returns the fields that differ. One that only one of the states has was not seen in the other, and
-// of the counters one is enough.
+// changes returns the fields that both states have and that differ. Of the counters one is enough.
 func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
 	for name, is := range rawjson.Members(now) {
 		was := rawjson.Get(old, name)

@@ -1,6 +1,5 @@
-// response.go is HTTP out: it makes a response of the result or the failure of an operation. There is
-// one ResponseWriter, which holds a body back until it is complete or too large for that, and then
-// compresses it where the caller accepts that and it pays.
+// response.go is HTTP out: it makes a response of the result or the failure of an operation. The one ResponseWriter
+// holds a body back until it is complete or too large for that, and compresses it where the caller accepts that.
 package main
 
 import (
@@ -60,12 +59,10 @@ var (
 type response struct {
 	http.ResponseWriter // net/http's own
 	request             *http.Request
-	id                  string // of the request
-	operation           string
-	counted             bool // the operation, by another surface
+	id, operation       string // id is the request's
+	counted             bool   // the operation, by another surface
 	call                Call
-	wanted              string // the media type
-	columns             string // of a list as CSV
+	wanted, columns     string // the media type, and what a list has as CSV
 	mask                *secrets.Mask
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
@@ -105,8 +102,7 @@ func (w *response) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// send sends a part of the body, the first one behind the header. The deadline for the client moves on
-// with each part.
+// send sends a part of the body, the first one behind the header, and moves the client's deadline on.
 func (w *response) send(part []byte) error {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
 	if !w.started {
@@ -146,15 +142,7 @@ func (w *response) finish() {
 	}
 }
 
-// hold waits for memory, and use takes what is in use already, both until the response is over.
-func (w *response) hold(n int) error {
-	err := memory.Take(w.request.Context(), n)
-	if err == nil {
-		w.held += n
-	}
-	return err
-}
-
+// use counts memory as in use until the response is over.
 func (w *response) use(n int) {
 	memory.Add(n)
 	w.held += n
@@ -216,8 +204,7 @@ func (w *response) respond(result any) {
 	}
 }
 
-// respondLines writes the elements of a list one a line, for as long as that takes. A failure behind
-// the first element is the last line.
+// respondLines writes the elements of a list one a line. A failure behind the first one is the last line.
 func (w *response) respondLines(list *List) error {
 	err := list.writeLines(w)
 	if err == nil || len(w.body) == 0 && !w.started {
@@ -229,8 +216,7 @@ func (w *response) respondLines(list *List) error {
 	return err
 }
 
-// refuse makes the response of a failure: problem details. What has been held back is dropped; a
-// response that has started is cut off.
+// refuse makes the response of a failure. What is held back is dropped; a response that has started is cut off.
 func (w *response) refuse(err error) {
 	w.failure = failureOf(err)
 	if w.started {
@@ -290,8 +276,7 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 	return false
 }
 
-// setLinks sets the Link headers that lead to the neighbouring pages of a list. They hold the query
-// alone, so that they are right behind a proxy that adds a prefix to the path.
+// setLinks sets the links to the neighbouring pages: the query alone, which is right below any prefix of the path.
 func setLinks(h http.Header, page *url.URL, list *List) {
 	add := func(rel, url string) {
 		if url != "" {
