@@ -31,18 +31,24 @@ type cli struct {
 	leftOut  []*Command // by READ_ONLY
 	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
-	output   string   // the format asked for, or ""
-	fields   []string // the columns asked for, or nil
-	settings []string // the settings given as flags: -name=value
-	mask     *secrets.Mask
-	table    *textTable // that shows the result
-	exit     int        // the exit code of a run without an error
+	output    string   // the format asked for, or ""
+	fields    []string // the columns asked for, or nil
+	settings  []string // the settings given as flags: -name=value
+	config    *Config
+	mask      *secrets.Mask // nil until the settings are loaded
+	telemetry *datadog.Client
+	app       *App       // nil with APP_URL
+	table     *textTable // that shows the result
+	exit      int        // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
 func (c *cli) run(ctx context.Context, args []string) int {
 	readOnly, output := lookAhead(args, c.std.envFile)
 	c.commands, c.leftOut, c.output = allowed(c.commands, readOnly), c.commands, output
+	if output == "" && isTerminal(c.std.out) {
+		c.output = "table"
+	}
 	selected, words, err := c.parse(c.tree(), customary(args))
 	if err := selected.run(ctx, words, err); err != nil {
 		if c.mask == nil { // the settings were not needed
@@ -87,13 +93,13 @@ func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 
 // loadConfig loads the settings and reports misspelt ones. From then on standard error shows none of their
 // secrets.
-func (c *cli) loadConfig() (*Config, error) {
-	config, err := loadConfig(c.settings, c.std.envFile)
-	c.mask = config.mask()
-	for _, remark := range config.misspelt {
+func (c *cli) loadConfig() (err error) {
+	c.config, err = loadConfig(c.settings, c.std.envFile)
+	c.mask = c.config.mask()
+	for _, remark := range c.config.misspelt {
 		fmt.Fprintln(c.stderr(), "app:", remark)
 	}
-	return config, err
+	return err
 }
 
 func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
@@ -134,31 +140,23 @@ type subcommand struct {
 
 // A cliFlag is a flag of the command line.
 type cliFlag struct {
-	name, short string // short is another name, or ""
-	help        string
-	preset      string                   // the default, or ""
-	value       string                   // stands for the value in help, or ""
-	values      []string                 // all that are valid, or nil for many
-	isSwitch    bool                     // it needs no value
-	set         func(value string) error // the texts of its errors continue the name: "must be …"
-}
-
-// names returns the names with their dashes.
-func (f cliFlag) names() []string {
-	if f.short == "" {
-		return []string{"-" + f.name}
-	}
-	return []string{"-" + f.name, "-" + f.short}
+	names    []string // -output, -o
+	help     string
+	preset   string                   // the default, or ""
+	value    string                   // stands for the value in help, or ""
+	values   []string                 // all that are valid, or nil for many
+	isSwitch bool                     // it needs no value
+	set      func(value string) error // the texts of its errors continue the name: "must be …"
 }
 
 func switchFlag(name, help string, target *bool) cliFlag {
-	return cliFlag{name: name, help: help, isSwitch: true, set: parsed(target, parseBool)}
+	return cliFlag{names: []string{name}, help: help, isSwitch: true, set: parsed(target, parseBool)}
 }
 
 // settingFlags returns the settings as flags, which each subcommand takes.
 func (c *cli) settingFlags() (flags []cliFlag) {
 	for _, s := range new(Config).settings() {
-		f := cliFlag{name: s.name, help: s.help, isSwitch: s.isSwitch(), set: func(value string) error {
+		f := cliFlag{names: []string{"-" + s.name}, help: s.help, isSwitch: s.isSwitch(), set: func(value string) error {
 			err := s.parse(value)
 			if err == nil && strings.TrimSpace(value) != "" {
 				c.settings = append(c.settings, "-"+s.name+"="+value)
@@ -177,15 +175,14 @@ func (c *cli) settingFlags() (flags []cliFlag) {
 func (c *cli) tree() *subcommand {
 	root := c.group("app", c.rootHelp())
 	for _, command := range c.commands {
-		parent, name := root, command.Name
-		if noun, verb, ok := strings.Cut(command.Name, "."); ok {
-			parent, name = root.child(noun), verb
-			if parent == nil {
-				parent = c.group(noun, c.nounHelp(noun))
+		parent, words := root, command.words()
+		if len(words) > 1 {
+			if parent = root.child(words[0]); parent == nil {
+				parent = c.group(words[0], c.nounHelp(words[0]))
 				root.below = append(root.below, parent)
 			}
 		}
-		parent.below = append(parent.below, c.operation(name, command))
+		parent.below = append(parent.below, c.operation(words[len(words)-1], command))
 	}
 	version := func(context.Context) error {
 		_, err := fmt.Fprintln(c.std.out, buildVersion())
@@ -222,17 +219,16 @@ func simple(name, help string, flags []cliFlag, run func(context.Context) error)
 
 func (c *cli) serveCommand() *subcommand {
 	dev := false
-	flags := []cliFlag{switchFlag("dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)}
+	flags := []cliFlag{switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)}
 	return simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
-		config, err := c.loadConfig()
-		if err != nil {
+		if err := c.loadConfig(); err != nil {
 			return err
 		}
 		isGiven := func(flag string) bool { return strings.HasPrefix(flag, "-database-url=") }
 		if dev && !slices.ContainsFunc(c.settings, isGiven) { // the environment's database is not for trying things
-			config.DatabaseURL, config.DatabaseReadURL = "", ""
+			c.config.DatabaseURL, c.config.DatabaseReadURL = "", ""
 		}
-		return c.serve(ctx, config, c.commands, dev, c.std)
+		return c.serve(ctx, c.config, c.commands, dev, c.std)
 	})
 }
 
@@ -264,15 +260,16 @@ func (c *cli) operation(name string, command *Command) *subcommand {
 		}
 	}
 	if command.Confirm != nil {
-		flags = append(flags, switchFlag("yes", yesHelp, &in.yes))
+		flags = append(flags, switchFlag("-yes", "do not ask for confirmation", &in.yes))
 	}
 	if command.hasFields() {
-		flags = append(flags, cliFlag{name: "fields", help: fieldsHelp, value: "NAME,…", set: c.setFields})
+		const help = "columns of a table or of csv: names of members, separated by commas, a dot going deeper"
+		flags = append(flags, cliFlag{names: []string{"-fields"}, help: help, value: "NAME,…", set: c.setFields})
 	}
-	flags = append(flags,
-		cliFlag{name: "output", short: "o", help: outputHelp, value: strings.Join(outputFormats, "|"), values: outputFormats, set: c.setOutput},
-		switchFlag("as-curl", asCurlHelp, &in.asCurl),
-	)
+	flags = append(flags, cliFlag{
+		names: []string{"-output", "-o"}, help: "output format (default: table on a terminal, json elsewhere)",
+		value: strings.Join(outputFormats, "|"), values: outputFormats, set: c.setOutput,
+	}, switchFlag("-as-curl", "print the request as a curl command instead of sending it", &in.asCurl))
 	return &subcommand{name, commandHelp(command, flags), flags, nil, func(ctx context.Context, words []string, refused error) error {
 		return c.execute(ctx, in, words, refused)
 	}}
@@ -280,7 +277,7 @@ func (c *cli) operation(name string, command *Command) *subcommand {
 
 // flag makes the flag of a parameter. It takes any text: the registry checks it later.
 func (in *invocation) flag(p *param) cliFlag {
-	f := cliFlag{name: flagName(p), help: p.help, preset: p.value, value: p.placeholder(), values: p.enum, isSwitch: p.kind == kindBool}
+	f := cliFlag{names: []string{label(p)}, help: p.help, preset: p.value, value: p.placeholder(), values: p.enum, isSwitch: p.kind == kindBool}
 	f.set = func(text string) error {
 		in.args.values[p.name] = append(in.args.values[p.name], literal{text: text})
 		return nil
@@ -309,33 +306,26 @@ func label(p *param) string {
 	return "-" + flagName(p)
 }
 
-// A session runs operations in this program, or on the server at APP_URL.
-type session struct {
-	config    *Config
-	telemetry *datadog.Client
-	app       *App // nil with APP_URL
-}
-
-// start starts a session. Its log is silent above the level debug: errors are printed anyway.
-func (c *cli) start(config *Config) (*session, error) {
+// start starts what operations need. Its log is silent above the level debug: errors are printed anyway.
+func (c *cli) start() (err error) {
 	log := slog.New(slog.DiscardHandler)
-	if config.LogLevel <= slog.LevelDebug {
-		log = slog.New(slog.NewTextHandler(c.stderr(), &slog.HandlerOptions{Level: config.LogLevel}))
+	if c.config.LogLevel <= slog.LevelDebug {
+		log = slog.New(slog.NewTextHandler(c.stderr(), &slog.HandlerOptions{Level: c.config.LogLevel}))
 	}
 	slog.SetDefault(log) // net/http prints through the standard logger
-	telemetry, err := config.startTelemetry(log)
-	s := &session{config, telemetry, nil}
-	if err == nil && config.AppURL == "" {
-		s.app, err = newApp(config, log, telemetry)
+	c.telemetry, err = c.config.startTelemetry(log)
+	if err == nil && c.config.AppURL == "" {
+		c.app, err = newApp(c.config, log, c.telemetry)
 	}
-	return s, err
+	return err
 }
 
-func (s *session) run(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
-	if s.app == nil {
-		return runRemotely(ctx, s.config, command, args)
+// runOperation runs an operation in this program, or on the server at APP_URL.
+func (c *cli) runOperation(ctx context.Context, command *Command, args arguments, operation prepared) (any, error) {
+	if c.app == nil {
+		return runRemotely(ctx, c.config, command, args)
 	}
-	return operation(ctx, s.app)
+	return operation(ctx, c.app)
 }
 
 // execute runs an operation and prints its result. An error in the arguments is reported before one in
@@ -345,27 +335,25 @@ func (c *cli) execute(ctx context.Context, in *invocation, words []string, err e
 	if err == nil {
 		operation, err = c.prepare(ctx, in, words)
 	}
-	config, configErr := c.loadConfig()
-	switch {
-	case configErr != nil:
+	if configErr := c.loadConfig(); configErr != nil {
 		return cmp.Or(err, configErr)
-	case err == nil && in.asCurl:
-		return c.printCurl(ctx, config, in)
 	}
-	s, startErr := c.start(config)
-	if startErr != nil {
+	if err == nil && in.asCurl {
+		return c.printCurl(ctx, in)
+	}
+	if startErr := c.start(); startErr != nil {
 		return cmp.Or(err, startErr)
 	}
-	defer s.telemetry.Close(time.Second)
-	defer s.app.Close()
+	defer c.telemetry.Close(time.Second)
+	defer c.app.Close()
 	if err == nil && in.command.Confirm != nil && !in.yes {
-		err = c.confirm(ctx, s, in)
+		err = c.confirm(ctx, in)
 	}
 	call, endProgress := c.newCall()
-	ctx, finish := startCommand(withCall(ctx, call), s.telemetry, in.command, "cli")
+	ctx, finish := startCommand(withCall(ctx, call), c.telemetry, in.command, "cli")
 	var value any
 	if err == nil {
-		value, err = s.run(ctx, in.command, in.args, operation)
+		value, err = c.runOperation(ctx, in.command, in.args, operation)
 	}
 	if err == nil {
 		err = c.print(in.command, value)
@@ -442,19 +430,15 @@ func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMes
 // newCall returns the call of an operation, which shows its progress on a terminal until end is called
 // or the result is printed.
 func (c *cli) newCall() (call *Call, end func()) {
-	isTable := isTerminal(c.std.out)
-	if c.output == "" && isTable {
-		c.output = "table"
-	}
-	progress := &progressLine{out: c.std.err, began: time.Now()}
-	c.table = &textTable{out: c.std.out, width: terminalWidth(c.std.out), isColoured: isTable && os.Getenv("NO_COLOR") == ""}
-	c.std.out = c.safe(c.std.out)
 	call = &Call{stream: c.output == "ndjson"}
+	progress := &progressLine{out: c.std.err, began: time.Now()}
 	if isTerminal(c.std.err) {
 		call.progress = progress.show
-		if isTable {
-			c.std.out, c.table.out = resultWriter{c.std.out, progress}, resultWriter{c.table.out, progress}
-		}
+	}
+	c.table = &textTable{out: c.std.out}
+	if isTerminal(c.std.out) {
+		c.table = &textTable{resultWriter{c.std.out, progress}, terminalWidth(c.std.out), os.Getenv("NO_COLOR") == "", nil}
+		c.std.out = resultWriter{c.safe(c.std.out), progress}
 	}
 	return call, progress.end
 }
@@ -478,7 +462,7 @@ func (c *cli) parse(at *subcommand, args []string) (selected *subcommand, words 
 			}), nil, nil
 		case isFlags && name != "":
 			flags := slices.Concat(at.flags, settings)
-			i := slices.IndexFunc(flags, func(f cliFlag) bool { return name == f.name || name == f.short })
+			i := slices.IndexFunc(flags, func(f cliFlag) bool { return slices.Contains(f.names, "-"+name) })
 			if i < 0 {
 				return at, nil, unknownFlag(name, at.flags, settings)
 			}
@@ -492,7 +476,7 @@ func (c *cli) parse(at *subcommand, args []string) (selected *subcommand, words 
 				value, args = args[0], args[1:]
 			}
 			if err := flags[i].set(value); err != nil && refused == nil {
-				refused = fail(invalid, "-%s %w", flags[i].name, err)
+				refused = fail(invalid, "%s %w", flags[i].names[0], err)
 			}
 		case len(at.below) == 0:
 			words = append(words, arg)
@@ -537,11 +521,11 @@ func (c *cli) unknownCommand(group *subcommand, word string) error {
 func unknownFlag(name string, flags, settings []cliFlag) error {
 	var valid []string
 	for _, f := range flags {
-		valid = append(valid, f.names()...)
+		valid = append(valid, f.names...)
 	}
 	for _, s := range settings {
-		if spelling.Nearest(name, []string{s.name}) != "" {
-			valid = append(valid, "-"+s.name)
+		if spelling.Nearest(name, []string{s.names[0][1:]}) != "" {
+			valid = append(valid, s.names[0])
 		}
 	}
 	slices.Sort(valid)

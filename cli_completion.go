@@ -40,7 +40,7 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 		own = append(own, c.settingFlags()...)
 	}
 	for _, f := range own {
-		for _, flag := range f.names() {
+		for _, flag := range f.names {
 			flags = append(flags, completion{name, flag, f.values})
 		}
 	}

@@ -6,17 +6,10 @@ import (
 	"strings"
 )
 
-const (
-	outputHelp = "output format (default: table on a terminal, json elsewhere)"
-	fieldsHelp = "columns of a table or of csv: names of members, separated by commas, a dot going deeper"
-	asCurlHelp = "print the request as a curl command instead of sending it"
-	yesHelp    = "do not ask for confirmation"
-)
-
 // alignColumns returns the rows, whose cells are separated by tabs, as an indented table.
 func alignColumns(rows ...string) string {
 	var b strings.Builder
-	w := newTable(&b)
+	w := &textTable{out: &b}
 	for _, row := range rows {
 		fmt.Fprintln(w, "  "+row)
 	}
@@ -71,7 +64,7 @@ func withDefault(help, value string) string {
 func serveHelp(flags []cliFlag) string {
 	var rows []string
 	for _, f := range flags {
-		rows = append(rows, "-"+f.name+"\t"+f.help)
+		rows = append(rows, f.names[0]+"\t"+f.help)
 	}
 	return "Usage: app serve [flags]\n\nRun the HTTP service.\n\n" + alignColumns(rows...) + "\n" + settingsHelp()
 }
@@ -87,7 +80,7 @@ func commandHelp(c *Command, flags []cliFlag) string {
 		}
 	}
 	for _, f := range flags {
-		rows = append(rows, strings.Join(f.names(), ", ")+"\t"+f.value+"\t"+withDefault(f.help, f.preset))
+		rows = append(rows, strings.Join(f.names, ", ")+"\t"+f.value+"\t"+withDefault(f.help, f.preset))
 	}
 	help := usage + "\n\n" + c.Short + ".\n"
 	if c.Long != "" {

@@ -13,7 +13,6 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,11 +59,10 @@ func (c *cli) setFields(text string) error {
 
 // checkOutput refuses an output format that the command does not have, and -fields where there are no columns.
 func (c *cli) checkOutput(command *Command) error {
-	hasColumns := c.output == "csv" || c.output == "table" || c.output == "" && isTerminal(c.std.out)
 	switch {
 	case c.output == "csv" && command.Columns == "":
 		return fail(invalid, "-output csv is for lists: %s is none", command.Name)
-	case c.fields != nil && !hasColumns:
+	case c.fields != nil && c.output != "csv" && c.output != "table":
 		return fail(invalid, "-fields chooses the columns of a table or of CSV: add -output table or -output csv")
 	}
 	return nil
@@ -189,14 +187,8 @@ func (t *textTable) cell(name string, value json.RawMessage, isExact bool) strin
 	return fit(printable(text), max(cellWidth, t.width))
 }
 
-// terminalWidth returns the width of the terminal, or 0 if the stream is none and COLUMNS does not say.
+// terminalWidth returns the width of a terminal.
 func terminalWidth(stream any) int {
-	if columns, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && columns > 0 {
-		return columns
-	}
-	if !isTerminal(stream) {
-		return 0
-	}
 	var size struct{ rows, columns, x, y uint16 }
 	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, stream.(*os.File).Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
 	return cmp.Or(int(size.columns), 80)
@@ -244,11 +236,11 @@ func (c *cli) safe(stream io.Writer) io.Writer {
 }
 
 // confirm asks the operation's question and returns an error unless the answer is yes.
-func (c *cli) confirm(ctx context.Context, s *session, in *invocation) error {
+func (c *cli) confirm(ctx context.Context, in *invocation) error {
 	if !isTerminal(c.std.in) {
 		return fail(invalid, "this needs confirmation, but standard input is not a terminal: add -yes")
 	}
-	about, err := s.about(ctx, in)
+	about, err := c.about(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -269,13 +261,13 @@ func (c *cli) confirm(ctx context.Context, s *session, in *invocation) error {
 }
 
 // about reads what the question is about. It is nil where a server cannot tell.
-func (s *session) about(ctx context.Context, in *invocation) (json.RawMessage, error) {
+func (c *cli) about(ctx context.Context, in *invocation) (json.RawMessage, error) {
 	about := in.command.About
 	operation, err := about.Run.prepare(in.args)
-	if err != nil || s.app == nil && about.Route == "" {
+	if err != nil || c.app == nil && about.Route == "" {
 		return nil, err
 	}
-	value, err := s.run(ctx, about, in.args, operation)
+	value, err := c.runOperation(ctx, about, in.args, operation)
 	text, _ := value.(json.RawMessage)
 	return text, err
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -157,33 +158,23 @@ func remoteList(res *http.Response, document json.RawMessage) *List {
 		if value[0] != '[' {
 			continue
 		}
-		rows := func(yield func(json.RawMessage, error) bool) {
-			for row := range rawjson.Elements(value) {
-				if !yield(row, nil) {
-					return
-				}
-			}
-		}
+		rows := sliceRows(elements(value), func(row json.RawMessage) json.RawMessage { return row })
 		return &List{Name: name, Rows: rows, Rest: rawjson.Set(document, name, nil), Next: nextPage(res)}
 	}
 	return nil
 }
 
-// nextPage returns the parameter that leads to the next page, from the Link header.
+// nextLink is the parameter that leads to the next page, in a Link header.
+var nextLink = regexp.MustCompile(`[?&]((?:page|cursor)=[^&>]*)[^>]*>; rel="next"`)
+
+// nextPage returns the parameters that lead to the next page, nil for none.
 func nextPage(res *http.Response) url.Values {
-	for _, link := range res.Header.Values("Link") {
-		target, isNext := strings.CutSuffix(link, `>; rel="next"`)
-		next, err := url.Parse(strings.TrimPrefix(target, "<"))
-		if !isNext || err != nil {
-			continue
-		}
-		for _, name := range []string{"page", "cursor"} {
-			if next.Query().Has(name) {
-				return url.Values{name: {next.Query().Get(name)}}
-			}
-		}
+	found := nextLink.FindStringSubmatch(strings.Join(res.Header.Values("Link"), "\n"))
+	if found == nil {
+		return nil
 	}
-	return nil
+	next, _ := url.ParseQuery(found[1]) // what a stranger sends may be none
+	return next
 }
 
 // remoteLines returns the list that a server sends one element a line, read as it arrives.
@@ -254,18 +245,15 @@ func appURL(config *Config) string {
 
 // printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a
 // line for a shell. The token stays in the environment.
-func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) error {
-	for _, name := range in.command.names(inFlag) {
-		if len(in.args.values[name]) > 0 {
+func (c *cli) printCurl(ctx context.Context, in *invocation) error {
+	for _, name := range append(in.command.names(inFlag), "fields") {
+		if len(in.args.values[name]) > 0 || name == "fields" && c.fields != nil {
 			return fail(invalid, "-%s works only on the command line: no single request does the same", name)
 		}
 	}
-	if c.fields != nil {
-		return fail(invalid, "-fields works only on the command line: no single request does the same")
-	}
-	base := "http://" + localAddress(config.Addr)
-	if config.AppURL != "" {
-		base = appURL(config)
+	base := "http://" + localAddress(c.config.Addr)
+	if c.config.AppURL != "" {
+		base = appURL(c.config)
 	}
 	req, err := newRequest(ctx, base, in.command, in.args)
 	if err != nil {
@@ -276,7 +264,7 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 	if req.Method != http.MethodGet && !impliesPost {
 		words = append(words, "-X", req.Method)
 	}
-	switch tokens, setting := config.ownTokens(); {
+	switch tokens, setting := c.config.ownTokens(); {
 	case in.command.Open || len(tokens) == 0:
 	case len(tokens) == 1:
 		words = append(words, "-H", `"Authorization: Bearer $`+setting+`"`)
@@ -294,7 +282,7 @@ func (c *cli) printCurl(ctx context.Context, config *Config, in *invocation) err
 		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
 	}
 	target := shellQuote(req.URL.String())
-	if u, _ := url.Parse(config.AppURL); u.User != nil { // which stays in the environment
+	if u, _ := url.Parse(c.config.AppURL); u.User != nil { // which stays in the environment
 		target = `"${APP_URL%/}"` + shellQuote(strings.TrimPrefix(req.URL.String(), strings.TrimRight(base, "/")))
 	}
 	_, err = fmt.Fprintln(c.std.out, strings.Join(words, " "), target)

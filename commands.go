@@ -1,7 +1,6 @@
 // commands.go is the registry. An operation is a Command literal, an input struct and a function,
 // and knows neither HTTP nor flags. The surfaces (handlers.go, cli.go) pass on what they were given as
 // arguments, so that names, defaults, ranges and conversions are checked once, here and in params.go.
-// A mistake in a literal or a tag stops the program when it starts.
 package main
 
 import (
@@ -285,55 +284,12 @@ func (c *Command) usage() string {
 	return usage
 }
 
-var (
-	commandName = regexp.MustCompile(`^[a-z]+(\.[a-z]+)?$`)
-	pathField   = regexp.MustCompile(`\{([a-z_]+)\}`)
-)
+// pathField is a field in a route.
+var pathField = regexp.MustCompile(`\{([a-z_]+)\}`)
 
 // allowed returns the commands, without those that change something where readOnly is set.
 func allowed(commands []*Command, readOnly bool) []*Command {
 	return slices.DeleteFunc(slices.Clone(commands), func(c *Command) bool { return readOnly && c.Changes })
-}
-
-// validate panics where a list of commands is wrong.
-func validate(commands []*Command) {
-	seen := map[string]bool{}
-	once := func(name string) {
-		if seen[name] {
-			panic("commands: " + name + " is there twice")
-		}
-		seen[name] = true
-	}
-	for _, c := range commands {
-		if !commandName.MatchString(c.Name) {
-			panic(fmt.Sprintf("commands: the name %q is not a noun and a verb", c.Name))
-		}
-		if c.Short == "" || c.Run.prepare == nil {
-			panic("commands: " + c.Name + " lacks Short or Run")
-		}
-		once(c.Name)
-		for _, route := range c.routes() {
-			once(route)
-			c.validateRoute(route)
-		}
-	}
-}
-
-func (c *Command) validateRoute(route string) {
-	method, path, _ := strings.Cut(route, " ")
-	if !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, method) || !strings.HasPrefix(path, "/") {
-		panic(fmt.Sprintf("commands: %s: %q is not a route such as GET /items", c.Name, route))
-	}
-	var fields []string
-	for _, m := range pathField.FindAllStringSubmatch(path, -1) {
-		fields = append(fields, m[1])
-	}
-	if inPath := c.names(inPath); !slices.Equal(fields, inPath) {
-		panic(fmt.Sprintf("commands: %s: the route has the fields %v, the input %v", c.Name, fields, inPath))
-	}
-	if method == "GET" && len(c.names(inBody)) > 0 {
-		panic("commands: " + c.Name + ": a GET has no body")
-	}
 }
 
 // checkNames refuses names that the command does not have in the places, of which it says the valid ones

@@ -4,7 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"reflect"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -184,60 +185,36 @@ func TestUnknownNamesTheNearest(t *testing.T) {
 	assert.Equal(t, `unknown field "x": there are none here`, unknown("field", "x", nil))
 }
 
-// Mistakes in a literal or a tag stop the program when it starts.
-func TestBrokenCommandsPanic(t *testing.T) {
+// The registry is right where the compiler does not look: names and routes, and the tags of inputs.
+func TestRegistry(t *testing.T) {
 	t.Parallel()
-	run := func(context.Context, *App, testInput) (Text, error) { return "", nil }
-	good := func() *Command {
-		return &Command{Name: "a.b", Route: "PATCH /a/{id}", Short: "x", Run: typed(run)}
+	seen := map[string]bool{}
+	once := func(name string) {
+		assert.False(t, seen[name], "%s is there twice", name)
+		seen[name] = true
 	}
-	require.NotPanics(t, func() { validate([]*Command{good()}) })
-	tests := []struct {
-		name   string
-		change func(*Command)
-		want   string
-	}{
-		{"name with a capital", func(c *Command) { c.Name = "A.b" },
-			`commands: the name "A.b" is not a noun and a verb`},
-		{"no help", func(c *Command) { c.Short = "" }, "commands: a.b lacks Short or Run"},
-		{"no function", func(c *Command) { c.Run = operation{} }, "commands: a.b lacks Short or Run"},
-		{"unknown method", func(c *Command) { c.Route = "FETCH /a/{id}" },
-			`commands: a.b: "FETCH /a/{id}" is not a route such as GET /items`},
-		{"path field without input", func(c *Command) { c.Route = "PATCH /a/{id}/{other}" },
-			"commands: a.b: the route has the fields [id other], the input [id]"},
-		{"body in a GET", func(c *Command) { c.Route = "GET /a/{id}" }, "commands: a.b: a GET has no body"},
-		{"second route without the path field", func(c *Command) { c.Also = "PUT /a" },
-			"commands: a.b: the route has the fields [], the input [id]"},
+	for _, c := range commands {
+		once(c.Name)
+		assert.Regexp(t, `^[a-z]+(\.[a-z]+)?$`, c.Name)
+		assert.NotEmpty(t, c.Short, c.Name)
+		for _, route := range c.routes() {
+			once(route)
+			assert.Regexp(t, `^(GET|POST|PUT|PATCH|DELETE) /`, route)
+			var fields []string
+			for _, match := range pathField.FindAllStringSubmatch(route, -1) {
+				fields = append(fields, match[1])
+			}
+			assert.Equal(t, c.names(inPath), fields, route)
+			assert.False(t, strings.HasPrefix(route, "GET ") && len(c.names(inBody)) > 0, "a GET has no body: %s", route)
+		}
+		for _, p := range c.Run.params {
+			once(c.Name + " " + p.name)
+			assert.NotEmpty(t, p.name, "a field of %s has no place", c.Name)
+			assert.NotEmpty(t, p.help, "%s %s", c.Name, p.name)
+			assert.NotEmpty(t, p.kind, "%s %s has a type that no parameter has", c.Name, p.name)
+			assert.LessOrEqual(t, p.min, p.max, "%s %s", c.Name, p.name)
+		}
+		_, err := c.Run.prepare(arguments{nil, paramName})
+		assert.NotContains(t, fmt.Sprint(err), "must be", "the defaults of %s are valid", c.Name)
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			c := good()
-			test.change(c)
-			assert.PanicsWithValue(t, test.want, func() { validate([]*Command{c}) })
-		})
-	}
-	assert.PanicsWithValue(t, "commands: a.b is there twice", func() { validate([]*Command{good(), good()}) })
-	assert.Panics(t, func() { paramsOf(reflect.TypeFor[struct{ X string }]()) }, "no place")
-	assert.Panics(t, func() {
-		paramsOf(reflect.TypeFor[struct {
-			X string `query:"x"`
-		}]())
-	}, "no help")
-	assert.Panics(t, func() {
-		paramsOf(reflect.TypeFor[struct {
-			X int64 `query:"x" default:"9" max:"5" help:"x"`
-		}]())
-	}, "default out of range")
-	assert.Panics(t, func() {
-		paramsOf(reflect.TypeFor[struct {
-			X float64 `query:"x" help:"x"`
-		}]())
-	}, "type that no parameter has")
-	assert.Panics(t, func() {
-		paramsOf(reflect.TypeFor[struct {
-			X string `query:"x" help:"x"`
-			Y string `query:"x" help:"y"`
-		}]())
-	}, "the same name twice")
 }

@@ -39,8 +39,6 @@ var commands = []*Command{
 	occurrencesCleanCmd,
 }
 
-func init() { validate(commands) }
-
 func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(usualHeap)

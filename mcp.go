@@ -22,6 +22,7 @@ import (
 	"unicode/utf8"
 
 	"app/internal/async"
+	"app/internal/datadog"
 	"app/internal/rawjson"
 	"app/internal/secrets"
 )
@@ -167,11 +168,12 @@ func headerMismatch(name, header, body string) *rpcError {
 
 // An mcpServer answers the requests of agents.
 type mcpServer struct {
-	*session
-	commands  []*Command    // that exist here
-	readOnly  bool          // the caller may not use those that change something
+	commands  []*Command // that exist here
+	readOnly  bool       // the caller may not use those that change something
+	telemetry *datadog.Client
 	mask      *secrets.Mask // for failures
 	failureOf func(error) *Failure
+	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
 
 // answer returns the answer to a message.
@@ -392,7 +394,8 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		return
 	}
 	m.requestID = w.id
-	agents := &mcpServer{&session{s.config, s.app.telemetry, s.app}, s.commands, !s.mayChange(r), s.app.mask, failureOf}
+	run := func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) { return operation(ctx, s.app) }
+	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, s.app.mask, failureOf, run}
 	answer := agents.answer(withCall(r.Context(), &w.call), m)
 	if m.called != nil {
 		w.operation, w.counted, w.failure = m.called.Name, true, m.failure
@@ -409,18 +412,16 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 
 // runMCP answers the messages on standard input, one a line, to its end. Standard output has answers alone.
 func (c *cli) runMCP(ctx context.Context) error {
-	config, err := c.loadConfig()
-	if err != nil {
+	if err := c.loadConfig(); err != nil {
 		return err
 	}
-	s, err := c.start(config)
-	if err != nil {
+	if err := c.start(); err != nil {
 		return err
 	}
-	defer s.telemetry.Close(mcpEndGrace / 2)
-	agents := &mcpServer{s, c.commands, false, c.mask, failureWithCause}
-	err = agents.serveLines(ctx, console{in: c.std.in, out: c.std.out, err: c.stderr()})
-	finishWithin(ctx, mcpEndGrace/2, s.app.Close)
+	defer c.telemetry.Close(mcpEndGrace / 2)
+	agents := &mcpServer{c.commands, false, c.telemetry, c.mask, failureWithCause, c.runOperation}
+	err := agents.serveLines(ctx, console{in: c.std.in, out: c.std.out, err: c.stderr()})
+	finishWithin(ctx, mcpEndGrace/2, c.app.Close)
 	return err
 }
 

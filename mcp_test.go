@@ -374,8 +374,8 @@ func TestMCPInterrupted(t *testing.T) {
 // A bug in one tool is the answer to one call.
 func TestMCPPanic(t *testing.T) {
 	t.Parallel()
-	broken := typed(func(context.Context, *App, struct{}) (Text, error) { panic("hunter2") })
-	s := &mcpServer{&session{app: &App{}}, []*Command{{Name: "which", Run: broken}}, false, nil, failureWithCause}
+	s := &mcpServer{commands: commands, failureOf: failureWithCause}
+	s.run = func(context.Context, *Command, arguments, prepared) (any, error) { panic("hunter2") }
 	var out, err bytes.Buffer
 	input := callTool(whichCmd, `{}`) + "\n" + `{"jsonrpc":"2.0","id":2,"method":"ping"}`
 	require.NoError(t, s.serveLines(t.Context(), console{in: strings.NewReader(input), out: &out, err: &err}))

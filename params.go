@@ -97,58 +97,40 @@ type arguments struct {
 	label  func(*param) string // names a parameter in messages as the surface's users know it
 }
 
-// paramsOf reads the tags of an input struct. It panics where they make no sense.
-func paramsOf(input reflect.Type) []*param {
-	var params []*param
+// paramsOf reads the tags of an input struct.
+func paramsOf(input reflect.Type) (params []*param) {
 	for _, field := range reflect.VisibleFields(input) {
-		if field.Anonymous {
-			continue // its fields are visible themselves
+		if !field.Anonymous { // the fields of such a one are visible themselves
+			params = append(params, paramOf(field))
 		}
-		p := paramOf(field)
-		p.field = field.Index
-		if slices.ContainsFunc(params, func(o *param) bool { return o.name == p.name }) {
-			panic(fmt.Sprintf("%v: %s is there twice", input, p.name))
-		}
-		params = append(params, p)
 	}
 	return params
 }
 
 func paramOf(field reflect.StructField) *param {
-	broken := func(format string, args ...any) {
-		panic(fmt.Sprintf("input field %s: ", field.Name) + fmt.Sprintf(format, args...))
+	p := &param{
+		help: field.Tag.Get("help"), value: field.Tag.Get("default"), min: math.MinInt64, max: math.MaxInt64,
+		unless: field.Tag.Get("unless"), file: field.Tag.Get("file") == "true", nullable: field.Tag.Get("null") == "true",
+		field: field.Index,
 	}
-	p := &param{help: field.Tag.Get("help"), min: math.MinInt64, max: math.MaxInt64}
 	for _, in := range []place{inPath, inQuery, inBody, inFlag} {
 		name, _, _ := strings.Cut(field.Tag.Get(string(in)), ",")
 		if name != "" && name != "-" {
 			p.name, p.in = name, in
 		}
 	}
-	if p.name == "" || p.help == "" {
-		broken("it needs help and one of path, query, json and flag")
-	}
-	p.value = field.Tag.Get("default")
-	p.required = p.value == "" && field.Type != reflect.TypeFor[[]string]()
 	if enum := field.Tag.Get("enum"); enum != "" {
 		p.enum = strings.Split(enum, ",")
 	}
 	for tag, bound := range map[string]*int64{"min": &p.min, "max": &p.max} {
 		if text, ok := field.Tag.Lookup(tag); ok {
-			n, err := strconv.ParseInt(text, 10, 64)
-			if err != nil {
-				broken("%s: %v", tag, err)
-			}
-			*bound = n
+			*bound, _ = strconv.ParseInt(text, 10, 64)
 		}
 	}
-	p.unless = field.Tag.Get("unless")
-	p.file = field.Tag.Get("file") == "true"
-	p.nullable = field.Tag.Get("null") == "true"
-
 	target := reflect.New(field.Type).Interface()
-	if o, ok := target.(optional); ok {
-		target, p.required = o.target(), false
+	o, isOptional := target.(optional)
+	if isOptional {
+		target = o.target()
 	}
 	switch target.(type) {
 	case encoding.TextUnmarshaler:
@@ -163,14 +145,8 @@ func paramOf(field reflect.StructField) *param {
 		p.kind = kindBool
 	case *json.RawMessage:
 		p.kind = kindObject
-	default:
-		broken("%v is no type for a parameter", field.Type)
 	}
-	if p.value != "" {
-		if err := p.set(reflect.New(field.Type).Interface(), literal{text: p.value}); err != nil {
-			broken("default: it %v", err)
-		}
-	}
+	p.required = p.value == "" && !p.repeated && !isOptional
 	return p
 }
 

@@ -102,9 +102,6 @@ type textTable struct {
 	rows       [][]string
 }
 
-// newTable returns a table without a width.
-func newTable(out io.Writer) *textTable { return &textTable{out: out} }
-
 func (t *textTable) Write(p []byte) (int, error) {
 	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\n"), "\n") {
 		t.rows = append(t.rows, strings.Split(line, "\t"))

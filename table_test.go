@@ -240,10 +240,8 @@ var escapes = regexp.MustCompile(`\x1b\[\d*[mK]`)
 
 // Without the settings of whoever runs the tests, a table fits the terminal and has colours.
 func TestTablesOnTerminal(t *testing.T) {
-	for _, name := range []string{"NO_COLOR", "COLUMNS"} {
-		t.Setenv(name, "") // which is put back
-		os.Unsetenv(name)
-	}
+	t.Setenv("NO_COLOR", "") // which is put back
+	os.Unsetenv("NO_COLOR")
 	f := newFixture(t, 12)
 	for i, id := range f.sandbox.ItemIDs() {
 		f.sandbox.SetItem(id, "title", strings.Repeat("日本x", 10*i+10))
@@ -288,10 +286,6 @@ func TestTablesOnTerminal(t *testing.T) {
 
 	t.Setenv("NO_COLOR", "1")
 	assert.NotContains(t, strings.ReplaceAll(show(80, "items list"), "\x1b[K", ""), "\x1b")
-	t.Setenv("COLUMNS", "60")
-	for line := range strings.Lines(f.run("items", "list", "-o", "table").out) {
-		assert.LessOrEqual(t, displayWidth(strings.TrimSuffix(line, "\n")), 60)
-	}
 	assert.NotContains(t, f.run("items", "list", "-o", "table").out, "\x1b")
 }
 
