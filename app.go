@@ -43,8 +43,8 @@ type App struct {
 	telemetry  *datadog.Client
 }
 
-// newApp returns an App with the settings. It starts the sandbox if they ask for one, but opens no
-// connections. The caller closes the telemetry, which may be nil.
+// newApp returns an App with the settings. It starts the sandbox if they ask for one, but opens no connections.
+// The caller closes the telemetry, which may be nil.
 func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, error) {
 	if err := config.startSandbox(); err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
-// cli.go is the command line: it makes a subcommand of every command, takes arguments out of flags,
-// runs operations and reports failures. The tree of subcommands is built for each run, because it holds
-// what was parsed.
+// cli.go is the command line: it makes a subcommand of every command, takes arguments out of flags, runs
+// operations and reports failures. The tree of subcommands is built for each run, because it holds what was
+// parsed.
 package main
 
 import (
@@ -71,8 +71,8 @@ func customary(args []string) []string {
 	return args
 }
 
-// lookAhead finds two flags before all are parsed, and whatever is wrong with others: READ_ONLY decides
-// which subcommands exist, and the output format how errors are printed.
+// lookAhead finds two flags before all are parsed, and whatever is wrong with others: READ_ONLY decides which
+// subcommands exist, and the output format how errors are printed.
 func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 	var given []string
 	for i, arg := range args {
@@ -104,8 +104,8 @@ func (c *cli) loadConfig() (err error) {
 
 func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
 
-// fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the
-// exit code.
+// fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the exit
+// code.
 func (c *cli) fail(err error) int {
 	f := failureWithCause(err)
 	var unwritten *fs.PathError
@@ -120,8 +120,8 @@ func (c *cli) fail(err error) int {
 	return f.kind.exit
 }
 
-// failureWithCause returns the failure as the command line reports it: unlike a server's caller, its user
-// may see the cause.
+// failureWithCause returns the failure as the command line reports it: unlike a server's caller, its user may
+// see the cause.
 func failureWithCause(err error) *Failure {
 	f := failureOf(err).onCommandLine()
 	if f.err != nil && f.kind != interrupted && !strings.Contains(f.detail, f.err.Error()) {
@@ -328,8 +328,8 @@ func (c *cli) runOperation(ctx context.Context, command *Command, args arguments
 	return operation(ctx, c.app)
 }
 
-// execute runs an operation and prints its result. An error in the arguments is reported before one in
-// the settings, and is counted as the operation's.
+// execute runs an operation and prints its result. An error in the arguments is reported before one in the
+// settings, and is counted as the operation's.
 func (c *cli) execute(ctx context.Context, in *invocation, words []string, err error) error {
 	var operation prepared
 	if err == nil {
@@ -427,8 +427,8 @@ func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMes
 	return body, nil
 }
 
-// newCall returns the call of an operation, which shows its progress on a terminal until end is called
-// or the result is printed.
+// newCall returns the call of an operation, which shows its progress on a terminal until end is called or the
+// result is printed.
 func (c *cli) newCall() (call *Call, end func()) {
 	call = &Call{stream: c.output == "ndjson"}
 	progress := &progressLine{out: c.std.err, began: time.Now()}
@@ -532,8 +532,8 @@ func unknownFlag(name string, flags, settings []cliFlag) error {
 	return fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "and the settings that app -h lists")))
 }
 
-// cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals
-// sign. The name is empty if the argument is not a flag.
+// cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals sign. The
+// name is empty if the argument is not a flag.
 func cutFlag(arg string) (name, value string, hasValue bool) {
 	dashed, isFlag := strings.CutPrefix(arg, "-")
 	if !isFlag {

@@ -55,8 +55,8 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	return append([]completion{here}, below...)
 }
 
-// settingWords returns the flags that are settings. There are many, so that other commands than serve
-// complete them only once more than a dash is typed.
+// settingWords returns the flags that are settings. There are many, so that other commands than serve complete
+// them only once more than a dash is typed.
 func settingWords() (words []string) {
 	for _, s := range new(Config).settings() {
 		words = append(words, "-"+s.name)
@@ -75,8 +75,8 @@ bashcompinit
 `
 )
 
-// bashScript returns functions that find the words of the command in the line, and look up what may
-// follow them. zsh can run them, too.
+// bashScript returns functions that find the words of the command in the line, and look up what may follow
+// them. zsh can run them, too.
 func bashScript(all []completion) string {
 	var cases strings.Builder
 	for _, c := range append(all, completion{command: "-", words: settingWords()}) {

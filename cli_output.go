@@ -1,5 +1,4 @@
-// cli_output.go is where the command line meets a person or another program: tables, progress and
-// questions.
+// cli_output.go is where the command line meets a person or another program: tables, progress and questions.
 package main
 
 import (
@@ -24,8 +23,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// A console is what the command line reads and writes: the standard streams, and the .env file with
-// settings.
+// A console is what the command line reads and writes: the standard streams, and the .env file with settings.
 type console struct {
 	in       io.Reader
 	out, err io.Writer
@@ -97,8 +95,8 @@ func (c *cli) print(command *Command, value any) error {
 	return writeResult(c.std.out, value)
 }
 
-// alignedRows is the number of table rows that are aligned and written together, so that a long list
-// appears while it is read.
+// alignedRows is the number of table rows that are aligned and written together, so that a long list appears
+// while it is read.
 const alignedRows = 200
 
 // printRows prints a list as a table, and on standard error the flag that leads to the next page.
@@ -168,8 +166,8 @@ func (c *cli) printMembers(value any) error {
 // cellWidth is the number of columns after which a table cuts a value, unless the terminal is wider.
 const cellWidth = 100
 
-// cell returns a JSON value as one line, without characters that a terminal would take for commands. A time
-// is an age, or both if it isExact.
+// cell returns a JSON value as one line, without characters that a terminal would take for commands. A time is
+// an age, or both if it isExact.
 func (t *textTable) cell(name string, value json.RawMessage, isExact bool) string {
 	text := string(value)
 	switch at, isTime := timeOf(name, value); {
@@ -272,8 +270,8 @@ func (c *cli) about(ctx context.Context, in *invocation) (json.RawMessage, error
 	return text, err
 }
 
-// interruptible runs a read that may block for ever. When the context ends it returns without waiting
-// for the read, which ends with the program.
+// interruptible runs a read that may block for ever. When the context ends it returns without waiting for the
+// read, which ends with the program.
 func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
 	var text []byte
 	var err error

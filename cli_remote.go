@@ -1,5 +1,5 @@
-// cli_remote.go sends the command line's operations to the server at APP_URL, or prints the request
-// (-as-curl). It is the client's side of handlers.go and response.go.
+// cli_remote.go sends the command line's operations to the server at APP_URL, or prints the request (-as-curl).
+// It is the client's side of handlers.go and response.go.
 package main
 
 import (
@@ -151,8 +151,7 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 	return nil, strangeResponse(config, res)
 }
 
-// remoteList returns the list in a JSON document, whose elements are the first array, or nil if there is
-// none.
+// remoteList returns the list in a JSON document, whose elements are the first array, or nil if there is none.
 func remoteList(res *http.Response, document json.RawMessage) *List {
 	for name, value := range rawjson.Members(document) {
 		if value[0] != '[' {
@@ -243,8 +242,8 @@ func appURL(config *Config) string {
 	return u.Redacted()
 }
 
-// printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a
-// line for a shell. The token stays in the environment.
+// printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a line for
+// a shell. The token stays in the environment.
 func (c *cli) printCurl(ctx context.Context, in *invocation) error {
 	for _, name := range append(in.command.names(inFlag), "fields") {
 		if len(in.args.values[name]) > 0 || name == "fields" && c.fields != nil {

@@ -1,6 +1,6 @@
-// commands.go is the registry. An operation is a Command literal, an input struct and a function,
-// and knows neither HTTP nor flags. The surfaces (handlers.go, cli.go) pass on what they were given as
-// arguments, so that names, defaults, ranges and conversions are checked once, here and in params.go.
+// commands.go is the registry. An operation is a Command literal, an input struct and a function, and knows
+// neither HTTP nor flags. The surfaces (handlers.go, cli.go) pass on what they were given as arguments, so that
+// names, defaults, ranges and conversions are checked once, here and in params.go.
 package main
 
 import (
@@ -35,8 +35,8 @@ type Command struct {
 	Run     operation // made by typed
 }
 
-// A question is made of what it is about, nil if that is not known, and of the filters that were given, as
-// the caller wrote them.
+// A question is made of what it is about, nil if that is not known, and of the filters that were given, as the
+// caller wrote them.
 type question func(about json.RawMessage, filters string) string
 
 // ask returns the question of the command.
@@ -79,9 +79,8 @@ type checker interface{ check() error }
 //	file:"true"      the flag names a file that holds the JSON body
 //	help:"…"         what it means
 //
-// A field is a string, int64, bool, []string, json.RawMessage (a JSON object), a type with
-// UnmarshalText, or an Opt of these. An input can be a checker. The result is a struct,
-// json.RawMessage, Text or *List.
+// A field is a string, int64, bool, []string, json.RawMessage (a JSON object), a type with UnmarshalText, or an
+// Opt of these. An input can be a checker. The result is a struct, json.RawMessage, Text or *List.
 func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operation {
 	params := paramsOf(reflect.TypeFor[In]())
 	outcomes := func() []outcome { return []outcome{done} }
@@ -112,8 +111,8 @@ func (c *Command) run(ctx context.Context, app *App, args arguments) (any, error
 	return operation(ctx, app)
 }
 
-// A result is a value that says how the operation ended, where that can be more than "done". It also
-// has a method outcomes, which lists all ways.
+// A result is a value that says how the operation ended, where that can be more than "done". It also has a
+// method outcomes, which lists all ways.
 type result interface{ outcome() outcome }
 
 // An outcome is a way in which an operation ends without an error.
@@ -136,8 +135,8 @@ func outcomeOf(value any) outcome {
 // Text is a result that is a line of text, not JSON.
 type Text string
 
-// A List is a result that is a JSON object with an array of elements in it. The elements are written
-// while they are read, so that no list is ever whole in memory.
+// A List is a result that is a JSON object with an array of elements in it. The elements are written while they
+// are read, so that no list is ever whole in memory.
 type List struct {
 	Name string                            // of the array: "items"
 	Rows iter.Seq2[json.RawMessage, error] // the elements as compact JSON, each valid until the next; read once; an error is the last
@@ -258,8 +257,7 @@ func (c *Command) hasFields() bool {
 	return c.Columns != "" || c.Run.out == reflect.TypeFor[json.RawMessage]()
 }
 
-// elements returns the name of a list's array: items for items.list, occurrences for
-// items.occurrences.
+// elements returns the name of a list's array: items for items.list, occurrences for items.occurrences.
 func (c *Command) elements() string {
 	noun, verb, _ := strings.Cut(c.Name, ".")
 	if verb == "list" {
@@ -292,8 +290,8 @@ func allowed(commands []*Command, readOnly bool) []*Command {
 	return slices.DeleteFunc(slices.Clone(commands), func(c *Command) bool { return readOnly && c.Changes })
 }
 
-// checkNames refuses names that the command does not have in the places, of which it says the valid ones
-// once. what is their kind: "field". Names of the other place are said to belong there.
+// checkNames refuses names that the command does not have in the places, of which it says the valid ones once.
+// what is their kind: "field". Names of the other place are said to belong there.
 func (c *Command) checkNames(what string, given iter.Seq[string], other place, in ...place) error {
 	valid := c.names(in...)
 	names := slices.DeleteFunc(slices.Sorted(given), func(name string) bool { return slices.Contains(valid, name) })
@@ -342,8 +340,8 @@ func shorten(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
-// unknown returns the message about a name that is not valid, with the nearest valid one. what is the
-// kind of name: "flag", "query parameter".
+// unknown returns the message about a name that is not valid, with the nearest valid one. what is the kind of
+// name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
 	return fmt.Sprintf("unknown %s %q", what, cut(name)) + didYouMean(name, valid) + validNames(valid)
 }

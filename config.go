@@ -1,6 +1,6 @@
 // config.go holds the settings. Each can be given as a flag (-database-url), as an environment variable
-// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set.
-// Nothing else reads the environment.
+// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set. Nothing
+// else reads the environment.
 package main
 
 import (
@@ -135,8 +135,8 @@ func parseAddress(value string) (string, error) {
 	return value, nil
 }
 
-// databaseValue is a URL whose only @ is behind the password, or keywords that are known. pgx would take a part of the
-// password for the host, and all else for keywords, and connect to a default place.
+// databaseValue is a URL whose only @ is behind the password, or keywords that are known. pgx would take a part
+// of the password for the host, and all else for keywords, and connect to a default place.
 var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|(?i)^((host|port|dbname|database|user|password|passfile|service` +
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
 	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=\s*('(\\.|[^\\'])*'|(\\.|[^\\\s'])+)\s*)*$`)
@@ -247,8 +247,8 @@ func parseLevel(value string) (level slog.Level, err error) {
 	return level, nil
 }
 
-// loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment
-// and the .env file, which may be missing. The Config with an error holds what was read until then.
+// loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment and
+// the .env file, which may be missing. The Config with an error holds what was read until then.
 func loadConfig(flags []string, envFile string, only ...string) (*Config, error) {
 	config := &Config{telemetry: datadog.Settings{DefaultService: "app", DefaultVersion: buildVersion()}}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
@@ -321,7 +321,8 @@ func misspelt(names []string) (remarks []string) {
 	return remarks
 }
 
-// mask returns a mask that knows the secrets among the settings. A password that is also the user's name is none.
+// mask returns a mask that knows the secrets among the settings. A password that is also the user's name is
+// none.
 func (c *Config) mask() *secrets.Mask {
 	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {

@@ -1,5 +1,5 @@
-// errors.go is the one table of failures: each row is a kind of failure with its HTTP status and its
-// exit code. Operations return failures of these kinds, and surfaces look at nothing else.
+// errors.go is the one table of failures: each row is a kind of failure with its HTTP status and its exit code.
+// Operations return failures of these kinds, and surfaces look at nothing else.
 package main
 
 import (
@@ -62,8 +62,8 @@ func kindOf(problemType string, status int) (failureKind, bool) {
 	return failureKind{}, false
 }
 
-// A Failure is an error that a caller can act on. Its detail is shown to the caller: it says what is
-// wrong and what is valid, and never holds a secret.
+// A Failure is an error that a caller can act on. Its detail is shown to the caller: it says what is wrong and
+// what is valid, and never holds a secret.
 type Failure struct {
 	kind      failureKind
 	detail    string
@@ -113,16 +113,16 @@ func invalidField(name, message string) *Failure {
 	return invalidFields([]fieldError{{name, name + " " + message}})
 }
 
-// missingSetting returns the failure of an operation that needs a setting. On the command line it is of
-// the kind misconfigured, whatever its kind over HTTP.
+// missingSetting returns the failure of an operation that needs a setting. On the command line it is of the
+// kind misconfigured, whatever its kind over HTTP.
 func missingSetting(kind failureKind, name, why string) *Failure {
 	f := fail(kind, "%s is not set: %s; set it in the environment or in .env", name, why)
 	f.setting = name
 	return f
 }
 
-// failureOf returns the failure that an error is to the caller, in less than 16 kB. An unforeseen error is internal, and its
-// text is not shown.
+// failureOf returns the failure that an error is to the caller, in less than 16 kB. An unforeseen error is
+// internal, and its text is not shown.
 func failureOf(err error) *Failure {
 	var f *Failure
 	switch {
@@ -141,8 +141,8 @@ func failureOf(err error) *Failure {
 	}
 }
 
-// onCommandLine returns the failure as the command line reports it: of the kind misconfigured where a
-// setting is missing.
+// onCommandLine returns the failure as the command line reports it: of the kind misconfigured where a setting
+// is missing.
 func (f *Failure) onCommandLine() *Failure {
 	if f.setting != "" {
 		f.kind = misconfigured

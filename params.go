@@ -1,5 +1,5 @@
-// params.go turns arguments into an operation's input: the tags of an input struct become params, which
-// check and convert the arguments.
+// params.go turns arguments into an operation's input: the tags of an input struct become params, which check
+// and convert the arguments.
 package main
 
 import (
@@ -58,8 +58,8 @@ const (
 	kindOther  paramKind = "other" // a type with UnmarshalText
 )
 
-// An Opt is an optional parameter: absent, null or a value. Null is accepted where the field has the
-// tag null:"true".
+// An Opt is an optional parameter: absent, null or a value. Null is accepted where the field has the tag
+// null:"true".
 type Opt[T any] struct {
 	Set, Null bool
 	Value     T
@@ -90,8 +90,7 @@ type literal struct {
 	json bool
 }
 
-// arguments are the values given for an operation's parameters, by name. The surface has refused
-// unknown names.
+// arguments are the values given for an operation's parameters, by name. The surface has refused unknown names.
 type arguments struct {
 	values map[string][]literal
 	label  func(*param) string // names a parameter in messages as the surface's users know it
@@ -180,8 +179,8 @@ func (a arguments) fill(params []*param, input reflect.Value) error {
 	return nil
 }
 
-// set converts the literal and stores it in target, a pointer to a field of an input. The texts of its
-// errors continue the parameter's name: "must be …".
+// set converts the literal and stores it in target, a pointer to a field of an input. The texts of its errors
+// continue the parameter's name: "must be …".
 func (p *param) set(target any, value literal) error {
 	if o, ok := target.(optional); ok {
 		if p.nullable && value.text == "null" {
@@ -292,8 +291,8 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, counted
-// back from now.
+// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, counted back
+// from now.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}

@@ -19,8 +19,8 @@ import (
 	"app/internal/devpg"
 )
 
-// serve runs the service until the context ends. With dev it needs no settings: it uses a private
-// PostgreSQL and the sandbox.
+// serve runs the service until the context ends. With dev it needs no settings: it uses a private PostgreSQL
+// and the sandbox.
 func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
 	out := &datadog.LogBuffer{Out: config.mask().Writer(std.out)}
@@ -68,8 +68,8 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config), log)
 }
 
-// startBackground starts what the service does without a request, and returns a function that stops it
-// and waits for its end.
+// startBackground starts what the service does without a request, and returns a function that stops it and
+// waits for its end.
 func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var background sync.WaitGroup
@@ -101,8 +101,8 @@ func (app *App) awaitDatabase(ctx context.Context) {
 	}
 }
 
-// newHTTPServer returns a server with limits for clients. It has no limit for writing a response: the
-// handler extends that deadline as long as the client reads.
+// newHTTPServer returns a server with limits for clients. It has no limit for writing a response: the handler
+// extends that deadline as long as the client reads.
 func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,

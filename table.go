@@ -13,8 +13,8 @@ import (
 	"app/internal/rawjson"
 )
 
-// fieldOf returns what a column holds of a thing: its member of the name, or one further inside. The title
-// of a report or an occurrence is made of its payload, on one line.
+// fieldOf returns what a column holds of a thing: its member of the name, or one further inside. The title of a
+// report or an occurrence is made of its payload, on one line.
 func fieldOf(thing json.RawMessage, column string) json.RawMessage {
 	value := rawjson.Get(thing, strings.Split(column, ".")...)
 	if data := rawjson.Get(thing, "data"); column == "title" && isNull(value) && !isNull(data) {

@@ -13,8 +13,8 @@ import (
 	"app/internal/datadog"
 )
 
-// newLogHandler returns the handler of the service's log, which writes short text on a terminal and JSON
-// for Datadog otherwise.
+// newLogHandler returns the handler of the service's log, which writes short text on a terminal and JSON for
+// Datadog otherwise.
 func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
 	if !terminal {
 		return datadog.NewLogHandler(w, config.LogLevel, config.telemetry)
@@ -38,8 +38,8 @@ func countOperation(client *datadog.Client, operation, surface string, outcome f
 	client.Latency("app.operations.latency", took, tags...)
 }
 
-// startCommand starts the span of a subcommand or a tool. The returned function ends the span and counts
-// the operation.
+// startCommand starts the span of a subcommand or a tool. The returned function ends the span and counts the
+// operation.
 func startCommand(ctx context.Context, client *datadog.Client, c *Command, surface string) (context.Context, func(value any, err error)) {
 	began := time.Now()
 	ctx, span := client.StartSpan(ctx, "app.command", "custom", c.Route)
