@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -31,9 +32,12 @@ type cli struct {
 	leftOut  []*Command // by READ_ONLY
 	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
-	output    string   // the format asked for, or ""
-	fields    []string // the columns asked for, or nil
-	settings  []string // the settings given as flags: -name=value
+	args        arguments // given for the operation
+	output      string    // the format asked for, or ""
+	fields      []string  // the columns asked for, or nil
+	asCurl, yes bool
+	settings    []string // the settings given as flags: -name=value
+
 	config    *Config
 	mask      *secrets.Mask // nil until the settings are loaded
 	telemetry *datadog.Client
@@ -46,6 +50,7 @@ type cli struct {
 func (c *cli) run(ctx context.Context, args []string) int {
 	readOnly, output := lookAhead(args, c.std.envFile)
 	c.commands, c.leftOut, c.output = allowed(c.commands, readOnly), c.commands, output
+	c.args = arguments{map[string][]literal{}, label}
 	if output == "" && isTerminal(c.std.out) {
 		c.output = "table"
 	}
@@ -108,8 +113,7 @@ func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
 // code.
 func (c *cli) fail(err error) int {
 	f := failureWithCause(err)
-	var unwritten *fs.PathError
-	if f.kind == internal && errors.As(err, &unwritten) && unwritten.Op == "write" {
+	if unwritten, ok := errors.AsType[*fs.PathError](err); ok && f.kind == internal && unwritten.Op == "write" {
 		f.detail = "cannot write the result: " + unwritten.Err.Error()
 	}
 	if c.output == "json" || c.output == "ndjson" {
@@ -184,10 +188,7 @@ func (c *cli) tree() *subcommand {
 		}
 		parent.below = append(parent.below, c.operation(words[len(words)-1], command))
 	}
-	version := func(context.Context) error {
-		_, err := fmt.Fprintln(c.std.out, buildVersion())
-		return err
-	}
+	version := func(context.Context) error { return writeResult(c.std.out, Text(buildVersion())) }
 	root.below = append(root.below, c.serveCommand(), simple("mcp", mcpHelp, nil, c.runMCP),
 		simple("version", versionHelp, nil, version), c.completionCommand(root))
 	return root
@@ -219,8 +220,8 @@ func simple(name, help string, flags []cliFlag, run func(context.Context) error)
 
 func (c *cli) serveCommand() *subcommand {
 	dev := false
-	flags := []cliFlag{switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)}
-	return simple("serve", serveHelp(flags), flags, func(ctx context.Context) error {
+	flag := switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)
+	return simple("serve", serveHelp(flag), []cliFlag{flag}, func(ctx context.Context) error {
 		if err := c.loadConfig(); err != nil {
 			return err
 		}
@@ -242,25 +243,16 @@ func (c *cli) setOutput(format string) error {
 	return nil
 }
 
-// An invocation is an operation with the flags and arguments given to it.
-type invocation struct {
-	command     *Command
-	args        arguments
-	files       []string // named by flags; each holds a JSON body
-	asCurl, yes bool
-}
-
 // operation makes the subcommand of a command.
 func (c *cli) operation(name string, command *Command) *subcommand {
-	in := &invocation{command: command, args: arguments{map[string][]literal{}, label}}
 	var flags []cliFlag
 	for _, p := range command.Run.params {
 		if p.in != inPath {
-			flags = append(flags, in.flag(p))
+			flags = append(flags, c.flag(p))
 		}
 	}
 	if command.Confirm != nil {
-		flags = append(flags, switchFlag("-yes", "do not ask for confirmation", &in.yes))
+		flags = append(flags, switchFlag("-yes", "do not ask for confirmation", &c.yes))
 	}
 	if command.hasFields() {
 		const help = "columns of a table or of csv: names of members, separated by commas, a dot going deeper"
@@ -269,26 +261,24 @@ func (c *cli) operation(name string, command *Command) *subcommand {
 	flags = append(flags, cliFlag{
 		names: []string{"-output", "-o"}, help: "output format (default: table on a terminal, json elsewhere)",
 		value: strings.Join(outputFormats, "|"), values: outputFormats, set: c.setOutput,
-	}, switchFlag("-as-curl", "print the request as a curl command instead of sending it", &in.asCurl))
+	}, switchFlag("-as-curl", "print the request as a curl command instead of sending it", &c.asCurl))
 	return &subcommand{name, commandHelp(command, flags), flags, nil, func(ctx context.Context, words []string, refused error) error {
-		return c.execute(ctx, in, words, refused)
+		return c.execute(ctx, command, words, refused)
 	}}
 }
 
 // flag makes the flag of a parameter. It takes any text: the registry checks it later.
-func (in *invocation) flag(p *param) cliFlag {
-	f := cliFlag{names: []string{label(p)}, help: p.help, preset: p.value, value: p.placeholder(), values: p.enum, isSwitch: p.kind == kindBool}
+func (c *cli) flag(p *param) cliFlag {
+	f := cliFlag{names: []string{label(p)}, help: p.help, preset: p.value, values: p.enum, isSwitch: p.kind == kindBool}
+	f.value = cmp.Or(strings.Join(p.enum, "|"), placeholders[p.kind])
 	f.set = func(text string) error {
-		in.args.values[p.name] = append(in.args.values[p.name], literal{text: text})
+		c.args.values[p.name] = append(c.args.values[p.name], literal{text: text})
 		return nil
 	}
 	switch {
 	case p.file:
+		f.value = "FILE"
 		f.help += "; use - for standard input"
-		f.set = func(text string) error {
-			in.files = append(in.files, text)
-			return nil
-		}
 	case f.isSwitch:
 		f.preset = ""
 	}
@@ -330,33 +320,33 @@ func (c *cli) runOperation(ctx context.Context, command *Command, args arguments
 
 // execute runs an operation and prints its result. An error in the arguments is reported before one in the
 // settings, and is counted as the operation's.
-func (c *cli) execute(ctx context.Context, in *invocation, words []string, err error) error {
+func (c *cli) execute(ctx context.Context, command *Command, words []string, err error) error {
 	var operation prepared
 	if err == nil {
-		operation, err = c.prepare(ctx, in, words)
+		operation, err = c.prepare(ctx, command, words)
 	}
 	if configErr := c.loadConfig(); configErr != nil {
 		return cmp.Or(err, configErr)
 	}
-	if err == nil && in.asCurl {
-		return c.printCurl(ctx, in)
+	if err == nil && c.asCurl {
+		return c.printCurl(ctx, command)
 	}
 	if startErr := c.start(); startErr != nil {
 		return cmp.Or(err, startErr)
 	}
 	defer c.telemetry.Close(time.Second)
 	defer c.app.Close()
-	if err == nil && in.command.Confirm != nil && !in.yes {
-		err = c.confirm(ctx, in)
+	if err == nil && command.Confirm != nil && !c.yes {
+		err = c.confirm(ctx, command)
 	}
 	call, endProgress := c.newCall()
-	ctx, finish := startCommand(withCall(ctx, call), c.telemetry, in.command, "cli")
+	ctx, finish := startCommand(withCall(ctx, call), c.telemetry, command, "cli")
 	var value any
 	if err == nil {
-		value, err = c.runOperation(ctx, in.command, in.args, operation)
+		value, err = c.runOperation(ctx, command, c.args, operation)
 	}
 	if err == nil {
-		err = c.print(in.command, value)
+		err = c.print(command, value)
 	}
 	finish(value, err)
 	endProgress()
@@ -371,46 +361,54 @@ func (c *cli) execute(ctx context.Context, in *invocation, words []string, err e
 }
 
 // prepare adds the words and the files to the flags, and checks them all.
-func (c *cli) prepare(ctx context.Context, in *invocation, words []string) (prepared, error) {
-	if err := c.checkOutput(in.command); err != nil {
+func (c *cli) prepare(ctx context.Context, command *Command, words []string) (prepared, error) {
+	if err := c.checkOutput(command); err != nil {
 		return nil, err
 	}
-	path := in.command.names(inPath)
+	path := command.names(inPath)
 	if len(words) > len(path) {
 		return nil, fail(invalid, "unexpected argument %q", words[len(path)])
 	}
 	for i, text := range words {
-		in.args.values[path[i]] = []literal{{text: text}}
+		c.args.values[path[i]] = literals(text)
 	}
-	valid := in.command.names(inBody)
-	for _, name := range in.files {
-		body, err := c.readBody(ctx, name)
-		if err != nil {
-			return nil, err
+	for _, p := range command.Run.params {
+		if !p.file {
+			continue
 		}
-		for member, value := range body {
-			if !slices.Contains(valid, member) {
-				return nil, fail(invalid, "%s: %s", name, unknown("field", member, valid))
+		files := c.args.values[p.name]
+		delete(c.args.values, p.name)
+		for _, file := range files {
+			body, err := c.readBody(ctx, file.text)
+			if err != nil {
+				return nil, err
 			}
-			in.args.values[member] = append(in.args.values[member], literal{text: string(value), json: true})
+			if err := command.checkNames("field", maps.Keys(body), inQuery, inBody); err != nil {
+				return nil, fmt.Errorf("%s: %w", file.text, err)
+			}
+			for name, value := range body {
+				c.args.values[name] = append(c.args.values[name], literal{text: string(value), json: true})
+			}
 		}
 	}
-	return in.command.Run.prepare(in.args)
+	return command.Run.prepare(c.args)
 }
 
 // readBody reads a JSON body from a file, or from standard input if the name is "-".
-func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMessage, error) {
-	text, err := interruptible(ctx, func() ([]byte, error) {
+func (c *cli) readBody(ctx context.Context, name string) (body map[string]json.RawMessage, err error) {
+	var text []byte
+	err = interruptible(ctx, func() (err error) {
 		source := c.std.in
 		if name != "-" {
 			file, err := os.Open(name)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			defer file.Close()
 			source = file
 		}
-		return io.ReadAll(io.LimitReader(source, maxBody+1))
+		text, err = io.ReadAll(io.LimitReader(source, maxBody+1))
+		return err
 	})
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -420,8 +418,7 @@ func (c *cli) readBody(ctx context.Context, name string) (map[string]json.RawMes
 	case len(text) > maxBody:
 		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
 	}
-	body, err := rawjson.Object(text)
-	if err != nil {
+	if body, err = rawjson.Object(text); err != nil {
 		return nil, fail(invalid, "%s is not valid: %w", name, err)
 	}
 	return body, nil
@@ -436,8 +433,8 @@ func (c *cli) newCall() (call *Call, end func()) {
 		call.progress = progress.show
 	}
 	c.table = &textTable{out: c.std.out}
-	if isTerminal(c.std.out) {
-		c.table = &textTable{resultWriter{c.std.out, progress}, terminalWidth(c.std.out), os.Getenv("NO_COLOR") == "", nil}
+	if width := terminalWidth(c.std.out); width > 0 {
+		c.table = &textTable{resultWriter{c.std.out, progress}, width, os.Getenv("NO_COLOR") == "", nil}
 		c.std.out = resultWriter{c.safe(c.std.out), progress}
 	}
 	return call, progress.end

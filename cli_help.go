@@ -61,12 +61,8 @@ func withDefault(help, value string) string {
 	return help + " (default " + value + ")"
 }
 
-func serveHelp(flags []cliFlag) string {
-	var rows []string
-	for _, f := range flags {
-		rows = append(rows, f.names[0]+"\t"+f.help)
-	}
-	return "Usage: app serve [flags]\n\nRun the HTTP service.\n\n" + alignColumns(rows...) + "\n" + settingsHelp()
+func serveHelp(dev cliFlag) string {
+	return "Usage: app serve [flags]\n\nRun the HTTP service.\n\n" + alignColumns(dev.names[0]+"\t"+dev.help) + "\n" + settingsHelp()
 }
 
 // commandHelp returns the help of an operation with the flags. Its last line is the route.
@@ -89,22 +85,8 @@ func commandHelp(c *Command, flags []cliFlag) string {
 	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
 }
 
-// placeholder stands for the value of a flag.
-func (p *param) placeholder() string {
-	switch {
-	case p.kind == kindBool:
-		return ""
-	case p.file:
-		return "FILE"
-	case len(p.enum) > 0:
-		return strings.Join(p.enum, "|")
-	case p.kind == kindNumber:
-		return "N"
-	case p.kind == kindObject:
-		return "JSON"
-	}
-	return "TEXT"
-}
+// placeholders stand for the values of flags, by their kinds.
+var placeholders = map[paramKind]string{kindText: "TEXT", kindOther: "TEXT", kindNumber: "N", kindObject: "JSON"}
 
 const mcpHelp = `Usage: app mcp [flags]
 

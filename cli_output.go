@@ -31,17 +31,20 @@ type console struct {
 }
 
 // isTerminal reports whether the stream is a terminal.
-func isTerminal(stream any) bool {
+func isTerminal(stream any) bool { return terminalWidth(stream) > 0 }
+
+// terminalWidth returns the width of the terminal that the stream is, or 0 if it is none.
+func terminalWidth(stream any) int {
 	file, ok := stream.(*os.File)
 	if !ok {
-		return false
+		return 0
 	}
-	info, err := file.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
+	var size struct{ rows, columns, x, y uint16 }
+	_, _, failed := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	if failed != 0 {
+		return 0
 	}
-	null, err := os.Stat(os.DevNull) // a character device, too
-	return err != nil || !os.SameFile(info, null)
+	return cmp.Or(int(size.columns), 80)
 }
 
 // setFields takes the columns of a table or of CSV.
@@ -78,62 +81,54 @@ func (c *cli) print(command *Command, value any) error {
 	if columns == nil {
 		columns = strings.Fields(command.Columns)
 	}
+	var err error
 	switch {
 	case c.output == "table" && isSummary:
 		return printSummary(c.table, summary)
 	case c.output == "table" && isList:
-		return c.printRows(columns, list)
+		err = c.table.printRows(columns, list)
 	case c.output == "table" && !isText:
 		return c.printMembers(value)
 	case c.output == "csv" && isList:
-		err := list.writeCSV(c.std.out, columns)
-		c.printNext(list)
-		return err
+		err = list.writeCSV(c.std.out, columns)
 	case c.output == "ndjson" && isList:
 		return list.writeLines(c.std.out)
+	default:
+		return writeResult(c.std.out, value)
 	}
-	return writeResult(c.std.out, value)
+	for name := range list.Next {
+		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
+	}
+	return err
 }
 
 // alignedRows is the number of table rows that are aligned and written together, so that a long list appears
 // while it is read.
 const alignedRows = 200
 
-// printRows prints a list as a table, and on standard error the flag that leads to the next page.
-func (c *cli) printRows(columns []string, list *List) error {
-	w := c.table
-	titles := make([]string, len(columns))
+// printRows prints the columns of a list.
+func (t *textTable) printRows(columns []string, list *List) error {
+	cells := make([]string, len(columns))
 	for i, column := range columns {
-		titles[i] = printable(heading(column))
+		cells[i] = printable(heading(column))
 	}
-	fmt.Fprintln(w, strings.Join(titles, "\t"))
+	fmt.Fprintln(t, strings.Join(cells, "\t"))
 	count := 0
 	for row, err := range list.Rows {
 		if err != nil {
-			w.Flush()
+			t.Flush()
 			return err
 		}
-		cells := make([]string, len(columns))
 		for i, column := range columns {
-			cells[i] = w.cell(column, fieldOf(row, column), false)
+			cells[i] = t.cell(column, fieldOf(row, column), false)
 		}
-		fmt.Fprintln(w, strings.Join(cells, "\t"))
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
 		count++
 		if count%alignedRows == 0 {
-			w.Flush()
+			t.Flush()
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	c.printNext(list)
-	return nil
-}
-
-func (c *cli) printNext(list *List) {
-	for name := range list.Next {
-		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
-	}
+	return t.Flush()
 }
 
 // firstMembers are what people look for first in a thing. A dot goes deeper.
@@ -185,13 +180,6 @@ func (t *textTable) cell(name string, value json.RawMessage, isExact bool) strin
 	return fit(printable(text), max(cellWidth, t.width))
 }
 
-// terminalWidth returns the width of a terminal.
-func terminalWidth(stream any) int {
-	var size struct{ rows, columns, x, y uint16 }
-	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, stream.(*os.File).Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
-	return cmp.Or(int(size.columns), 80)
-}
-
 // printable returns the text on one line, with blanks for what a terminal would not print.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
@@ -234,57 +222,52 @@ func (c *cli) safe(stream io.Writer) io.Writer {
 }
 
 // confirm asks the operation's question and returns an error unless the answer is yes.
-func (c *cli) confirm(ctx context.Context, in *invocation) error {
+func (c *cli) confirm(ctx context.Context, command *Command) error {
 	if !isTerminal(c.std.in) {
 		return fail(invalid, "this needs confirmation, but standard input is not a terminal: add -yes")
 	}
-	about, err := c.about(ctx, in)
+	about, err := c.about(ctx, command)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stderr(), "%s [y/N] ", in.command.ask(about, in.args))
-	answer, err := interruptible(ctx, func() ([]byte, error) {
-		answer, _ := bufio.NewReader(c.std.in).ReadBytes('\n')
-		return answer, nil // the end of the input means no
+	fmt.Fprintf(c.stderr(), "%s [y/N] ", command.ask(about, c.args))
+	var answer string
+	err = interruptible(ctx, func() error {
+		answer, _ = bufio.NewReader(c.std.in).ReadString('\n')
+		return nil // the end of the input means no
 	})
 	if err != nil {
 		fmt.Fprintln(c.std.err)
 		return err
 	}
-	switch strings.ToLower(strings.TrimSpace(string(answer))) {
-	case "y", "yes":
+	if slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answer))) {
 		return nil
 	}
 	return fail(invalid, "not confirmed, so nothing was done")
 }
 
 // about reads what the question is about. It is nil where a server cannot tell.
-func (c *cli) about(ctx context.Context, in *invocation) (json.RawMessage, error) {
-	about := in.command.About
-	operation, err := about.Run.prepare(in.args)
+func (c *cli) about(ctx context.Context, command *Command) (json.RawMessage, error) {
+	about := command.About
+	operation, err := about.Run.prepare(c.args)
 	if err != nil || c.app == nil && about.Route == "" {
 		return nil, err
 	}
-	value, err := c.runOperation(ctx, about, in.args, operation)
+	value, err := c.runOperation(ctx, about, c.args, operation)
 	text, _ := value.(json.RawMessage)
 	return text, err
 }
 
-// interruptible runs a read that may block for ever. When the context ends it returns without waiting for the
-// read, which ends with the program.
-func interruptible(ctx context.Context, read func() ([]byte, error)) ([]byte, error) {
-	var text []byte
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		text, err = read()
-	}()
+// interruptible runs something that may block for ever. When the context ends it returns without waiting for
+// the end, which comes with that of the program.
+func interruptible(ctx context.Context, run func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- run() }()
 	select {
-	case <-done:
-		return text, err
+	case err := <-done:
+		return err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 

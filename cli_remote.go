@@ -43,11 +43,12 @@ func newRequest(ctx context.Context, base string, c *Command, args arguments) (*
 	if len(query) > 0 {
 		target += "?" + query.Encode()
 	}
-	if len(c.names(inBody)) == 0 {
-		return http.NewRequestWithContext(ctx, method, target, nil)
+	var content io.Reader
+	if len(c.names(inBody)) > 0 {
+		content = bytes.NewReader(body)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
-	if err == nil {
+	req, err := http.NewRequestWithContext(ctx, method, target, content)
+	if err == nil && content != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return req, err
@@ -187,13 +188,11 @@ func remoteLines(config *Config, res *http.Response) *List {
 				case err == io.EOF && len(line) == 0:
 					return
 				case err != nil:
-					yield(nil, noResponse(config, err))
-					return
+					err = noResponse(config, err)
 				case bytes.HasPrefix(line, []byte(`{"error":`)):
-					yield(nil, remoteFailure(config, res, rawjson.Get(line, "error")))
-					return
+					err = remoteFailure(config, res, rawjson.Get(line, "error"))
 				}
-				if !yield(line[:len(line)-1], nil) {
+				if !yield(bytes.TrimSuffix(line, []byte("\n")), err) || err != nil {
 					return
 				}
 			}
@@ -224,8 +223,7 @@ func noResponse(config *Config, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	var inside *url.Error // repeats the URL
-	if errors.As(err, &inside) {
+	if inside, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
 		err = inside.Err
 	}
 	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", appURL(config), err)
@@ -244,9 +242,9 @@ func appURL(config *Config) string {
 
 // printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a line for
 // a shell. The token stays in the environment.
-func (c *cli) printCurl(ctx context.Context, in *invocation) error {
-	for _, name := range append(in.command.names(inFlag), "fields") {
-		if len(in.args.values[name]) > 0 || name == "fields" && c.fields != nil {
+func (c *cli) printCurl(ctx context.Context, command *Command) error {
+	for _, name := range append(command.names(inFlag), "fields") {
+		if len(c.args.values[name]) > 0 || name == "fields" && c.fields != nil {
 			return fail(invalid, "-%s works only on the command line: no single request does the same", name)
 		}
 	}
@@ -254,7 +252,7 @@ func (c *cli) printCurl(ctx context.Context, in *invocation) error {
 	if c.config.AppURL != "" {
 		base = appURL(c.config)
 	}
-	req, err := newRequest(ctx, base, in.command, in.args)
+	req, err := newRequest(ctx, base, command, c.args)
 	if err != nil {
 		return err
 	}
@@ -264,7 +262,7 @@ func (c *cli) printCurl(ctx context.Context, in *invocation) error {
 		words = append(words, "-X", req.Method)
 	}
 	switch tokens, setting := c.config.ownTokens(); {
-	case in.command.Open || len(tokens) == 0:
+	case command.Open || len(tokens) == 0:
 	case len(tokens) == 1:
 		words = append(words, "-H", `"Authorization: Bearer $`+setting+`"`)
 	default:
@@ -291,8 +289,7 @@ func (c *cli) printCurl(ctx context.Context, in *invocation) error {
 // localAddress returns the address at which a client on this machine reaches a listener.
 func localAddress(address string) string {
 	host, port, err := net.SplitHostPort(address)
-	ip := net.ParseIP(host)
-	if err == nil && (host == "" || ip.IsUnspecified()) {
+	if err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
 		return net.JoinHostPort("localhost", port)
 	}
 	return address

@@ -205,39 +205,22 @@ func parseTokens(value string) ([]string, error) {
 	return tokens, nil
 }
 
-func parseTimeout(value string) (time.Duration, error) {
-	d, err := time.ParseDuration(value)
-	if err != nil || d <= 0 {
-		return 0, errors.New("must be a duration such as 10s or 1m30s")
-	}
-	return d, nil
-}
+var (
+	parseTimeout = checked(time.ParseDuration, func(d time.Duration) bool { return d > 0 }, "must be a duration such as 10s or 1m30s")
+	parseAge     = checked(age, func(d time.Duration) bool { return d > 0 }, "must be an age such as 36h, 400d or 52w")
+	parseCount   = checked(strconv.Atoi, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
+	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
+)
 
-// parseAge parses an age as operations take it. Nothing is kept for no time at all.
-func parseAge(value string) (time.Duration, error) {
-	last := max(0, len(value)-1)
-	n, err := literal{text: value[:last]}.int()
-	unit := ageUnits[(value + " ")[last]]
-	if err != nil || n < 1 || unit == 0 {
-		return 0, errors.New("must be an age such as 36h, 400d or 52w")
+// checked returns a function that parses a value and refuses, with the message, what is not valid.
+func checked[T any](parse func(string) (T, error), isValid func(T) bool, message string) func(string) (T, error) {
+	return func(value string) (T, error) {
+		v, err := parse(value)
+		if err != nil || !isValid(v) {
+			return v, errors.New(message)
+		}
+		return v, nil
 	}
-	return unit * min(time.Duration(n), longestAge/unit), nil
-}
-
-func parseCount(value string) (int, error) {
-	n, err := strconv.Atoi(value)
-	if err != nil || n < 1 {
-		return 0, errors.New("must be a whole number at least 1")
-	}
-	return n, nil
-}
-
-func parseBool(value string) (bool, error) {
-	b, err := strconv.ParseBool(value)
-	if err != nil {
-		return false, errors.New("must be true or false")
-	}
-	return b, nil
 }
 
 func parseLevel(value string) (level slog.Level, err error) {
@@ -278,13 +261,8 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	if irregular {
 		envFile = ""
 	}
-	err := ff.Parse(fs, flags,
-		ff.WithEnvVars(),
-		ff.WithConfigFile(envFile),
-		ff.WithConfigFileParser(parse),
-		ff.WithAllowMissingConfigFile(true),
-		ff.WithIgnoreUndefined(true),
-	)
+	err := ff.Parse(fs, flags, ff.WithEnvVars(), ff.WithConfigFile(envFile), ff.WithConfigFileParser(parse),
+		ff.WithAllowMissingConfigFile(true), ff.WithIgnoreUndefined(true))
 	var bad *Failure // within the parser's error, which quotes the value
 	var line *dotenv.Error
 	var file *os.PathError

@@ -429,7 +429,7 @@ func (c *cli) runMCP(ctx context.Context) error {
 func finishWithin(ctx context.Context, most time.Duration, run func()) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	_, _ = interruptible(ctx, func() ([]byte, error) { run(); return nil, nil })
+	_ = interruptible(ctx, func() error { run(); return nil })
 }
 
 // serveLines answers the messages in the lines of standard input, several at a time.
@@ -439,8 +439,8 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 	var running sync.WaitGroup
 	var cancels sync.Map   // functions by the ids of requests
 	var writing sync.Mutex // guards standard output and error
-	_, err := interruptible(ctx, func() ([]byte, error) {
-		return nil, readLines(std.in, func(line []byte) {
+	err := interruptible(ctx, func() error {
+		return readLines(std.in, func(line []byte) {
 			m := readMCP(line, nil)
 			if m.id == nil && m.err == nil {
 				if stop, ok := cancels.Load(string(rawjson.Get(m.params, "requestId"))); ok && m.method == "notifications/cancelled" {

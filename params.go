@@ -189,34 +189,68 @@ func (p *param) set(target any, value literal) error {
 		}
 		target = o.target()
 	}
+	var err error
 	switch target := target.(type) {
 	case *int64:
-		n, err := value.int()
+		*target, err = value.int()
 		switch {
 		case errors.Is(err, strconv.ErrRange) && p.max == math.MaxInt64:
 			return fmt.Errorf("must be a whole number%s that fits 64 bits%s", p.bounds(""), p.orNull())
-		case err != nil || n < p.min || n > p.max:
+		case err != nil || *target < p.min || *target > p.max:
 			return fmt.Errorf("must be a whole number%s%s", p.bounds(""), p.orNull())
 		}
-		*target = n
-		return nil
 	case *bool:
-		if value.text != "true" && value.text != "false" {
+		*target = value.text == "true"
+		if !*target && value.text != "false" {
 			return fmt.Errorf("must be true or false%s", p.orNull())
 		}
-		*target = value.text == "true"
-		return nil
 	case *json.RawMessage:
-		object, err := rawjson.Compact([]byte(value.text))
-		if err != nil || object[0] != '{' {
-			return fmt.Errorf("must be a JSON object")
+		*target, err = rawjson.Compact([]byte(value.text))
+		if err != nil || (*target)[0] != '{' {
+			return errors.New("must be a JSON object")
 		}
-		*target = object
-		return nil
+	default:
+		return p.setText(target, value)
 	}
-	text, err := p.plain(value)
-	if err != nil {
-		return err
+	return nil
+}
+
+// wholeNumber matches the only form of a whole number outside of JSON.
+var wholeNumber = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
+
+// int returns the whole number that the literal is. In JSON, 5.0 and 5e0 are 5.
+func (l literal) int() (int64, error) {
+	text := l.text
+	if near, err := strconv.ParseFloat(text, 64); l.json && len(text) < 30 && err == nil && math.Abs(near) < 1e19 {
+		if exact, ok := new(big.Rat).SetString(text); ok && exact.IsInt() {
+			text = exact.Num().String()
+		}
+	}
+	if !wholeNumber.MatchString(text) {
+		return 0, strconv.ErrSyntax
+	}
+	return strconv.ParseInt(text, 10, 64)
+}
+
+// setText checks a literal that is a text and stores it in target.
+func (p *param) setText(target any, value literal) error {
+	text := value.text
+	switch {
+	case !value.json && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)):
+		return errors.New("must be UTF-8 text without NUL")
+	case value.json && !strings.HasPrefix(text, `"`):
+		return fmt.Errorf("must be a string%s", p.orNull())
+	case value.json:
+		text = rawjson.Unquote([]byte(text))
+	}
+	n := int64(utf8.RuneCountInString(text))
+	switch {
+	case len(p.enum) > 0 && !slices.Contains(p.enum, text):
+		return fmt.Errorf("must be one of %s", strings.Join(p.enum, ", "))
+	case n == 0 && p.min == 1 && p.max == math.MaxInt64:
+		return errors.New("must not be empty")
+	case n < p.min || n > p.max:
+		return fmt.Errorf("must be%s", p.bounds(" characters long"))
 	}
 	switch target := target.(type) {
 	case *string:
@@ -227,48 +261,6 @@ func (p *param) set(target any, value literal) error {
 		return target.UnmarshalText([]byte(text))
 	}
 	return nil
-}
-
-// wholeNumber matches the only form of a whole number outside of JSON.
-var wholeNumber = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
-
-// int returns the whole number that the literal is. In JSON, 5.0 and 5e0 are 5.
-func (l literal) int() (int64, error) {
-	if !wholeNumber.MatchString(l.text) && l.json && len(l.text) < 30 {
-		if near, err := strconv.ParseFloat(l.text, 64); err == nil && math.Abs(near) < 1e19 {
-			if exact, ok := new(big.Rat).SetString(l.text); ok && exact.IsInt() {
-				return strconv.ParseInt(exact.Num().String(), 10, 64)
-			}
-		}
-	}
-	if !wholeNumber.MatchString(l.text) {
-		return 0, strconv.ErrSyntax
-	}
-	return strconv.ParseInt(l.text, 10, 64)
-}
-
-// plain returns the text of a literal whose parameter is a text, checked.
-func (p *param) plain(value literal) (string, error) {
-	text := value.text
-	if !value.json && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
-		return "", fmt.Errorf("must be UTF-8 text without NUL")
-	}
-	if value.json {
-		if !strings.HasPrefix(text, `"`) {
-			return "", fmt.Errorf("must be a string%s", p.orNull())
-		}
-		text = rawjson.Unquote([]byte(text))
-	}
-	if len(p.enum) > 0 && !slices.Contains(p.enum, text) {
-		return "", fmt.Errorf("must be one of %s", strings.Join(p.enum, ", "))
-	}
-	switch n := int64(utf8.RuneCountInString(text)); {
-	case n == 0 && p.min == 1 && p.max == math.MaxInt64:
-		return "", errors.New("must not be empty")
-	case n < p.min || n > p.max:
-		return "", fmt.Errorf("must be%s", p.bounds(" characters long"))
-	}
-	return text, nil
 }
 
 // bounds puts the range into words: " from 1 to 5000".
@@ -300,29 +292,30 @@ var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 
 // longestAge is about the longest time that a time.Duration can hold.
 const longestAge = 290 * 365 * 24 * time.Hour
 
-// UnmarshalText reads these forms. An age above longestAge counts as that.
-func (m *Moment) UnmarshalText(text []byte) error {
-	wrong := errors.New("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 or an age such as 30m, 36h, 7d or 2w")
-	if len(text) == 0 {
-		return wrong
+// age parses a whole number of minutes, hours, days or weeks, which counts as longestAge at most.
+func age(text string) (time.Duration, error) {
+	last := max(0, len(text)-1)
+	n, err := literal{text: text[:last]}.int()
+	unit := ageUnits[(text + " ")[last]]
+	if err != nil || unit == 0 || n < 0 || n > math.MaxUint32 {
+		return 0, strconv.ErrSyntax
 	}
-	if unit, ok := ageUnits[text[len(text)-1]]; ok {
-		n, err := literal{text: string(text[:len(text)-1])}.int()
-		if err != nil || n < 0 || n > math.MaxUint32 {
-			return wrong
-		}
-		m.Time = time.Now().Add(-unit * min(time.Duration(n), longestAge/unit))
+	return unit * min(time.Duration(n), longestAge/unit), nil
+}
+
+// UnmarshalText reads these forms.
+func (m *Moment) UnmarshalText(text []byte) (err error) {
+	if ago, err := age(string(text)); err == nil {
+		m.Time = time.Now().Add(-ago)
 		return nil
 	}
-	if day, err := time.Parse(time.DateOnly, string(text)); err == nil {
-		m.Time = day
+	if m.Time, err = time.Parse(time.DateOnly, string(text)); err == nil {
 		return nil
 	}
 	// An unescaped plus sign in a URL arrives as a space.
-	at, err := time.Parse(time.RFC3339, strings.ToUpper(strings.ReplaceAll(string(text), " ", "+")))
+	m.Time, err = time.Parse(time.RFC3339, strings.ToUpper(strings.ReplaceAll(string(text), " ", "+")))
 	if err != nil {
-		return wrong
+		return errors.New("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 or an age such as 30m, 36h, 7d or 2w")
 	}
-	m.Time = at
 	return nil
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -82,16 +83,12 @@ func csvField(column string, value json.RawMessage) string {
 	return text
 }
 
-// heading returns the heading of a column in a table of text.
+// headings are those of columns in a table of text that differ from their names.
+var headings = map[string]string{"last_occurrence_timestamp": "LAST_SEEN", "total_occurrences": "COUNT"}
+
 func heading(column string) string {
-	switch name := lastName(column); name {
-	case "last_occurrence_timestamp":
-		return "LAST_SEEN"
-	case "total_occurrences":
-		return "COUNT"
-	default:
-		return strings.ToUpper(name)
-	}
+	name := lastName(column)
+	return cmp.Or(headings[name], strings.ToUpper(name))
 }
 
 // A textTable aligns the rows that are written to it, whose cells are separated by tabs.
