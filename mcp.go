@@ -394,7 +394,9 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 		return
 	}
 	m.requestID = w.id
-	run := func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) { return operation(ctx, s.app) }
+	run := func(ctx context.Context, _ *Command, _ arguments, operation prepared) (any, error) {
+		return operation(ctx, s.app)
+	}
 	agents := &mcpServer{s.commands, !s.mayChange(r), s.app.telemetry, s.app.mask, failureOf, run}
 	answer := agents.answer(withCall(r.Context(), &w.call), m)
 	if m.called != nil {
