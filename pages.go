@@ -1,5 +1,5 @@
 // pages.go answers browsers. It makes the pages from the registry: they show the result of an operation and
-// offer the other operations on its route. Titles and stack traces are hostile: html/template escapes them.
+// offer the other operations on its route. Titles and stack traces are hostile: all text is escaped.
 package main
 
 import (
@@ -412,6 +412,33 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 	}
 	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)
 	return m
+}
+
+// value returns a member's value as HTML. A template would take far longer, and a table has many.
+func value(m member) template.HTML {
+	text := template.HTMLEscapeString(m.Text)
+	switch {
+	case m.At != "":
+		text = `<time datetime="` + m.At + `" title="` + m.At + `">` + text + "</time>"
+	case m.URL != "":
+		text = `<a href="` + template.HTMLEscapeString(m.URL) + `">` + text + "</a>"
+	case m.IsLong:
+		text = fmt.Sprintf("<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
+	case m.IsTag:
+		text = `<span class="tag" data-is="` + text + `">` + text + "</span>"
+	default:
+		text = "<bdi>" + text + "</bdi>"
+	}
+	return template.HTML(text)
+}
+
+// cells returns the cells of a row of a table as HTML.
+func cells(row []member) template.HTML {
+	var html strings.Builder
+	for _, m := range row {
+		html.WriteString(`<td data-name="` + template.HTMLEscapeString(m.Label) + `">` + string(value(m)) + "</td>")
+	}
+	return template.HTML(html.String())
 }
 
 // ago puts an age into words: "3h ago".

@@ -140,6 +140,7 @@ func headline(thing json.RawMessage) string {
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines, "headline": headline,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName, "words": words,
+	"value": value, "cells": cells,
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
 

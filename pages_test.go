@@ -469,3 +469,20 @@ func TestPageOfAnItemFromTheArchive(t *testing.T) {
 	assert.Contains(t, page.body, "report 1")
 	assert.Contains(t, page.body, fmt.Sprintf(`href="../occurrences?item_id=%d"`, f.sandbox.ItemIDs()[1]))
 }
+
+// Hostile text stays text, whatever kind of value it is.
+func TestValueIsEscaped(t *testing.T) {
+	t.Parallel()
+	const hostile, escaped = `"><b>'&`, `&#34;&gt;&lt;b&gt;&#39;&amp;`
+	for kind, m := range map[string]member{
+		"text": {}, "time": {At: "2026-11-28T15:23:03Z"}, "link": {URL: "./" + hostile}, "folded": {IsLong: true},
+		"tag": {IsTag: true},
+	} {
+		m.Label, m.Text = hostile, hostile
+		html := string(cells([]member{m}))
+		assert.NotContains(t, html, "<b>", kind)
+		assert.NotContains(t, html, "'", kind)
+		assert.Contains(t, html, `<td data-name="`+escaped+`">`, kind)
+		assert.Contains(t, html, ">"+escaped+"</", kind)
+	}
+}

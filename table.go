@@ -18,7 +18,10 @@ import (
 // report or an occurrence is made of its payload, on one line.
 func fieldOf(thing json.RawMessage, column string) json.RawMessage {
 	value := rawjson.Get(thing, strings.Split(column, ".")...)
-	if data := rawjson.Get(thing, "data"); column == "title" && isNull(value) && !isNull(data) {
+	if column != "title" || !isNull(value) {
+		return value
+	}
+	if data := rawjson.Get(thing, "data"); !isNull(data) {
 		if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {
 			return rawjson.AppendQuoted(nil, title)
 		}
