@@ -309,12 +309,8 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	}
 	seen = slices.SortedFunc(slices.Values(seen), byID)
 	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `SELECT id FROM occurrences WHERE id = ANY($1)`,
-			replan, column(seen, func(o Occurrence) int64 { return o.ID }))
-		if err != nil {
-			return err
-		}
-		known, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		known, err := queryIDs(ctx, conn, `SELECT id FROM occurrences WHERE id = ANY(@ids)`,
+			pgx.NamedArgs{"ids": column(seen, func(o Occurrence) int64 { return o.ID })})
 		if err != nil {
 			return err
 		}

@@ -184,7 +184,7 @@ type difference struct {
 // PostgreSQL from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
 	asked := time.Now()
-	rows, err := conn.Query(ctx, `
+	rows, _ := conn.Query(ctx, `
 		SELECT s.n, r.id, r.version::text, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END,
 			r.last_seen, clock_timestamp()
 		FROM unnest(@ids::bigint[], @digests::text[]) WITH ORDINALITY AS s (item_id, digest, n)
@@ -204,9 +204,6 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 			"digests": column(seen, func(o observation) string { return o.digest }),
 			"exact":   seen[0].when == nil, // an update is of one item
 		})
-	if err != nil {
-		return nil, err
-	}
 	var n int64
 	var row difference
 	var known string
@@ -214,7 +211,7 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 	var lastSeen *time.Time
 	var clock time.Time
 	var differences []difference
-	_, err = pgx.ForEachRow(rows, []any{&n, &row.reportID, &row.version, &known, &stored, &lastSeen, &clock}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&n, &row.reportID, &row.version, &known, &stored, &lastSeen, &clock}, func() error {
 		if o := seen[n-1]; o.isEvent && isOlder(o.data, stored) {
 			return nil
 		}
@@ -283,7 +280,7 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 	if len(news) == 0 {
 		return nil
 	}
-	rows, err := conn.Query(ctx, `
+	rows, _ := conn.Query(ctx, `
 		SELECT i.n, r.id, r.data
 		FROM unnest(@items::bigint[], @reports::bigint[], @old::boolean[]) WITH ORDINALITY AS i (item_id, report_id, is_old, n)
 		JOIN reports r ON r.item_id = i.item_id AND r.state = 'superseded' AND (i.is_old OR r.id > i.report_id)`,
@@ -292,13 +289,10 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 			"reports": column(news, func(d *difference) *int64 { return d.reportID }),
 			"old":     column(news, func(d *difference) bool { return d.isOld }),
 		})
-	if err != nil {
-		return err
-	}
 	var n int64
 	var id *int64
 	var stored json.RawMessage
-	_, err = pgx.ForEachRow(rows, []any{&n, &id, &stored}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&n, &id, &stored}, func() error {
 		d := news[n-1]
 		if merged, change := mergeItem(stored, d.data); change != changed {
 			d.target, d.data, d.change = id, merged, counted
@@ -388,8 +382,9 @@ func equalJSON(a, b json.RawMessage) bool {
 }
 
 // writeDifferences writes the differences, which are in the order of their items, and returns the
-// items for which the condition held: the report is as it was when it was compared.
-func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
+// items for which the condition held: the report is as it was when it was compared. Of first reports it writes
+// all, or none where somebody else has inserted one of them meanwhile.
+func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) (done []int64, _ error) {
 	var first, others []difference
 	for _, d := range differences {
 		if d.reportID == nil {
@@ -398,37 +393,23 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 			others = append(others, d)
 		}
 	}
-	done, err := writeFirst(ctx, conn, first)
-	if err != nil || len(others) == 0 {
-		return done, err
+	if len(first) > 0 {
+		_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
+			strings.Fields("item_id state first_seen last_seen status level environment words total_occurrences digests data"),
+			pgx.CopyFromSlice(len(first), func(i int) ([]any, error) {
+				d, b := first[i], bucketOf(first[i].data)
+				return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, b.words, b.total, d.digests, d.data}, nil
+			}))
+		if err != nil {
+			return nil, err
+		}
+		done = column(first, func(d difference) int64 { return d.itemID })
+	}
+	if len(others) == 0 {
+		return done, nil
 	}
 	written, err := writeOthers(ctx, conn, others)
 	return append(done, written...), err
-}
-
-// writeFirst inserts the first reports of items: all, or none where somebody else has inserted one of
-// them meanwhile.
-func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
-	if len(differences) == 0 {
-		return nil, nil
-	}
-	done := make([]int64, 0, len(differences))
-	_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
-		[]string{"item_id", "state", "first_seen", "last_seen", "status", "level", "environment", "words", "total_occurrences", "digests", "data"},
-		pgx.CopyFromFunc(func() ([]any, error) {
-			if len(done) == len(differences) {
-				return nil, nil
-			}
-			d := differences[len(done)]
-			done = append(done, d.itemID)
-			b := bucketOf(d.data)
-			words := append([]string{}, b.words...)
-			return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, words, b.total, d.digests, d.data}, nil
-		}))
-	if err != nil {
-		return nil, err
-	}
-	return done, nil
 }
 
 // writeOthers writes what changes about items that have reports. It first locks the current reports, also
@@ -436,7 +417,7 @@ func writeFirst(ctx context.Context, conn *pgx.Conn, differences []difference) (
 // items wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
 	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
-	rows, err := conn.Query(ctx, `
+	return queryIDs(ctx, conn, `
 		WITH input AS (
 			SELECT *
 			FROM unnest(@items::bigint[], @reports::bigint[], @versions::text[], @targets::bigint[], @old::boolean[], @seen::timestamptz[],
@@ -491,7 +472,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		SELECT item_id FROM updated
 		UNION ALL
 		SELECT item_id FROM inserted`,
-		replan, pgx.NamedArgs{
+		pgx.NamedArgs{
 			"items":    column(differences, func(d difference) int64 { return d.itemID }),
 			"reports":  column(differences, func(d difference) *int64 { return d.reportID }),
 			"versions": column(differences, func(d difference) *string { return d.version }),
@@ -507,10 +488,6 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 			"title":       column(buckets, func(b bucket) string { return strings.Join(b.words, " ") }),
 			"total":       column(buckets, func(b bucket) *int64 { return b.total }),
 		})
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
 // column returns one value of each row, as an array parameter.
@@ -525,13 +502,13 @@ func column[Row, T any](rows []Row, value func(Row) T) []T {
 // A bucket is the values that reports are filtered and counted by; nil for one that the data lack.
 type bucket struct {
 	status, level, environment *string
-	words                      []string // of the title
+	words                      []string // of the title, never nil
 	total                      *int64   // occurrences
 }
 
 // bucketOf returns the bucket of the data of an item or of a created occurrence.
 func bucketOf(data json.RawMessage) bucket {
-	var b bucket
+	b := bucket{words: []string{}}
 	text := func(value json.RawMessage) *string {
 		if value[0] != '"' {
 			return nil
@@ -564,13 +541,10 @@ const maxTitle = 255
 
 // cutTitle returns what counts of a title.
 func cutTitle(title string) string {
-	if len(title) > maxTitle {
-		count := 0
-		for i := range title {
-			count++
-			if count > maxTitle {
-				return title[:i]
-			}
+	count := 0
+	for i := range title {
+		if count++; count > maxTitle {
+			return title[:i]
 		}
 	}
 	return title

@@ -260,12 +260,11 @@ func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 // queued returns the ids of the lane's entries, in the order of their turns.
 func (l *lane) queued(ctx context.Context) (ids []int64, err error) {
 	err = l.outbox.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
-		rows, _ := conn.Query(ctx, `
+		ids, err = queryIDs(ctx, conn, `
 			SELECT id
 			FROM reports
 			WHERE state = 'queued' AND client = @client
 			ORDER BY next_attempt, id`, pgx.NamedArgs{"client": l.scope == scopePostClient})
-		ids, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 		return err
 	})
 	return ids, err

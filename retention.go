@@ -101,11 +101,8 @@ func (s *Store) expireTable(ctx context.Context, table expiring, age time.Durati
 	for before := int64(-1); age > 0 && deleted > before; {
 		before = deleted
 		var ids []int64
-		err := s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-			rows, err := conn.Query(ctx, table.find, replan, args)
-			if err == nil {
-				ids, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-			}
+		err := s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
+			ids, err = queryIDs(ctx, conn, table.find, args)
 			return err
 		})
 		if err != nil || len(ids) == 0 {
