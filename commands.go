@@ -298,26 +298,18 @@ func (c *Command) checkNames(what string, given iter.Seq[string], other place, i
 	if len(names) == 0 {
 		return nil
 	}
-	f := &Failure{kind: invalid}
-	misplaced := 0
+	var wrong []fieldError
+	hint := ""
 	for _, name := range names[:min(len(names), maxFields)] {
-		message := fmt.Sprintf("unknown %s %q", what, cut(name))
-		if c.has(other, name) {
-			misplaced++
-			message = fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
-		} else {
-			message += didYouMean(name, valid)
+		message := fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
+		if !c.has(other, name) {
+			message = fmt.Sprintf("unknown %s %q", what, cut(name)) + didYouMean(name, valid)
+			hint = validNames(valid)
 		}
-		f.fields = append(f.fields, fieldError{cut(name), message})
-		f.detail += message + "; "
+		wrong = append(wrong, fieldError{cut(name), message})
 	}
-	if more := len(names) - len(f.fields); more > 0 {
-		f.detail += fmt.Sprintf("and %d more; ", more)
-	}
-	f.detail = strings.TrimSuffix(f.detail, "; ")
-	if misplaced < len(names) {
-		f.detail += validNames(valid)
-	}
+	f := invalidFields(append(wrong, make([]fieldError, len(names)-len(wrong))...)) // which counts the others
+	f.detail += hint
 	return f
 }
 
