@@ -36,8 +36,12 @@ func callOf(ctx context.Context) *Call {
 	return &Call{}
 }
 
-// notStored notes that the result could not be stored, and why.
-func (c *Call) notStored(why string) { c.unstored.Store(&why) }
+// notStored notes that the result could not be stored, and why, unless that is "".
+func (c *Call) notStored(why string) {
+	if why != "" {
+		c.unstored.Store(&why)
+	}
+}
 
 // fromArchive notes that the result does not come from Rollbar, which showed it last at that time.
 func (c *Call) fromArchive(lastSeen time.Time) { c.lastSeen.Store(&lastSeen) }

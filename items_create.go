@@ -143,7 +143,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 		return e.state, e.rejection()
 	}
 	app.telemetry.Count("app.reports.stored", 1)
-	lane := app.outbox.laneOf(data)
+	lane := app.outbox.lanes[postScope(data)]
 	err = app.rollbar.Post(sending, data)
 	switch {
 	case err == nil:

@@ -1,5 +1,5 @@
-// items_sync.go reads all pages of items and stores them as reports. A sync that is interrupted
-// begins again with the next one: what is stored unchanged already costs next to nothing.
+// items_sync.go reads all pages of items and stores them as reports. A sync that is interrupted begins again
+// with the next one: what is stored unchanged already costs next to nothing.
 package main
 
 import (
@@ -30,8 +30,7 @@ type itemsSyncInput struct {
 	Recent bool `query:"recent" default:"false" help:"stop after the first page on which nothing is new or changed"`
 }
 
-// Synced counts what a sync read: the items, the new reports that they made, and the pages that held
-// items.
+// Synced counts what a sync read: the items, the new reports that they made, and the pages that held items.
 type Synced struct {
 	Items   int64 `json:"items"`
 	Changed int64 `json:"changed"`
@@ -45,15 +44,11 @@ const (
 )
 
 func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
-	store, err := app.database()
-	if err == nil {
-		err = app.rollbar.require(scopeRead)
-	}
-	if err != nil {
+	if err := app.maySync(); err != nil {
 		return Synced{}, err
 	}
 	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
-	run := &syncRun{app: app, store: store, filter: in.values(), chunkPages: chunkPages, recent: in.Recent}
+	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent}
 	ahead := chunksAhead
 	if in.Recent { // most likely the first page is the last
 		run.chunkPages, ahead = 1, 1
@@ -73,10 +68,17 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	return total, nil
 }
 
+// maySync returns what a sync lacks.
+func (app *App) maySync() error {
+	if _, err := app.database(); err != nil {
+		return err
+	}
+	return app.rollbar.require(scopeRead)
+}
+
 // A syncRun is one sync in progress.
 type syncRun struct {
 	app        *App
-	store      *Store
 	filter     url.Values
 	chunkPages int64
 	read       atomic.Int64 // items
@@ -90,8 +92,7 @@ type syncChunk struct {
 	isLast       bool // an empty page was among them
 }
 
-// chunks yields the chunks in order. A small project is read to its end before anything is read
-// ahead in vain.
+// chunks yields the chunks in order. A small project is read to its end before anything is read ahead in vain.
 func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, error] {
 	return func(yield func(syncChunk, error) bool) {
 		first, err := s.readChunk(ctx, 0)
@@ -102,16 +103,15 @@ func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, er
 	}
 }
 
-// readChunk reads and stores the chunk with the number, from 0. What it read before an error is
-// stored.
+// readChunk reads and stores the chunk with the number, from 0. What it read before an error is stored.
 func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, err error) {
 	var batch []observation
 	size := 0
 	flush := func(ctx context.Context) error {
-		stats, err := s.store.observe(ctx, batch)
-		countReports(s.app.telemetry, len(batch), stats.reports, stats.updated)
+		stats, err := s.app.store.observe(ctx, batch)
 		done.items += int64(len(batch))
-		done.stats.add(stats)
+		done.stats.reports += stats.reports
+		done.stats.updated += stats.updated
 		batch, size = batch[:0], 0
 		return err
 	}
@@ -140,8 +140,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	return done, flush(ctx)
 }
 
-// readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate
-// limit.
+// readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate limit.
 func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	if !sleep(ctx, s.app.rollbar.limits[scopeRead].throttle()) {
 		return nil, ctx.Err()

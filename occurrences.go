@@ -56,7 +56,7 @@ func appendOccurrence(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 // find returns the ids of the page in any order, and one more on the way up.
 func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
 	args := pgx.NamedArgs{
-		"item_id": in.ItemID.Value, "environment": cutTitle(in.Environment.Value), "levels": append([]string{""}, levels...),
+		"item_id": in.ItemID.Value, "environment": in.Environment.Value, "levels": append([]string{""}, levels...),
 		"since": in.Since.Value.Time, "until": in.Until.Value.Time,
 		"before": at.newest(), "from": at.from,
 	}
@@ -75,7 +75,7 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at rep
 	}
 	conditions += and(map[string]bool{
 		"occurred_at >= @since": in.Since.Set, "occurred_at <= @until": in.Until.Set,
-		"item_id = @item_id": in.ItemID.Set, "environment = @environment": in.Environment.Set,
+		"item_id = @item_id": in.ItemID.Set, "environment = left(@environment, 255)": in.Environment.Set,
 	})
 	if in.Level.Set {
 		args["levels"] = []string{in.Level.Value}
@@ -182,8 +182,7 @@ type occurrencesSyncInput struct {
 	Since Moment `query:"since" default:"7d" help:"how far back to read: to this time (RFC 3339) or age (36h, 7d)"`
 }
 
-// SyncedOccurrences counts what a sync read: the occurrences, those that were new, and the pages that held
-// any.
+// SyncedOccurrences counts what a sync read: the occurrences, those that were new, and the pages that held any.
 type SyncedOccurrences struct {
 	Occurrences int64 `json:"occurrences"`
 	Stored      int64 `json:"stored"`
@@ -192,11 +191,7 @@ type SyncedOccurrences struct {
 
 func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (SyncedOccurrences, error) {
 	const pageSize = 100
-	store, err := app.database()
-	if err == nil {
-		err = app.rollbar.require(scopeRead)
-	}
-	if err != nil {
+	if err := app.maySync(); err != nil {
 		return SyncedOccurrences{}, err
 	}
 	var total SyncedOccurrences
@@ -213,7 +208,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 		if len(page) == 0 {
 			break
 		}
-		stored, err := store.archive(ctx, page)
+		stored, err := app.store.archive(ctx, page)
 		if err != nil {
 			return SyncedOccurrences{}, fmt.Errorf("store occurrences: %w", err)
 		}
@@ -288,21 +283,16 @@ func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (
 // archive stores the occurrences. If that fails, the call is marked as not stored, and the operation goes on. The
 // result is why, or "".
 func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored string) {
-	unstored = "DATABASE_URL is not set"
-	if app.store != nil {
-		_, err := app.store.archive(context.WithoutCancel(ctx), seen)
-		if err == nil {
-			return ""
-		}
-		app.log.WarnContext(ctx, "occurrences not stored", "occurrences", len(seen), "error", err)
-		unstored = err.Error()
-	}
+	unstored = app.tryToStore(ctx, "occurrences", len(seen), func(ctx context.Context) error {
+		_, err := app.store.archive(ctx, seen)
+		return err
+	})
 	callOf(ctx).notStored(unstored)
 	return unstored
 }
 
-// archive stores the occurrences, in any order, and returns how many were new. One that is there already
-// stays as it is. What is not done within storeTimeout has failed.
+// archive stores the occurrences, in any order, and returns how many were new. One that is there already stays
+// as it is. What is not done within storeTimeout has failed.
 func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err error) {
 	if len(seen) == 0 {
 		return 0, nil
@@ -315,44 +305,50 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 			return err
 		}
 		fresh := slices.DeleteFunc(slices.Clone(seen), func(o Occurrence) bool { return slices.Contains(known, o.ID) })
-		for len(fresh) > 0 && err == nil {
-			var inserted int
-			fresh, inserted, err = insertOccurrences(ctx, conn, fresh)
-			stored += inserted
+		for len(fresh) > 0 {
+			n := 0
+			for size := 0; n < len(fresh) && size < partBytes; n++ {
+				size += len(fresh[n].JSON)
+			}
+			inserted, err := insertOccurrences(ctx, conn, fresh[:n])
+			if err != nil {
+				return err
+			}
+			stored += int(inserted)
+			fresh = fresh[n:]
 		}
-		return err
+		return nil
 	})
 	return stored, err
 }
 
-// insertOccurrences inserts some of the occurrences, and returns the others. They come in the order of their
-// ids, so that writers of the same ones wait for each other in turn.
-func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (rest []Occurrence, inserted int, err error) {
-	var ids, items []int64
-	var times []*time.Time // nil for an occurrence without a time
-	var environments, severities []string
-	var data []json.RawMessage
-	for size := 0; len(seen) > 0 && size < partBytes; seen = seen[1:] {
-		text := rawjson.Storable(seen[0].JSON)
-		at, level := (*time.Time)(nil), rawjson.Unquote(rawjson.Get(text, "data", "level"))
-		if t, ok := seen[0].time(); ok {
-			at = &t
-		}
-		if !slices.Contains(levels, level) {
-			level = ""
-		}
-		size += len(text)
-		ids, items, times, data = append(ids, seen[0].ID), append(items, seen[0].ItemID), append(times, at), append(data, text)
-		environments = append(environments, cutTitle(rawjson.Unquote(rawjson.Get(text, "data", "environment")))) // as long at Rollbar
-		severities = append(severities, level)
+// insertOccurrences inserts occurrences, in the order of their ids, so that writers of the same ones wait for
+// each other in turn.
+func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (inserted int64, err error) {
+	text := func(name string) []string {
+		return column(seen, func(o Occurrence) string {
+			return rawjson.StorableText(rawjson.Unquote(rawjson.Get(o.JSON, "data", name)))
+		})
 	}
 	tag, err := conn.Exec(ctx, `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)
-		SELECT id, nullif(item_id, 0), coalesce(at, now()), environment, level, data
-		FROM unnest(@ids::bigint[], @items::bigint[], @times::timestamptz[], @environments::text[], @levels::text[], @data::json[])
+		SELECT id, nullif(item_id, 0), coalesce(at, now()), left(environment, 255),
+			CASE WHEN level = ANY(@levels) THEN level ELSE '' END, data
+		FROM unnest(@ids::bigint[], @items::bigint[], @times::timestamptz[], @environments::text[], @given::text[], @data::json[])
 		AS o (id, item_id, at, environment, level, data)
 		ORDER BY id
 		ON CONFLICT (id) DO NOTHING`,
-		pgx.NamedArgs{"ids": ids, "items": items, "times": times, "environments": environments, "levels": severities, "data": data})
-	return seen, int(tag.RowsAffected()), err
+		pgx.NamedArgs{
+			"ids":   column(seen, func(o Occurrence) int64 { return o.ID }),
+			"items": column(seen, func(o Occurrence) int64 { return o.ItemID }),
+			"times": column(seen, func(o Occurrence) *time.Time {
+				if at, ok := o.time(); ok {
+					return &at
+				}
+				return nil
+			}),
+			"environments": text("environment"), "given": text("level"), "levels": levels,
+			"data": column(seen, func(o Occurrence) json.RawMessage { return rawjson.Storable(o.JSON) }),
+		})
+	return tag.RowsAffected(), err
 }

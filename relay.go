@@ -100,7 +100,7 @@ func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, er
 // relayData queues an occurrence. What PostgreSQL does not take is sent while the SDK waits.
 func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) error {
 	app, ctx := s.app, withCall(r.Context(), callWithoutRetries())
-	lane := app.outbox.laneOf(data)
+	lane := app.outbox.lanes[postScope(data)]
 	e, err := app.outbox.enqueue(ctx, uuid, data, false)
 	switch {
 	case err == nil && e.isNew:

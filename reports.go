@@ -1,5 +1,5 @@
-// reports.go lists, shows and deletes reports. They come from reports_history.go and
-// reports_outbox.go; reports_filter.go finds those that a list's filters choose.
+// reports.go lists, shows and deletes reports. They come from reports_history.go and reports_outbox.go;
+// reports_filter.go finds those that a list's filters choose.
 package main
 
 import (
@@ -67,8 +67,8 @@ const (
 	endlessPage = 1000    // rows of a page where all are wanted
 )
 
-// A rowPage is a page of rows that is read in parts: neither a large page nor a slow client holds much
-// memory, or a connection. Where all rows are wanted, one page follows another.
+// A rowPage is a page of rows that is read in parts: neither a large page nor a slow client holds much memory,
+// or a connection. Where all rows are wanted, one page follows another.
 type rowPage struct {
 	table      string
 	query      func(ids string) string                                // reads the rows with such ids
@@ -144,14 +144,14 @@ func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context,
 	return nil
 }
 
-// begin finds the page, reads its first part and works out the neighbouring pages. Without filters it reads
-// the first part before it looks for the others.
+// begin finds the page, reads its first part and works out the neighbouring pages. Without filters it reads the
+// first part before it looks for the others.
 func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
 	at, left := p.cursor, p.limit
 	hasPrev, isEnd := at.before > 0, false
 	p.ids, p.newest, p.oldest = nil, 0, 0
 	if at.from == 0 && !p.isFiltered {
-		// The limit is written into the statement, since PostgreSQL takes an unknown one for a tenth of all rows.
+		// The limit is in the statement, since PostgreSQL takes an unknown one for a tenth of all rows.
 		n := p.portion(left)
 		more, err := p.fill(conn.Query(ctx, p.query("< $1 ORDER BY id DESC LIMIT "+strconv.Itoa(n)), at.newest()))
 		if err != nil {
@@ -226,8 +226,8 @@ func (p *rowPage) fill(rows pgx.Rows, err error) (more bool, _ error) {
 	return more, rows.Err()
 }
 
-// selectReports returns the statement that reads the reports with such ids. The rows of both tables come in
-// the order of ids, so that joining them costs little.
+// selectReports returns the statement that reads the reports with such ids. The rows of both tables come in the
+// order of ids, so that joining them costs little.
 func selectReports(ids string) string {
 	return `
 		SELECT id, coalesce(r.item_id::text, 'null'), coalesce(to_json(r.uuid)::text, 'null'), r.state, r.first_seen,
@@ -290,8 +290,8 @@ type Report struct {
 // returns its id.
 func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 	var id int64
-	var first, last timeText
-	columns := []any{&id, nil, nil, nil, &first.at, &last.at, nil}
+	var firstSeen, lastSeen time.Time
+	columns := []any{&id, nil, nil, nil, &firstSeen, &lastSeen, nil}
 	return func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 		if err := rows.Scan(columns...); err != nil {
 			return buf, 0, err
@@ -301,24 +301,10 @@ func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 		buf = append(append(buf, `,"item_id":`...), raw[1]...)
 		buf = append(append(buf, `,"uuid":`...), raw[2]...)
 		buf = append(append(buf, `,"state":"`...), raw[3]...)
-		buf = first.append(append(buf, `","first_seen":"`...))
-		buf = last.append(append(buf, `","last_seen":"`...))
+		buf = firstSeen.UTC().AppendFormat(append(buf, `","first_seen":"`...), time.RFC3339Nano)
+		buf = lastSeen.UTC().AppendFormat(append(buf, `","last_seen":"`...), time.RFC3339Nano)
 		return append(append(append(buf, `","data":`...), raw[6]...), '}'), id, nil
 	}
-}
-
-// A timeText is a time and its text. Rows that came together have the same times, and to write those takes as
-// long as all the rest.
-type timeText struct {
-	at, written time.Time
-	text        []byte
-}
-
-func (t *timeText) append(buf []byte) []byte {
-	if t.text == nil || !t.at.Equal(t.written) {
-		t.written, t.text = t.at, t.at.UTC().AppendFormat(t.text[:0], time.RFC3339Nano)
-	}
-	return append(buf, t.text...)
 }
 
 var reportsGetCmd = &Command{
@@ -356,8 +342,8 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 	return report, nil
 }
 
-// A reportCursor is a place in the reports: the page of older ones before an id, or of newer ones from an
-// id on. Callers do not look inside.
+// A reportCursor is a place in the reports: the page of older ones before an id, or of newer ones from an id
+// on. Callers do not look inside.
 type reportCursor struct{ before, from int64 }
 
 // newest returns the id below which the page begins.
@@ -369,9 +355,7 @@ func (c reportCursor) newest() int64 {
 }
 
 func (c reportCursor) String() string {
-	var space [40]byte
-	text := append(strconv.AppendInt(space[:0], c.before, 10), '.')
-	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(text, c.from, 10))
+	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.before, c.from))
 }
 
 // UnmarshalText reads what String wrote.
@@ -410,8 +394,8 @@ type reportsCleanInput struct {
 	State  Opt[string] `query:"state" enum:"current,superseded,delivered,rejected" help:"only reports in this state"`
 }
 
-// Cleaned says how many reports were deleted and how many the filters other than state chose, but
-// were kept because they still wait for delivery.
+// Cleaned says how many reports were deleted and how many the filters other than state chose, but were kept
+// because they still wait for delivery.
 type Cleaned struct {
 	Deleted    int64 `json:"deleted"`
 	KeptQueued int64 `json:"kept_queued"`

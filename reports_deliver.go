@@ -1,12 +1,10 @@
-// reports_deliver.go empties the outbox: serve all the time, reports.deliver once. An entry is given up only
-// on Rollbar's final word; age is no reason. Failures hold up nothing: in an outage, entry after entry is
-// tried all the same, only more slowly, and the first success makes all of them due.
+// reports_deliver.go empties the outbox: serve all the time, reports.deliver once. An entry is given up only on
+// Rollbar's final word; age is no reason. Failures hold up nothing: in an outage, entry after entry is tried
+// all the same, only more slowly, and the first success makes all of them due.
 package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -50,18 +48,15 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	}
 	var total Delivery
 	for _, l := range app.outbox.lanes {
-		if app.rollbar.require(l.scope) != nil {
-			continue
+		if app.rollbar.require(l.scope) == nil {
+			d, err := l.deliverOnce(ctx)
+			if err != nil {
+				return Delivery{}, fmt.Errorf("deliver: %w", err)
+			}
+			total.Delivered += d.delivered.Load()
+			total.Rejected += d.rejected.Load()
 		}
-		d, err := l.deliverOnce(ctx)
-		if err != nil {
-			return Delivery{}, fmt.Errorf("deliver: %w", err)
-		}
-		total.Delivered += d.delivered.Load()
-		total.Rejected += d.rejected.Load()
-	}
-	store.deliveries.Flush(ctx)
-	for _, l := range app.outbox.lanes {
+		store.deliveries.Flush(ctx)
 		ids, err := l.queued(ctx)
 		if err != nil {
 			return Delivery{}, err
@@ -145,7 +140,8 @@ func (l *lane) claimDue(ctx context.Context) (*entry, error) {
 	return l.claim(ctx, 0)
 }
 
-// A drain delivers a lane's entries, several at a time, and counts the results. Its owner waits for the workers.
+// A drain delivers a lane's entries, several at a time, and counts the results. Its owner waits for the
+// workers.
 type drain struct {
 	lane                *lane
 	slots               chan struct{} // taken by workers
@@ -154,9 +150,7 @@ type drain struct {
 	limited             atomic.Bool // Rollbar's rate limit was hit
 }
 
-func newDrain(l *lane) *drain {
-	return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)}
-}
+func newDrain(l *lane) *drain { return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)} }
 
 // next claims an entry and starts to deliver it, if it is to wait, in its turn. It returns nil where there is
 // none.
@@ -182,7 +176,7 @@ func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, e
 
 // deliver sends an entry once and records what became of it.
 func (d *drain) deliver(ctx context.Context, e *entry) {
-	l, o, app := d.lane, d.lane.outbox, d.lane.outbox.app
+	l, app := d.lane, d.lane.outbox.app
 	ctx, cancel := finishing(ctx, e.until)
 	defer cancel()
 	ctx, span := app.telemetry.StartSpan(app.telemetry.ContinueTrace(ctx, e.traceContext), "queue.deliver", "custom", "queue.deliver")
@@ -196,7 +190,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 		d.delivered.Add(1)
 		l.succeeded()
 	case isFinal(err):
-		o.reject(ctx, e, err)
+		l.outbox.reject(ctx, e, err)
 		d.rejected.Add(1)
 		l.succeeded()
 	default:
@@ -205,7 +199,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 			d.limited.Store(true)
 		}
 		l.failed(e.attempts, err)
-		o.reschedule(ctx, e, o.pause(e.attempts))
+		l.outbox.reschedule(ctx, e, l.outbox.pause(e.attempts))
 	}
 }
 
@@ -223,7 +217,7 @@ type outbox struct {
 	entries async.Batcher[*entry, *entry] // to be enqueued
 	pace    time.Duration                 // between two deliveries, where Rollbar's rate limit is not known
 	backoff time.Duration                 // before the second attempt; it doubles
-	lanes   [2]*lane                      // of servers and of clients
+	lanes   map[scope]*lane               // by the scope of the token
 
 	mu      sync.Mutex
 	length  int       // of the queue, when it was counted, and what has come since
@@ -247,24 +241,16 @@ type lane struct {
 
 // newOutbox returns an outbox that tries all entries soon: the service may have been started for a new token.
 func newOutbox(app *App) *outbox {
-	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff}
-	for i, s := range []scope{scopePost, scopePostClient} {
-		o.lanes[i] = &lane{outbox: o, scope: s, notified: make(chan struct{}, 1), fresh: true}
-		o.lanes[i].recovered.Store(true)
+	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff, lanes: map[scope]*lane{}}
+	for _, s := range []scope{scopePost, scopePostClient} {
+		o.lanes[s] = &lane{outbox: o, scope: s, notified: make(chan struct{}, 1), fresh: true}
+		o.lanes[s].recovered.Store(true)
 	}
-	o.entries.Run, o.entries.Key = o.enqueueAll, func(e *entry) string { return e.uuid }
+	o.entries.Run, o.entries.Key = o.enqueueAll, (*entry).key
 	o.entries.Pause = 200 * time.Microsecond
 	o.entries.Limit, o.entries.Alone, o.entries.Span = storeTimeout, itemAtFault, "store.shared"
 	app.store.deliveries.Run = o.complete
 	return o
-}
-
-// laneOf returns the lane of an occurrence.
-func (o *outbox) laneOf(data json.RawMessage) *lane {
-	if postScope(data) == scopePostClient {
-		return o.lanes[1]
-	}
-	return o.lanes[0]
 }
 
 // failed records a failure. The attempts are those of the entry so far.
@@ -273,9 +259,8 @@ func (l *lane) failed(attempts int, err error) {
 	defer l.mu.Unlock()
 	l.failures++
 	l.fresh = l.fresh || attempts == 1
-	var f *Failure
-	if errors.As(err, &f) && f.kind == rateLimited {
-		l.limitedUntil = time.Now().Add(min(f.wait, longestPause)) // it may be lifted before
+	if isKind(err, rateLimited) {
+		l.limitedUntil = time.Now().Add(min(failureOf(err).wait, longestPause)) // it may be lifted before
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 // newLane returns the lane of servers of an outbox without a database.
 func newLane() *lane {
 	limits := newRateLimits(map[scope]accessToken{scopePost: {}, scopePostClient: {}})
-	return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{limits: limits}}).lanes[0]
+	return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{limits: limits}}).lanes[scopePost]
 }
 
 // tried reports whether the queue has tried something in vain.
@@ -181,7 +181,7 @@ func TestDeliveryInOrder(t *testing.T) {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			return next.RoundTrip(r)
 		})
-		d := newDrain(f.app.outbox.lanes[0])
+		d := newDrain(f.app.outbox.lanes[scopePost])
 		for range uuids {
 			e, err := d.next(t.Context(), d.lane.claimDue, true)
 			require.NoError(t, err)
@@ -345,7 +345,7 @@ func TestDeliveryPace(t *testing.T) {
 				require.NoError(t, l.turn(t.Context(), true))
 				assert.InDelta(t, tt.pace, time.Since(began), float64(tt.pace)/100)
 				began = time.Now()
-				require.NoError(t, l.outbox.lanes[1].turn(t.Context(), true))
+				require.NoError(t, l.outbox.lanes[scopePostClient].turn(t.Context(), true))
 				assert.Zero(t, time.Since(began), "another token's")
 			})
 		})
@@ -376,7 +376,7 @@ func TestDeliveryPaceOfASharedToken(t *testing.T) {
 		o.app.rollbar.limits = newRateLimits(map[scope]accessToken{scopePost: {value: "x"}, scopePostClient: {value: "x"}})
 		began := time.Now()
 		for n := range 10 {
-			require.NoError(t, o.lanes[n%2].turn(t.Context(), true))
+			require.NoError(t, o.lanes[[]scope{scopePost, scopePostClient}[n%2]].turn(t.Context(), true))
 		}
 		assert.Equal(t, 9*deliveryPace, time.Since(began))
 	})
@@ -392,7 +392,7 @@ func TestDeliveryBeginsAtOnce(t *testing.T) {
 		uuid := newUUID()
 		_, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), false)
 		require.NoError(t, err)
-		f.app.outbox.lanes[0].notify()
+		f.app.outbox.lanes[scopePost].notify()
 		f.eventually(uuid, "delivered")
 	}
 	synctest.Test(t, func(t *testing.T) {

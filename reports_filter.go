@@ -1,7 +1,7 @@
-// reports_filter.go finds the reports that a list's filters choose, however many there are and however
-// many match. It looks at the nearest reports first, which usually fill the page, and then into one block
-// of ids after another until the page is full. A block without a match costs some microseconds.
-// schema.sql says what is known of a block.
+// reports_filter.go finds the reports that a list's filters choose, however many there are and however many
+// match. It looks at the nearest reports first, which usually fill the page, and then into one block of ids
+// after another until the page is full. A block without a match costs some microseconds. schema.sql says what
+// is known of a block.
 package main
 
 import (
@@ -92,8 +92,8 @@ func (s *reportSearch) among(ctx context.Context, conn *pgx.Conn, chosen, neares
 		ORDER BY id `+s.order)
 }
 
-// byBlock finds the reports of the page in one block after another: by the index of terms, or along the
-// primary key where there are only times to look for. MATERIALIZED keeps PostgreSQL to the former.
+// byBlock finds the reports of the page in one block after another: by the index of terms, or along the primary
+// key where there are only times to look for. MATERIALIZED keeps PostgreSQL to the former.
 func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
 	const rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
 	oldest, newest := "(SELECT min(id) / 4096 FROM reports)", "(SELECT max(id) / 4096 FROM reports)"
@@ -138,8 +138,8 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 		) AS found`)
 }
 
-// query returns the ids that the statement yields, up to the limit, which stands in the statement for the
-// sake of its plan.
+// query returns the ids that the statement yields, up to the limit, which stands in the statement for the sake
+// of its plan.
 func (s *reportSearch) query(ctx context.Context, conn *pgx.Conn, statement string) ([]int64, error) {
 	return queryIDs(ctx, conn, statement+`
 		LIMIT `+strconv.Itoa(s.limit), s.args)

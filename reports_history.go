@@ -11,10 +11,10 @@
 //
 // The times of a request are kept as ages, so that PostgreSQL's clock is the only one that counts.
 //
-// A report remembers digests of the responses that it holds, so that a page that is observed again
-// costs one statement, which writes nothing. Differences are worked out here and written by a second
-// statement, on condition that nobody else has changed the report meanwhile; an item that fails the
-// condition is compared again.
+// A report remembers digests of the responses that it holds, so that a page that is observed again costs one
+// statement, which writes nothing. Differences are worked out here and written by a second statement, on
+// condition that nobody else has changed the report meanwhile; an item that fails the condition is compared
+// again.
 package main
 
 import (
@@ -66,44 +66,42 @@ type historyStats struct {
 	updated int // reports whose counters changed in place
 }
 
-func (t *historyStats) add(other historyStats) {
-	t.reports += other.reports
-	t.updated += other.updated
-}
-
-// observe stores the items as reports. If that fails, the call is marked as not stored, and the
-// operation goes on. The result is why, or "".
+// observe stores the items as reports. If that fails, the call is marked as not stored, and the operation goes
+// on. The result is why, or "".
 func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
-	if unstored = app.tryToObserve(ctx, items); unstored != "" {
-		callOf(ctx).notStored(unstored)
-	}
+	unstored = app.tryToObserve(ctx, items)
+	callOf(ctx).notStored(unstored)
 	return unstored
 }
 
 // observePage is observe for a page, once for all callers that share it.
 func (app *App) observePage(ctx context.Context, page *ItemPage) {
 	page.observing.Do(func() { page.unstored = app.tryToObserve(ctx, page.Items) })
-	if page.unstored != "" {
-		callOf(ctx).notStored(page.unstored)
-	}
+	callOf(ctx).notStored(page.unstored)
 }
 
 // tryToObserve stores the items, or returns why it could not.
 func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string) {
+	return app.tryToStore(ctx, "items", len(items), func(ctx context.Context) error {
+		_, err := app.store.observe(ctx, observationsOf(items))
+		return err
+	})
+}
+
+// tryToStore runs store for so many things, even if the context ends, or returns why it could not.
+func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
 	if app.store == nil {
 		return "DATABASE_URL is not set"
 	}
-	stats, err := app.store.observe(context.WithoutCancel(ctx), observationsOf(items))
-	if err != nil {
-		app.log.WarnContext(ctx, "items not stored", "items", len(items), "error", err)
+	if err := store(context.WithoutCancel(ctx)); err != nil {
+		app.log.WarnContext(ctx, things+" not stored", things, n, "error", err)
 		return err.Error()
 	}
-	countReports(app.telemetry, len(items), stats.reports, stats.updated)
 	return ""
 }
 
-// observe stores the observations, in any order; of an item that is there twice, the last one. What
-// is not done within storeTimeout has failed.
+// observe stores the observations, in any order; of an item that is there twice, the last one. What is not done
+// within storeTimeout has failed.
 func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -115,9 +113,9 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 	for len(pending) > 0 {
 		seen := slices.SortedFunc(maps.Values(pending), func(a, b observation) int { return cmp.Compare(a.itemID, b.itemID) })
 		err := s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-			done, err := observeOnce(ctx, conn, seen, &stats)
-			for _, id := range done {
-				delete(pending, id)
+			open, err := observeOnce(ctx, conn, seen, &stats)
+			if err == nil {
+				maps.DeleteFunc(pending, func(id int64, _ observation) bool { return open[id] == nil })
 			}
 			return err
 		})
@@ -125,12 +123,13 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 			return stats, fmt.Errorf("store items: %w", err)
 		}
 	}
+	countReports(s.telemetry, len(seen), stats.reports, stats.updated)
 	return stats, nil
 }
 
-// observeOnce compares the observations with the reports and writes the differences. It returns the
-// items that are done; somebody else changed the reports of the others meanwhile.
-func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats *historyStats) (done []int64, err error) {
+// observeOnce compares the observations with the reports and writes the differences. It returns those that are
+// still open, by item, since somebody else changed the report meanwhile.
+func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats *historyStats) (map[int64]*difference, error) {
 	differences, err := compare(ctx, conn, seen)
 	for tries := 1; tries < 5 && slices.ContainsFunc(differences, func(d difference) bool { return d.isUnsure }); tries++ {
 		differences, err = compare(ctx, conn, seen)
@@ -146,14 +145,6 @@ func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats 
 	for i := range differences {
 		open[differences[i].itemID] = &differences[i]
 	}
-	for _, o := range seen {
-		if open[o.itemID] == nil {
-			done = append(done, o.itemID)
-		}
-	}
-	if len(differences) == 0 {
-		return done, nil
-	}
 	written, err := writeDifferences(ctx, conn, differences)
 	for _, id := range written {
 		switch open[id].change {
@@ -162,8 +153,9 @@ func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats 
 		case counted:
 			stats.updated++
 		}
+		delete(open, id)
 	}
-	return append(done, written...), err
+	return open, err
 }
 
 // A difference is what an observation changes about an item's reports.
@@ -180,8 +172,8 @@ type difference struct {
 	data     json.RawMessage // nil for a report whose data stay as they are
 }
 
-// compare returns the differences between the observations and the current reports. The LIMIT keeps
-// PostgreSQL from reading all reports, which seems cheap as long as they are few.
+// compare returns the differences between the observations and the current reports. The LIMIT keeps PostgreSQL
+// from reading all reports, which seems cheap as long as they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
 	asked := time.Now()
 	rows, _ := conn.Query(ctx, `
@@ -226,8 +218,8 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 }
 
 // date works out when the answer was seen, and whether it is an older one. PostgreSQL's clock showed the time
-// at some moment between asked and now. A report that was last seen in the future is from before that clock
-// was set back. An answer that waited for long to be stored is seen late, for the sake of those who follow.
+// at some moment between asked and now. A report that was last seen in the future is from before that clock was
+// set back. An answer that waited for long to be stored is seen late, for the sake of those who follow.
 func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.Time) {
 	if d.seen = clock; when == nil {
 		return
@@ -244,8 +236,7 @@ func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.T
 	d.seen = clock.Add(-min(age, 10*time.Second))
 }
 
-// differ works out what is different from the current report. stored is nil where the digest is known
-// already.
+// differ works out what is different from the current report. stored is nil where the digest is known already.
 func (d *difference) differ(seen observation, known string, stored json.RawMessage) {
 	var merged json.RawMessage
 	switch {
@@ -268,8 +259,8 @@ func (d *difference) differ(seen observation, known string, stored json.RawMessa
 	}
 }
 
-// lookBack looks for the changed states in the history of their items: an older answer may be known there,
-// and a newer one may be what only older ones have shown since the current report. Then that is the target.
+// lookBack looks for the changed states in the history of their items: an older answer may be known there, and
+// a newer one may be what only older ones have shown since the current report. Then that is the target.
 func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) error {
 	var news []*difference
 	for i := range differences {
@@ -302,8 +293,8 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 	return err
 }
 
-// remember adds a digest to the known ones, of which the last few are kept: the list and the
-// single answer need one each.
+// remember adds a digest to the known ones, of which the last few are kept: the list and the single answer need
+// one each.
 func remember(known, digest string) string {
 	digests := append(strings.Fields(known), digest)
 	return strings.Join(digests[max(0, len(digests)-4):], " ")
@@ -319,9 +310,8 @@ const (
 	changed          // anything else changed
 )
 
-// mergeItem compares an item as it was seen with the report's data and returns both merged: the
-// seen values, and the fields that only the report has. When more than counters changed, there
-// is nothing to merge.
+// mergeItem compares an item as it was seen with the report's data and returns both merged: the seen values,
+// and the fields that only the report has. When more than counters changed, there is nothing to merge.
 func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 	now := maps.Collect(rawjson.Members(seen))
 	merged, result := stored, unchanged
@@ -381,9 +371,9 @@ func equalJSON(a, b json.RawMessage) bool {
 	return reflect.DeepEqual(decode(a), decode(b))
 }
 
-// writeDifferences writes the differences, which are in the order of their items, and returns the
-// items for which the condition held: the report is as it was when it was compared. Of first reports it writes
-// all, or none where somebody else has inserted one of them meanwhile.
+// writeDifferences writes the differences, which are in the order of their items, and returns the items for
+// which the condition held: the report is as it was when it was compared. Of first reports it writes all, or
+// none where somebody else has inserted one of them meanwhile.
 func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) (done []int64, _ error) {
 	var first, others []difference
 	for _, d := range differences {
@@ -412,9 +402,9 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 	return append(done, written...), err
 }
 
-// writeOthers writes what changes about items that have reports. It first locks the current reports, also
-// for an older answer, and those that become current again, in the order of ids, so that writers of the same
-// items wait for each other in turn.
+// writeOthers writes what changes about items that have reports. It first locks the current reports, also for
+// an older answer, and those that become current again, in the order of ids, so that writers of the same items
+// wait for each other in turn.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
 	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
 	return queryIDs(ctx, conn, `
@@ -535,25 +525,21 @@ func bucketOf(data json.RawMessage) bucket {
 	return b
 }
 
-// maxTitle is how many characters of a title count, as with Rollbar: a message without a title can
-// be as long as a book.
+// maxTitle is how many characters of a title count, as with Rollbar: a message without a title can be as long
+// as a book.
 const maxTitle = 255
 
-// cutTitle returns what counts of a title.
-func cutTitle(title string) string {
+// titleWords are the different words of a title, or of a search in titles: runs of letters and digits, in lower
+// case.
+func titleWords(title string) []string {
 	count := 0
 	for i := range title {
 		if count++; count > maxTitle {
-			return title[:i]
+			title = title[:i]
+			break
 		}
 	}
-	return title
-}
-
-// titleWords are the different words of a title, or of a search in titles: runs of letters and
-// digits, in lower case.
-func titleWords(title string) []string {
-	words := strings.FieldsFunc(strings.ToLower(cutTitle(title)), func(r rune) bool {
+	words := strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
 	})
 	slices.Sort(words)

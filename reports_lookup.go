@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -34,29 +33,10 @@ func (app *App) findItems(ctx context.Context) {
 
 // findItem looks up the item of one delivered occurrence, and reports whether a lookup was due.
 func (app *App) findItem(ctx context.Context) (found bool, err error) {
-	id, uuid, lookups, err := app.store.claimLookup(ctx)
-	if err != nil || id == 0 { // the queue says that PostgreSQL is down
-		return false, nil
-	}
-	item, err := app.rollbar.Item(withCall(ctx, &Call{}), "uuid", uuid)
-	switch {
-	case err == nil:
-		err = app.store.endLookups(ctx, id, item.ID)
-	case isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits):
-		err = app.store.endLookups(ctx, id, 0)
-	case isKind(err, notFound):
-		err = nil
-	}
-	if err != nil {
-		err = fmt.Errorf("occurrence %s: %w", uuid, err)
-	}
-	return true, err
-}
-
-// claimLookup returns a delivered occurrence whose lookup is due, and sets the time of the next one. The id
-// is 0 if there is none.
-func (s *Store) claimLookup(ctx context.Context) (id int64, uuid string, lookups int, err error) {
-	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	var id int64
+	var uuid string
+	var lookups int
+	err = app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 			UPDATE reports
 			SET lookups = lookups + 1, next_lookup = now() + (@waits::interval[])[least(lookups + 2, cardinality(@waits))]
@@ -71,18 +51,22 @@ func (s *Store) claimLookup(ctx context.Context) (id int64, uuid string, lookups
 			RETURNING id, uuid, lookups`,
 			pgx.NamedArgs{"waits": lookupWaits}).Scan(&id, &uuid, &lookups)
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, "", 0, nil
+	if err != nil { // none is due, or the queue says that PostgreSQL is down
+		return false, nil
 	}
-	return id, uuid, lookups, err
-}
-
-// endLookups records which item a delivered occurrence became, or, with 0, that it stays unknown.
-func (s *Store) endLookups(ctx context.Context, id, item int64) error {
-	_, err := s.exec(ctx, `
-		UPDATE reports
-		SET item_id = nullif(@item, 0::bigint), next_lookup = NULL
-		WHERE id = @id`,
-		pgx.NamedArgs{"id": id, "item": item})
-	return err
+	item, err := app.rollbar.Item(withCall(ctx, &Call{}), "uuid", uuid)
+	switch {
+	case err == nil, isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits): // it may stay unknown
+		_, err = app.store.exec(ctx, `
+			UPDATE reports
+			SET item_id = nullif(@item, 0::bigint), next_lookup = NULL
+			WHERE id = @id`,
+			pgx.NamedArgs{"id": id, "item": item.ID})
+	case isKind(err, notFound):
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("occurrence %s: %w", uuid, err)
+	}
+	return true, err
 }

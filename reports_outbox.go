@@ -1,9 +1,10 @@
 // reports_outbox.go is the outbox: created occurrences on their way to Rollbar. A process works on an entry
-// while it holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest
-// at the head. An entry that fails moves behind them, to the time of its next attempt.
+// while it holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest at the
+// head. An entry that fails moves behind them, to the time of its next attempt.
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,8 @@ type entry struct {
 	refusal int // the status with which Rollbar refused a rejected one
 	reason  string
 }
+
+func (e *entry) key() string { return e.uuid }
 
 // lease is how long a process may work on an entry before others do.
 func (o *outbox) lease() time.Duration {
@@ -105,28 +108,17 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 		}
 		return nil
 	})
-	results := make([]*entry, len(entries))
-	for i, e := range entries {
-		results[i] = stored[e.uuid]
-		if err == nil && results[i].isNew {
+	for _, e := range stored {
+		if err == nil && e.isNew {
 			o.count(1)
 		}
 	}
-	return results, err
+	return column(entries, func(e *entry) *entry { return stored[e.uuid] }), err
 }
 
 // insert inserts the entries whose uuids are new.
 func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) pgx.Rows {
-	n := len(entries)
-	uuids, data, traces := make([]string, n), make([]json.RawMessage, n), make([]string, n)
-	levels, environments, words := make([]*string, n), make([]*string, n), make([]string, n)
-	clients, leased := make([]bool, n), make([]bool, n)
-	for i, e := range entries {
-		b := bucketOf(e.data)
-		uuids[i], data[i], traces[i] = e.uuid, e.data, e.traceContext
-		clients[i], leased[i] = postScope(e.data) == scopePostClient, e.leased
-		levels[i], environments[i], words[i] = b.level, b.environment, strings.Join(titleWords(occurrenceTitle(e.data)), " ")
-	}
+	buckets := column(entries, func(e *entry) bucket { return bucketOf(e.data) })
 	rows, _ := conn.Query(ctx, `
 		INSERT INTO reports (uuid, state, client, level, environment, words, data, leased_until, traceparent)
 		SELECT uuid, 'queued', client, level, environment, string_to_array(words, ' '), data,
@@ -138,18 +130,21 @@ func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) p
 		ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING
 		RETURNING uuid, id, TRUE, greatest(leased_until, now()), state, 0, ''`,
 		pgx.NamedArgs{
-			"uuids": uuids, "clients": clients, "levels": levels, "environments": environments, "words": words,
-			"data": data, "leased": leased, "traces": traces, "lease": o.lease(),
+			"uuids":        column(entries, (*entry).key),
+			"clients":      column(entries, func(e *entry) bool { return postScope(e.data) == scopePostClient }),
+			"levels":       column(buckets, func(b bucket) *string { return b.level }),
+			"environments": column(buckets, func(b bucket) *string { return b.environment }),
+			"words":        column(entries, func(e *entry) string { return strings.Join(titleWords(occurrenceTitle(e.data)), " ") }),
+			"data":         column(entries, func(e *entry) json.RawMessage { return e.data }),
+			"leased":       column(entries, func(e *entry) bool { return e.leased }),
+			"traces":       column(entries, func(e *entry) string { return e.traceContext }),
+			"lease":        o.lease(),
 		})
 	return rows // with the error
 }
 
 // acknowledge notes of stored entries that a further request for the same uuid is told of them.
 func acknowledge(ctx context.Context, conn *pgx.Conn, entries []*entry) pgx.Rows {
-	var uuids []string
-	for _, e := range entries {
-		uuids = append(uuids, e.uuid)
-	}
 	rows, _ := conn.Query(ctx, `
 		WITH locked AS (
 			SELECT id
@@ -163,7 +158,7 @@ func acknowledge(ctx context.Context, conn *pgx.Conn, entries []*entry) pgx.Rows
 		FROM locked
 		WHERE r.id = locked.id
 		RETURNING r.uuid, r.id, FALSE, now(), r.state, coalesce(r.refusal, 0), coalesce(r.reason, '')`,
-		pgx.NamedArgs{"uuids": uuids})
+		pgx.NamedArgs{"uuids": column(entries, (*entry).key)})
 	return rows
 }
 
@@ -172,18 +167,12 @@ func (e *entry) rejection() error {
 	if e.state != "rejected" {
 		return nil
 	}
-	kind := unprocessable
-	switch e.refusal {
-	case invalid.status:
-		kind = invalid
-	case tooLarge.status:
-		kind = tooLarge
-	}
-	return &Failure{kind: kind, detail: e.reason, upstream: e.refusal}
+	kinds := map[int]failureKind{invalid.status: invalid, tooLarge.status: tooLarge}
+	return &Failure{kind: cmp.Or(kinds[e.refusal], unprocessable), detail: e.reason, upstream: e.refusal}
 }
 
-// room returns how many more occurrences may be queued. It counts them only where it has to: an estimate
-// that leaves room for n, and is not old, is low enough.
+// room returns how many more occurrences may be queued. It counts them only where it has to: an estimate that
+// leaves room for n, and is not old, is low enough.
 func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -221,8 +210,8 @@ func (o *outbox) full() *Failure {
 	return &Failure{kind: queueFull, detail: fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.app.queueLimit), wait: fullWait}
 }
 
-// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if
-// there is none, or another process works on it.
+// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if there
+// is none, or another process works on it.
 func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 	o, wanted := l.outbox, "(next_attempt <= now() OR next_attempt > now() + @longest)"
 	if id != 0 {
@@ -341,8 +330,8 @@ func (o *outbox) mark(ctx context.Context, e *entry, what, sql string, args pgx.
 	o.app.telemetry.Count("app.queue."+what, 1)
 }
 
-// makeAllAvailable makes all waiting entries of the lane due, behind those that are due already. It takes small batches:
-// a trigger runs for each row.
+// makeAllAvailable makes all waiting entries of the lane due, behind those that are due already. It takes small
+// batches: a trigger runs for each row.
 func (l *lane) makeAllAvailable(ctx context.Context) error {
 	const batch = 500
 	for {

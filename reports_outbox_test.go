@@ -64,7 +64,7 @@ func (f *fixture) enqueue(n int) (uuids []string) {
 // claim claims what is due next, or returns nil.
 func (f *fixture) claim() *entry {
 	f.t.Helper()
-	e, err := f.app.outbox.lanes[0].claim(f.t.Context(), 0)
+	e, err := f.app.outbox.lanes[scopePost].claim(f.t.Context(), 0)
 	require.NoError(f.t, err)
 	return e
 }
@@ -480,7 +480,7 @@ func TestOutboxReschedules(t *testing.T) {
 	assert.Nil(t, f.claim(), "the first lease is over")
 	f.app.outbox.reschedule(t.Context(), again, time.Minute)
 	assert.Nil(t, f.claim(), "its time has not come")
-	require.NoError(t, f.app.outbox.lanes[0].makeAllAvailable(t.Context()))
+	require.NoError(t, f.app.outbox.lanes[scopePost].makeAllAvailable(t.Context()))
 	assert.Equal(t, uuids[0], f.claim().uuid)
 }
 
@@ -492,7 +492,7 @@ func TestOutboxMakesAllAvailable(t *testing.T) {
 	f.exec(`UPDATE reports SET attempts = 1, next_attempt = now() + interval '5 minutes' - id * interval '1 millisecond'`)
 	f.exec(`UPDATE reports SET attempts = 1, next_attempt = now() WHERE uuid = '` + uuids[1001] + `'`)
 	f.exec(`UPDATE reports SET leased_until = now() + interval '1 minute' WHERE uuid = '` + uuids[1] + `'`)
-	require.NoError(t, f.app.outbox.lanes[0].makeAllAvailable(t.Context()))
+	require.NoError(t, f.app.outbox.lanes[scopePost].makeAllAvailable(t.Context()))
 	for _, n := range []int{1001, 0, 2, 3} {
 		assert.Equal(t, uuids[n], f.claim().uuid)
 	}
@@ -519,7 +519,7 @@ func TestOutboxAfterTheClockWasSetBack(t *testing.T) {
 	uuid := newUUID()
 	e, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), true)
 	require.NoError(t, err)
-	f.app.outbox.lanes[0].makeAvailable(t.Context(), e)
+	f.app.outbox.lanes[scopePost].makeAvailable(t.Context(), e)
 	assert.Equal(t, []string{"-infinity -infinity"},
 		f.rows(`SELECT leased_until || ' ' || next_attempt FROM reports WHERE uuid = '`+uuid+`'`), "due by any clock")
 	assert.LessOrEqual(t, f.app.outbox.lease(), longestPause)
@@ -591,7 +591,7 @@ func TestOutboxRepeatsStatements(t *testing.T) {
 			queued, rejected, discarded := newUUID(), newUUID(), newUUID()
 			require.Equal(t, 202, f.create(queued).status)
 			assert.Contains(t, f.do("POST", "/reports/deliver", "").body, `"queued":1`)
-			require.NoError(t, f.app.outbox.lanes[0].makeAllAvailable(t.Context()))
+			require.NoError(t, f.app.outbox.lanes[scopePost].makeAllAvailable(t.Context()))
 			f.sandbox.SetFault(sandbox.Forbidden)
 			require.Equal(t, 502, f.create(discarded).status)
 			assert.Empty(t, f.state(discarded))

@@ -1,5 +1,5 @@
-// reports_summary.go counts reports: the items as they are now, what was new and what changed on each day,
-// the items with the most occurrences, and the queue.
+// reports_summary.go counts reports: the items as they are now, what was new and what changed on each day, the
+// items with the most occurrences, and the queue.
 package main
 
 import (
@@ -113,7 +113,8 @@ func (s *Summary) day(date time.Time) *DayCounts {
 	return &s.Days[number]
 }
 
-// dayOf is a report's day, as SQL. PostgreSQL has statistics on it, without which it would not count in parallel.
+// dayOf is a report's day, as SQL. PostgreSQL has statistics on it, without which it would not count in
+// parallel.
 const dayOf = "(first_seen AT TIME ZONE 'UTC')::date"
 
 // readItems counts the current reports, all of which it takes for the first ones of their items. It reads

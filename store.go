@@ -2,14 +2,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
-
-	"app/internal/async"
-	"app/internal/datadog"
-
 	_ "embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -22,22 +18,25 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"app/internal/async"
+	"app/internal/datadog"
 )
 
 //go:embed schema.sql
 var schema string
 
-// storeTimeout is how long a request waits for PostgreSQL before it goes on without.
-const storeTimeout = 2 * time.Second
-
-// readTimeout is how long a read waits for its first row: PostgreSQL's machine may have vanished, or
-// somebody holds a lock.
-const readTimeout = 30 * time.Second
+const (
+	storeTimeout = 2 * time.Second  // that a request waits for PostgreSQL before it goes on without
+	readTimeout  = 30 * time.Second // that a read waits for its first row: PostgreSQL may have vanished, or a lock is held
+)
 
 // Store keeps the reports. It is safe for concurrent use.
 type Store struct {
 	pool    *pgxpool.Pool // of the primary
 	standby *pgxpool.Pool // where reports are read; nil without one
+
+	telemetry *datadog.Client
 
 	deliveries async.Batcher[int64, struct{}] // reports that Rollbar took, to be marked; run is the App's
 
@@ -50,15 +49,15 @@ type Store struct {
 	tryDue     atomic.Bool   // which was some time ago
 }
 
-// openStore makes a store of the connection URLs; the second may be empty. It does not connect:
-// PostgreSQL may come later.
+// openStore makes a store of the connection URLs; the second may be empty. It does not connect: PostgreSQL may
+// come later.
 func openStore(primary, standby string, telemetry *datadog.Client) (*Store, error) {
 	pool, err := newPool(primary, telemetry)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{
-		pool: pool, readTimeout: readTimeout,
+		pool: pool, telemetry: telemetry, readTimeout: readTimeout,
 		readers:    make(chan struct{}, max(1, pool.Config().MaxConns*3/4)),
 		schemaTurn: make(chan struct{}, 1),
 	}
@@ -81,15 +80,11 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	if !strings.Contains(url, "pool_max_conns") {
 		config.MaxConns = 16 // concurrent commits share an fsync
 	}
-	config.ConnConfig.ConnectTimeout = min(config.ConnConfig.ConnectTimeout, storeTimeout)
-	if config.ConnConfig.ConnectTimeout == 0 {
-		config.ConnConfig.ConnectTimeout = storeTimeout
-	}
-	if config.ConnConfig.RuntimeParams["application_name"] == "" {
-		config.ConnConfig.RuntimeParams["application_name"] = "app"
-	}
-	config.ConnConfig.Tracer = telemetry.PgxTracer(config.ConnConfig)
-	if config.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+	connect := config.ConnConfig
+	connect.ConnectTimeout = min(cmp.Or(connect.ConnectTimeout, storeTimeout), storeTimeout)
+	connect.RuntimeParams["application_name"] = cmp.Or(connect.RuntimeParams["application_name"], "app")
+	connect.Tracer = telemetry.PgxTracer(connect)
+	if connect.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
 		suitPooler(config)
 	}
 	return pgxpool.NewWithConfig(context.Background(), config)
@@ -98,9 +93,9 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 // errPooled ends a connection that was made before a pooler was noticed. Another one is wanted.
 var errPooled = errors.New("a pooler answers")
 
-// suitPooler has statements prepared without names where a pooler answers: it may run each transaction on another
-// connection, which does not know the names. Elsewhere names stay, since reads would take three times as long. The
-// process id of a pooler's connection is not that of PostgreSQL.
+// suitPooler has statements prepared without names where a pooler answers: it may run each transaction on
+// another connection, which does not know the names. Elsewhere names stay, since reads would take three times
+// as long. The process id of a pooler's connection is not that of PostgreSQL.
 func suitPooler(config *pgxpool.Config) {
 	var pooled atomic.Bool
 	config.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
@@ -135,8 +130,9 @@ func (s *Store) Close() {
 	}
 }
 
-// check returns an error unless the primary answers within a second and takes what creates write, which it tries
-// ten times a second at most. A connection that died idle in the pool proves nothing, so another one is tried.
+// check returns an error unless the primary answers within a second and takes what creates write, which it
+// tries ten times a second at most. A connection that died idle in the pool proves nothing, so another one is
+// tried.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -172,8 +168,8 @@ func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// write runs do on a connection to the primary whose schema is up to date. What is not done within
-// storeTimeout has failed. do runs again where PostgreSQL asks for that.
+// write runs do on a connection to the primary whose schema is up to date. What is not done within storeTimeout
+// has failed. do runs again where PostgreSQL asks for that.
 func (s *Store) write(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -190,8 +186,7 @@ func (s *Store) exec(ctx context.Context, sql string, args pgx.NamedArgs) (rows 
 	return rows, err
 }
 
-// writeSlowly is write without a time limit of its own, for work that takes as long as there are
-// rows.
+// writeSlowly is write without a time limit of its own, for work that takes as long as there are rows.
 func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	for {
 		err := s.onPrimary(ctx, do)
@@ -201,9 +196,9 @@ func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.C
 	}
 }
 
-// read runs do on a connection to the standby, if there is one that answers and has the tables, and
-// else to the primary; do may run twice. What this process delivered reads as delivered. Reads share
-// a limited number of slots, so that writes always find a connection.
+// read runs do on a connection to the standby, if there is one that answers and has the tables, and else to the
+// primary; do may run twice. What this process delivered reads as delivered. Reads share a limited number of
+// slots, so that writes always find a connection.
 func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	waiting := time.NewTimer(storeTimeout)
 	defer waiting.Stop()
@@ -229,8 +224,8 @@ func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) er
 	return s.onPrimary(ctx, do)
 }
 
-// onPrimary runs do on a connection to the primary, brings the schema up to date before, and says
-// what an error of PostgreSQL means.
+// onPrimary runs do on a connection to the primary, brings the schema up to date before, and says what an error
+// of PostgreSQL means.
 func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	err := onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := s.updateSchema(ctx, conn); err != nil {
@@ -253,8 +248,8 @@ func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *p
 	return do(ctx, conn.Conn())
 }
 
-// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps
-// from when they were small would read all of them.
+// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps from
+// when they were small would read all of them.
 const replan = pgx.QueryExecModeCacheDescribe
 
 // queryIDs returns the ids that a statement yields, which is planned anew.
@@ -319,33 +314,29 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	return fmt.Errorf("schema: %w", databaseError(err))
 }
 
-// applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent
-// programs take turns. It waits for locks of others for half a second.
+// applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent programs
+// take turns. It waits for locks of others for half a second.
 func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
-	sum := sha256.Sum256([]byte(schema))
-	digest := hex.EncodeToString(sum[:])
-	applied := func(ctx context.Context, db interface {
-		QueryRow(context.Context, string, ...any) pgx.Row
-	}) (is bool, err error) {
-		var exists bool // to_regclass would miss a table that came while the transaction waited for the lock
-		err = db.QueryRow(ctx, `
-			SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'schema_version' AND pg_table_is_visible(oid))`).Scan(&exists)
-		if err != nil || !exists {
-			return false, err
+	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(schema)))
+	isApplied := func(ctx context.Context) (is bool, err error) {
+		// to_regclass would miss a table that came while the transaction waited for the lock.
+		err = conn.QueryRow(ctx, `
+			SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'schema_version' AND pg_table_is_visible(oid))`).Scan(&is)
+		if is {
+			err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM schema_version WHERE digest = $1)`, digest).Scan(&is)
 		}
-		err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM schema_version WHERE digest = $1)`, digest).Scan(&is)
 		return is, err
 	}
 	asking, cancel := context.WithTimeout(ctx, storeTimeout) // bringing it up to date may take longer
 	defer cancel()
-	if is, err := applied(asking, conn); is || err != nil {
+	if is, err := isApplied(asking); is || err != nil {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, schemaLock); err != nil {
 			return err
 		}
-		if is, err := applied(ctx, tx); is || err != nil {
+		if is, err := isApplied(ctx); is || err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others wait behind us
@@ -356,8 +347,8 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	})
 }
 
-// databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer
-// or cannot work now. The error of a wrong statement is returned as it is: it is a bug.
+// databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer or
+// cannot work now. The error of a wrong statement is returned as it is: it is a bug.
 func databaseError(err error) error {
 	var connect *pgconn.ConnectError
 	var answer *pgconn.PgError
@@ -404,9 +395,9 @@ func (q quoted) Error() string {
 	return strings.Join(words, "; ")
 }
 
-// isOutage reports whether an SQLSTATE is about the server's condition, not about the statement:
-// connection, resources, locks, operator intervention, system errors, read-only, start-up, missing
-// rights, and tables that somebody has taken away.
+// isOutage reports whether an SQLSTATE is about the server's condition, not about the statement: connection,
+// resources, locks, operator intervention, system errors, read-only, start-up, missing rights, and tables that
+// somebody has taken away.
 func isOutage(code string) bool {
 	switch code[:2] {
 	case "08", "53", "55", "57", "58", "XX", "28", "3D":

@@ -59,14 +59,12 @@ func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) 
 	defer cancel()
 	seen := observationOf(*item)
 	seen.isEvent = true
-	var stats historyStats
 	if _, err = s.app.store.archive(ctx, last); err == nil {
-		stats, err = s.app.store.observe(ctx, []observation{seen})
+		_, err = s.app.store.observe(ctx, []observation{seen})
 	}
 	if err != nil {
 		return false, fail(unavailable, "the event is not stored: %w", databaseError(err))
 	}
-	countReports(s.app.telemetry, 1, stats.reports, stats.updated)
 	return true, nil
 }
 
