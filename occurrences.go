@@ -98,9 +98,7 @@ const occurredOn = "(occurred_at AT TIME ZONE 'UTC')::date"
 // occurrencesWithin returns the lowest and the highest id of the occurrences within a range of time, 0 for
 // none. It looks into one day after the other, and into the first and the last one for the time.
 func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Moment]) (oldest, newest int64, err error) {
-	if !until.Set {
-		until.Value.Time = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
-	}
+	end := cmp.Or(until.Value.Time, time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC))
 	err = conn.QueryRow(ctx, `
 		WITH RECURSIVE days AS (
 			SELECT min(`+occurredOn+`) AS day
@@ -118,7 +116,7 @@ func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Mom
 			FROM occurrences
 			WHERE `+occurredOn+` = days.day AND occurred_at BETWEEN @since AND @until
 		) AS o`,
-		replan, pgx.NamedArgs{"since": since.Value.Time, "until": until.Value.Time}).Scan(&oldest, &newest)
+		replan, pgx.NamedArgs{"since": since.Value.Time, "until": end}).Scan(&oldest, &newest)
 	return oldest, newest, err
 }
 
@@ -153,8 +151,7 @@ func occurrencesGet(ctx context.Context, app *App, in occurrencesGetInput) (json
 	return o.JSON, nil
 }
 
-// archived returns the archived occurrence with the id, or nil. It waits no longer than storeTimeout, since
-// Rollbar can answer, too.
+// archived returns the archived occurrence or nil, within storeTimeout, since Rollbar can answer, too.
 func (app *App) archived(ctx context.Context, id int64) (occurrence json.RawMessage, err error) {
 	if app.store == nil {
 		return nil, nil
@@ -322,8 +319,7 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	return stored, err
 }
 
-// insertOccurrences inserts occurrences, in the order of their ids, so that writers of the same ones wait for
-// each other in turn.
+// insertOccurrences inserts in the order of ids, so that writers of the same ones wait for each other in turn.
 func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (inserted int64, err error) {
 	text := func(name string) []string {
 		return column(seen, func(o Occurrence) string {

@@ -123,24 +123,12 @@ func codeLines(frame json.RawMessage) (lines []codeLine) {
 	return lines
 }
 
-// headline says what an occurrence is about.
-func headline(thing json.RawMessage) string {
-	for _, path := range []string{"title", "body.message.body", "body.crash_report.raw", "body.trace.exception.message"} {
-		if found := text(get(thing, "data."+path)); found != "" {
-			return found
-		}
-	}
-	for _, first := range elements(get(thing, "data.body.trace_chain")) {
-		return text(get(first, "exception.message"))
-	}
-	return ""
-}
-
 // templateFuncs take JSON apart, whatever is in it.
 var templateFuncs = template.FuncMap{
-	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines, "headline": headline,
+	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName, "words": words,
 	"value": value, "cells": cells,
+	"headline":  func(thing json.RawMessage) string { return text(fieldOf(thing, "title")) },
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
 

@@ -286,8 +286,7 @@ type Report struct {
 	Data      json.RawMessage `json:"data"`
 }
 
-// reportAppender returns a function that appends the report in a row of selectReports as callers see it, and
-// returns its id.
+// reportAppender returns a function that appends the report in a row of selectReports, and returns its id.
 func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 	var id int64
 	var firstSeen, lastSeen time.Time
@@ -342,17 +341,11 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 	return report, nil
 }
 
-// A reportCursor is a place in the reports: the page of older ones before an id, or of newer ones from an id
-// on. Callers do not look inside.
+// A reportCursor is the page of older reports before an id, or of newer ones from an id on. It is opaque.
 type reportCursor struct{ before, from int64 }
 
 // newest returns the id below which the page begins.
-func (c reportCursor) newest() int64 {
-	if c.before == 0 {
-		return math.MaxInt64
-	}
-	return c.before
-}
+func (c reportCursor) newest() int64 { return cmp.Or(c.before, math.MaxInt64) }
 
 func (c reportCursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.before, c.from))

@@ -116,11 +116,9 @@ func (l *lane) deliver(ctx context.Context) {
 		}
 		e, err := d.next(ctx, l.claimDue, wait)
 		switch {
-		case err != nil:
-			if ctx.Err() == nil {
-				o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
-				sleep(ctx, 5*o.backoff)
-			}
+		case err != nil && ctx.Err() == nil:
+			o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
+			sleep(ctx, 5*o.backoff)
 		case e != nil:
 			wait = e.others
 		default:
@@ -140,8 +138,7 @@ func (l *lane) claimDue(ctx context.Context) (*entry, error) {
 	return l.claim(ctx, 0)
 }
 
-// A drain delivers a lane's entries, several at a time, and counts the results. Its owner waits for the
-// workers.
+// A drain delivers a lane's entries, several at a time. Its owner waits for the workers.
 type drain struct {
 	lane                *lane
 	slots               chan struct{} // taken by workers
@@ -152,8 +149,7 @@ type drain struct {
 
 func newDrain(l *lane) *drain { return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)} }
 
-// next claims an entry and starts to deliver it, if it is to wait, in its turn. It returns nil where there is
-// none.
+// next claims an entry, in its turn if it is to wait, and starts to deliver it. It returns nil for none.
 func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool) (*entry, error) {
 	d.slots <- struct{}{}
 	var e *entry
@@ -203,8 +199,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	}
 }
 
-// finishing returns a context that ends at the time, or shutdownLimit after its parent, so that the service
-// finishes what it has begun.
+// finishing returns a context that ends at the time, or shutdownLimit after its parent, to finish what began.
 func finishing(ctx context.Context, until time.Time) (context.Context, context.CancelFunc) {
 	finish, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(shutdownLimit, cancel) })

@@ -138,8 +138,7 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 		) AS found`)
 }
 
-// query returns the ids that the statement yields, up to the limit, which stands in the statement for the sake
-// of its plan.
+// query returns the ids that the statement yields. The limit stands in it for the sake of its plan.
 func (s *reportSearch) query(ctx context.Context, conn *pgx.Conn, statement string) ([]int64, error) {
 	return queryIDs(ctx, conn, statement+`
 		LIMIT `+strconv.Itoa(s.limit), s.args)

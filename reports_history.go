@@ -26,7 +26,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -293,8 +292,7 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 	return err
 }
 
-// remember adds a digest to the known ones, of which the last few are kept: the list and the single answer need
-// one each.
+// remember adds a digest to the known ones. The last few stay: lists and single answers need one each.
 func remember(known, digest string) string {
 	digests := append(strings.Fields(known), digest)
 	return strings.Join(digests[max(0, len(digests)-4):], " ")
@@ -342,19 +340,13 @@ func isNothing(value json.RawMessage) bool { return string(value) == "null" || s
 func isOlder(event, report json.RawMessage) bool {
 	for _, name := range []string{"last_occurrence_timestamp", "last_activated_timestamp", "last_resolved_timestamp", "total_occurrences"} {
 		is, was := rawjson.Get(event, name), rawjson.Get(report, name)
-		if n, m := numberOf(is), numberOf(was); is != nil && was != nil && n != m {
+		n, _ := strconv.ParseFloat(string(is), 64)
+		m, _ := strconv.ParseFloat(string(was), 64)
+		if is != nil && was != nil && n != m {
 			return n < m
 		}
 	}
 	return false
-}
-
-func numberOf(value json.RawMessage) float64 {
-	n, err := strconv.ParseFloat(string(value), 64)
-	if err != nil {
-		return math.Inf(-1)
-	}
-	return n
 }
 
 // equalJSON reports whether two values mean the same. Numbers must agree digit for digit.
@@ -525,12 +517,10 @@ func bucketOf(data json.RawMessage) bucket {
 	return b
 }
 
-// maxTitle is how many characters of a title count, as with Rollbar: a message without a title can be as long
-// as a book.
+// maxTitle is how many characters of a title count, as with Rollbar: a message can be as long as a book.
 const maxTitle = 255
 
-// titleWords are the different words of a title, or of a search in titles: runs of letters and digits, in lower
-// case.
+// titleWords are the different words of a title or a search: runs of letters and digits, in lower case.
 func titleWords(title string) []string {
 	count := 0
 	for i := range title {

@@ -23,9 +23,6 @@ import (
 // clock was set back.
 const longestPause = 5 * time.Minute
 
-// fullWait is how long a caller should wait whose occurrence found the queue full.
-const fullWait = 10 * time.Second
-
 // An entry is a created occurrence: a report that is queued, delivered or rejected.
 type entry struct {
 	id           int64
@@ -108,9 +105,11 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 		}
 		return nil
 	})
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for _, e := range stored {
 		if err == nil && e.isNew {
-			o.count(1)
+			o.length++
 		}
 	}
 	return column(entries, func(e *entry) *entry { return stored[e.uuid] }), err
@@ -188,12 +187,6 @@ func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
 	return o.app.queueLimit - o.length, nil
 }
 
-func (o *outbox) count(queued int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.length += queued
-}
-
 // isOver reports whether more occurrences are queued than may be.
 func (o *outbox) isOver(ctx context.Context) bool {
 	room := 0
@@ -207,11 +200,11 @@ func (o *outbox) isOver(ctx context.Context) bool {
 // full returns the failure of an occurrence that was not queued.
 func (o *outbox) full() *Failure {
 	o.app.telemetry.Count("app.queue.dropped", 1)
-	return &Failure{kind: queueFull, detail: fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.app.queueLimit), wait: fullWait}
+	detail := fmt.Sprintf("the queue is full, with %d occurrences: QUEUE_LIMIT allows no more", o.app.queueLimit)
+	return &Failure{kind: queueFull, detail: detail, wait: 10 * time.Second}
 }
 
-// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if there
-// is none, or another process works on it.
+// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil for none.
 func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 	o, wanted := l.outbox, "(next_attempt <= now() OR next_attempt > now() + @longest)"
 	if id != 0 {

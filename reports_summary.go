@@ -113,12 +113,10 @@ func (s *Summary) day(date time.Time) *DayCounts {
 	return &s.Days[number]
 }
 
-// dayOf is a report's day, as SQL. PostgreSQL has statistics on it, without which it would not count in
-// parallel.
+// dayOf is a report's day, as SQL. Without its statistics, PostgreSQL would not count in parallel.
 const dayOf = "(first_seen AT TIME ZONE 'UTC')::date"
 
-// readItems counts the current reports, all of which it takes for the first ones of their items. It reads
-// nothing but an index.
+// readItems counts current reports, as if all were the first of their items. It reads an index alone.
 func (s *Summary) readItems(ctx context.Context, tx pgx.Tx) error {
 	rows, _ := tx.Query(ctx, `
 		SELECT coalesce(status, ''), coalesce(level, ''), coalesce(environment, ''), `+dayOf+`, count(*)

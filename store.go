@@ -49,8 +49,7 @@ type Store struct {
 	tryDue     atomic.Bool   // which was some time ago
 }
 
-// openStore makes a store of the connection URLs; the second may be empty. It does not connect: PostgreSQL may
-// come later.
+// openStore makes a store of one or two connection URLs. It does not connect: PostgreSQL may come later.
 func openStore(primary, standby string, telemetry *datadog.Client) (*Store, error) {
 	pool, err := newPool(primary, telemetry)
 	if err != nil {
@@ -224,8 +223,7 @@ func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) er
 	return s.onPrimary(ctx, do)
 }
 
-// onPrimary runs do on a connection to the primary, brings the schema up to date before, and says what an error
-// of PostgreSQL means.
+// onPrimary runs do on the primary, with the schema up to date, and says what PostgreSQL's errors mean.
 func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	err := onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := s.updateSchema(ctx, conn); err != nil {
@@ -362,8 +360,7 @@ func databaseError(err error) error {
 	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
 }
 
-// A quoted error has the words of PostgreSQL, the network or the driver as its text, each once, without what
-// else pgx says.
+// A quoted error has the words of PostgreSQL, the network or the driver as its text, each once.
 type quoted struct{ error }
 
 func (q quoted) Unwrap() error { return q.error }
@@ -374,21 +371,19 @@ func (q quoted) Error() string {
 		text := errs[0].Error()
 		switch err := errs[0].(type) {
 		case interface{ Unwrap() []error }: // one for each host, with and without TLS
-			errs = append(errs, err.Unwrap()...)
-			continue
+			errs, text = append(errs, err.Unwrap()...), ""
 		case *pgconn.PgError:
 			text = err.Message + " (SQLSTATE " + err.Code + ")"
 		case *net.OpError: // with the address
 		default:
 			if inner := errors.Unwrap(err); inner != nil {
-				errs = append(errs, inner)
-				continue
+				errs, text = append(errs, inner), ""
 			}
 		}
 		if errs[0] == context.DeadlineExceeded {
 			text = "no answer in time"
 		}
-		if !slices.Contains(words, text) {
+		if text != "" && !slices.Contains(words, text) {
 			words = append(words, text)
 		}
 	}
@@ -399,11 +394,8 @@ func (q quoted) Error() string {
 // resources, locks, operator intervention, system errors, read-only, start-up, missing rights, and tables that
 // somebody has taken away.
 func isOutage(code string) bool {
-	switch code[:2] {
-	case "08", "53", "55", "57", "58", "XX", "28", "3D":
-		return true
-	}
-	return code == "25006" || code == "42501" || code == undefinedTable
+	return slices.Contains(strings.Fields("08 53 55 57 58 XX 28 3D"), code[:2]) ||
+		slices.Contains([]string{"25006", "42501", undefinedTable}, code)
 }
 
 // SQLSTATEs that the service acts on.
