@@ -58,10 +58,10 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		if err != nil {
 			return Synced{}, err
 		}
-		total.Items += chunk.items
-		total.Changed += int64(chunk.stats.reports)
-		total.Pages += chunk.pages
-		if chunk.isLast || in.Recent && chunk.stats == (historyStats{}) {
+		total.Items += chunk.Items
+		total.Changed += chunk.Changed
+		total.Pages += chunk.Pages
+		if chunk.isLast || in.Recent && chunk.Changed+chunk.updated == 0 {
 			break
 		}
 	}
@@ -87,9 +87,9 @@ type syncRun struct {
 
 // A syncChunk is the outcome of some pages in a row.
 type syncChunk struct {
-	items, pages int64
-	stats        historyStats
-	isLast       bool // an empty page was among them
+	Synced
+	updated int64 // reports whose counters changed
+	isLast  bool  // an empty page was among them
 }
 
 // chunks yields the chunks in order. A small project is read to its end before anything is read ahead in vain.
@@ -109,9 +109,9 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	size := 0
 	flush := func(ctx context.Context) error {
 		stats, err := s.app.store.observe(ctx, batch)
-		done.items += int64(len(batch))
-		done.stats.reports += stats.reports
-		done.stats.updated += stats.updated
+		done.Items += int64(len(batch))
+		done.Changed += int64(stats.reports)
+		done.updated += int64(stats.updated)
 		batch, size = batch[:0], 0
 		return err
 	}
@@ -126,7 +126,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 			done.isLast = true
 			break
 		}
-		done.pages++
+		done.Pages++
 		for _, item := range items {
 			seen := observationOf(item)
 			batch, size = append(batch, seen), size+len(seen.data)

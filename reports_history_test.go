@@ -304,7 +304,7 @@ func TestKeepWithManyWriters(t *testing.T) {
 func TestSchemaFromAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
-	conn, err := acquire(t.Context(), store.pool)
+	conn, err := store.pool.Acquire(t.Context())
 	require.NoError(t, err)
 	defer conn.Release()
 	_, err = conn.Exec(t.Context(), `

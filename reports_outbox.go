@@ -45,9 +45,7 @@ type entry struct {
 func (e *entry) key() string { return e.uuid }
 
 // lease is how long a process may work on an entry before others do.
-func (o *outbox) lease() time.Duration {
-	return min(o.app.rollbar.timeout+2*retryLimit, longestPause)
-}
+func (o *outbox) lease() time.Duration { return min(o.app.rollbar.timeout+2*retryLimit, longestPause) }
 
 // enqueue stores the occurrence as queued, unless its uuid is there already. A caller who sends it gets a
 // lease; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.

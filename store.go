@@ -237,10 +237,19 @@ func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Con
 	return databaseError(err)
 }
 
+// onPool runs do on a connection, for which it waits, but not longer than storeTimeout.
 func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) error {
-	conn, err := acquire(ctx, pool)
-	if err != nil {
-		return err
+	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	conn, err := pool.Acquire(waiting)
+	for errors.Is(err, errPooled) {
+		conn, err = pool.Acquire(waiting)
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns:
+		return errCrowded(err)
+	case err != nil:
+		return databaseError(err)
 	}
 	defer conn.Release()
 	return do(ctx, conn.Conn())
@@ -254,20 +263,6 @@ const replan = pgx.QueryExecModeCacheDescribe
 func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArgs) ([]int64, error) {
 	rows, _ := conn.Query(ctx, sql, replan, args)
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
-}
-
-// acquire waits for a connection, but not longer than storeTimeout.
-func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
-	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	conn, err := pool.Acquire(waiting)
-	for errors.Is(err, errPooled) {
-		conn, err = pool.Acquire(waiting)
-	}
-	if errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns {
-		return nil, errCrowded(err)
-	}
-	return conn, databaseError(err)
 }
 
 func errCrowded(err error) error {
