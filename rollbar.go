@@ -242,16 +242,17 @@ func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (js
 	if len(answer) > 0 && &answer[0] != &text[0] { // it is a copy
 		memory.Own(answer)
 	}
-	if rawjson.Get(answer, "err") == nil {
+	members := rawjson.Pick(answer, "err", "result", "message")
+	if members[0] == nil {
 		return nil, &Failure{
 			kind: badGateway, upstream: status, transient: true, err: err,
 			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", status),
 		}
 	}
-	if status/100 == 2 && string(rawjson.Get(answer, "err")) == "0" {
-		return rawjson.Get(answer, "result"), nil
+	if status/100 == 2 && string(members[0]) == "0" {
+		return members[1], nil
 	}
-	return nil, r.refusal(call, res, rawjson.Unquote(rawjson.Get(answer, "message")))
+	return nil, r.refusal(call, res, rawjson.Unquote(members[2]))
 }
 
 // refusal returns the failure that a response with a message reports.
@@ -298,11 +299,12 @@ type Occurrence struct {
 
 // occurrenceOf returns an occurrence, which it takes in compact JSON. It needs an id.
 func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
-	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
+	members := rawjson.Pick(raw, "id", "item_id")
+	id, ok := rawjson.Int(members[0])
 	if !ok {
 		return Occurrence{}, fail(badGateway, "Rollbar's response holds an occurrence without an id")
 	}
-	item, _ := rawjson.Int(rawjson.Get(raw, "item_id"))
+	item, _ := rawjson.Int(members[1])
 	purged := rawjson.Purge(raw, "access_token", "data", "metadata")
 	memory.Own(purged) // an object, so it is a copy
 	return Occurrence{id, item, purged}, nil
@@ -339,15 +341,14 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 }
 
 func itemsOf(read reading) (*ItemPage, error) {
-	items, err := elementsOf(read, "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
-	total := cmp.Or(string(rawjson.Get(read.result, "total_count")), "null")
-	return &ItemPage{Items: items, Total: json.RawMessage(total)}, err
+	members := rawjson.Pick(read.result, "items", "total_count")
+	items, err := elementsOf(members[0], "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
+	return &ItemPage{Items: items, Total: json.RawMessage(cmp.Or(string(members[1]), "null"))}, err
 }
 
-// elementsOf returns the elements of the list that a result must hold. A response without it is not an empty
-// list.
-func elementsOf[T any](read reading, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
-	list := rawjson.Get(read.result, name)
+// elementsOf returns the elements of the list with the name that a result must hold. A response without it is not
+// an empty list.
+func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	if len(list) == 0 || list[0] != '[' {
 		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
 	}
@@ -400,7 +401,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 		path = fmt.Sprintf("/item/%d/instances", item)
 	}
 	occurrences, err := fetch(ctx, r, path, query, func(read reading) ([]Occurrence, error) {
-		return elementsOf(read, "instances", occurrenceOf)
+		return elementsOf(rawjson.Get(read.result, "instances"), "instances", occurrenceOf)
 	})
 	for i := range occurrences {
 		occurrences[i].ItemID = cmp.Or(occurrences[i].ItemID, item)

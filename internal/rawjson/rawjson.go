@@ -214,6 +214,20 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
+// Pick returns the values of the members with the names, nil for one that is missing, as Get does for each of
+// them, but in one pass.
+func Pick(object json.RawMessage, names ...string) []json.RawMessage {
+	picked := make([]json.RawMessage, len(names))
+	for raw, value := range RawMembers(object) {
+		for i, name := range names {
+			if isNamed(raw, name) {
+				picked[i] = value
+			}
+		}
+	}
+	return picked
+}
+
 // valueLen returns the length of the value that the text begins with, up to a comma or a closing bracket.
 func valueLen(text []byte) int {
 	length, _ := measure(text)
