@@ -23,6 +23,7 @@ import (
 	"app/internal/rawjson"
 	"app/internal/secrets"
 	"app/internal/spelling"
+	"app/internal/terminal"
 )
 
 // A cli is one run of the command line.
@@ -41,9 +42,9 @@ type cli struct {
 	config    *Config
 	mask      *secrets.Mask // nil until the settings are loaded
 	telemetry *datadog.Client
-	app       *App       // nil with APP_URL
-	table     *textTable // that shows the result
-	exit      int        // the exit code of a run without an error
+	app       *App            // nil with APP_URL
+	table     *terminal.Table // that shows the result
+	exit      int             // the exit code of a run without an error
 }
 
 // run runs the command line and returns the exit code.
@@ -51,7 +52,7 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	readOnly, output := lookAhead(args, c.std.envFile)
 	c.commands, c.leftOut, c.output = allowed(c.commands, readOnly), c.commands, output
 	c.args = arguments{map[string][]literal{}, label}
-	if output == "" && isTerminal(c.std.out) {
+	if output == "" && terminal.Is(c.std.out) {
 		c.output = "table"
 	}
 	selected, words, err := c.parse(c.tree(), customary(args))
@@ -428,16 +429,19 @@ func (c *cli) readBody(ctx context.Context, name string) (body map[string]json.R
 // result is printed.
 func (c *cli) newCall() (call *Call, end func()) {
 	call = &Call{stream: c.output == "ndjson"}
-	progress := &progressLine{out: c.std.err, began: time.Now()}
-	if isTerminal(c.std.err) {
-		call.progress = progress.show
+	progress := &terminal.Progress{Out: c.std.err, Began: time.Now()}
+	if terminal.Is(c.std.err) {
+		call.progress = progress.Show
 	}
-	c.table = &textTable{out: c.std.out}
-	if width := terminalWidth(c.std.out); width > 0 {
-		c.table = &textTable{resultWriter{c.std.out, progress}, width, os.Getenv("NO_COLOR") == "", nil}
-		c.std.out = resultWriter{c.safe(c.std.out), progress}
+	c.table = &terminal.Table{Out: c.std.out}
+	if width := terminal.Width(c.std.out); width > 0 {
+		c.table = &terminal.Table{Out: progress.Before(c.std.out), Width: width}
+		if os.Getenv("NO_COLOR") == "" {
+			c.table.Colours = colours
+		}
+		c.std.out = progress.Before(c.safe(c.std.out))
 	}
-	return call, progress.end
+	return call, progress.End
 }
 
 // parse takes a line apart: the subcommand that it leads to, the arguments of that, and what is wrong with the

@@ -4,12 +4,14 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"app/internal/terminal"
 )
 
 // alignColumns returns the rows, whose cells are separated by tabs, as an indented table.
 func alignColumns(rows ...string) string {
 	var b strings.Builder
-	w := &textTable{out: &b}
+	w := &terminal.Table{Out: &b}
 	for _, row := range rows {
 		fmt.Fprintln(w, "  "+row)
 	}

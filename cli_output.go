@@ -3,24 +3,18 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
-	"unsafe"
 
 	"app/internal/rawjson"
+	"app/internal/terminal"
 )
 
 // A console is what the command line reads and writes: the standard streams, and the .env file with settings.
@@ -28,23 +22,6 @@ type console struct {
 	in       io.Reader
 	out, err io.Writer
 	envFile  string
-}
-
-// isTerminal reports whether the stream is a terminal.
-func isTerminal(stream any) bool { return terminalWidth(stream) > 0 }
-
-// terminalWidth returns the width of the terminal that the stream is, or 0 if it is none.
-func terminalWidth(stream any) int {
-	file, ok := stream.(*os.File)
-	if !ok {
-		return 0
-	}
-	var size struct{ rows, columns, x, y uint16 }
-	_, _, failed := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
-	if failed != 0 {
-		return 0
-	}
-	return cmp.Or(int(size.columns), 80)
 }
 
 // setFields takes the columns of a table or of CSV.
@@ -86,7 +63,7 @@ func (c *cli) print(command *Command, value any) error {
 	case c.output == "table" && isSummary:
 		return printSummary(c.table, summary)
 	case c.output == "table" && isList:
-		err = c.table.printRows(columns, list)
+		err = printRows(c.table, columns, list)
 	case c.output == "table" && !isText:
 		return c.printMembers(value)
 	case c.output == "csv" && isList:
@@ -107,10 +84,10 @@ func (c *cli) print(command *Command, value any) error {
 const alignedRows = 200
 
 // printRows prints the columns of a list.
-func (t *textTable) printRows(columns []string, list *List) error {
+func printRows(t *terminal.Table, columns []string, list *List) error {
 	cells := make([]string, len(columns))
 	for i, column := range columns {
-		cells[i] = printable(heading(column))
+		cells[i] = terminal.Printable(heading(column))
 	}
 	fmt.Fprintln(t, strings.Join(cells, "\t"))
 	count := 0
@@ -120,7 +97,7 @@ func (t *textTable) printRows(columns []string, list *List) error {
 			return err
 		}
 		for i, column := range columns {
-			cells[i] = t.cell(column, fieldOf(row, column), false)
+			cells[i] = cell(t, column, fieldOf(row, column), false)
 		}
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 		count++
@@ -153,7 +130,7 @@ func (c *cli) printMembers(value any) error {
 		}
 	}
 	for _, name := range names {
-		fmt.Fprintf(c.table, "%s\t%s\n", printable(name), c.table.cell(name, fieldOf(thing, name), true))
+		fmt.Fprintf(c.table, "%s\t%s\n", terminal.Printable(name), cell(c.table, name, fieldOf(thing, name), true))
 	}
 	return c.table.Flush()
 }
@@ -163,7 +140,7 @@ const cellWidth = 100
 
 // cell returns a JSON value as one line, without characters that a terminal would take for commands. A time is
 // an age, or both if it isExact.
-func (t *textTable) cell(name string, value json.RawMessage, isExact bool) string {
+func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) string {
 	text := string(value)
 	switch at, isTime := timeOf(name, value); {
 	case value == nil:
@@ -177,53 +154,20 @@ func (t *textTable) cell(name string, value json.RawMessage, isExact bool) strin
 	case value[0] == '"':
 		text = rawjson.Unquote(value)
 	}
-	return fit(printable(text), max(cellWidth, t.width))
+	return terminal.Fit(terminal.Printable(text), max(cellWidth, t.Width))
 }
 
-// printable returns the text on one line, with blanks for what a terminal would not print.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, text)
-}
-
-// A terminalWriter writes to a terminal, which would obey the control and bidi characters that came from
-// elsewhere: JSON has escapes for them, anything else blanks.
-type terminalWriter struct {
-	io.Writer
-	json bool
-}
-
-func (w terminalWriter) Write(p []byte) (int, error) {
-	text := make([]byte, 0, len(p))
-	for _, r := range strings.ReplaceAll(string(p), "\r\n", "\n") {
-		switch {
-		case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
-			text = utf8.AppendRune(text, r)
-		case w.json:
-			text = fmt.Appendf(text, `\u%04x`, r)
-		default:
-			text = append(text, ' ')
-		}
-	}
-	_, err := w.Writer.Write(text)
-	return len(p), err
-}
-
-// safe returns the stream, or a terminalWriter if it is a terminal.
+// safe returns the stream, made safe if it is a terminal.
 func (c *cli) safe(stream io.Writer) io.Writer {
-	if !isTerminal(stream) {
+	if !terminal.Is(stream) {
 		return stream
 	}
-	return terminalWriter{stream, c.output == "json" || c.output == "ndjson"}
+	return terminal.Safe(stream, c.output == "json" || c.output == "ndjson")
 }
 
 // confirm asks the operation's question and returns an error unless the answer is yes.
 func (c *cli) confirm(ctx context.Context, command *Command) error {
-	if !isTerminal(c.std.in) {
+	if !terminal.Is(c.std.in) {
 		return fail(invalid, "this needs confirmation, but standard input is not a terminal: add -yes")
 	}
 	about, err := c.about(ctx, command)
@@ -269,51 +213,4 @@ func interruptible(ctx context.Context, run func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// A progressLine is a line of a terminal that is overwritten again and again.
-type progressLine struct {
-	out   io.Writer
-	began time.Time
-
-	mu    sync.Mutex
-	shown bool // now
-	ended bool
-}
-
-// show shows how much of what is done, of a total unless that is 0, how fast and until when.
-func (p *progressLine) show(done, total int64, what string) {
-	rate := float64(done) / time.Since(p.began).Seconds()
-	text := fmt.Sprintf("%d %s, %.1f/s", done, what, rate)
-	if total >= done && done > 0 {
-		left := time.Duration(float64(total-done) / rate * float64(time.Second))
-		text = fmt.Sprintf("%d of %d %s, %.1f/s, %v left", done, total, what, rate, left.Round(time.Second))
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.ended {
-		p.shown = true
-		fmt.Fprint(p.out, "\r\x1b[K"+text)
-	}
-}
-
-// end clears the line and shows nothing from then on.
-func (p *progressLine) end() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.shown {
-		fmt.Fprint(p.out, "\r\x1b[K")
-	}
-	p.shown, p.ended = false, true
-}
-
-// A resultWriter writes to a terminal that shows a progressLine, which it ends first.
-type resultWriter struct {
-	io.Writer
-	line *progressLine
-}
-
-func (w resultWriter) Write(p []byte) (int, error) {
-	w.line.end()
-	return w.Writer.Write(p)
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,19 +33,4 @@ func TestOutputFormats(t *testing.T) {
 	assert.Contains(t, one, "assigned_team_id")
 	assert.Contains(t, one, "first_occurrence_id")
 	assert.Regexp(t, `(?m)^status +active$`, one)
-}
-
-// On a terminal that shows both, the result takes the place of the progress.
-func TestProgressLine(t *testing.T) {
-	t.Parallel()
-	var screen strings.Builder
-	line := &progressLine{out: &screen, began: time.Now().Add(-10 * time.Second)}
-	result := resultWriter{&screen, line}
-	line.show(10, 0, "items")
-	line.show(20, 100, "items")
-	fmt.Fprint(result, "ID\n")
-	line.show(30, 0, "items")
-	fmt.Fprint(result, "17\n")
-	line.end()
-	assert.Equal(t, "\r\x1b[K10 items, 1.0/s\r\x1b[K20 of 100 items, 2.0/s, 40s left\r\x1b[KID\n17\n", screen.String())
 }

@@ -7,10 +7,12 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"app/internal/terminal"
 )
 
 // printSummary prints a summary as bars, and the days as lines of eighths.
-func printSummary(w *textTable, s Summary) error {
+func printSummary(w *terminal.Table, s Summary) error {
 	for _, group := range []struct {
 		title  string
 		counts map[string]int64
@@ -21,13 +23,13 @@ func printSummary(w *textTable, s Summary) error {
 		fmt.Fprintf(w, "%s\tITEMS\t\n", group.title)
 		for _, name := range names {
 			count := group.counts[name]
-			fmt.Fprintf(w, "%s\t%d\t%s\n", printable(name), count, strings.Repeat("█", int(count*40/max(1, s.Items.Total))))
+			fmt.Fprintf(w, "%s\t%d\t%s\n", terminal.Printable(name), count, strings.Repeat("█", int(count*40/max(1, s.Items.Total))))
 		}
 		fmt.Fprintf(w, "\t\t\n")
 	}
 	days, most := s.Days, len(s.Days)
-	if w.width > 0 {
-		most = max(1, w.width-len("SINCE 2006-01-02  MOST A DAY  "))
+	if w.Width > 0 {
+		most = max(1, w.Width-len("SINCE 2006-01-02  MOST A DAY  "))
 	}
 	days = days[max(0, len(days)-most):] // the latest
 	var added, changed []int64
@@ -40,7 +42,7 @@ func printSummary(w *textTable, s Summary) error {
 	fmt.Fprintf(w, "TOP ITEMS\tOCCURRENCES\t\n")
 	for _, item := range s.Top {
 		title, _ := json.Marshal(item.Title) // for cell
-		fmt.Fprintf(w, "%d\t%d\t%s %s %s\n", item.ItemID, item.TotalOccurrences, item.Level, item.Status, w.cell("title", title, false))
+		fmt.Fprintf(w, "%d\t%d\t%s %s %s\n", item.ItemID, item.TotalOccurrences, item.Level, item.Status, cell(w, "title", title, false))
 	}
 	fmt.Fprintf(w, "\t\t\nQUEUE\t%d\t%d rejected\n", s.Queue.Queued, s.Queue.Rejected)
 	return w.Flush()

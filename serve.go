@@ -17,6 +17,7 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/devpg"
+	"app/internal/terminal"
 )
 
 // serve runs the service until the context ends. With dev it needs no settings: it uses a private PostgreSQL
@@ -25,7 +26,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
 	out := &datadog.LogBuffer{Out: config.mask().Writer(std.out)}
 	defer out.Flush()
-	log := slog.New(newLogHandler(out, isTerminal(std.out), config))
+	log := slog.New(newLogHandler(out, terminal.Is(std.out), config))
 	slog.SetDefault(log) // net/http prints through the standard logger
 	switch {
 	case dev && config.DatabaseURL != "":

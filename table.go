@@ -4,12 +4,10 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"app/internal/rawjson"
 )
@@ -94,109 +92,8 @@ func heading(column string) string {
 	return cmp.Or(headings[name], strings.ToUpper(name))
 }
 
-// A textTable aligns the rows that are written to it, whose cells are separated by tabs.
-type textTable struct {
-	out        io.Writer
-	width      int // of the terminal, where longer lines are cut; 0 for none
-	isColoured bool
-	rows       [][]string
-}
-
-func (t *textTable) Write(p []byte) (int, error) {
-	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\n"), "\n") {
-		t.rows = append(t.rows, strings.Split(line, "\t"))
-	}
-	return len(p), nil
-}
-
-// Flush prints the rows and forgets them.
-func (t *textTable) Flush() error {
-	var widths []int
-	for _, row := range t.rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], displayWidth(cell))
-		}
-	}
-	var text strings.Builder
-	for _, row := range t.rows {
-		blanks, used := 0, 0
-		for i, cell := range row {
-			if t.width > 0 {
-				cell = fit(cell, t.width-used)
-			}
-			if cell != "" {
-				text.WriteString(strings.Repeat(" ", blanks) + t.coloured(cell))
-				blanks = 0
-			}
-			blanks += widths[i] - displayWidth(cell) + 2
-			used += widths[i] + 2
-		}
-		text.WriteByte('\n')
-	}
-	t.rows = nil
-	_, err := io.WriteString(t.out, text.String())
-	return err
-}
-
 // colours are the colours of levels and statuses, as terminals number them.
 var colours = map[string]int{
 	"critical": 35, "error": 31, "warning": 33, "info": 36, "debug": 90,
 	"active": 33, "resolved": 32, "muted": 90, "archived": 90,
 }
-
-func (t *textTable) coloured(cell string) string {
-	if colour := colours[cell]; t.isColoured && colour > 0 {
-		return fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
-	}
-	return cell
-}
-
-// fit cuts a text that is wider than the width.
-func fit(text string, width int) string {
-	if displayWidth(text) <= width {
-		return text
-	}
-	if width < 1 {
-		return ""
-	}
-	left := width - 1 // beside the ellipsis
-	for i, r := range text {
-		if left -= runeWidth(r); left < 0 {
-			return text[:i] + "…"
-		}
-	}
-	return text
-}
-
-// displayWidth returns how many columns of a terminal a text takes.
-func displayWidth(text string) (width int) {
-	for _, r := range text {
-		width += runeWidth(r)
-	}
-	return width
-}
-
-func runeWidth(r rune) int {
-	switch {
-	case r < 0x300:
-		return 1
-	case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
-		return 0
-	case unicode.Is(wide, r) || strings.ContainsRune(wideSymbols, r):
-		return 2
-	}
-	return 1
-}
-
-// wide and wideSymbols are what takes two columns of a terminal: the scripts of East Asia, and emoji.
-var wide = &unicode.RangeTable{
-	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
-		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
-	R32: []unicode.Range32{{0x16FE0, 0x1B2FF, 1}, {0x1F18E, 0x1F320, 1}, {0x1F32D, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1},
-		{0x1F7E0, 0x1F7EB, 1}, {0x1F90C, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1}},
-}
-
-const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/sandbox"
+	"app/internal/terminal"
 )
 
 // listOf is a list of elements that are given as JSON.
@@ -205,30 +206,8 @@ func TestFields(t *testing.T) {
 	}
 }
 
-func TestTextTable(t *testing.T) {
-	t.Parallel()
-	rows := "ID\tLEVEL\tTITLE\n7\terror\tabcdefghijklmnop\n12\tdebug\t日本語日本語\n1\t-\te\u0301e\u0301\n"
-	for _, tt := range []struct {
-		width int
-		want  string
-	}{
-		{0, "ID  LEVEL  TITLE\n7   error  abcdefghijklmnop\n12  debug  日本語日本語\n1   -      e\u0301e\u0301\n"},
-		{23, "ID  LEVEL  TITLE\n7   error  abcdefghijk…\n12  debug  日本語日本語\n1   -      e\u0301e\u0301\n"},
-		{22, "ID  LEVEL  TITLE\n7   error  abcdefghij…\n12  debug  日本語日本…\n1   -      e\u0301e\u0301\n"},
-		{21, "ID  LEVEL  TITLE\n7   error  abcdefghi…\n12  debug  日本語日…\n1   -      e\u0301e\u0301\n"},
-		{8, "ID  LEV…\n7   err…\n12  deb…\n1   -\n"},
-	} {
-		var out strings.Builder
-		table := &textTable{out: &out, width: tt.width}
-		fmt.Fprint(table, rows)
-		require.NoError(t, table.Flush())
-		assert.Equal(t, tt.want, out.String(), tt.width)
-	}
-	assert.Equal(t, 7, displayWidth("🙂한✅✓"))
-}
-
 // resize tells the terminal its width.
-func (term *terminal) resize(t *testing.T, columns uint16) {
+func (term *pseudoTerminal) resize(t *testing.T, columns uint16) {
 	t.Helper()
 	size := [4]uint16{50, columns}
 	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, term.keys.Fd(), syscall.TIOCSWINSZ,
@@ -262,7 +241,7 @@ func TestTablesOnTerminal(t *testing.T) {
 			fmt.Sprint("items get ", f.sandbox.ItemIDs()[3])} {
 			longest := 0
 			for line := range strings.Lines(escapes.ReplaceAllString(show(columns, args), "")) {
-				longest = max(longest, displayWidth(strings.TrimSuffix(line, "\n")))
+				longest = max(longest, terminal.TextWidth(strings.TrimSuffix(line, "\n")))
 			}
 			limit := int(columns)
 			if limit == 0 {

@@ -20,15 +20,15 @@ import (
 	"app/internal/sandbox"
 )
 
-// A terminal is a pseudo-terminal whose screen a test reads and whose keys it presses.
-type terminal struct {
+// A pseudoTerminal is one whose screen a test reads and whose keys it presses.
+type pseudoTerminal struct {
 	keys, stream *os.File // the test's side and the program's
 
 	mu    sync.Mutex
 	shown strings.Builder
 }
 
-func newTerminal(t *testing.T) *terminal {
+func newTerminal(t *testing.T) *pseudoTerminal {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("pseudo-terminals are opened as Linux does")
@@ -44,7 +44,7 @@ func newTerminal(t *testing.T) *terminal {
 	stream, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { stream.Close() })
-	term := &terminal{keys: keys, stream: stream}
+	term := &pseudoTerminal{keys: keys, stream: stream}
 	go io.Copy(writerFunc(func(p []byte) (int, error) {
 		term.mu.Lock()
 		defer term.mu.Unlock()
@@ -54,14 +54,14 @@ func newTerminal(t *testing.T) *terminal {
 }
 
 // screen returns what was shown up to now.
-func (term *terminal) screen() string {
+func (term *pseudoTerminal) screen() string {
 	term.mu.Lock()
 	defer term.mu.Unlock()
 	return term.shown.String()
 }
 
 // await waits until the text is shown.
-func (term *terminal) await(t *testing.T, text string) {
+func (term *pseudoTerminal) await(t *testing.T, text string) {
 	t.Helper()
 	require.Eventually(t, func() bool { return strings.Contains(term.screen(), text) }, waitLimit, waitTick,
 		"%q is not shown", text)

@@ -1,0 +1,219 @@
+// Package terminal writes for people at a terminal: tables whose columns are aligned, progress, and other people's
+// texts without the characters that a terminal would obey.
+package terminal
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// Is reports whether the stream is a terminal.
+func Is(stream any) bool { return Width(stream) > 0 }
+
+// Width returns the width of the terminal that the stream is, or 0 if it is none.
+func Width(stream any) int {
+	file, ok := stream.(*os.File)
+	if !ok {
+		return 0
+	}
+	var size struct{ rows, columns, x, y uint16 }
+	_, _, failed := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	if failed != 0 {
+		return 0
+	}
+	return cmp.Or(int(size.columns), 80)
+}
+
+// Printable returns the text on one line, with blanks for what a terminal would not print.
+func Printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// Safe returns a writer to a terminal, which would obey the control and bidi characters that come from elsewhere.
+// JSON has escapes for them; anything else gets blanks.
+func Safe(out io.Writer, json bool) io.Writer { return safeWriter{out, json} }
+
+type safeWriter struct {
+	io.Writer
+	json bool
+}
+
+func (w safeWriter) Write(p []byte) (int, error) {
+	text := make([]byte, 0, len(p))
+	for _, r := range strings.ReplaceAll(string(p), "\r\n", "\n") {
+		switch {
+		case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
+			text = utf8.AppendRune(text, r)
+		case w.json:
+			text = fmt.Appendf(text, `\u%04x`, r)
+		default:
+			text = append(text, ' ')
+		}
+	}
+	_, err := w.Writer.Write(text)
+	return len(p), err
+}
+
+// A Table aligns the rows that are written to it, whose cells are separated by tabs.
+type Table struct {
+	Out     io.Writer
+	Width   int            // of the terminal, where longer lines are cut; 0 for none
+	Colours map[string]int // of the cells with these texts, as terminals number them
+	rows    [][]string
+}
+
+func (t *Table) Write(p []byte) (int, error) {
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\n"), "\n") {
+		t.rows = append(t.rows, strings.Split(line, "\t"))
+	}
+	return len(p), nil
+}
+
+// Flush prints the rows and forgets them.
+func (t *Table) Flush() error {
+	var widths []int
+	for _, row := range t.rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], TextWidth(cell))
+		}
+	}
+	var text strings.Builder
+	for _, row := range t.rows {
+		blanks, used := 0, 0
+		for i, cell := range row {
+			if t.Width > 0 {
+				cell = Fit(cell, t.Width-used)
+			}
+			if cell != "" {
+				text.WriteString(strings.Repeat(" ", blanks) + t.coloured(cell))
+				blanks = 0
+			}
+			blanks += widths[i] - TextWidth(cell) + 2
+			used += widths[i] + 2
+		}
+		text.WriteByte('\n')
+	}
+	t.rows = nil
+	_, err := io.WriteString(t.Out, text.String())
+	return err
+}
+
+func (t *Table) coloured(cell string) string {
+	if colour := t.Colours[cell]; colour > 0 {
+		return fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
+	}
+	return cell
+}
+
+// Fit cuts a text that is wider than the width.
+func Fit(text string, width int) string {
+	if TextWidth(text) <= width {
+		return text
+	}
+	if width < 1 {
+		return ""
+	}
+	left := width - 1 // beside the ellipsis
+	for i, r := range text {
+		if left -= runeWidth(r); left < 0 {
+			return text[:i] + "…"
+		}
+	}
+	return text
+}
+
+// TextWidth returns how many columns of a terminal a text takes.
+func TextWidth(text string) (width int) {
+	for _, r := range text {
+		width += runeWidth(r)
+	}
+	return width
+}
+
+func runeWidth(r rune) int {
+	switch {
+	case r < 0x300:
+		return 1
+	case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
+		return 0
+	case unicode.Is(wide, r) || strings.ContainsRune(wideSymbols, r):
+		return 2
+	}
+	return 1
+}
+
+// wide and wideSymbols are what takes two columns of a terminal: the scripts of East Asia, and emoji.
+var wide = &unicode.RangeTable{
+	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
+		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
+	R32: []unicode.Range32{{0x16FE0, 0x1B2FF, 1}, {0x1F18E, 0x1F320, 1}, {0x1F32D, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1},
+		{0x1F7E0, 0x1F7EB, 1}, {0x1F90C, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1}},
+}
+
+const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"
+
+// A Progress is a line of a terminal that is overwritten again and again.
+type Progress struct {
+	Out   io.Writer
+	Began time.Time
+
+	mu    sync.Mutex
+	shown bool // now
+	ended bool
+}
+
+// Show shows how much of what is done, of a total unless that is 0, how fast and until when.
+func (p *Progress) Show(done, total int64, what string) {
+	rate := float64(done) / time.Since(p.Began).Seconds()
+	text := fmt.Sprintf("%d %s, %.1f/s", done, what, rate)
+	if total >= done && done > 0 {
+		left := time.Duration(float64(total-done) / rate * float64(time.Second))
+		text = fmt.Sprintf("%d of %d %s, %.1f/s, %v left", done, total, what, rate, left.Round(time.Second))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		p.shown = true
+		fmt.Fprint(p.Out, "\r\x1b[K"+text)
+	}
+}
+
+// End clears the line and shows nothing from then on.
+func (p *Progress) End() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown {
+		fmt.Fprint(p.Out, "\r\x1b[K")
+	}
+	p.shown, p.ended = false, true
+}
+
+// Before returns a writer for what ends the progress.
+func (p *Progress) Before(result io.Writer) io.Writer { return resultWriter{result, p} }
+
+type resultWriter struct {
+	io.Writer
+	line *Progress
+}
+
+func (w resultWriter) Write(p []byte) (int, error) {
+	w.line.End()
+	return w.Writer.Write(p)
+}
