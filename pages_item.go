@@ -96,7 +96,7 @@ func (p *page) history(reports []thingView) (states []state) {
 func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
 	for name, is := range rawjson.Members(now) {
 		was := rawjson.Get(old, name)
-		if was != nil && !equalJSON(was, is) && (name == "total_occurrences" || !slices.Contains(counters, name)) {
+		if was != nil && !rawjson.Equal(was, is) && (name == "total_occurrences" || !slices.Contains(counters, name)) {
 			changes = append(changes, fieldChange{p.Member("", name, was), p.Member("", name, is)})
 		}
 	}

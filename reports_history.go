@@ -18,7 +18,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -26,7 +25,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -317,7 +315,7 @@ func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 		is, there := now[name]
 		delete(now, name)
 		switch {
-		case !there || equalJSON(was, is) || name == "integrations_data" && isNothing(was) && isNothing(is):
+		case !there || rawjson.Equal(was, is) || name == "integrations_data" && isNothing(was) && isNothing(is):
 		case slices.Contains(counters, name):
 			merged, result = rawjson.Set(merged, name, is), counted
 		default:
@@ -347,20 +345,6 @@ func isOlder(event, report json.RawMessage) bool {
 		}
 	}
 	return false
-}
-
-// equalJSON reports whether two values mean the same. Numbers must agree digit for digit.
-func equalJSON(a, b json.RawMessage) bool {
-	if bytes.Equal(a, b) {
-		return true
-	}
-	decode := func(text json.RawMessage) (value any) {
-		decoder := json.NewDecoder(bytes.NewReader(text))
-		decoder.UseNumber()
-		_ = decoder.Decode(&value) // it is valid
-		return value
-	}
-	return reflect.DeepEqual(decode(a), decode(b))
 }
 
 // writeDifferences writes the differences, which are in the order of their items, and returns the items for

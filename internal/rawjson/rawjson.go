@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -296,6 +297,20 @@ func Unquote(value json.RawMessage) string {
 	var text string
 	_ = json.Unmarshal(value, &text) // it is valid
 	return text
+}
+
+// Equal reports whether two values mean the same. Numbers must agree digit for digit.
+func Equal(a, b json.RawMessage) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	decode := func(text json.RawMessage) (value any) {
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		decoder.UseNumber()
+		_ = decoder.Decode(&value) // it is valid
+		return value
+	}
+	return reflect.DeepEqual(decode(a), decode(b))
 }
 
 // Int returns the integer that a value is, and false for any other value.
