@@ -253,6 +253,7 @@ func (c *comparison) list(n int) {
 	c.pages.Clear()
 	c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 	c.sync() // fills pages
+	c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 }
 
 // copy copies the JSON of n items, a multiple of 100, into a table and returns the items per second.
@@ -294,7 +295,6 @@ func (c *comparison) compareSync(n int) {
 // grow brings the reports to n and returns a line of the table of growth; the last one also those of
 // the table of ratios.
 func (c *comparison) grow(n int) string {
-	c.exec("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 	c.list(n)
 	rate, memory := c.sync()
 	again, _ := c.sync()
