@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"app/internal/async"
 	"app/internal/datadog"
 	"app/internal/rawjson"
 	"app/internal/secrets"
@@ -398,7 +399,7 @@ func (c *cli) prepare(ctx context.Context, command *Command, words []string) (pr
 // readBody reads a JSON body from a file, or from standard input if the name is "-".
 func (c *cli) readBody(ctx context.Context, name string) (body map[string]json.RawMessage, err error) {
 	var text []byte
-	err = interruptible(ctx, func() (err error) {
+	err = async.Interruptible(ctx, func() (err error) {
 		source := c.std.in
 		if name != "-" {
 			file, err := os.Open(name)

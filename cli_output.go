@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"app/internal/async"
 	"app/internal/rawjson"
 	"app/internal/terminal"
 )
@@ -176,7 +177,7 @@ func (c *cli) confirm(ctx context.Context, command *Command) error {
 	}
 	fmt.Fprintf(c.stderr(), "%s [y/N] ", command.ask(about, c.args))
 	var answer string
-	err = interruptible(ctx, func() error {
+	err = async.Interruptible(ctx, func() error {
 		answer, _ = bufio.NewReader(c.std.in).ReadString('\n')
 		return nil // the end of the input means no
 	})
@@ -200,17 +201,4 @@ func (c *cli) about(ctx context.Context, command *Command) (json.RawMessage, err
 	value, err := c.runOperation(ctx, about, c.args, operation)
 	text, _ := value.(json.RawMessage)
 	return text, err
-}
-
-// interruptible runs something that may block for ever. When the context ends it returns without waiting for
-// the end, which comes with that of the program.
-func interruptible(ctx context.Context, run func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- run() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

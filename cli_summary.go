@@ -37,8 +37,8 @@ func printSummary(w *terminal.Table, s Summary) error {
 		added, changed = append(added, day.New), append(changed, day.Changed)
 	}
 	fmt.Fprintf(w, "SINCE %s\tMOST A DAY\t\n", days[0].Date)
-	fmt.Fprintf(w, "new items\t%d\t%s\n", slices.Max(added), eighths(added))
-	fmt.Fprintf(w, "changed\t%d\t%s\n\t\t\n", slices.Max(changed), eighths(changed))
+	fmt.Fprintf(w, "new items\t%d\t%s\n", slices.Max(added), terminal.Sparkline(added))
+	fmt.Fprintf(w, "changed\t%d\t%s\n\t\t\n", slices.Max(changed), terminal.Sparkline(changed))
 	fmt.Fprintf(w, "TOP ITEMS\tOCCURRENCES\t\n")
 	for _, item := range s.Top {
 		title, _ := json.Marshal(item.Title) // for cell
@@ -46,14 +46,4 @@ func printSummary(w *terminal.Table, s Summary) error {
 	}
 	fmt.Fprintf(w, "\t\t\nQUEUE\t%d\t%d rejected\n", s.Queue.Queued, s.Queue.Rejected)
 	return w.Flush()
-}
-
-// eighths draws counts as bars of one line's height.
-func eighths(counts []int64) string {
-	bars, most := []rune(" ▁▂▃▄▅▆▇█"), max(1, slices.Max(counts))
-	line := make([]rune, len(counts))
-	for i, count := range counts {
-		line[i] = bars[(count*8+most-1)/most] // the least that is not nothing is one eighth
-	}
-	return string(line)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/async"
 	"app/internal/devpg/devpgtest"
 	"app/internal/rawjson"
 	"app/internal/sandbox"
@@ -180,7 +181,7 @@ func startLoad(t *testing.T, replicas []*fixture) *load {
 	t.Cleanup(l.end)
 	repeat := func(request func()) {
 		l.clients.Go(func() {
-			for sleep(ctx, 50*time.Millisecond) {
+			for async.Sleep(ctx, 50*time.Millisecond) {
 				request()
 			}
 		})

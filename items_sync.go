@@ -142,7 +142,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 
 // readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate limit.
 func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
-	if !sleep(ctx, s.app.rollbar.limits[scopeRead].throttle()) {
+	if !async.Sleep(ctx, s.app.rollbar.limits[scopeRead].throttle()) {
 		return nil, ctx.Err()
 	}
 	filter := maps.Clone(s.filter)

@@ -432,7 +432,7 @@ func (c *cli) runMCP(ctx context.Context) error {
 func finishWithin(ctx context.Context, most time.Duration, run func()) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	_ = interruptible(ctx, func() error { run(); return nil })
+	_ = async.Interruptible(ctx, func() error { run(); return nil })
 }
 
 // serveLines answers the messages in the lines of standard input, several at a time.
@@ -442,7 +442,7 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 	var running sync.WaitGroup
 	var cancels sync.Map   // functions by the ids of requests
 	var writing sync.Mutex // guards standard output and error
-	err := interruptible(ctx, func() error {
+	err := async.Interruptible(ctx, func() error {
 		return readLines(std.in, func(line []byte) {
 			m := readMCP(line, nil)
 			if m.id == nil && m.err == nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"app/internal/async"
 	"app/internal/rawjson"
 )
 
@@ -194,7 +195,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 	var total SyncedOccurrences
 	var before map[int64]bool // the page before, which moves into this one when occurrences come meanwhile
 	for isOlder := false; !isOlder; {
-		if !sleep(ctx, app.rollbar.limits[scopeRead].throttle()) {
+		if !async.Sleep(ctx, app.rollbar.limits[scopeRead].throttle()) {
 			return SyncedOccurrences{}, ctx.Err()
 		}
 		// Cursors would pass over some: ids are not quite in the order of time.

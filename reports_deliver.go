@@ -118,7 +118,7 @@ func (l *lane) deliver(ctx context.Context) {
 		switch {
 		case err != nil && ctx.Err() == nil:
 			o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
-			sleep(ctx, 5*o.backoff)
+			async.Sleep(ctx, 5*o.backoff)
 		case e != nil:
 			wait = e.others
 		default:
@@ -288,7 +288,7 @@ func (l *lane) turn(ctx context.Context, wait bool) error {
 		if left <= 0 {
 			break
 		}
-		sleep(ctx, min(left, time.Second)) // more may be known by then
+		async.Sleep(ctx, min(left, time.Second)) // more may be known by then
 	}
 	return ctx.Err()
 }

@@ -19,14 +19,14 @@ func (app *App) findItems(ctx context.Context) {
 	if app.rollbar.require(scopeRead) != nil {
 		return
 	}
-	for sleep(ctx, app.outbox.pace) {
+	for async.Sleep(ctx, app.outbox.pace) {
 		found, err := async.Protect(func() (bool, error) { return app.findItem(ctx) })
 		switch {
 		case err != nil && ctx.Err() == nil:
 			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "error", err)
-			sleep(ctx, 5*app.outbox.backoff)
+			async.Sleep(ctx, 5*app.outbox.backoff)
 		case !found:
-			sleep(ctx, app.outbox.backoff)
+			async.Sleep(ctx, app.outbox.backoff)
 		}
 	}
 }

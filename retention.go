@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"app/internal/async"
 )
 
 // A retention says how long reports and archived occurrences are kept; 0 is for ever.
@@ -27,7 +29,7 @@ func (app *App) expire(ctx context.Context) {
 		if reports+occurrences > 0 {
 			app.log.InfoContext(ctx, "deleted what was too old", "reports", reports, "occurrences", occurrences)
 		}
-		if !sleep(ctx, 54*time.Minute+rand.N(12*time.Minute)) {
+		if !async.Sleep(ctx, 54*time.Minute+rand.N(12*time.Minute)) {
 			return
 		}
 	}

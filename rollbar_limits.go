@@ -51,17 +51,7 @@ func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
 		return false
 	}
 	defer b.start()()
-	return sleep(ctx, wait)
-}
-
-// sleep waits and reports whether it was not interrupted.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	select {
-	case <-time.After(wait):
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
-	}
+	return async.Sleep(ctx, wait)
 }
 
 // retryWait returns how long to wait before the call is retried after the error, or nil, and false where a

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"app/internal/async"
 	"app/internal/datadog"
 	"app/internal/devpg"
 	"app/internal/terminal"
@@ -96,7 +97,7 @@ func (app *App) awaitDatabase(ctx context.Context) {
 			return
 		}
 		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", err)
-		if !sleep(ctx, wait) {
+		if !async.Sleep(ctx, wait) {
 			return
 		}
 	}

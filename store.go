@@ -291,7 +291,7 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	var err error
 	for range 3 {
 		err = applySchema(ctx, conn, schema)
-		if !hasCode(err, lockNotAvailable) || !sleep(ctx, time.Second) { // others pass meanwhile
+		if !hasCode(err, lockNotAvailable) || !async.Sleep(ctx, time.Second) { // others pass meanwhile
 			break
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"app/internal/async"
 	"app/internal/datadog"
 )
 
@@ -87,7 +88,7 @@ func (app *App) watch(ctx context.Context) {
 			app.telemetry.Gauge("app.queue.oldest", oldest)
 			app.telemetry.Gauge("app.queue.limit", float64(app.queueLimit))
 		}
-		if !sleep(ctx, 5*time.Second) {
+		if !async.Sleep(ctx, 5*time.Second) {
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -168,6 +169,16 @@ var wide = &unicode.RangeTable{
 }
 
 const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"
+
+// Sparkline draws counts as bars of one line's height.
+func Sparkline(counts []int64) string {
+	bars, most := []rune(" ▁▂▃▄▅▆▇█"), max(1, slices.Max(counts))
+	line := make([]rune, len(counts))
+	for i, count := range counts {
+		line[i] = bars[(count*8+most-1)/most] // the least that is not nothing is one eighth
+	}
+	return string(line)
+}
 
 // A Progress is a line of a terminal that is overwritten again and again.
 type Progress struct {
