@@ -79,6 +79,8 @@ func TestYardstick(t *testing.T) {
 	c.compareLoad("POST /items", p.url+"/items", c.yardstick+"/items", .4, "-s", c.script())
 	c.memory(p)
 	c.telemetry()
+	c.surfaces(p)
+	c.relay()
 	c.start()
 	fmt.Println("\n| reports | first page | far page ÷ first | slowest filter ÷ first | sync, items/s | again, " +
 		"items/s | memory of sync |\n| --- | --- | --- | --- | --- | --- | --- |")
@@ -329,11 +331,16 @@ func (c *comparison) grow(n int) string {
 }
 
 // latency is the median time of some requests, one behind the other.
-func (c *comparison) latency(target string) time.Duration {
+func (c *comparison) latency(target string, header ...string) time.Duration {
 	var took []time.Duration
 	for range 15 {
+		req, err := http.NewRequest("GET", target, nil)
+		require.NoError(c, err)
+		for pair := range slices.Chunk(header, 2) {
+			req.Header.Set(pair[0], pair[1])
+		}
 		began := time.Now()
-		res, err := http.Get(target)
+		res, err := http.DefaultClient.Do(req)
 		require.NoError(c, err)
 		_, err = io.Copy(io.Discard, res.Body)
 		require.NoError(c, err)
@@ -394,6 +401,60 @@ func (c *comparison) telemetry() {
 	}
 	c.row("GET /reports?limit=20 with Datadog ÷ without", a.median()/b.median(), "≥", .9,
 		fmt.Sprintf("%v ÷ %v requests/s", a, b))
+}
+
+// surfaces measures what else reads the reports.
+func (c *comparison) surfaces(p *process) {
+	var pages sample
+	for range *yardstickRounds {
+		html := c.latency(p.url+"/reports?limit=20", "Accept", htmlType)
+		pages = append(pages, float64(html)/float64(c.latency(p.url+"/reports?limit=20")))
+	}
+	c.row("an HTML page ÷ its JSON", pages.median(), "≤", 1.5, "")
+	c.row("GET /reports/summary, ms", float64(c.latency(p.url+"/reports/summary").Microseconds())/1000, "≤", 1000, "")
+	var first sample
+	for range 20 {
+		cmd := program(c, c.env(), "mcp")
+		cmd.Stdin = strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}` + "\n")
+		began := time.Now()
+		require.NoError(c, cmd.Run())
+		first = append(first, float64(time.Since(began).Microseconds())/1000)
+	}
+	c.row("app mcp to the end of its first answer, ms", first.median(), "≤", 30, "")
+}
+
+// relay measures what SDKs wait for while Rollbar hangs: 500 occurrences a second, and as many as there can be.
+func (c *comparison) relay() {
+	c.rollbar.SetFault(sandbox.Slow)
+	defer c.rollbar.SetFault(sandbox.None)
+	p := c.serve("RELAY_TOKEN=sdk", "QUEUE_LIMIT=10000000")
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512}}
+	const body = `{"data":{"environment":"production","level":"error","body":{"message":{"body":"checkout is closed"}}}}`
+	post := func() float64 {
+		began := time.Now()
+		req, err := http.NewRequest("POST", p.url+"/api/1/item/", strings.NewReader(body))
+		require.NoError(c, err)
+		req.Header.Set("X-Rollbar-Access-Token", "sdk")
+		res, err := client.Do(req)
+		require.NoError(c, err)
+		res.Body.Close()
+		require.Equal(c, 200, res.StatusCode)
+		return float64(time.Since(began).Microseconds()) / 1000
+	}
+	const n = 5000
+	took := make(sample, n)
+	var all sync.WaitGroup
+	for i, began := 0, time.Now(); i < n; i++ {
+		time.Sleep(time.Until(began.Add(time.Duration(i) * 2 * time.Millisecond)))
+		all.Go(func() { took[i] = post() })
+	}
+	all.Wait()
+	half := took.median() // sorts
+	c.row("relay at 500/s, p99 in ms", took[n*99/100], "≤", 50, fmt.Sprintf("median %.1f ms", half))
+	path := c.TempDir() + "/relay.lua"
+	script := "wrk.method = 'POST'\nwrk.body = '" + body + "'\nwrk.headers['X-Rollbar-Access-Token'] = 'sdk'\n"
+	require.NoError(c, os.WriteFile(path, []byte(script), 0o600))
+	c.compareLoad("relay, durable", p.url+"/api/1/item/", c.yardstick+"/items", .4, "-s", path)
 }
 
 // start measures `app which`.
