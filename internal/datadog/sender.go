@@ -140,8 +140,11 @@ func (s *traceSender) post(ctx context.Context, b batch) error {
 
 // appendSpan appends a span. The first one has the tags of the whole trace.
 func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
-	buf = fmt.Appendf(buf, `{"trace_id":%d,"span_id":%d,"parent_id":%d,"start":%d,"duration":%d`,
-		span.trace.low, span.id, span.parent, span.start.UnixNano(), span.duration.Nanoseconds())
+	buf = strconv.AppendUint(append(buf, `{"trace_id":`...), span.trace.low, 10)
+	buf = strconv.AppendUint(append(buf, `,"span_id":`...), span.id, 10)
+	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), span.parent, 10)
+	buf = strconv.AppendInt(append(buf, `,"start":`...), span.start.UnixNano(), 10)
+	buf = strconv.AppendInt(append(buf, `,"duration":`...), span.duration.Nanoseconds(), 10)
 	buf = rawjson.AppendQuoted(append(buf, `,"service":`...), s.service)
 	buf = rawjson.AppendQuoted(append(buf, `,"name":`...), span.name)
 	buf = rawjson.AppendQuoted(append(buf, `,"type":`...), span.kind)
