@@ -406,4 +406,5 @@ func TestLastPageOfItems(t *testing.T) {
 	last := f.get("/items?page=2")
 	assert.Empty(t, last.link("next"), last.body)
 	assert.NotEmpty(t, last.link("prev"))
+	assert.Empty(t, f.get("/items?limit=150").link("next"), "larger pages may be short, but this one has all")
 }
