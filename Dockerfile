@@ -6,6 +6,7 @@ RUN go mod download
 COPY *.go schema.sql ./
 COPY internal ./internal
 COPY pages ./pages
+COPY completion ./completion
 ARG VERSION=dev
 RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /app .
 
