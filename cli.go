@@ -1,6 +1,5 @@
 // cli.go is the command line: it makes a subcommand of every command, takes arguments out of flags, runs
-// operations and reports failures. The tree of subcommands is built for each run, because it holds what was
-// parsed.
+// operations and reports failures.
 package main
 
 import (
@@ -9,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"app/internal/async"
 	"app/internal/datadog"
@@ -39,6 +41,7 @@ type cli struct {
 	fields      []string  // the columns asked for, or nil
 	asCurl, yes bool
 	settings    []string // the settings given as flags: -name=value
+	refused     error    // the first thing wrong with the flags, or nil
 
 	config    *Config
 	mask      *secrets.Mask // nil until the settings are loaded
@@ -56,8 +59,15 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	if output == "" && terminal.Is(c.std.out) {
 		c.output = "table"
 	}
-	selected, words, err := c.parse(c.tree(), customary(args))
-	if err := selected.run(ctx, words, err); err != nil {
+	root := c.tree()
+	arranged, selected, err := c.arrange(root, customary(args))
+	if errors.Is(err, flag.ErrHelp) {
+		_, err = fmt.Fprint(c.std.out, selected.help)
+	} else {
+		c.refused = err
+		err = c.command(root).ParseAndRun(ctx, arranged)
+	}
+	if err != nil {
 		if c.mask == nil { // the settings were not needed
 			config, _ := loadConfig(c.settings, c.std.envFile)
 			c.mask = config.mask()
@@ -98,8 +108,7 @@ func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 	return config.ReadOnly, output
 }
 
-// loadConfig loads the settings and reports misspelt ones. From then on standard error shows none of their
-// secrets.
+// loadConfig loads the settings and reports misspelt ones. From then on standard error shows none of the secrets.
 func (c *cli) loadConfig() (err error) {
 	c.config, err = loadConfig(c.settings, c.std.envFile)
 	c.mask = c.config.mask()
@@ -111,8 +120,7 @@ func (c *cli) loadConfig() (err error) {
 
 func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
 
-// fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the exit
-// code.
+// fail prints the error, as a problem if JSON was asked for and else as one line, and returns the exit code.
 func (c *cli) fail(err error) int {
 	f := failureWithCause(err)
 	if unwritten, ok := errors.AsType[*fs.PathError](err); ok && f.kind == internal && unwritten.Op == "write" {
@@ -222,8 +230,8 @@ func simple(name, help string, flags []cliFlag, run func(context.Context) error)
 
 func (c *cli) serveCommand() *subcommand {
 	dev := false
-	flag := switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)
-	return simple("serve", serveHelp(flag), []cliFlag{flag}, func(ctx context.Context) error {
+	devFlag := switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)
+	return simple("serve", serveHelp(devFlag), []cliFlag{devFlag}, func(ctx context.Context) error {
 		if err := c.loadConfig(); err != nil {
 			return err
 		}
@@ -445,52 +453,67 @@ func (c *cli) newCall() (call *Call, end func()) {
 	return call, progress.End
 }
 
-// parse takes a line apart: the subcommand that it leads to, the arguments of that, and what is wrong with the
-// flags, which it sets. Flags may stand before arguments and behind them. All that follows -- is an argument.
-func (c *cli) parse(at *subcommand, args []string) (selected *subcommand, words []string, refused error) {
-	settings := c.settingFlags()
-	isFlags := true
-	for len(args) > 0 {
+// command makes the subcommand, and those below it, commands of ff, which parses the flags.
+func (c *cli) command(s *subcommand) *ffcli.Command {
+	flags := flag.NewFlagSet(s.name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	for _, f := range slices.Concat(s.flags, c.settingFlags()) {
+		define := flags.Func
+		if f.isSwitch {
+			define = flags.BoolFunc
+		}
+		for _, name := range f.names {
+			define(name[1:], f.help, func(value string) error {
+				if err := f.set(value); err != nil && c.refused == nil {
+					c.refused = fail(invalid, "%s %w", f.names[0], err)
+				}
+				return nil
+			})
+		}
+	}
+	run := func(ctx context.Context, words []string) error { return s.run(ctx, words, c.refused) }
+	return &ffcli.Command{Name: s.name, FlagSet: flags, Subcommands: column(s.below, c.command), Exec: run}
+}
+
+// arrange puts the flags of each level before its arguments, because package flag stops at the first argument,
+// and returns the subcommand that the words lead to. It refuses unknown flags and subcommands, naming the valid
+// ones, and then returns what came before. All that follows -- is an argument.
+func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selected *subcommand, err error) {
+	var words []string
+	for settings := c.settingFlags(); len(args) > 0; {
 		arg := args[0]
 		args = args[1:]
-		name, value, hasValue := cutFlag(arg)
+		name, _, hasValue := cutFlag(arg)
 		switch {
-		case arg == "--" && isFlags:
-			isFlags = false
-		case isFlags && (name == "h" || name == "help"):
-			return simple("", "", nil, func(context.Context) error {
-				_, err := fmt.Fprint(c.std.out, at.help)
-				return err
-			}), nil, nil
-		case isFlags && name != "":
+		case arg == "--":
+			words, args = append(words, args...), nil
+		case name == "h", name == "help":
+			return arranged, at, flag.ErrHelp
+		case name != "":
 			flags := slices.Concat(at.flags, settings)
 			i := slices.IndexFunc(flags, func(f cliFlag) bool { return slices.Contains(f.names, "-"+name) })
 			if i < 0 {
-				return at, nil, unknownFlag(name, at.flags, settings)
+				return arranged, at, unknownFlag(name, at.flags, settings)
 			}
-			switch {
-			case hasValue:
-			case flags[i].isSwitch:
-				value = "true"
-			case len(args) == 0:
-				return at, nil, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
-			default:
-				value, args = args[0], args[1:]
+			needsValue := !hasValue && !flags[i].isSwitch
+			if needsValue && len(args) == 0 {
+				return arranged, at, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
 			}
-			if err := flags[i].set(value); err != nil && refused == nil {
-				refused = fail(invalid, "%s %w", flags[i].names[0], err)
+			arranged = append(arranged, arg)
+			if needsValue {
+				arranged, args = append(arranged, args[0]), args[1:]
 			}
 		case len(at.below) == 0:
 			words = append(words, arg)
 		default:
 			sub := at.child(arg)
 			if sub == nil {
-				return at, nil, c.unknownCommand(at, arg)
+				return arranged, at, c.unknownCommand(at, arg)
 			}
-			at = sub
+			arranged, at = append(arranged, arg), sub
 		}
 	}
-	return at, words, refused
+	return append(append(arranged, "--"), words...), at, nil
 }
 
 // child returns the subcommand with the name, or nil.
