@@ -52,7 +52,7 @@ func Start(settings Settings) (*Client, error) {
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{stop: stop, abort: abort}
 	drops := newDrops(settings.Log)
-	run := func(full <-chan struct{}, flush func(context.Context)) {
+	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
 		c.senders.Go(func() {
 			ticker := time.NewTicker(cmp.Or(settings.Interval, 2*time.Second))
 			defer ticker.Stop()
@@ -63,7 +63,7 @@ func Start(settings Settings) (*Client, error) {
 				case <-stopping.Done():
 					last = true
 				}
-				flush(sending)
+				flush(sending, last)
 				drops.report()
 			}
 		})
@@ -74,7 +74,7 @@ func Start(settings Settings) (*Client, error) {
 	}
 	if metricURL != nil {
 		c.metrics = newMetricSender(metricURL, settings, drops)
-		run(nil, c.metrics.flush)
+		run(nil, func(ctx context.Context, _ bool) { c.metrics.flush(ctx) })
 	}
 	return c, nil
 }

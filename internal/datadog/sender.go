@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,6 +37,8 @@ type traceSender struct {
 	identity
 	mask *secrets.Mask
 	full chan struct{} // receives a value when the batch is full
+
+	failing bool // the last request failed; only flush uses it
 
 	mu    sync.Mutex
 	batch batch
@@ -96,8 +99,9 @@ func (s *traceSender) add(spans []*Span) {
 	}
 }
 
-// flush sends the batch. If that fails, its spans are dropped.
-func (s *traceSender) flush(ctx context.Context) {
+// flush sends the batch. If that fails for a reason that may pass, the spans stay for the next flush; after a
+// second failure, or in the last flush, they are dropped.
+func (s *traceSender) flush(ctx context.Context, last bool) {
 	s.mu.Lock()
 	b := s.batch
 	s.batch = batch{json: make([]byte, 0, len(b.json))}
@@ -105,19 +109,28 @@ func (s *traceSender) flush(ctx context.Context) {
 	if b.traces == 0 {
 		return
 	}
-	if err := s.post(ctx, b); err != nil {
+	mayPass, err := s.post(ctx, b)
+	switch {
+	case err == nil:
+	case mayPass && !s.failing && !last:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		// A failed request may still read from b.json.
+		s.batch = batch{slices.Concat(b.json, s.batch.json), b.traces + s.batch.traces, b.spans + s.batch.spans}
+	default:
 		s.drops.add(spanUnit, b.spans, err)
 	}
+	s.failing = err != nil
 }
 
-// post sends the batch in one request.
-func (s *traceSender) post(ctx context.Context, b batch) error {
+// post sends the batch in one request. It reports whether the reason of a failure may pass.
+func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	b.json[0] = '['
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(s.mask.Bytes(append(b.json, ']'))))
 	if err != nil {
-		return err
+		return false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Datadog-Trace-Count", strconv.Itoa(b.traces))
@@ -128,14 +141,14 @@ func (s *traceSender) post(ctx context.Context, b batch) error {
 	req.Header.Set("Datadog-Send-Real-Http-Status", "true") // without it, an overloaded agent answers 200
 	res, err := s.transport.RoundTrip(req)
 	if err != nil {
-		return err
+		return !errors.Is(err, context.DeadlineExceeded), err // after which the agent may have the spans
 	}
 	defer res.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if res.StatusCode/100 != 2 {
-		return fmt.Errorf("the agent answered %d: %s", res.StatusCode, bytes.TrimSpace(text[:min(len(text), 200)]))
+		err = fmt.Errorf("the agent answered %d: %s", res.StatusCode, bytes.TrimSpace(text[:min(len(text), 200)]))
 	}
-	return nil
+	return res.StatusCode >= 500 || res.StatusCode == http.StatusTooManyRequests, err
 }
 
 // appendSpan appends a span. The first one has the tags of the whole trace.
