@@ -45,7 +45,7 @@ func (f itemFilter) values() url.Values {
 var itemsListCmd = &Command{
 	Name:  "items.list",
 	Route: "GET /items",
-	Short: "List the project's items in Rollbar",
+	Short: "List Rollbar's items, with their ids and counters",
 	Long: "Each page is one call to Rollbar, and its items are stored as reports. An item's counter is its number in\n" +
 		"Rollbar's pages and URLs; operations take the id unless they are told otherwise.",
 	Columns: "id level status last_occurrence_timestamp total_occurrences title",
@@ -149,8 +149,8 @@ func followPages(ctx context.Context, list *List, number int64, read func(number
 var itemsGetCmd = &Command{
 	Name:  "items.get",
 	Route: "GET /items/{id}",
-	Short: "Show one item",
-	Long:  "Rollbar is asked, and the item is stored as a report.",
+	Short: "Show one item of Rollbar, by its id, counter or uuid",
+	Long:  "The item is stored as a report.",
 	Shape: Item{},
 	Run:   typed(itemsGet),
 }
@@ -267,7 +267,7 @@ var itemsUpdateCmd = &Command{
 	Name:    "items.update",
 	Route:   "PATCH /items/{id}",
 	Also:    "PUT /items/{id}",
-	Short:   "Change an item and show the result",
+	Short:   "Change an item in Rollbar and show the result",
 	Changes: true,
 	Shape:   Item{},
 	Run:     typed(itemsUpdate),
@@ -335,7 +335,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 var itemsOccurrencesCmd = &Command{
 	Name:    "items.occurrences",
 	Route:   "GET /items/{id}/occurrences",
-	Short:   "List an item's occurrences, newest first",
+	Short:   "List an item's occurrences in Rollbar, newest first",
 	Long:    "Each page is one call to Rollbar. The stack trace or the message is in data.body.",
 	Columns: occurrenceColumns,
 	Shape:   Occurrence{},

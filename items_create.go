@@ -25,7 +25,7 @@ import (
 var itemsCreateCmd = &Command{
 	Name:    "items.create",
 	Route:   "POST /items",
-	Short:   "Create an occurrence, which Rollbar groups into an item",
+	Short:   "Create an occurrence in Rollbar, which groups it into an item",
 	Long:    "Give either message, with any of the other parameters, or data, which is Rollbar's own payload.",
 	Changes: true,
 	Run:     typed(itemsCreate),

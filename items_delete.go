@@ -16,7 +16,7 @@ import (
 var itemsDeleteCmd = &Command{
 	Name:  "items.delete",
 	Route: "DELETE /items/{id}",
-	Short: "Delete an item's occurrences and resolve the item",
+	Short: "Delete an item's occurrences in Rollbar and resolve the item",
 	Long:  "Rollbar cannot delete the item itself. The item and its occurrences are stored first.",
 	Confirm: func(item json.RawMessage, _ string) string {
 		return fmt.Sprintf("Permanently delete all occurrences of item %s, %q (%s so far), from Rollbar?",

@@ -19,7 +19,7 @@ import (
 var itemsSyncCmd = &Command{
 	Name:  "items.sync",
 	Route: "POST /items/sync",
-	Short: "Store all matching items as reports",
+	Short: "Store all matching items of Rollbar as reports",
 	Long: "Reads all pages. With recent, which is meant for polling every few minutes, it stops after the first\n" +
 		"page on which nothing is new or changed.",
 	Run: typed(itemsSync),

@@ -23,7 +23,7 @@ const occurrenceColumns = "id item_id timestamp data.level data.environment titl
 var occurrencesListCmd = &Command{
 	Name:    "occurrences.list",
 	Route:   "GET /occurrences",
-	Short:   "List archived occurrences, newest first",
+	Short:   "List archived occurrences, newest first, without asking Rollbar",
 	Columns: occurrenceColumns,
 	Shape:   Occurrence{},
 	Run:     typed(occurrencesList),
@@ -171,7 +171,7 @@ func (app *App) archived(ctx context.Context, id int64) (occurrence json.RawMess
 var occurrencesSyncCmd = &Command{
 	Name:  "occurrences.sync",
 	Route: "POST /occurrences/sync",
-	Short: "Store the project's recent occurrences in the archive",
+	Short: "Store Rollbar's recent occurrences in the archive",
 	Long:  "Reads Rollbar's list, newest first, up to the first page with an older one than since.",
 	Run:   typed(occurrencesSync),
 }

@@ -25,9 +25,9 @@ import (
 var reportsListCmd = &Command{
 	Name:  "reports.list",
 	Route: "GET /reports",
-	Short: "List stored reports, newest first",
-	Long: "A report is one state of an item, read from PostgreSQL without a call to Rollbar. With latest, each item is there\n" +
-		"once, as Rollbar last showed it.",
+	Short: "List stored reports, newest first, without asking Rollbar",
+	Long: "A report is one state of an item, kept in PostgreSQL. With latest, each item is there once, as Rollbar\n" +
+		"last showed it.",
 	Columns: "id item_id state last_seen data.level data.status data.total_occurrences title",
 	Shape:   Report{},
 	Run:     typed(reportsList),
@@ -309,7 +309,7 @@ func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 var reportsGetCmd = &Command{
 	Name:  "reports.get",
 	Route: "GET /reports/{id}",
-	Short: "Show one report",
+	Short: "Show one stored report, without asking Rollbar",
 	Shape: Report{},
 	Run:   typed(reportsGet),
 }
@@ -372,7 +372,7 @@ func cursorNumbers(text []byte) (a, b int64, err error) {
 var reportsCleanCmd = &Command{
 	Name:  "reports.clean",
 	Route: "DELETE /reports",
-	Short: "Delete reports, except queued ones",
+	Short: "Delete stored reports, except queued ones",
 	Confirm: func(count json.RawMessage, filters string) string {
 		return fmt.Sprintf("Permanently delete %s reports (%s)?", cmp.Or(string(count), "the"), cmp.Or(filters, "all but queued ones"))
 	},

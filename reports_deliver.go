@@ -25,7 +25,7 @@ const (
 var reportsDeliverCmd = &Command{
 	Name:    "reports.deliver",
 	Route:   "POST /reports/deliver",
-	Short:   "Deliver queued occurrences now, as serve does by itself",
+	Short:   "Deliver queued occurrences to Rollbar now, as serve does by itself",
 	Changes: true,
 	Run:     typed(reportsDeliver),
 }

@@ -16,8 +16,8 @@ import (
 var reportsSummaryCmd = &Command{
 	Name:  "reports.summary",
 	Route: "GET /reports/summary",
-	Short: "Count items by status, level, environment and day",
-	Long:  "Counts stored reports and does not ask Rollbar. Days begin at midnight UTC.",
+	Short: "Count stored items by status, level, environment and day",
+	Long:  "Does not ask Rollbar. Days begin at midnight UTC.",
 	Run:   typed(reportsSummary),
 }
 
