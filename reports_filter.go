@@ -18,12 +18,12 @@ func (in *reportsListInput) isFiltered() bool {
 
 // A reportSearch is a list's filters and its place in the ids, as parts of SQL.
 type reportSearch struct {
-	args   pgx.NamedArgs
-	terms  []string // that the index has for each matching report
-	bucket string   // the condition on state, status, level and environment
-	times  string   // the condition on the times of a bucket, or ""
-	row    string   // the condition on a report, but for since
-	since  string   // comes last, because it looks into another table, or ""
+	args     pgx.NamedArgs
+	hasWords bool
+	bucket   string // the condition on state, status, level and environment, or ""
+	times    string // the condition on the times of a bucket, or ""
+	row      string // the condition on a report, but for since
+	since    string // comes last, because it looks into another table, or ""
 
 	beyond string // the condition on ids that the cursor makes
 	order  string // of the ids
@@ -47,8 +47,8 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportC
 func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
 	words := titleWords(in.Q.Value)
 	s := &reportSearch{
-		terms: words, beyond: "id < @before", order: "DESC", limit: limit,
-		bucket: "TRUE" + and(map[string]bool{
+		hasWords: in.Q.Set, beyond: "id < @before", order: "DESC", limit: limit,
+		bucket: and(map[string]bool{
 			"state = @state": in.State.Set, "status = @status": in.Status.Set, "level = @level": in.Level.Set,
 			"environment = @environment": in.Environment.Set, "state <> 'superseded'": in.Latest,
 		}),
@@ -57,22 +57,14 @@ func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
 			"greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = id)) >= @since": in.Since.Set,
 		}),
 	}
-	s.row = s.bucket + and(map[string]bool{"words @> @words": in.Q.Set, "first_seen <= @until": in.Until.Set})
+	s.row = "TRUE" + s.bucket + and(map[string]bool{"words @> @words": in.Q.Set, "first_seen <= @until": in.Until.Set})
 	if at.from > 0 {
 		s.beyond, s.order, s.limit = "id >= @from", "ASC", limit+1
-	}
-	for column, value := range map[string]Opt[string]{
-		"state": in.State, "status": in.Status, "level": in.Level, "environment": in.Environment,
-		"latest": {Set: in.Latest, Value: "true"},
-	} {
-		if value.Set {
-			s.terms = append(s.terms, column+"="+value.Value)
-		}
 	}
 	s.args = pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "words": words, "since": in.Since.Value.Time, "until": in.Until.Value.Time,
 		"state": in.State.Value, "status": in.Status.Value, "level": in.Level.Value, "environment": in.Environment.Value,
-		"before": at.newest(), "from": at.from, "terms": s.terms,
+		"before": at.newest(), "from": at.from,
 	}
 	return s
 }
@@ -98,26 +90,33 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 	const rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
 	oldest, newest := "(SELECT min(id) / 4096 FROM reports)", "(SELECT max(id) / 4096 FROM reports)"
 	if s.times != "" {
-		bounded := " FROM blocks WHERE " + s.bucket + s.times + ")"
+		bounded := " FROM blocks WHERE TRUE" + s.bucket + s.times + ")"
 		oldest, newest = "(SELECT min(block)"+bounded, "(SELECT max(block)"+bounded
 	}
 	blocks := "generate_series(least(@before::bigint / 4096, " + newest + "), " + oldest + ", -1)"
 	if s.order == "ASC" {
 		blocks = "generate_series(greatest(@from::bigint / 4096, " + oldest + "), " + newest + ")"
 	}
-	buckets, materialized, within := "", "MATERIALIZED", rowTerms+" @> report_terms(e.block, @terms)"
-	if s.times != "" {
-		if len(s.terms) > 0 {
+	buckets, materialized, within := "", "MATERIALIZED", "TRUE"
+	if s.hasWords {
+		within = rowTerms + " @> report_terms(e.block, @words)"
+	}
+	if s.bucket+s.times != "" {
+		terms := "array_agg(term) FILTER (WHERE matches)"
+		switch {
+		case s.hasWords: // all buckets, or many, take longer to look up than they save
+			terms = "CASE WHEN bool_and(matches) OR count(*) FILTER (WHERE matches) > 64 " +
+				"THEN (report_terms(e.block, @words))[:1] ELSE " + terms + " END"
+			fallthrough
+		case s.bucket != "":
 			within += " AND " + rowTerms + " && b.terms"
-		} else {
+		default:
 			materialized, within = "NOT MATERIALIZED", "id BETWEEN e.block * 4096 AND e.block * 4096 + 4095"
 		}
-		// Many buckets take longer to look up than they save.
 		buckets = `CROSS JOIN LATERAL (
-			SELECT CASE WHEN count(*) <= 16 THEN array_agg(term) ELSE (report_terms(e.block, @terms))[:1] END AS terms
-			FROM blocks
-			WHERE block = e.block AND ` + s.bucket + s.times + `
-			HAVING count(*) > 0
+			SELECT ` + terms + ` AS terms
+			FROM (SELECT term, TRUE` + s.bucket + s.times + ` AS matches FROM blocks WHERE block = e.block) AS k
+			HAVING bool_or(matches)
 		) AS b`
 	}
 	return s.query(ctx, conn, `

@@ -49,29 +49,32 @@ COMMENT ON COLUMN seen.report_id IS 'The report. There is no foreign key, which 
 COMMENT ON COLUMN seen.last_seen IS 'When it was last seen, exact to a minute.';
 
 -- Lists look for reports in one block after the other: 4096 ids are a block. A term is a word of a
--- title, a value of a column, or a bucket: a combination of state, status, level and environment.
--- The index holds terms as numbers, with the block in the upper half. New rows wait in a list, to be
--- indexed some hundreds at a time; each look into a block reads that list, so it is a short one. A query in the
--- function would take three times as long as the loop.
+-- title, or a bucket: a combination of state, status, level and environment. The index holds terms as
+-- numbers, with the block in the upper half. New rows wait in a list, to be indexed some hundreds at a
+-- time; each look into a block reads that list, so it is a short one. A query in the function would take
+-- three times as long as the loop.
 CREATE OR REPLACE FUNCTION report_terms(block bigint, words text[], state text DEFAULT NULL, status text DEFAULT NULL,
 	level text DEFAULT NULL, environment text DEFAULT NULL) RETURNS bigint[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 1 AS $$
 DECLARE
 	base bigint := block << 32;
 	word text;
-	terms bigint[] := ARRAY[
-		base + hashtext(state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, '')),
-		base + hashtext('latest=' || (state <> 'superseded')::text),
-		base + hashtext('state=' || state), base + hashtext('status=' || status), base + hashtext('level=' || level),
-		base + hashtext('environment=' || environment)];
+	terms bigint[] := '{}';
 BEGIN
+	IF state IS NOT NULL THEN
+		terms := ARRAY[base + hashtext(state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, ''))];
+	END IF;
 	FOREACH word IN ARRAY words LOOP
 		terms := terms || (base + hashtext(word));
 	END LOOP;
-	RETURN array_remove(terms, NULL);
+	RETURN terms;
 END $$;
 
 CREATE INDEX IF NOT EXISTS reports_terms ON reports
 USING gin (report_terms(id / 4096, words, state, status, level, environment)) WITH (gin_pending_list_limit = 64);
+
+-- No plan needs to know how often a term or a word is there, which takes PostgreSQL half a second to find out.
+ALTER INDEX reports_terms ALTER COLUMN 1 SET STATISTICS 0;
+ALTER TABLE reports ALTER COLUMN words SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0;
 
 -- When the reports of each bucket were seen, so that lists pass over blocks that are too old or too
 -- new. Triggers widen the times and never narrow them: a look at a block in vain is the only cost.
@@ -100,24 +103,21 @@ COMMENT ON COLUMN blocks.term        IS 'The bucket''s term in the index reports
 COMMENT ON COLUMN blocks.first_seen  IS 'No report of the bucket was first seen before this.';
 COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen after this.';
 
--- widen_blocks makes the times wide enough for some reports. They are half a second wider than need
+-- widen_blocks makes the times of buckets wide enough for reports. They are half a second wider than need
 -- be, and written only when they are too narrow: creating one report after another must not wait for the
 -- previous commit. Those that write take turns, since the triggers of one statement would lock blocks in
--- another order than those of the next. Its plan is kept from when the tables may have been empty, hence the
+-- another order than those of the next. Plans are kept from when the tables may have been empty, hence the
 -- settings.
-CREATE OR REPLACE FUNCTION widen_blocks(ids bigint[]) RETURNS void LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION widen_blocks(buckets blocks[]) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	INSERT INTO blocks AS b
 	SELECT block, state, status, level, environment, (report_terms(block, '{}', state, status, level, environment))[1],
 		first_seen, last_seen + interval '0.5 seconds'
 	FROM (
-		SELECT id / 4096 AS block, state, coalesce(status, '') AS status, coalesce(level, '') AS level,
-			coalesce(environment, '') AS environment,
-			min(first_seen) AS first_seen,
-			max(greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))) AS last_seen
-		FROM reports r
-		WHERE id = ANY(ids)
+		SELECT block, state, coalesce(status, '') AS status, coalesce(level, '') AS level,
+			coalesce(environment, '') AS environment, min(first_seen) AS first_seen, max(last_seen) AS last_seen
+		FROM unnest(buckets)
 		GROUP BY 1, 2, 3, 4, 5
 		ORDER BY 1, 2, 3, 4, 5
 	) AS n
@@ -131,15 +131,21 @@ BEGIN
 END $$;
 
 -- The search path of a restore is empty.
-CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
 BEGIN
-	PERFORM widen_blocks(ARRAY(SELECT id FROM written));
+	PERFORM widen_blocks(ARRAY(
+		SELECT (id / 4096, state, status, level, environment, 0, first_seen,
+			greatest(last_seen, CASE WHEN TG_OP = 'UPDATE' THEN (SELECT s.last_seen FROM seen s WHERE s.report_id = id) END))::blocks
+		FROM written));
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
 BEGIN
-	PERFORM widen_blocks(ARRAY(SELECT report_id FROM written));
+	PERFORM widen_blocks(ARRAY(
+		SELECT (id / 4096, state, status, level, environment, 0, first_seen, w.last_seen)::blocks
+		FROM written w
+		JOIN reports ON id = report_id));
 	RETURN NULL;
 END $$;
 
@@ -152,7 +158,12 @@ FOR EACH STATEMENT EXECUTE FUNCTION seen_written();
 CREATE OR REPLACE TRIGGER blocks_on_update AFTER UPDATE ON seen REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION seen_written();
 
-SELECT widen_blocks(array_agg(id)) FROM reports WHERE NOT EXISTS (SELECT FROM blocks) GROUP BY id / 4096;
+DROP FUNCTION IF EXISTS widen_blocks(bigint[]);
+
+SELECT widen_blocks(array_agg((id / 4096, state, status, level, environment, 0, first_seen, greatest(r.last_seen, s.last_seen))::blocks))
+FROM reports r LEFT JOIN seen s ON report_id = id
+WHERE NOT EXISTS (SELECT FROM blocks)
+GROUP BY id / 4096;
 
 -- What earlier versions used instead. Elsewhere, tables with these names are another program's.
 DO $$ BEGIN
