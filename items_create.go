@@ -210,7 +210,7 @@ var payloadFields = []struct {
 	{"body.telemetry", "an array", 0},
 }
 
-var payloadUUID = regexp.MustCompile(`^[ -\x{FF}]{1,36}$`)
+var payloadUUID = regexp.MustCompile(`^[ -\x{FF}]+$`)
 
 type payloadCheck struct {
 	within string // before the names of fields
@@ -269,7 +269,8 @@ func checkPayload(data json.RawMessage, within string) error {
 	if level := get("level"); level != nil && !slices.Contains(levels, rawjson.Unquote(level)) {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
-	if uuid := get("uuid"); uuid != nil && !payloadUUID.MatchString(rawjson.Unquote(uuid)) {
+	uuid := rawjson.Unquote(get("uuid"))
+	if get("uuid") != nil && (!payloadUUID.MatchString(uuid) || utf8.RuneCountInString(uuid) > 36) {
 		c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 	}
 	id := get("person", "id")
