@@ -106,10 +106,8 @@ COMMENT ON COLUMN blocks.last_seen   IS 'No report of the bucket was last seen a
 -- widen_blocks makes the times of buckets wide enough for reports. They are half a second wider than need
 -- be, and written only when they are too narrow: creating one report after another must not wait for the
 -- previous commit. Those that write take turns, since the triggers of one statement would lock blocks in
--- another order than those of the next. Plans are kept from when the tables may have been empty, hence the
--- settings.
-CREATE OR REPLACE FUNCTION widen_blocks(buckets blocks[]) RETURNS void LANGUAGE plpgsql
-SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+-- another order than those of the next.
+CREATE OR REPLACE FUNCTION widen_blocks(buckets blocks[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO blocks AS b
 	SELECT block, state, status, level, environment, (report_terms(block, '{}', state, status, level, environment))[1],
@@ -130,8 +128,10 @@ BEGIN
 	SET first_seen = least(b.first_seen, excluded.first_seen), last_seen = greatest(b.last_seen, excluded.last_seen);
 END $$;
 
--- The search path of a restore is empty.
-CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+-- The search path of a restore is empty. Plans are kept from when the tables may have been empty, hence the other
+-- settings.
+CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	PERFORM widen_blocks(ARRAY(
 		SELECT (id / 4096, state, status, level, environment, 0, first_seen,
@@ -140,7 +140,8 @@ BEGIN
 	RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION seen_written() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	PERFORM widen_blocks(ARRAY(
 		SELECT (id / 4096, state, status, level, environment, 0, first_seen, w.last_seen)::blocks
