@@ -395,8 +395,10 @@ var thingName = regexp.MustCompile(`^(?:(?:(?:first|last|activating)_)?([a-z]+)_
 func (p *page) Member(noun, name string, value json.RawMessage) member {
 	name = lastName(name)
 	m := member{Label: words(name), Text: text(value)}
-	_, isNumber := rawjson.Int(value)
-	names := thingName.FindStringSubmatch(name)
+	var names []string
+	if _, isNumber := rawjson.Int(value); isNumber {
+		names = thingName.FindStringSubmatch(name)
+	}
 	if names != nil && names[1] != "" {
 		noun = names[1] + "s"
 	}
@@ -405,7 +407,7 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 		m.Text = "–"
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case isNumber && names != nil && p.find("GET /"+noun+"/{id}") != nil:
+	case names != nil && p.find("GET /"+noun+"/{id}") != nil:
 		m.URL = p.URL("/" + noun + "/" + m.Text)
 	case value[0] == '{' || value[0] == '[':
 		m.Text, m.IsLong = indented(value), len(value) > 100
