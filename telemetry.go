@@ -66,30 +66,24 @@ func countReports(client *datadog.Client, items, stored, updated int) {
 	client.Count("app.reports.unchanged", float64(items-stored-updated))
 }
 
-// watch sets the gauges of a service until the context ends. It asks PostgreSQL for those of the queue only
-// every few seconds. Datadog distinguishes services on the same agent by their containers; a tag per process
-// would create new series with each start.
+// watch sets the gauges of a service every few seconds until the context ends. Datadog distinguishes services on
+// the same agent by their containers; a tag per process would create new series with each start.
 func (app *App) watch(ctx context.Context) {
 	if !app.telemetry.MetricsEnabled() {
 		return
 	}
-	app.telemetry.OnFlush(app.telemetry.ObserveRuntime)
-	app.telemetry.OnFlush(func() {
+	for again := true; again; again = async.Sleep(ctx, 5*time.Second) {
+		app.telemetry.ObserveRuntime()
 		stat := app.store.pool.Stat()
 		app.telemetry.Gauge("app.pool.acquired", float64(stat.AcquiredConns()))
 		app.telemetry.Gauge("app.pool.idle", float64(stat.IdleConns()))
 		app.telemetry.Gauge("app.pool.total", float64(stat.TotalConns()))
 		app.telemetry.Gauge("app.pool.max", float64(stat.MaxConns()))
 		app.telemetry.Gauge("app.pool.waited", float64(stat.EmptyAcquireCount()))
-	})
-	for {
 		if length, oldest, err := app.store.queueLength(ctx); err == nil {
 			app.telemetry.Gauge("app.queue.length", length)
 			app.telemetry.Gauge("app.queue.oldest", oldest)
 			app.telemetry.Gauge("app.queue.limit", float64(app.queueLimit))
-		}
-		if !async.Sleep(ctx, 5*time.Second) {
-			return
 		}
 	}
 }

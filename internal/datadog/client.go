@@ -51,7 +51,7 @@ func Start(settings Settings) (*Client, error) {
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{stop: stop, abort: abort}
-	drops := newDrops(settings.Log)
+	drops := &drops{log: cmp.Or(settings.Log, slog.New(slog.DiscardHandler))}
 	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
 		c.senders.Go(func() {
 			ticker := time.NewTicker(cmp.Or(settings.Interval, 2*time.Second))
@@ -88,35 +88,26 @@ func (c *Client) Close(limit time.Duration) {
 	defer time.AfterFunc(limit, c.abort).Stop()
 	c.senders.Wait()
 	c.abort()
-	if c.metrics != nil {
-		c.metrics.hangUp()
-	}
 }
 
 // drops counts the data that could not be sent and logs the counts.
 type drops struct {
 	log *slog.Logger
 
-	mu     sync.Mutex
-	logged time.Time
-	counts map[string]int // by unit, since the last log line
-	reason error          // the latest one
+	mu             sync.Mutex
+	logged         time.Time
+	spans, packets int   // since the last log line
+	reason         error // the latest one
 }
-
-// The units of drops.
-const spanUnit, packetUnit = "spans", "packets"
 
 // quietTime is the least time between two log lines.
 const quietTime = time.Minute
 
-func newDrops(log *slog.Logger) *drops {
-	return &drops{log: cmp.Or(log, slog.New(slog.DiscardHandler)), counts: map[string]int{}}
-}
-
-func (d *drops) add(unit string, n int, reason error) {
+func (d *drops) add(spans, packets int, reason error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.counts[unit] += n
+	d.spans += spans
+	d.packets += packets
 	d.reason = reason
 }
 
@@ -124,11 +115,9 @@ func (d *drops) add(unit string, n int, reason error) {
 func (d *drops) report() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.counts) == 0 || time.Since(d.logged) < quietTime {
+	if d.spans+d.packets == 0 || time.Since(d.logged) < quietTime {
 		return
 	}
-	d.log.Warn("Datadog agent did not accept all data",
-		"dropped_spans", d.counts[spanUnit], "dropped_packets", d.counts[packetUnit], "reason", d.reason)
-	clear(d.counts)
-	d.logged = time.Now()
+	d.log.Warn("Datadog agent did not accept all data", "dropped_spans", d.spans, "dropped_packets", d.packets, "reason", d.reason)
+	d.spans, d.packets, d.logged = 0, 0, time.Now()
 }

@@ -102,7 +102,6 @@ func TestClientOff(t *testing.T) {
 	off.Latency("app.things", 1)
 	off.ObserveRuntime()
 	assert.False(t, off.MetricsEnabled())
-	off.OnFlush(func() { t.Error("OnFlush was called") })
 	off.Close(time.Minute)
 }
 
@@ -163,17 +162,17 @@ func TestCloseGivesUp(t *testing.T) {
 func TestDropsAreLogged(t *testing.T) {
 	t.Parallel()
 	var log datadogtest.LogLines
-	d := newDrops(logTo(&log))
+	d := &drops{log: logTo(&log)}
 	d.report()
 	assert.Empty(t, log.Lines(), "nothing was dropped")
 
-	d.add(spanUnit, 2, errBatchFull)
+	d.add(2, 0, errBatchFull)
 	d.report()
-	assert.Equal(t, 2, dropped(&log, spanUnit), "the first drop is logged at once")
+	assert.Equal(t, 2, dropped(&log, "spans"), "the first drop is logged at once")
 
-	d.add(spanUnit, 3, errBatchFull)
-	d.add(spanUnit, 4, io.ErrUnexpectedEOF)
-	d.add(packetUnit, 1, io.ErrClosedPipe)
+	d.add(3, 0, errBatchFull)
+	d.add(4, 0, io.ErrUnexpectedEOF)
+	d.add(0, 1, io.ErrClosedPipe)
 	d.report()
 	assert.Len(t, log.Lines(), 1, "the last line is too recent")
 
@@ -226,6 +225,6 @@ func BenchmarkRequest(b *testing.B) {
 		client := start(b, settings)
 		run(b, client)
 		client.Close(time.Minute)
-		b.ReportMetric(float64(dropped(&log, spanUnit))/float64(b.N), "dropped/op")
+		b.ReportMetric(float64(dropped(&log, "spans"))/float64(b.N), "dropped/op")
 	})
 }

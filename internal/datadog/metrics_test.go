@@ -21,18 +21,16 @@ import (
 )
 
 // newTestSender returns a sender of metrics to the address. No goroutine flushes it.
-func newTestSender(t testing.TB, address string) *metricSender {
+func newTestSender(address string) *metricSender {
 	settings := Settings{Service: "shop", Env: "prod", Version: "1.2.3"}
-	m := newMetricSender(&url.URL{Scheme: "udp", Host: address}, settings, newDrops(nil))
-	t.Cleanup(m.hangUp)
-	return m
+	return newMetricSender(&url.URL{Scheme: "udp", Host: address}, settings, &drops{})
 }
 
 // sentMetrics returns the metrics that arrive after the function has recorded them, by name and tags.
 func sentMetrics(t *testing.T, record func(*Client)) map[string]datadogtest.Metric {
 	t.Helper()
 	agent := datadogtest.New(t)
-	sender := newTestSender(t, agent.Packets.LocalAddr().String())
+	sender := newTestSender(agent.Packets.LocalAddr().String())
 	client := &Client{metrics: sender}
 	record(client)
 	sender.flush(t.Context())
@@ -80,31 +78,33 @@ func TestMetrics(t *testing.T) {
 
 func TestDistributionOfManyValues(t *testing.T) {
 	t.Parallel()
-	s := series{kind: 'd', name: "app.latency", tags: []string{"outcome:ok"}}
+	m := newTestSender("")
+	client := &Client{metrics: m}
 	for range 4 * maxValues {
-		s.add(123.456)
+		client.Latency("app.latency", 123456*time.Microsecond, "outcome:ok")
 	}
 	var values int
-	for _, message := range s.messages([]string{"env:prod"}) {
-		assert.LessOrEqual(t, len(message), 1432)
-		metric, err := datadogtest.ParseMetric(string(message))
-		require.NoError(t, err)
-		assert.Equal(t, 0.25, metric.Rate)
-		values += len(metric.Values)
+	for _, packet := range m.packets(m.series) {
+		assert.LessOrEqual(t, len(packet), 1432)
+		for line := range strings.SplitSeq(string(packet), "\n") {
+			metric, err := datadogtest.ParseMetric(line)
+			require.NoError(t, err)
+			assert.Equal(t, 0.25, metric.Rate)
+			values += len(metric.Values)
+		}
 	}
 	assert.Equal(t, maxValues, values)
 }
 
 func TestPackets(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "")
-	all := map[string]*series{}
+	m := newTestSender("")
+	all := map[metric]*series{}
 	for i := range 100 {
-		name := fmt.Sprintf("app.metric%d", i)
-		all[name] = &series{kind: 'c', name: name, values: []float64{1}}
+		all[metric{'c', fmt.Sprintf("app.metric%d", i), ""}] = &series{values: []float64{1}}
 	}
-	all["too long"] = &series{kind: 'c', name: "app.long", values: []float64{1},
-		tags: strings.Split(strings.Repeat("key:"+strings.Repeat("v", 190)+"\n", 8), "\n")}
+	long := strings.Repeat("key:"+strings.Repeat("v", 190)+"\x00", 8)
+	all[metric{'c', "app.long", long}] = &series{values: []float64{1}}
 	seen := 0
 	for i, packet := range m.packets(all) {
 		assert.LessOrEqual(t, len(packet), 1432)
@@ -114,18 +114,18 @@ func TestPackets(t *testing.T) {
 		seen += strings.Count(string(packet), "\n") + 1
 	}
 	assert.Equal(t, 100, seen)
-	assert.Equal(t, 1, m.drops.counts[packetUnit], "a message that does not fit into a packet")
+	assert.Equal(t, 1, m.drops.packets, "a message that does not fit into a packet")
 }
 
 // No value is lost at the border of a packet, and no packet is empty.
 func TestPacketsThatAreFull(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "")
+	m := newTestSender("")
 	for size := range 20 {
-		s := &series{kind: 'd', name: "app.latency" + strings.Repeat("x", size),
-			values: slices.Repeat([]float64{0.5}, 900), added: 900}
+		name := metric{'d', "app.latency" + strings.Repeat("x", size), ""}
+		s := &series{values: slices.Repeat([]float64{0.5}, 900), added: 900}
 		values := 0
-		for _, packet := range m.packets(map[string]*series{"": s}) {
+		for _, packet := range m.packets(map[metric]*series{name: s}) {
 			assert.LessOrEqual(t, len(packet), packetSize)
 			for line := range strings.SplitSeq(string(packet), "\n") {
 				metric, err := datadogtest.ParseMetric(line)
@@ -139,26 +139,12 @@ func TestPacketsThatAreFull(t *testing.T) {
 
 func TestTooManySeries(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "")
+	m := newTestSender("")
 	for i := range maxSeries + 5 {
 		(&Client{metrics: m}).Count("app.metric", 1, fmt.Sprint("id:", i))
 	}
 	assert.Len(t, m.series, maxSeries)
-	assert.Equal(t, 5, m.drops.counts[packetUnit])
-}
-
-func TestMetricsRedial(t *testing.T) {
-	t.Parallel()
-	agent := datadogtest.New(t)
-	m := newTestSender(t, agent.Packets.LocalAddr().String())
-	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
-	first := m.conn
-	require.NoError(t, m.send(t.Context(), []byte("app.second:1|c|#a:b")))
-	assert.Same(t, first, m.conn)
-	m.dialed = m.dialed.Add(-redialAfter)
-	require.NoError(t, m.send(t.Context(), []byte("app.third:1|c|#a:b")))
-	assert.NotSame(t, first, m.conn, "the name is resolved again")
-	agent.Metric("app.third")
+	assert.Equal(t, 5, m.drops.packets)
 }
 
 // The name localhost can have an IPv4 and an IPv6 address. Agents listen on the former.
@@ -167,8 +153,10 @@ func TestMetricsToLocalhost(t *testing.T) {
 	agent := datadogtest.New(t)
 	_, port, err := net.SplitHostPort(agent.Packets.LocalAddr().String())
 	require.NoError(t, err)
-	m := newTestSender(t, "localhost:"+port)
-	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
+	m := newTestSender("localhost:" + port)
+	sent, err := m.send(t.Context(), [][]byte{[]byte("app.first:1|c|#a:b")})
+	require.NoError(t, err)
+	assert.Equal(t, 1, sent)
 	agent.Metric("app.first")
 }
 
@@ -179,19 +167,21 @@ func TestMetricsToIPv6(t *testing.T) {
 		t.Skip("no IPv6 here:", err)
 	}
 	agent := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), packets)
-	m := newTestSender(t, packets.LocalAddr().String())
-	require.NoError(t, m.send(t.Context(), []byte("app.first:1|c|#a:b")))
+	m := newTestSender(packets.LocalAddr().String())
+	sent, err := m.send(t.Context(), [][]byte{[]byte("app.first:1|c|#a:b")})
+	require.NoError(t, err)
+	assert.Equal(t, 1, sent)
 	agent.Metric("app.first")
 }
 
 func TestMetricsOfAnUnknownHost(t *testing.T) {
 	t.Parallel()
-	m := newTestSender(t, "no-such-host.invalid:8125")
+	m := newTestSender("no-such-host.invalid:8125")
 	(&Client{metrics: m}).Count("app.metric", 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // no name server is asked
 	m.flush(ctx)
-	assert.Equal(t, 1, m.drops.counts[packetUnit])
+	assert.Equal(t, 1, m.drops.packets)
 }
 
 func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
@@ -201,20 +191,21 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	settings := settingsFor(agent)
 	settings.TraceAgentURL, settings.Log = "", logTo(&log)
 	client := start(t, settings)
-	client.OnFlush(func() { client.Gauge("app.thing", 1) })
 	address := agent.Packets.LocalAddr().String()
 	agent.Packets.Close()
+	client.Gauge("app.thing", 1)
 	assert.Contains(t, awaitDropped(t, &log, "packets")["reason"], "connection refused")
 
 	packets, err := net.ListenPacket("udp", address)
 	require.NoError(t, err)
 	returned := datadogtest.Start(t, datadogtest.ListenTCP(t, "127.0.0.1:0"), packets)
+	client.Gauge("app.thing", 1)
 	datadogtest.Receive(t, returned.Metrics)
 }
 
 func TestMetricTags(t *testing.T) {
 	t.Parallel()
-	tags := metricTags([]string{"team:a|b", "\n", "Env:Prod,  EU!", "tier:"}, []string{"method:GET",
+	tags := metricTags([]string{"team:a|b", "\n", "Env:Prod,  EU!", "tier:", "method:GET",
 		"x:" + strings.Repeat("é", 100)})
 	assert.Equal(t, "team:a_b,env:prod_eu,tier,method:get,x:"+strings.Repeat("é", 99), tags)
 }
@@ -223,7 +214,7 @@ func TestRuntimeMetrics(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
 	client := start(t, settingsFor(agent))
-	client.OnFlush(client.ObserveRuntime)
+	client.ObserveRuntime()
 	missing := map[string]bool{"runtime.go.num_cpu": true, "runtime.go.gc_stats.pause_quantiles.max": true}
 	for _, g := range runtimeGauges {
 		missing[g.name] = true

@@ -30,11 +30,8 @@ var runtimeGauges = []struct {
 	{"runtime.go.mem_stats.num_gc", []string{"/gc/cycles/total:gc-cycles"}},
 }
 
-// ObserveRuntime sets the gauges of the Go runtime. It is meant for OnFlush.
+// ObserveRuntime sets the gauges of the Go runtime.
 func (c *Client) ObserveRuntime() {
-	if !c.MetricsEnabled() {
-		return
-	}
 	tags := []string{"runtime-id:" + runtimeID, "lang:go", "lang_version:" + goVersion}
 	c.Gauge("runtime.go.num_cpu", float64(runtime.NumCPU()), tags...)
 	for _, g := range runtimeGauges {

@@ -78,7 +78,7 @@ func (s *traceSender) add(spans []*Span) {
 	defer s.mu.Unlock()
 	b := &s.batch
 	if len(b.json) >= maxBatch {
-		s.drops.add(spanUnit, len(spans), errBatchFull)
+		s.drops.add(len(spans), 0, errBatchFull)
 		return
 	}
 	b.json = append(b.json, ",["...)
@@ -118,7 +118,7 @@ func (s *traceSender) flush(ctx context.Context, last bool) {
 		// A failed request may still read from b.json.
 		s.batch = batch{slices.Concat(b.json, s.batch.json), b.traces + s.batch.traces, b.spans + s.batch.spans}
 	default:
-		s.drops.add(spanUnit, b.spans, err)
+		s.drops.add(b.spans, 0, err)
 	}
 	s.failing = err != nil
 }

@@ -75,10 +75,10 @@ func TestAgentThatHangs(t *testing.T) {
 	}
 	waiting := client.traces.batch
 	assert.InDelta(t, maxBatch, len(waiting.json), 1000, "size of the buffer")
-	assert.Equal(t, spans-waiting.spans, client.traces.drops.counts[spanUnit])
+	assert.Equal(t, spans-waiting.spans, client.traces.drops.spans)
 
 	client.Close(0)
-	assert.Equal(t, spans+1, dropped(&log, spanUnit)+client.traces.drops.counts[spanUnit],
+	assert.Equal(t, spans+1, dropped(&log, "spans")+client.traces.drops.spans,
 		"logged, or within a minute after the last line")
 }
 
