@@ -170,11 +170,10 @@ func TestTraceGoesThrough(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
 	received := make(chan http.Header, 1)
-	f.app.rollbar.client.Transport = f.app.telemetry.Transport(roundTripper(func(r *http.Request) (*http.Response,
-		error) {
+	f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
 		received <- r.Header
 		return http.DefaultTransport.RoundTrip(r)
-	}), "app.rollbar", callResource)
+	})
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
 	f.call("GET", "/items", "", "Traceparent", "00-"+id+"-00f067aa0ba902b7-01", "Tracestate", "dd=s:2,other=1")
 	trace := agent.Trace("GET /items")
@@ -524,7 +523,6 @@ func TestTelemetryOff(t *testing.T) {
 	require.Equal(t, 200, f.get("/items").status)
 	assert.Nil(t, f.app.telemetry)
 	assert.Nil(t, f.app.store.pool.Config().ConnConfig.Tracer)
-	assert.IsType(t, &http.Transport{}, f.app.rollbar.client.Transport)
 	watched := make(chan struct{})
 	go func() { defer close(watched); f.app.watch(t.Context()) }()
 	datadogtest.Receive(t, watched) // it ended at once

@@ -73,7 +73,7 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		mask:      mask,
 		telemetry: telemetry,
 		client: &http.Client{
-			Transport:     telemetry.Transport(transport, "app.rollbar", callResource),
+			Transport:     transport,
 			CheckRedirect: refuseRedirects, // a Location of Rollbar's can hold the token
 		},
 	}
@@ -181,15 +181,19 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 		req.Header.Set("Content-Type", "application/json")
 	}
 	sent := time.Now()
+	finish := r.telemetry.StartCall(req, "app.rollbar", callResource)
 	res, err := r.client.Do(req)
 	if err != nil {
-		return none, r.noResponse(ctx, err)
+		err = r.noResponse(ctx, err)
+		finish(nil, err)
+		return none, err
 	}
 	defer res.Body.Close()
 	if left, known := r.limits[call.scope].read(res); known {
 		r.telemetry.Gauge("app.rollbar.rate_limit_remaining", float64(left), "scope:"+string(call.scope))
 	}
 	text, err := r.readBody(ctx, res)
+	finish(res, err)
 	when := &timing{sent, time.Now()}
 	if err != nil {
 		return none, err

@@ -94,7 +94,7 @@ func TestClientOff(t *testing.T) {
 	assert.Empty(t, header)
 	assert.Empty(t, s.TraceContext())
 	assert.Nil(t, off.PgxTracer(nil))
-	assert.Equal(t, http.DefaultTransport, off.Transport(http.DefaultTransport, "app.rollbar", nil))
+	off.StartCall(nil, "app.rollbar", nil)(nil, nil)
 	assert.Equal(t, t.Context(), off.ContinueTrace(t.Context(),
 		"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
 	off.Count("app.things", 1)

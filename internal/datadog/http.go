@@ -3,9 +3,7 @@ package datadog
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -57,67 +55,37 @@ type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// Transport returns a transport that records each request through next as a span, until the response body is
-// closed, and sends its context in the headers.
+// StartCall starts the span of a call to another program and sends the trace in its headers. The returned
+// function ends the span when the response has been read, or with nil if there is none.
 //
 // The metrics PREFIX.calls, a counter, and PREFIX.latency, a distribution, have the tags method and
-// status_class ("2xx" … "5xx", or "error" if there is no response). The resource says what a request is about,
-// in few different values, such as "GET /items/{id}".
-func (c *Client) Transport(next http.RoundTripper, prefix string, resource func(*http.Request) string) http.RoundTripper {
+// status_class ("2xx" … "5xx", or "error" if there is no response). The resource says what a call is about, in
+// few different values, such as "GET /items/{id}".
+func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.Request) string) func(*http.Response, error) {
 	if c == nil {
-		return next
+		return func(*http.Response, error) {}
 	}
-	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		began := time.Now()
-		ctx, s := c.StartSpan(r.Context(), "http.request", "http", resource(r))
-		r = r.Clone(ctx)
-		s.Inject(r.Header)
-		s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path})
-		s.SetTag("network.destination.name", r.URL.Hostname())
-		if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
-			s.SetMetric("network.destination.port", int64(port))
-		}
-		res, err := next.RoundTrip(r)
+	began := time.Now()
+	_, s := c.StartSpan(r.Context(), "http.request", "http", resource(r))
+	s.Inject(r.Header)
+	s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path})
+	s.SetTag("network.destination.name", r.URL.Hostname())
+	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
+		s.SetMetric("network.destination.port", int64(port))
+	}
+	return func(res *http.Response, err error) {
 		class := "error"
-		if err == nil {
+		if res != nil {
 			class = strconv.Itoa(res.StatusCode/100) + "xx"
+			s.SetTag("http.status_code", strconv.Itoa(res.StatusCode))
+			if res.StatusCode >= 400 && res.StatusCode != http.StatusNotFound { // 404 is a result, not a failure
+				s.SetError(StatusError(res.StatusCode))
+			}
 		}
+		s.SetError(err)
+		s.Finish()
 		tags := []string{"method:" + r.Method, "status_class:" + class}
 		c.Count(prefix+".calls", 1, tags...)
 		c.Latency(prefix+".latency", time.Since(began), tags...)
-		if err != nil {
-			s.SetError(err)
-			s.Finish()
-			return nil, err
-		}
-		s.SetTag("http.status_code", strconv.Itoa(res.StatusCode))
-		if res.StatusCode >= 400 && res.StatusCode != http.StatusNotFound { // 404 is a result, not a failure
-			s.SetError(StatusError(res.StatusCode))
-		}
-		res.Body = &tracedBody{res.Body, s}
-		return res, nil
-	})
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// A tracedBody finishes its span when it is closed.
-type tracedBody struct {
-	io.ReadCloser
-	span *Span
-}
-
-func (b *tracedBody) Read(buf []byte) (int, error) {
-	n, err := b.ReadCloser.Read(buf)
-	if err != nil && !errors.Is(err, io.EOF) {
-		b.span.SetError(err)
 	}
-	return n, err
-}
-
-func (b *tracedBody) Close() error {
-	defer b.span.Finish()
-	return b.ReadCloser.Close()
 }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -90,16 +89,16 @@ func TestClientSpan(t *testing.T) {
 				w.WriteHeader(tt.status)
 			}))
 			defer upstream.Close()
-			httpClient := http.Client{Transport: client.Transport(http.DefaultTransport, "app.rollbar",
-				func(r *http.Request) string { return r.Method + " /item/{id}" })}
 			ctx, root := client.StartSpan(t.Context(), "app.command", "custom", "GET /items/{id}")
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, upstream.URL+"/item/7?token=secret", nil)
 			require.NoError(t, err)
-			res, err := httpClient.Do(req)
+			finish := client.StartCall(req, "app.rollbar",
+				func(r *http.Request) string { return r.Method + " /item/{id}" })
+			res, err := http.DefaultClient.Do(req)
 			require.NoError(t, err)
 			require.NoError(t, res.Body.Close())
+			finish(res, nil)
 			root.Finish()
-			assert.Empty(t, req.Header, "the caller's request is not changed")
 
 			spans := datadogtest.Receive(t, agent.Traces)
 			require.Len(t, spans, 2)
@@ -135,29 +134,15 @@ func TestClientSpanWithoutResponse(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)
 	client := start(t, settingsFor(agent))
-	broken := client.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200,
-			Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), failingReader{}))}, nil
-	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
-	response, err := broken.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
-	require.NoError(t, err)
-	_, err = io.ReadAll(response.Body)
-	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	require.NoError(t, response.Body.Close())
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil)
+	resource := func(*http.Request) string { return "GET /items" }
+	client.StartCall(r, "app.rollbar", resource)(&http.Response{StatusCode: 200}, io.ErrUnexpectedEOF)
 	assert.Equal(t, "unexpected EOF", datadogtest.Receive(t, agent.Traces)[0].Meta["error.message"],
 		"a response that ends early")
 
-	absent := client.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
-		return nil, io.ErrUnexpectedEOF
-	}), "app.rollbar", func(*http.Request) string { return "GET /items" })
-	_, err = absent.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "http://host/items", nil))
-	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	client.StartCall(r, "app.rollbar", resource)(nil, io.ErrUnexpectedEOF)
 	span := datadogtest.Receive(t, agent.Traces)[0]
 	assert.EqualValues(t, 1, span.Error, "no response")
 	assert.NotContains(t, span.Meta, "http.status_code")
 	agent.Metric("app.rollbar.calls", "status_class:error")
 }
-
-type failingReader struct{}
-
-func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
