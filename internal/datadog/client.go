@@ -48,33 +48,31 @@ func Start(settings Settings) (*Client, error) {
 	if err != nil || traceURL == nil && metricURL == nil {
 		return nil, err
 	}
+	settings.Interval = cmp.Or(settings.Interval, 2*time.Second)
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{stop: stop, abort: abort}
 	drops := &drops{log: cmp.Or(settings.Log, slog.New(slog.DiscardHandler))}
-	run := func(full <-chan struct{}, flush func(ctx context.Context, last bool)) {
+	run := func(full <-chan struct{}, flush func()) {
 		c.senders.Go(func() {
-			ticker := time.NewTicker(cmp.Or(settings.Interval, 2*time.Second))
-			defer ticker.Stop()
-			for last := false; !last; {
+			for last := false; !last; drops.report() {
 				select {
 				case <-full:
-				case <-ticker.C:
+				case <-time.After(settings.Interval):
 				case <-stopping.Done():
 					last = true
 				}
-				flush(sending, last)
-				drops.report()
+				flush()
 			}
 		})
 	}
 	if traceURL != nil {
 		c.traces = newTraceSender(traceURL, settings, drops)
-		run(c.traces.full, c.traces.flush)
+		run(c.traces.full, func() { c.traces.flush(sending, stopping) })
 	}
 	if metricURL != nil {
 		c.metrics = newMetricSender(metricURL, settings, drops)
-		run(nil, func(ctx context.Context, _ bool) { c.metrics.flush(ctx) })
+		run(nil, func() { c.metrics.flush(sending) })
 	}
 	return c, nil
 }

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,12 +32,11 @@ type traceSender struct {
 	url       string
 	transport *http.Transport // and no http.Client, because agents do not redirect
 	timeout   time.Duration
+	pause     time.Duration // before a request is repeated
 	drops     *drops
 	identity
 	mask *secrets.Mask
 	full chan struct{} // receives a value when the batch is full
-
-	failing bool // the last request failed; only flush uses it
 
 	mu    sync.Mutex
 	batch batch
@@ -65,6 +63,7 @@ func newTraceSender(agent *url.URL, settings Settings, drops *drops) *traceSende
 		url:       agent.JoinPath("/v0.4/traces").String(),
 		transport: transport,
 		timeout:   cmp.Or(settings.timeout, 5*time.Second),
+		pause:     settings.Interval,
 		drops:     drops,
 		identity:  settings.identity(),
 		mask:      settings.Mask,
@@ -99,9 +98,8 @@ func (s *traceSender) add(spans []*Span) {
 	}
 }
 
-// flush sends the batch. If that fails for a reason that may pass, the spans stay for the next flush; after a
-// second failure, or in the last flush, they are dropped.
-func (s *traceSender) flush(ctx context.Context, last bool) {
+// flush sends the batch. If that fails for a reason that may pass, it tries once more after a pause.
+func (s *traceSender) flush(ctx, stopping context.Context) {
 	s.mu.Lock()
 	b := s.batch
 	s.batch = batch{json: make([]byte, 0, len(b.json))}
@@ -109,26 +107,26 @@ func (s *traceSender) flush(ctx context.Context, last bool) {
 	if b.traces == 0 {
 		return
 	}
+	b.json[0] = '['
+	b.json = s.mask.Bytes(append(b.json, ']'))
 	mayPass, err := s.post(ctx, b)
-	switch {
-	case err == nil:
-	case mayPass && !s.failing && !last:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		// A failed request may still read from b.json.
-		s.batch = batch{slices.Concat(b.json, s.batch.json), b.traces + s.batch.traces, b.spans + s.batch.spans}
-	default:
+	if mayPass {
+		select {
+		case <-time.After(s.pause):
+		case <-stopping.Done():
+		}
+		_, err = s.post(ctx, b)
+	}
+	if err != nil {
 		s.drops.add(b.spans, 0, err)
 	}
-	s.failing = err != nil
 }
 
 // post sends the batch in one request. It reports whether the reason of a failure may pass.
 func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	b.json[0] = '['
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(s.mask.Bytes(append(b.json, ']'))))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(b.json))
 	if err != nil {
 		return false, err
 	}
@@ -144,10 +142,11 @@ func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err erro
 		return !errors.Is(err, context.DeadlineExceeded), err // after which the agent may have the spans
 	}
 	defer res.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
-	if res.StatusCode/100 != 2 {
-		err = fmt.Errorf("the agent answered %d: %s", res.StatusCode, bytes.TrimSpace(text[:min(len(text), 200)]))
+	if res.StatusCode/100 == 2 {
+		return false, nil
 	}
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 200))
+	err = fmt.Errorf("the agent answered %d: %s", res.StatusCode, bytes.TrimSpace(text))
 	return res.StatusCode >= 500 || res.StatusCode == http.StatusTooManyRequests, err
 }
 
@@ -158,21 +157,17 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), span.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), span.start.UnixNano(), 10)
 	buf = strconv.AppendInt(append(buf, `,"duration":`...), span.duration.Nanoseconds(), 10)
-	buf = rawjson.AppendQuoted(append(buf, `,"service":`...), s.service)
-	buf = rawjson.AppendQuoted(append(buf, `,"name":`...), span.name)
-	buf = rawjson.AppendQuoted(append(buf, `,"type":`...), span.kind)
-	buf = rawjson.AppendQuoted(append(buf, `,"resource":`...), span.resource)
+	buf = appendTags(buf, spanTag{"service", s.service}, spanTag{"name", span.name}, spanTag{"type", span.kind}, spanTag{"resource", span.resource})
 	if span.failed {
 		buf = append(buf, `,"error":1`...)
 	}
-	buf = appendTags(append(buf, `,"meta":{`...), s.tags)
+	buf = appendTags(append(buf, `,"meta":{`...), s.tags...)
 	if first {
-		buf = appendTags(buf, []spanTag{{"language", "go"}, {"runtime-id", runtimeID}})
-		buf = appendTags(buf, span.trace.propagated())
-		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product}))
+		buf = appendTags(buf, spanTag{"language", "go"}, spanTag{"runtime-id", runtimeID})
+		buf = appendTags(buf, span.trace.propagated()...)
+		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product})...)
 	}
-	buf = appendTags(buf, span.tags)
-	buf = append(buf, `},"metrics":{`...)
+	buf = append(appendTags(buf, span.tags...), `},"metrics":{`...)
 	if first {
 		buf = strconv.AppendInt(appendKey(buf, "_sampling_priority_v1"), int64(span.trace.priority), 10)
 	}
@@ -182,7 +177,7 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	return append(buf, `}}`...)
 }
 
-func appendTags(buf []byte, tags []spanTag) []byte {
+func appendTags(buf []byte, tags ...spanTag) []byte {
 	for _, tag := range tags {
 		buf = rawjson.AppendQuoted(appendKey(buf, tag.key), tag.value)
 	}
