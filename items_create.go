@@ -147,7 +147,7 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	err = app.rollbar.Post(sending, data)
 	switch {
 	case err == nil:
-		app.store.deliveries.Put(ctx, e.id)
+		app.store.deliveries.Put(e.id)
 		lane.succeeded()
 		return "delivered", nil
 	case isFinal(err):

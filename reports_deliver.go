@@ -182,7 +182,7 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	span.SetError(err)
 	switch {
 	case err == nil:
-		app.store.deliveries.Put(ctx, e.id)
+		app.store.deliveries.Put(e.id)
 		d.delivered.Add(1)
 		l.succeeded()
 	case isFinal(err):

@@ -43,9 +43,9 @@ func newGate() (*gate, *Batcher[int, string]) {
 func TestBatcher(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
-	first := b.Put(t.Context(), 1)
+	first := b.Put(1)
 	assert.Equal(t, []int{1}, <-g.begun)
-	second, third, same := b.Put(t.Context(), 2), b.Put(t.Context(), 3), b.Put(t.Context(), 102)
+	second, third, same := b.Put(2), b.Put(3), b.Put(102)
 	g.through <- nil
 	assert.Equal(t, []int{2, 3}, <-g.begun)
 	<-first.done
@@ -64,9 +64,9 @@ func TestBatcherFlush(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
 	b.Flush(t.Context()) // nothing to wait for
-	one := b.Put(t.Context(), 1)
+	one := b.Put(1)
 	<-g.begun
-	two := b.Put(t.Context(), 2)
+	two := b.Put(2)
 	ended, end := context.WithCancel(t.Context())
 	end()
 	b.Flush(ended)
@@ -98,9 +98,9 @@ func TestBatcherFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g, b := newGate()
-			b.Put(t.Context(), 0)
+			b.Put(0)
 			<-g.begun
-			bad, good := b.Put(t.Context(), 1), b.Put(t.Context(), 2)
+			bad, good := b.Put(1), b.Put(2)
 			g.through <- nil
 			assert.Equal(t, []int{1, 2}, <-g.begun)
 			g.through <- test.err
@@ -121,7 +121,7 @@ func TestBatcherFailures(t *testing.T) {
 func TestBatcherAbandoned(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
-	b.Put(t.Context(), 1)
+	b.Put(1)
 	<-g.begun
 	left, leave := context.WithCancel(t.Context())
 	gone := make(chan error)
@@ -133,7 +133,7 @@ func TestBatcherAbandoned(t *testing.T) {
 		time.Millisecond)
 	leave()
 	assert.ErrorIs(t, <-gone, context.Canceled)
-	other := b.Put(t.Context(), 3)
+	other := b.Put(3)
 	g.through <- nil
 	assert.Equal(t, []int{3}, <-g.begun)
 	g.through <- nil

@@ -41,10 +41,8 @@ func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
 	return b.add(ctx, item).wait(ctx, b.Span)
 }
 
-// Put has the item processed soon, even if the context ends. The trace may be over by then.
-func (b *Batcher[T, R]) Put(ctx context.Context, item T) *batched[T, R] {
-	return b.add(context.WithoutCancel(datadog.WithoutSpan(ctx)), item)
-}
+// Put has the item processed soon, outside of any trace, and does not wait.
+func (b *Batcher[T, R]) Put(item T) *batched[T, R] { return b.add(context.Background(), item) }
 
 func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 	mine := &batched[T, R]{pending[R]{done: make(chan struct{})}, ctx, item}

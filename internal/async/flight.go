@@ -68,20 +68,17 @@ func ReadAhead[T any](ctx context.Context, first, last int64, ahead int, fetch f
 		var fetching sync.WaitGroup
 		defer fetching.Wait()
 		defer cancel()
-		var results []*pending[T]
+		var results []func() (T, error)
 		for next := first; next <= last || len(results) > 0; {
 			for ; next <= last && len(results) < ahead; next++ {
-				n, r := next, &pending[T]{done: make(chan struct{})}
-				results = append(results, r)
-				fetching.Go(func() {
-					defer close(r.done)
-					r.result, r.err = Protect(func() (T, error) { return fetch(ctx, n) })
-				})
+				n := next
+				get := sync.OnceValues(func() (T, error) { return Protect(func() (T, error) { return fetch(ctx, n) }) })
+				results = append(results, get)
+				fetching.Go(func() { _, _ = get() })
 			}
-			r := results[0]
+			result, err := results[0]()
 			results = results[1:]
-			<-r.done
-			if !yield(r.result, r.err) || r.err != nil {
+			if !yield(result, err) || err != nil {
 				return
 			}
 		}

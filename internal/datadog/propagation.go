@@ -22,7 +22,7 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 		return ctx
 	}
 	datadog := parseDatadogHeaders(header)
-	w3c := parseTraceparent(header.Get("Traceparent"), printable(strings.Join(header.Values("Tracestate"), ",")))
+	w3c := parseTraceparent(header.Get("Traceparent"), printable(strings.Join(header.Values("Tracestate"), ","), 8<<10))
 	origin := datadog
 	switch {
 	case datadog.low == 0:
@@ -120,12 +120,8 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 		return traceOrigin{}
 	}
 	origin := traceOrigin{low: low, parent: parent, priority: parsePriority(header.Get("X-Datadog-Sampling-Priority"), 1)}
-	origin.product = printable(header.Get("X-Datadog-Origin"))
-	tags := printable(header.Get("X-Datadog-Tags"))
-	if len(tags) > 512 { // the limit of Datadog's own clients
-		return origin
-	}
-	for tag := range strings.SplitSeq(tags, ",") {
+	origin.product = printable(header.Get("X-Datadog-Origin"), 512)
+	for tag := range strings.SplitSeq(printable(header.Get("X-Datadog-Tags"), 512), ",") { // the limit of Datadog's own clients
 		key, value, _ := strings.Cut(tag, "=")
 		name, found := strings.CutPrefix(key, propagatedPrefix)
 		switch {
@@ -183,9 +179,10 @@ func (o *traceOrigin) parseState(fields string) {
 	}
 }
 
-// printable returns the text if it is printable ASCII, and "" otherwise: a header must not hold anything else.
-func printable(text string) string {
-	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+// printable returns the text if it may be passed on in a header, as printable ASCII of at most so many bytes, and
+// "" otherwise.
+func printable(text string, most int) string {
+	if len(text) > most || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return ""
 	}
 	return text

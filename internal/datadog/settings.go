@@ -51,12 +51,8 @@ type identity struct {
 func (s Settings) identity() identity {
 	id := identity{service: s.Service, env: s.Env, version: s.Version}
 	unified := map[string]*string{"service": &id.service, "env": &id.env, "version": &id.version}
-	separators := ","
-	if !strings.Contains(s.Tags, ",") {
-		separators = " "
-	}
-	for tag := range strings.SplitSeq(s.Tags, separators) {
-		key, value, _ := strings.Cut(strings.TrimSpace(tag), ":")
+	for tag := range strings.FieldsFuncSeq(s.Tags, func(r rune) bool { return r == ',' || r == ' ' }) {
+		key, value, _ := strings.Cut(tag, ":")
 		switch key {
 		case "", "language", "runtime-id": // set by the client
 		case "service", "env", "version":

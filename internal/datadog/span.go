@@ -73,11 +73,6 @@ func SpanFrom(ctx context.Context) *Span {
 	return s
 }
 
-// WithoutSpan returns a context without a span, in which the next span starts a new trace.
-func WithoutSpan(ctx context.Context) context.Context {
-	return context.WithValue(ctx, spanKey{}, nil)
-}
-
 // tracing reports whether spans are sent.
 func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 
@@ -162,16 +157,16 @@ func cut(text string, most int) string {
 // SetError marks the span as failed and records the error, unless it is nil, and the caller's stack. Only the
 // first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
-	if s == nil || err == nil {
+	if err == nil {
 		return
 	}
-	first := false
-	s.change(func() { first, s.failed = !s.failed, true })
-	if first {
-		s.SetTag("error.message", errorMessage(err))
-		s.SetTag("error.type", errorType(err))
-		s.SetTag("error.stack", string(debug.Stack()))
-	}
+	s.change(func() {
+		if !s.failed {
+			s.failed = true
+			s.tags = append(s.tags, spanTag{"error.message", cut(errorMessage(err), maxTagLength)},
+				spanTag{"error.type", errorType(err)}, spanTag{"error.stack", cut(string(debug.Stack()), maxTagLength)})
+		}
+	})
 }
 
 // errorMessage returns the message of the error without confidential parts: the query of a URL, and the values

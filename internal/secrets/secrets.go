@@ -5,8 +5,8 @@ package secrets
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/hex"
 	"io"
+	"strconv"
 	"strings"
 )
 
@@ -47,7 +47,8 @@ func (m *Mask) add(form string) {
 		}
 	}
 	for b := range 1 << 8 {
-		m.begins['%'<<8|b], m.begins['\\'<<8|b] = true, true
+		m.begins['%'<<8|b] = true
+		m.begins['\\'<<8|b] = strings.IndexByte(`u"\/`, byte(b)) >= 0 || m.begins['\\'<<8|b]
 	}
 }
 
@@ -85,7 +86,7 @@ func matched(text []byte, from int, form string) int {
 	i, k := from, 0
 	for i < len(text) && k < len(form) {
 		c, width := text[i], 1
-		if lower(c) != lower(form[k]) {
+		if lower(c) != lower(form[k]) && (c == '%' || c == '\\') {
 			c, width = decoded(text, i)
 		}
 		if lower(c) != lower(form[k]) || len(form) < least && c != form[k] {
@@ -102,18 +103,16 @@ func matched(text []byte, from int, form string) int {
 
 // decoded returns the character at the place, which may be percent-encoded or escaped, and its length there.
 func decoded(text []byte, i int) (c byte, width int) {
-	digits, width := []byte(nil), 1
-	switch rest := text[i:]; {
-	case rest[0] == '%' && len(rest) >= 3:
-		digits, width = rest[1:3], 3
-	case rest[0] == '\\' && len(rest) >= 6 && string(rest[1:4]) == "u00":
-		digits, width = rest[4:6], 6
-	case rest[0] == '\\' && len(rest) >= 2 && strings.IndexByte(`"\/`, rest[1]) >= 0:
-		return rest[1], 2
+	rest := string(text[i:min(i+6, len(text))])
+	for _, escape := range []string{"%", `\u00`} {
+		if digits, found := strings.CutPrefix(rest, escape); found && len(digits) >= 2 {
+			if n, err := strconv.ParseUint(digits[:2], 16, 8); err == nil {
+				return byte(n), len(escape) + 2
+			}
+		}
 	}
-	var one [1]byte
-	if n, err := hex.Decode(one[:], digits); n == 1 && err == nil {
-		return one[0], width
+	if len(rest) >= 2 && rest[0] == '\\' && strings.IndexByte(`"\/`, rest[1]) >= 0 {
+		return rest[1], 2
 	}
 	return text[i], 1
 }
