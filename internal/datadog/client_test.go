@@ -166,11 +166,11 @@ func TestDropsAreLogged(t *testing.T) {
 	d.report()
 	assert.Empty(t, log.Lines(), "nothing was dropped")
 
-	d.add(2, 0, errBatchFull)
+	d.add(2, 0, assert.AnError)
 	d.report()
 	assert.Equal(t, 2, dropped(&log, "spans"), "the first drop is logged at once")
 
-	d.add(3, 0, errBatchFull)
+	d.add(3, 0, assert.AnError)
 	d.add(4, 0, io.ErrUnexpectedEOF)
 	d.add(0, 1, io.ErrClosedPipe)
 	d.report()

@@ -70,9 +70,8 @@ func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.R
 	s.Inject(r.Header)
 	s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path})
 	s.SetTag("network.destination.name", r.URL.Hostname())
-	if port, err := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme)); err == nil {
-		s.SetMetric("network.destination.port", int64(port))
-	}
+	port, _ := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme))
+	s.SetMetric("network.destination.port", int64(port))
 	return func(res *http.Response, err error) {
 		class := "error"
 		if res != nil {

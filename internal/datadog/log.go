@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -17,10 +18,11 @@ import (
 // also has dd.service, dd.env and dd.version from the settings and, if the context carries a span, dd.trace_id
 // and dd.span_id. In a logger with an open group, these two are in the group.
 func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Handler {
-	id := settings.identity()
 	var attrs []slog.Attr
-	for _, tag := range given(spanTag{"dd.service", id.service}, spanTag{"dd.env", id.env}, spanTag{"dd.version", id.version}) {
-		attrs = append(attrs, slog.String(tag.key, tag.value))
+	for _, tag := range settings.identity() {
+		if slices.Contains([]string{"service", "env", "version"}, tag.key) {
+			attrs = append(attrs, slog.String("dd."+tag.key, tag.value))
+		}
 	}
 	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
 	buffer, _ := w.(*LogBuffer)
@@ -102,15 +104,11 @@ type LogBuffer struct {
 // Write adds a line to the buffer.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if len(b.lines) == 0 {
 		time.AfterFunc(20*time.Millisecond, b.Flush)
 	}
 	b.lines = append(b.lines, line...)
-	full := len(b.lines) >= 32<<10
-	b.mu.Unlock()
-	if full {
-		b.Flush()
-	}
 	return len(line), nil
 }
 

@@ -79,8 +79,7 @@ func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSen
 	case "unixstream":
 		m.network, m.address = "unix", agent.Path
 	}
-	id := settings.identity()
-	for _, tag := range append(id.tags, spanTag{"service", id.service}) {
+	for _, tag := range settings.identity() {
 		m.tags = append(m.tags, tag.key+":"+tag.value)
 	}
 	return m

@@ -123,12 +123,9 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 	origin.product = printable(header.Get("X-Datadog-Origin"), 512)
 	for tag := range strings.SplitSeq(printable(header.Get("X-Datadog-Tags"), 512), ",") { // the limit of Datadog's own clients
 		key, value, _ := strings.Cut(tag, "=")
-		name, found := strings.CutPrefix(key, propagatedPrefix)
-		switch {
-		case !found || name == "" || value == "":
-		case name == "tid":
+		if name, found := strings.CutPrefix(key, propagatedPrefix); name == "tid" {
 			origin.high = parseHex(value)
-		default:
+		} else if found && name != "" && value != "" {
 			origin.tags = append(origin.tags, spanTag{key, value})
 		}
 	}

@@ -25,8 +25,6 @@ var goVersion = strings.TrimPrefix(runtime.Version(), "go")
 // maxBatch is the size at which a batch is sent at once. The agent accepts requests of 25 MiB.
 const maxBatch = 4 << 20
 
-var errBatchFull = errors.New("the agent is slower than the program: the buffer for spans is full")
-
 // A traceSender posts finished spans to the agent.
 type traceSender struct {
 	url       string
@@ -34,9 +32,9 @@ type traceSender struct {
 	timeout   time.Duration
 	pause     time.Duration // before a request is repeated
 	drops     *drops
-	identity
-	mask *secrets.Mask
-	full chan struct{} // receives a value when the batch is full
+	identity  []spanTag
+	mask      *secrets.Mask
+	full      chan struct{} // receives a value when the batch is full
 
 	mu    sync.Mutex
 	batch batch
@@ -77,7 +75,7 @@ func (s *traceSender) add(spans []*Span) {
 	defer s.mu.Unlock()
 	b := &s.batch
 	if len(b.json) >= maxBatch {
-		s.drops.add(len(spans), 0, errBatchFull)
+		s.drops.add(len(spans), 0, errors.New("the agent is slower than the program: the buffer for spans is full"))
 		return
 	}
 	b.json = append(b.json, ",["...)
@@ -157,11 +155,11 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), span.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), span.start.UnixNano(), 10)
 	buf = strconv.AppendInt(append(buf, `,"duration":`...), span.duration.Nanoseconds(), 10)
-	buf = appendTags(buf, spanTag{"service", s.service}, spanTag{"name", span.name}, spanTag{"type", span.kind}, spanTag{"resource", span.resource})
+	buf = appendTags(buf, s.identity[0], spanTag{"name", span.name}, spanTag{"type", span.kind}, spanTag{"resource", span.resource})
 	if span.failed {
 		buf = append(buf, `,"error":1`...)
 	}
-	buf = appendTags(append(buf, `,"meta":{`...), s.tags...)
+	buf = appendTags(append(buf, `,"meta":{`...), s.identity[1:]...)
 	if first {
 		buf = appendTags(buf, spanTag{"language", "go"}, spanTag{"runtime-id", runtimeID})
 		buf = appendTags(buf, span.trace.propagated()...)

@@ -40,31 +40,25 @@ type Settings struct {
 	timeout time.Duration // of one request to the agent; 0 means 5 s
 }
 
-// An identity is what distinguishes services and their processes at Datadog.
-type identity struct {
-	service, env, version string
-	tags                  []spanTag // of every span and metric, without the service, for which spans have a field
-}
-
-// identity evaluates DD_SERVICE, DD_ENV, DD_VERSION and DD_TAGS. The tags may contain the other three, whose
-// own variables take precedence. The last of several tags with the same key wins.
-func (s Settings) identity() identity {
-	id := identity{service: s.Service, env: s.Env, version: s.Version}
-	unified := map[string]*string{"service": &id.service, "env": &id.env, "version": &id.version}
+// identity returns the tags of everything that is sent, first the service. DD_SERVICE, DD_ENV and DD_VERSION
+// take precedence over their namesakes in DD_TAGS.
+func (s Settings) identity() []spanTag {
+	tags := append([]spanTag{{"service", ""}}, given(spanTag{"version", s.DefaultVersion})...)
 	for tag := range strings.FieldsFuncSeq(s.Tags, func(r rune) bool { return r == ',' || r == ' ' }) {
 		key, value, _ := strings.Cut(tag, ":")
 		switch key {
 		case "", "language", "runtime-id": // set by the client
-		case "service", "env", "version":
-			*unified[key] = cmp.Or(*unified[key], value)
+		case "service", "env":
+			tags = withTag(tags, key, normalTag(value))
 		default:
-			id.tags = withTag(id.tags, key, value)
+			tags = withTag(tags, key, value)
 		}
 	}
-	id.service, id.env = cmp.Or(normalTag(id.service), s.DefaultService), normalTag(id.env)
-	id.version = cmp.Or(id.version, s.DefaultVersion)
-	id.tags = append(id.tags, given(spanTag{"env", id.env}, spanTag{"version", id.version})...)
-	return id
+	for _, own := range given(spanTag{"service", normalTag(s.Service)}, spanTag{"env", normalTag(s.Env)}, spanTag{"version", s.Version}) {
+		tags = withTag(tags, own.key, own.value)
+	}
+	tags[0].value = cmp.Or(tags[0].value, s.DefaultService)
+	return tags
 }
 
 // given returns the tags that have a value.

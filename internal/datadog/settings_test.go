@@ -101,24 +101,25 @@ func TestBadSettings(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	t.Parallel()
-	version := spanTag{"version", "1.2"}
+	service, version := spanTag{"service", "app"}, spanTag{"version", "1.2"}
 	for _, tt := range []struct {
 		name     string
 		settings Settings
-		want     identity
+		want     []spanTag
 	}{
-		{"nothing set", Settings{}, identity{service: "app", version: "1.2", tags: []spanTag{version}}},
+		{"nothing set", Settings{}, []spanTag{service, version}},
 		{"variables before tags", Settings{Env: "prod", Tags: "env:test,service:shop,version:2"},
-			identity{service: "shop", env: "prod", version: "2", tags: []spanTag{{"env", "prod"}, {"version", "2"}}}},
+			[]spanTag{{"service", "shop"}, {"version", "2"}, {"env", "prod"}}},
 		{"tags with commas", Settings{Tags: "team:core, url:http://x ,"},
-			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"url", "http://x"}, version}}},
-		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7"},
-			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "b"}, {"core", ""}, version}}},
+			[]spanTag{service, version, {"team", "core"}, {"url", "http://x"}}},
+		{"tags that are odd", Settings{Tags: "team:a,core,team:b,:x,runtime-id:7,service:"},
+			[]spanTag{service, version, {"team", "b"}, {"core", ""}}},
 		{"names that Datadog would rewrite", Settings{Service: "My Service! X", Env: "Prod East"},
-			identity{service: "my_service_x", env: "prod_east", version: "1.2",
-				tags: []spanTag{{"env", "prod_east"}, version}}},
+			[]spanTag{{"service", "my_service_x"}, version, {"env", "prod_east"}}},
+		{"names in tags that Datadog would rewrite", Settings{Tags: "service:Shop!,env:Prod"},
+			[]spanTag{{"service", "shop"}, version, {"env", "prod"}}},
 		{"tags with spaces", Settings{Tags: "team:core  tier:web"},
-			identity{service: "app", version: "1.2", tags: []spanTag{{"team", "core"}, {"tier", "web"}, version}}},
+			[]spanTag{service, version, {"team", "core"}, {"tier", "web"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

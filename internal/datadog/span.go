@@ -45,9 +45,8 @@ type trace struct {
 	client *Client
 	root   *Span
 
-	mu        sync.Mutex // guards the rest and the unfinished spans
-	finished  []*Span
-	rootEnded bool
+	mu       sync.Mutex // guards the rest and the unfinished spans
+	finished []*Span
 }
 
 // A Span is one step of a trace, safe for concurrent use. If it is nil or finished, its methods do nothing.
@@ -202,8 +201,7 @@ func (s *Span) Finish() {
 	s.change(func() {
 		s.ended, s.duration = true, time.Since(s.start)
 		t.finished = append(t.finished, s)
-		t.rootEnded = t.rootEnded || s == t.root
-		if t.rootEnded || len(t.finished) >= maxChunk {
+		if t.root.ended || len(t.finished) >= maxChunk {
 			chunk, t.finished = t.finished, nil
 		}
 	})
