@@ -53,7 +53,7 @@ type metricSender struct {
 	mask             *secrets.Mask
 
 	mu     sync.Mutex
-	series map[metric]*series
+	series map[metric]series
 }
 
 // A metric is a name with tags, which NUL separates. The kind is c, g or d, as in the protocol.
@@ -71,7 +71,7 @@ type series struct {
 
 // newMetricSender returns a sender to the agent at the URL, which may be that of a unix socket.
 func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSender {
-	m := &metricSender{network: "udp", drops: drops, mask: settings.Mask, series: map[metric]*series{}}
+	m := &metricSender{network: "udp", drops: drops, mask: settings.Mask, series: map[metric]series{}}
 	m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
 	switch agent.Scheme {
 	case "unix", "unixgram":
@@ -92,14 +92,10 @@ func (c *Client) addMetric(kind byte, name string, value float64, tags []string)
 	m, key := c.metrics, metric{kind, name, strings.Join(tags, "\x00")}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.series[key]
-	if s == nil {
-		if len(m.series) >= maxSeries {
-			m.drops.add(0, 1, errors.New("there are too many combinations of metrics and tags"))
-			return
-		}
-		s = &series{}
-		m.series[key] = s
+	s, isKnown := m.series[key]
+	if !isKnown && len(m.series) >= maxSeries {
+		m.drops.add(0, 1, errors.New("there are too many combinations of metrics and tags"))
+		return
 	}
 	s.added++
 	switch {
@@ -114,13 +110,14 @@ func (c *Client) addMetric(kind byte, name string, value float64, tags []string)
 			s.values[i] = value
 		}
 	}
+	m.series[key] = s
 }
 
 // flush sends the metrics since the last flush.
 func (m *metricSender) flush(ctx context.Context) {
 	m.mu.Lock()
 	all := m.series
-	m.series = make(map[metric]*series, len(all))
+	m.series = make(map[metric]series, len(all))
 	m.mu.Unlock()
 	packets := m.packets(all)
 	if sent, err := m.send(ctx, packets); err != nil {
@@ -129,7 +126,7 @@ func (m *metricSender) flush(ctx context.Context) {
 }
 
 // packets returns the series as messages NAME:VALUE[:VALUE…]|TYPE[|@RATE]|#TAGS in as few packets as possible.
-func (m *metricSender) packets(all map[metric]*series) (packets [][]byte) {
+func (m *metricSender) packets(all map[metric]series) (packets [][]byte) {
 	for key, s := range all {
 		tail := "|" + string(key.kind)
 		if key.kind == 'd' && s.added > len(s.values) { // the agent counts each value for several
@@ -176,7 +173,12 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 	if len(packets) == 0 {
 		return 0, nil
 	}
-	conn, err := m.dial(ctx)
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	// Agents listen on IPv4 by default, and connecting by UDP succeeds even if nobody listens.
+	conn, err := dialer.DialContext(ctx, strings.Replace(m.network, "udp", "udp4", 1), m.address)
+	if err != nil && m.network == "udp" {
+		conn, err = dialer.DialContext(ctx, m.network, m.address)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -197,15 +199,4 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 		return 0, err
 	}
 	return len(packets), nil
-}
-
-// dial prefers IPv4, on which agents listen by default: connecting by UDP succeeds even if nobody listens.
-func (m *metricSender) dial(ctx context.Context) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: 5 * time.Second}
-	if m.network == "udp" {
-		if conn, err := dialer.DialContext(ctx, "udp4", m.address); err == nil {
-			return conn, nil
-		}
-	}
-	return dialer.DialContext(ctx, m.network, m.address)
 }

@@ -99,12 +99,12 @@ func TestDistributionOfManyValues(t *testing.T) {
 func TestPackets(t *testing.T) {
 	t.Parallel()
 	m := newTestSender("")
-	all := map[metric]*series{}
+	all := map[metric]series{}
 	for i := range 100 {
-		all[metric{'c', fmt.Sprintf("app.metric%d", i), ""}] = &series{values: []float64{1}}
+		all[metric{'c', fmt.Sprintf("app.metric%d", i), ""}] = series{values: []float64{1}}
 	}
 	long := strings.Repeat("key:"+strings.Repeat("v", 190)+"\x00", 8)
-	all[metric{'c', "app.long", long}] = &series{values: []float64{1}}
+	all[metric{'c', "app.long", long}] = series{values: []float64{1}}
 	seen := 0
 	for i, packet := range m.packets(all) {
 		assert.LessOrEqual(t, len(packet), 1432)
@@ -123,9 +123,9 @@ func TestPacketsThatAreFull(t *testing.T) {
 	m := newTestSender("")
 	for size := range 20 {
 		name := metric{'d', "app.latency" + strings.Repeat("x", size), ""}
-		s := &series{values: slices.Repeat([]float64{0.5}, 900), added: 900}
+		s := series{values: slices.Repeat([]float64{0.5}, 900), added: 900}
 		values := 0
-		for _, packet := range m.packets(map[metric]*series{name: s}) {
+		for _, packet := range m.packets(map[metric]series{name: s}) {
 			assert.LessOrEqual(t, len(packet), packetSize)
 			for line := range strings.SplitSeq(string(packet), "\n") {
 				metric, err := datadogtest.ParseMetric(line)

@@ -10,12 +10,6 @@ import (
 	"strings"
 )
 
-// Tags with this prefix are passed on to other processes. In the tracestate header statePrefix replaces it.
-const (
-	propagatedPrefix = "_dd.p."
-	statePrefix      = "t."
-)
-
 // extract returns a context in which the next span continues the trace of the headers, if they are valid.
 func (c *Client) extract(ctx context.Context, header http.Header) context.Context {
 	if !c.tracing() {
@@ -93,7 +87,7 @@ func (s *Span) tracestate() string {
 	}
 	state += ";p:" + hex64(s.id)
 	for _, tag := range s.trace.propagated() {
-		field := ";" + statePrefix + strings.TrimPrefix(tag.key, propagatedPrefix) + ":" + stateValue.Replace(tag.value)
+		field := ";t." + strings.TrimPrefix(tag.key, "_dd.p.") + ":" + stateValue.Replace(tag.value)
 		if len(state)+len(field) <= len("dd=")+256 {
 			state += field
 		}
@@ -109,7 +103,7 @@ func (o traceOrigin) propagated() []spanTag {
 	if o.high == 0 {
 		return o.tags
 	}
-	return append([]spanTag{{propagatedPrefix + "tid", hex64(o.high)}}, o.tags...)
+	return append([]spanTag{{"_dd.p.tid", hex64(o.high)}}, o.tags...)
 }
 
 // parseDatadogHeaders returns an empty origin if the ids are missing or malformed.
@@ -123,7 +117,7 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 	origin.product = printable(header.Get("X-Datadog-Origin"), 512)
 	for tag := range strings.SplitSeq(printable(header.Get("X-Datadog-Tags"), 512), ",") { // the limit of Datadog's own clients
 		key, value, _ := strings.Cut(tag, "=")
-		if name, found := strings.CutPrefix(key, propagatedPrefix); name == "tid" {
+		if name, found := strings.CutPrefix(key, "_dd.p."); name == "tid" {
 			origin.high = parseHex(value)
 		} else if found && name != "" && value != "" {
 			origin.tags = append(origin.tags, spanTag{key, value})
@@ -161,7 +155,7 @@ func parseTraceparent(parent, state string) traceOrigin {
 func (o *traceOrigin) parseState(fields string) {
 	for field := range strings.SplitSeq(fields, ";") {
 		key, value, _ := strings.Cut(field, ":")
-		name, isTag := strings.CutPrefix(key, statePrefix)
+		name, isTag := strings.CutPrefix(key, "t.")
 		priority := parsePriority(value, o.priority)
 		switch {
 		case key == "s" && (priority > 0) == (o.priority > 0):
@@ -171,7 +165,7 @@ func (o *traceOrigin) parseState(fields string) {
 		case key == "p" && len(value) == 16 && parseHex(value) > 0:
 			o.lastParent = value
 		case isTag && name != "tid" && name != "" && value != "":
-			o.tags = append(o.tags, spanTag{propagatedPrefix + name, strings.ReplaceAll(value, "~", "=")})
+			o.tags = append(o.tags, spanTag{"_dd.p." + name, strings.ReplaceAll(value, "~", "=")})
 		}
 	}
 }

@@ -136,11 +136,9 @@ func (s *Span) SetMetric(key string, value int64) {
 
 // withTag changes or adds a tag.
 func withTag(tags []spanTag, key, value string) []spanTag {
-	for i := range tags {
-		if tags[i].key == key {
-			tags[i].value = value
-			return tags
-		}
+	if i := slices.IndexFunc(tags, func(tag spanTag) bool { return tag.key == key }); i >= 0 {
+		tags[i].value = value
+		return tags
 	}
 	return append(tags, spanTag{key, value})
 }
@@ -193,25 +191,18 @@ func errorType(err error) string {
 // Finish ends the span. The spans of a trace are sent when its root ends. Spans that end later are sent by
 // themselves, and a trace of very many spans is sent in parts.
 func (s *Span) Finish() {
-	if s == nil {
-		return
-	}
-	var chunk []*Span
-	t := s.trace
 	s.change(func() {
 		s.ended, s.duration = true, time.Since(s.start)
+		t := s.trace
 		t.finished = append(t.finished, s)
 		if t.root.ended || len(t.finished) >= maxChunk {
-			chunk, t.finished = t.finished, nil
+			// Children end before their parents but start after them, so this order has the topmost span first.
+			slices.Reverse(t.finished)
+			slices.SortStableFunc(t.finished, func(a, b *Span) int { return a.start.Compare(b.start) })
+			t.client.traces.add(t.finished)
+			t.finished = nil
 		}
 	})
-	if chunk == nil {
-		return
-	}
-	// Children end before their parents but start after them, so this order has the topmost span first.
-	slices.Reverse(chunk)
-	slices.SortStableFunc(chunk, func(a, b *Span) int { return a.start.Compare(b.start) })
-	t.client.traces.add(chunk)
 }
 
 // traceID returns the id of the span's trace as 32 hexadecimal digits.
