@@ -1,15 +1,6 @@
 // Package datadog sends traces and metrics to a Datadog agent, and writes log lines for it to collect. It
 // speaks the agent's own formats and needs none of Datadog's libraries.
 //
-//	client, err := datadog.Start(datadog.Settings{AgentHost: "localhost", TraceEnabled: true, Service: "shop"})
-//	if err != nil {
-//		return err
-//	}
-//	defer client.Close(5 * time.Second)
-//	ctx, span := client.StartSpan(ctx, "cache.fill", "custom", "prices")
-//	defer span.Finish()
-//	client.Count("shop.fills", 1, "cache:prices")
-//
 // A program pays nothing while Datadog is off: without the address of an agent Start returns a nil *Client, and
 // the methods of a nil *Client and of a nil *Span do nothing.
 //
@@ -37,8 +28,7 @@ type Client struct {
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client, which is nil if the settings contain no address of an agent. An error names the
-// variable that is invalid and says what is valid.
+// Start starts a client, which is nil if the settings contain no address of an agent.
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")

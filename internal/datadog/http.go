@@ -55,12 +55,10 @@ type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// StartCall starts the span of a call to another program and sends the trace in its headers. The returned
-// function ends the span when the response has been read, or with nil if there is none.
-//
-// The metrics PREFIX.calls, a counter, and PREFIX.latency, a distribution, have the tags method and
-// status_class ("2xx" … "5xx", or "error" if there is no response). The resource says what a call is about, in
-// few different values, such as "GET /items/{id}".
+// StartCall starts the span of a call to another program, in whose headers it sends the trace. The returned
+// function ends the span when the response has been read, or with nil if there is none. It also counts the call
+// as PREFIX.calls and PREFIX.latency with the tags method and status_class, such as "2xx", or "error" without a
+// response. The resource is as for StartSpan.
 func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.Request) string) func(*http.Response, error) {
 	if c == nil {
 		return func(*http.Response, error) {}

@@ -12,11 +12,9 @@ import (
 	"app/internal/rawjson"
 )
 
-// NewLogHandler returns a handler that writes records of at least the level to w, as lines of JSON.
-//
-// Datadog recognizes the keys timestamp, level, message and, for an attribute "error", error.message. Each line
-// also has dd.service, dd.env and dd.version from the settings and, if the context carries a span, dd.trace_id
-// and dd.span_id. In a logger with an open group, these two are in the group.
+// NewLogHandler returns a handler that writes records of at least the level to w, as lines of JSON with the keys
+// that Datadog recognizes: timestamp, level, message, error.message for an attribute "error", dd.service, dd.env,
+// dd.version and, if the context carries a span, dd.trace_id and dd.span_id. An open group takes these two.
 func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Handler {
 	var attrs []slog.Attr
 	for _, tag := range settings.identity() {
@@ -92,8 +90,8 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 }
 
 // A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system call for
-// each line costs as much as a fast request. A handler from NewLogHandler flushes the buffer after each record
-// of level WARN and above. The owner calls Flush before the program ends.
+// each line costs as much as a fast request. A record of level WARN or above is written at once, if it comes
+// from NewLogHandler. The owner calls Flush before the program ends.
 type LogBuffer struct {
 	Out io.Writer
 

@@ -46,7 +46,6 @@ type batch struct {
 	traces, spans int
 }
 
-// newTraceSender returns a sender to the agent at the URL, which may be that of a unix socket.
 func newTraceSender(agent *url.URL, settings Settings, drops *drops) *traceSender {
 	// A new connection for each request makes sure that the agent's name is resolved again.
 	transport := &http.Transport{DisableKeepAlives: true}
