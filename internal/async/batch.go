@@ -67,7 +67,6 @@ func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	}
 }
 
-// work runs batches until no item waits.
 func (b *Batcher[T, R]) work() {
 	for batch := b.take(); len(batch) > 0; batch = b.take() {
 		b.runBatch(batch)

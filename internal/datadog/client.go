@@ -39,6 +39,7 @@ func Start(settings Settings) (*Client, error) {
 		return nil, err
 	}
 	settings.Interval = cmp.Or(settings.Interval, 2*time.Second)
+	settings.timeout = cmp.Or(settings.timeout, 5*time.Second)
 	stopping, stop := context.WithCancel(context.Background())
 	sending, abort := context.WithCancel(context.Background())
 	c := &Client{stop: stop, abort: abort}
@@ -88,8 +89,7 @@ type drops struct {
 	reason         error // the latest one
 }
 
-// quietTime is the least time between two log lines.
-const quietTime = time.Minute
+const quietTime = time.Minute // at least, between two log lines
 
 func (d *drops) add(spans, packets int, reason error) {
 	d.mu.Lock()

@@ -44,20 +44,17 @@ func Shorten(attr slog.Attr) slog.Attr {
 }
 
 func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
-	attr = Shorten(attr)
-	if len(groups) > 0 {
-		return attr
-	}
-	switch attr.Key {
-	case slog.TimeKey:
+	switch attr = Shorten(attr); {
+	case len(groups) > 0:
+	case attr.Key == slog.TimeKey:
 		attr.Key = "timestamp"
-	case slog.MessageKey:
+	case attr.Key == slog.MessageKey:
 		attr.Key = "message"
-	case slog.LevelKey:
+	case attr.Key == slog.LevelKey:
 		if level, ok := attr.Value.Any().(slog.Level); ok {
 			attr.Value = slog.StringValue(level.String()) // spares the JSONHandler a call of encoding/json
 		}
-	case "error":
+	case attr.Key == "error":
 		attr.Key = "error.message"
 	}
 	return attr
@@ -99,7 +96,6 @@ type LogBuffer struct {
 	lines []byte
 }
 
-// Write adds a line to the buffer.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -110,7 +106,6 @@ func (b *LogBuffer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Flush writes the collected lines to Out.
 func (b *LogBuffer) Flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

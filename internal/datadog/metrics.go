@@ -73,13 +73,10 @@ type series struct {
 }
 
 func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSender {
-	m := &metricSender{network: "udp", drops: drops, mask: settings.Mask, series: map[metric]series{}}
-	m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
-	switch agent.Scheme {
-	case "unix", "unixgram":
-		m.network, m.address = "unixgram", agent.Path
-	case "unixstream":
-		m.network, m.address = "unix", agent.Path
+	networks := map[string]string{"udp": "udp", "unix": "unixgram", "unixgram": "unixgram", "unixstream": "unix"}
+	m := &metricSender{network: networks[agent.Scheme], address: agent.Path, drops: drops, mask: settings.Mask, series: map[metric]series{}}
+	if m.network == "udp" {
+		m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
 	}
 	for _, tag := range settings.identity() {
 		m.tags = append(m.tags, tag.key+":"+tag.value)
@@ -115,7 +112,6 @@ func (c *Client) addMetric(kind byte, name string, value float64, tags []string)
 	m.series[key] = s
 }
 
-// flush sends the metrics since the last flush.
 func (m *metricSender) flush(ctx context.Context) {
 	m.mu.Lock()
 	all := m.series

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A pgxTracer records the operations of pgx as spans. It ignores operations outside of traces, such as polling
-// for work, whose traces would be of no interest.
+// A pgxTracer records queries, COPY FROM and waits for a connection of a pool as spans. It ignores those outside
+// of traces, such as polling for work, whose traces would be of no interest.
 //
 // Spans contain statements with their placeholders, never with arguments. The agent replaces literals, such as
 // a limit, so that statements with different ones are one resource.
@@ -19,8 +19,7 @@ type pgxTracer struct {
 	port   uint16
 }
 
-// PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off. Within a trace
-// it records queries, COPY FROM, and waiting for a connection of a pool.
+// PgxTracer returns a tracer for connections with the configuration, or nil if tracing is off.
 func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	if !c.tracing() {
 		return nil
@@ -41,8 +40,7 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 		return ctx
 	}
 	ctx, s := p.client.StartSpan(ctx, name, "db", operation)
-	s.tags = append(s.tags, p.tags...)
-	s.SetTag("db.operation", operation)
+	s.tags = append(append(s.tags, p.tags...), spanTag{"db.operation", operation})
 	s.SetMetric("network.destination.port", int64(p.port))
 	if statement != "" {
 		s.kind, s.resource = "sql", cut(statement, maxTagLength) // of this type alone, the agent hides literals

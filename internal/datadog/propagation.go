@@ -71,7 +71,6 @@ func (s *Span) Inject(header http.Header) {
 	header.Set("Tracestate", s.tracestate())
 }
 
-// traceparent returns the W3C header of that name.
 func (s *Span) traceparent() string {
 	return fmt.Sprintf("00-%s-%s-%02x", s.traceID(), hex64(s.id), max(0, min(s.trace.priority, 1)))
 }

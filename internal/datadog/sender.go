@@ -2,7 +2,6 @@ package datadog
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"app/internal/rawjson"
-	"app/internal/secrets"
 )
 
 var goVersion = strings.TrimPrefix(runtime.Version(), "go")
@@ -29,11 +27,9 @@ const maxBatch = 4 << 20
 type traceSender struct {
 	url       string
 	transport *http.Transport // and no http.Client, because agents do not redirect
-	timeout   time.Duration
-	pause     time.Duration // before a request is repeated
-	drops     *drops
+	settings  Settings
 	identity  []spanTag
-	mask      *secrets.Mask
+	drops     *drops
 	full      chan struct{} // receives a value when the batch is full
 
 	mu    sync.Mutex
@@ -59,11 +55,9 @@ func newTraceSender(agent *url.URL, settings Settings, drops *drops) *traceSende
 	return &traceSender{
 		url:       agent.JoinPath("/v0.4/traces").String(),
 		transport: transport,
-		timeout:   cmp.Or(settings.timeout, 5*time.Second),
-		pause:     settings.Interval,
-		drops:     drops,
+		settings:  settings,
 		identity:  settings.identity(),
-		mask:      settings.Mask,
+		drops:     drops,
 		full:      make(chan struct{}, 1),
 	}
 }
@@ -105,11 +99,11 @@ func (s *traceSender) flush(ctx, stopping context.Context) {
 		return
 	}
 	b.json[0] = '['
-	b.json = s.mask.Bytes(append(b.json, ']'))
+	b.json = s.settings.Mask.Bytes(append(b.json, ']'))
 	mayPass, err := s.post(ctx, b)
 	if mayPass {
 		select {
-		case <-time.After(s.pause):
+		case <-time.After(s.settings.Interval):
 		case <-stopping.Done():
 		}
 		_, err = s.post(ctx, b)
@@ -121,7 +115,7 @@ func (s *traceSender) flush(ctx, stopping context.Context) {
 
 // post sends the batch in one request. It reports whether the reason of a failure may pass.
 func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	ctx, cancel := context.WithTimeout(ctx, s.settings.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(b.json))
 	if err != nil {

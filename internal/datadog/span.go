@@ -72,7 +72,6 @@ func SpanFrom(ctx context.Context) *Span {
 	return s
 }
 
-// tracing reports whether spans are sent.
 func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 
 // StartSpan starts a span, as a child of the one in ctx, if any, and returns its context. It must be finished.
@@ -157,11 +156,15 @@ func (s *Span) SetError(err error) {
 	if err == nil {
 		return
 	}
+	cause := err // the innermost error, as the errors around it only add words
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		cause = inner
+	}
 	s.change(func() {
 		if !s.failed {
 			s.failed = true
 			s.tags = append(s.tags, spanTag{"error.message", cut(errorMessage(err), maxTagLength)},
-				spanTag{"error.type", errorType(err)}, spanTag{"error.stack", cut(string(debug.Stack()), maxTagLength)})
+				spanTag{"error.type", fmt.Sprintf("%T", cause)}, spanTag{"error.stack", cut(string(debug.Stack()), maxTagLength)})
 		}
 	})
 }
@@ -178,14 +181,6 @@ func errorMessage(err error) string {
 		text = strings.ReplaceAll(text, failed.Message, "invalid data")
 	}
 	return text
-}
-
-// errorType returns the type of the innermost error, as the errors around it only add words.
-func errorType(err error) string {
-	for cause := err; cause != nil; cause = errors.Unwrap(cause) {
-		err = cause
-	}
-	return fmt.Sprintf("%T", err)
 }
 
 // Finish ends the span. The spans of a trace are sent when its root ends. Spans that end later are sent by
