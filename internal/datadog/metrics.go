@@ -73,9 +73,9 @@ type series struct {
 }
 
 func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSender {
-	networks := map[string]string{"udp": "udp", "unix": "unixgram", "unixgram": "unixgram", "unixstream": "unix"}
+	networks := map[string]string{"udp": "udp4", "unix": "unixgram", "unixgram": "unixgram", "unixstream": "unix"}
 	m := &metricSender{network: networks[agent.Scheme], address: agent.Path, drops: drops, mask: settings.Mask, series: map[metric]series{}}
-	if m.network == "udp" {
+	if m.network == "udp4" {
 		m.address = net.JoinHostPort(agent.Hostname(), cmp.Or(agent.Port(), "8125"))
 	}
 	for _, tag := range settings.identity() {
@@ -172,10 +172,9 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 		return 0, nil
 	}
 	dialer := net.Dialer{Timeout: 5 * time.Second}
-	// Agents listen on IPv4 by default, and connecting by UDP succeeds even if nobody listens.
-	conn, err := dialer.DialContext(ctx, strings.Replace(m.network, "udp", "udp4", 1), m.address)
-	if err != nil && m.network == "udp" {
-		conn, err = dialer.DialContext(ctx, m.network, m.address)
+	conn, err := dialer.DialContext(ctx, m.network, m.address)
+	if err != nil && m.network == "udp4" { // tried first, because agents listen on it by default
+		conn, err = dialer.DialContext(ctx, "udp", m.address)
 	}
 	if err != nil {
 		return 0, err

@@ -193,8 +193,11 @@ func TestMetricsAgentThatDiesAndReturns(t *testing.T) {
 	client := start(t, settings)
 	address := agent.Packets.LocalAddr().String()
 	agent.Packets.Close()
-	client.Gauge("app.thing", 1)
-	assert.Contains(t, awaitDropped(t, &log, "packets")["reason"], "connection refused")
+	require.Eventually(t, func() bool {
+		client.Gauge("app.thing", 1)
+		return dropped(&log, "packets") > 0
+	}, 20*time.Second, time.Millisecond)
+	assert.Contains(t, log.Lines()[0]["reason"], "connection refused")
 
 	packets, err := net.ListenPacket("udp", address)
 	require.NoError(t, err)

@@ -130,8 +130,7 @@ func isWord(c byte) bool {
 	return 'a' <= lower(c) && lower(c) <= 'z' || '0' <= c && c <= '9' || c == '_' || c >= 0x80
 }
 
-// Writer returns a writer that hides secrets in each part, which should be whole lines, and writes the rest to
-// out.
+// Writer returns a writer to out that hides secrets in each part, which should be whole lines.
 func (m *Mask) Writer(out io.Writer) io.Writer { return writer{m, out} }
 
 type writer struct {
