@@ -24,7 +24,8 @@ import (
 // go test -update runs only the tests that rewrite the golden files.
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-const goldenTests = "^(TestHelp|TestMCPExchanges|TestMCPExchangesOverHTTP|TestMCPTools|TestOpenAPI|TestPages|TestReference)$"
+const goldenTests = "^(TestHelp|TestMCPExchanges|TestMCPExchangesOverHTTP|TestMCPTools|TestOpenAPI|" +
+	"TestPages|TestReference)$"
 
 // requireGolden compares the text with a file in testdata.
 func requireGolden(t *testing.T, name, got string) {
@@ -283,6 +284,7 @@ func TestErrorsAsJSON(t *testing.T) {
 
 func TestMissingSettings(t *testing.T) {
 	t.Parallel()
+	const placeholder = "API_TOKEN or API_READ_TOKEN is still the placeholder"
 	for args, want := range map[string]string{
 		"items list": "ROLLBAR_READ_TOKEN is not set: a Rollbar token with the scope read is " +
 			"needed here; set it in the environment or in .env",
@@ -298,8 +300,8 @@ func TestMissingSettings(t *testing.T) {
 		"serve":                             "DATABASE_URL is not set",
 		"serve -database-url postgres:///x": "ROLLBAR_TOKEN is not set",
 		"serve -database-url postgres:///x -sandbox -addr :0":                                   "API_TOKEN is not set",
-		"serve -database-url postgres:///x -rollbar-token x -addr :0 -api-read-token change-me": "API_TOKEN or API_READ_TOKEN is still the placeholder",
-		"serve -database-url postgres:///x -rollbar-token x -api-token change-me":               "API_TOKEN or API_READ_TOKEN is still the placeholder",
+		"serve -database-url postgres:///x -rollbar-token x -addr :0 -api-read-token change-me": placeholder,
+		"serve -database-url postgres:///x -rollbar-token x -api-token change-me":               placeholder,
 	} {
 		got := runShell(t, "", strings.Fields(args)...)
 		assert.Equal(t, 3, got.exit, args)

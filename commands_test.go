@@ -205,7 +205,8 @@ func TestRegistry(t *testing.T) {
 				fields = append(fields, match[1])
 			}
 			assert.Equal(t, c.names(inPath), fields, route)
-			assert.False(t, strings.HasPrefix(route, "GET ") && len(c.names(inBody)) > 0, "a GET has no body: %s", route)
+			assert.False(t, strings.HasPrefix(route, "GET ") && len(c.names(inBody)) > 0,
+				"a GET has no body: %s", route)
 		}
 		for _, p := range c.Run.params {
 			once(c.Name + " " + p.name)

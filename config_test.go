@@ -37,7 +37,8 @@ func TestConfigDefaults(t *testing.T) {
 
 // A flag beats the environment, which beats .env; an empty value counts as not set.
 func TestConfigPrecedence(t *testing.T) {
-	env := writeEnv(t, "ADDR=:1\nAPI_TOKEN=file\nROLLBAR_TIMEOUT=1s\nLOG_LEVEL=\nSANDBOX=true\nROLLBAR_TOKEN=old\nUNKNOWN=x\n")
+	env := writeEnv(t, "ADDR=:1\nAPI_TOKEN=file\nROLLBAR_TIMEOUT=1s\nLOG_LEVEL=\nSANDBOX=true\n"+
+		"ROLLBAR_TOKEN=old\nUNKNOWN=x\n")
 	t.Setenv("ADDR", ":2")
 	t.Setenv("API_TOKEN", "environment")
 	t.Setenv("ROLLBAR_TIMEOUT", "")

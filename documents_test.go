@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -16,6 +17,19 @@ func TestReadmeIsShort(t *testing.T) {
 	t.Parallel()
 	assert.LessOrEqual(t, strings.Count(readDocument(t, "README.md"), "\n"), 130,
 		"lines of README.md; move details to docs/")
+}
+
+// A line of a test fits into 120 columns, with tabs of four.
+func TestLinesOfTestsAreShort(t *testing.T) {
+	t.Parallel()
+	names, _ := filepath.Glob("*_test.go")
+	more, _ := filepath.Glob("internal/*/*_test.go")
+	for _, name := range append(names, more...) {
+		for i, line := range strings.Split(readDocument(t, name), "\n") {
+			width := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", "    "))
+			assert.LessOrEqual(t, width, 120, "columns of %s:%d", name, i+1)
+		}
+	}
 }
 
 // The example of an operation is formatted as gofmt wants it.

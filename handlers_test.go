@@ -259,7 +259,8 @@ func TestUncleanPaths(t *testing.T) {
 			}
 		}
 	}
-	assert.Contains(t, f.rawAnswers("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\nConnection: close\r\n\r\n"), "there is no route CONNECT")
+	assert.Contains(t, f.rawAnswers("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"+
+		"Connection: close\r\n\r\n"), "there is no route CONNECT")
 }
 
 // What callers may send is bounded, whether they say how much it is or not.

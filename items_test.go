@@ -162,7 +162,8 @@ func TestItemsUpdate(t *testing.T) {
 	f := newFixture(t, 3)
 	path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[1])
 	require.Equal(t, 200, f.get("/items").status)
-	got := f.do("PATCH", path, `{"status":"resolved","resolved_in_version":"4.2.0","assigned_user_id":null,"title":"a \"b\" <c>"}`)
+	got := f.do("PATCH", path, `{"status":"resolved","resolved_in_version":"4.2.0","assigned_user_id":null,
+		"title":"a \"b\" <c>"}`)
 	require.Equal(t, 200, got.status, got.body)
 	assert.Equal(t, `"resolved"`, got.at("status"))
 	assert.Equal(t, `"a \"b\" <c>"`, got.at("title"))
@@ -261,18 +262,27 @@ func TestCreateRefused(t *testing.T) {
 	for body, want := range map[string]string{
 		`{"data":{}}`: "data.body must be an object with exactly one of trace, trace_chain, message, crash_report; " +
 			"data.environment is required",
-		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`:                "data.body must be an object with exactly one of",
-		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`:                       "data.body.message.body is required and must be a string; data.environment must be a string; data.level must be one of",
-		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`:                            "data.body.trace.exception.class is required and must be a string",
-		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`:                                 "data.body.trace_chain must be an array of at least one trace",
-		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`: "data.person.id is required",
+		`{"data":{"environment":"e","body":{"message":{"body":"x"},"trace":{}}}}`: "data.body must be an object " +
+			"with exactly one of",
+		`{"data":{"environment":1,"level":"fatal","body":{"message":{}}}}`: "data.body.message.body is required " +
+			"and must be a string; data.environment must be a string; data.level must be one of",
+		`{"data":{"environment":"e","body":{"trace":{"frames":[]}}}}`: "data.body.trace.exception.class is required " +
+			"and must be a string",
+		`{"data":{"environment":"e","body":{"trace_chain":[]}}}`: "data.body.trace_chain must be an array of at " +
+			"least one trace",
+		`{"data":{"environment":"e","person":{"name":"x"},"body":{"crash_report":{"raw":"x"}}}}`: "data.person.id " +
+			"is required",
 		`{"data":{"environment":"e","uuid":"` + fmt.Sprintf("%037d", 0) +
 			`","body":{"crash_report":{"raw":"x"}}}}`: "data.uuid must be a UUID, or another text of up to " +
 			"36 Latin-1 characters",
-		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`:                                  "data.uuid must be a UUID, or another text",
-		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`:                                     "data.context must be a string",
-		`{"data":{"environment":"","level":null,"timestamp":"now","person":{"id":""},"body":{"crash_report":{"raw":"x"}}}}`: "data.environment must not be empty; data.level must be one of debug, info, warning, error, critical; data.person.id is required in data.person; data.timestamp must be a number",
-		`{"data":{"environment":"e","level":"","body":{"crash_report":{"raw":"x"}}}}`:                                       "data.level must be one of",
+		`{"data":{"environment":"e","uuid":"\u4e00","body":{"crash_report":{"raw":"x"}}}}`: "data.uuid must be a " +
+			"UUID, or another text",
+		`{"data":{"environment":"e","context":{},"body":{"crash_report":{"raw":"x"}}}}`: "data.context must " +
+			"be a string",
+		`{"data":{"environment":"","level":null,"timestamp":"now","person":{"id":""},"body":{"crash_report":` +
+			`{"raw":"x"}}}}`: "data.environment must not be empty; data.level must be one of debug, info, warning, " +
+			"error, critical; data.person.id is required in data.person; data.timestamp must be a number",
+		`{"data":{"environment":"e","level":"","body":{"crash_report":{"raw":"x"}}}}`: "data.level must be one of",
 		"{\"message\":\"a\xff\"}": "the body cannot be used: it is not UTF-8",
 		`{"message":"x","code_version":"` + fmt.Sprintf("%041d", 0) +
 			`"}`: "code_version must be from 1 to 40 characters long",

@@ -42,7 +42,8 @@ func TestArchive(t *testing.T) {
 	assert.Zero(t, stored)
 	assert.Equal(t, []string{
 		`7|1|2023-11-14 22:13:20|prod|error`, `8|-|now|` + strings.Repeat("é", 255) + `|`, `9007199254740993|1|now||`,
-	}, f.rows(`SELECT concat_ws('|', id, coalesce(item_id::text, '-'), CASE WHEN occurred_at > now() - interval '1 hour' THEN 'now'
+	}, f.rows(`SELECT concat_ws('|', id, coalesce(item_id::text, '-'),
+		CASE WHEN occurred_at > now() - interval '1 hour' THEN 'now'
 		ELSE (occurred_at AT TIME ZONE 'UTC')::text END, environment, level) FROM occurrences ORDER BY id`))
 	var shown []string
 	for _, o := range f.get("/occurrences").list("occurrences") {
@@ -133,7 +134,8 @@ func addOccurrences(t testing.TB, store *Store, n int) {
 	defer conn.Release()
 	_, err = conn.Exec(t.Context(), `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)
-		SELECT 3 * g, nullif(g % 7, 0), now() - (@n - g) * interval '10 minutes' - CASE WHEN g % 50 = 0 THEN interval '3 days' ELSE '0' END,
+		SELECT 3 * g, nullif(g % 7, 0), now() - (@n - g) * interval '10 minutes'
+				- CASE WHEN g % 50 = 0 THEN interval '3 days' ELSE '0' END,
 			(ARRAY['production', 'staging', ''])[1 + g % 3],
 			(ARRAY['critical', 'error', 'warning', 'info', 'debug', ''])[1 + g % 6],
 			json_build_object('id', 3 * g)
@@ -287,7 +289,8 @@ func TestOccurrencesClean(t *testing.T) {
 	assert.Equal(t, 2, f.run("occurrences", "clean", "-before", "2d").exit, "it asks")
 	before := f.run("occurrences", "clean", "-before", "2d", "-yes")
 	require.Equal(t, 0, before.exit, before.err)
-	assert.Equal(t, "0", f.rows(`SELECT count(*)::text FROM occurrences WHERE occurred_at < now() - interval '2 days'`)[0])
+	assert.Equal(t, "0", f.rows(`SELECT count(*)::text FROM occurrences
+		WHERE occurred_at < now() - interval '2 days'`)[0])
 	assert.NotEqual(t, "0", f.rows(`SELECT count(*)::text FROM occurrences`)[0])
 	require.Equal(t, 200, f.do("DELETE", "/occurrences", "").status)
 	assert.Equal(t, "0", f.rows(`SELECT count(*)::text FROM occurrences`)[0])

@@ -151,7 +151,8 @@ func TestSchemaOf(t *testing.T) {
 	assert.JSONEq(t, `{"Result":{"type":"object","description":"as Rollbar sent it","additionalProperties":true,
 		"required":["counts","done","state","at"],"properties":{
 			"counts":{"type":"object","additionalProperties":{"type":"integer","format":"int64"}},
-			"share":{"type":["integer","null"],"format":"int64"},"done":{"type":"boolean"},"state":{"type":"string","enum":["on","off"]},
+			"share":{"type":["integer","null"],"format":"int64"},"done":{"type":"boolean"},
+			"state":{"type":"string","enum":["on","off"]},
 			"at":{"type":"string","format":"date-time"}}}}`, string(got))
 	assert.PanicsWithValue(t, "chan int is no type for a result", func() {
 		schemaOf(reflect.TypeFor[chan int](), schemas)

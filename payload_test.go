@@ -53,8 +53,9 @@ func TestPayloadVerdicts(t *testing.T) {
 		`{"message":{"body":"a"}}`, `{"crash_report":{"raw":"a"}}`, `{"trace":{"frames":[],"exception":{"class":"A"}}}`,
 		`{"trace_chain":[{"frames":[],"exception":{"class":"A"}}]}`,
 	} {
-		for path := range strings.FieldsSeq(`environment body level timestamp code_version platform language framework context
-			request person person.id person.username person.email server client custom fingerprint title uuid notifier other
+		for path := range strings.FieldsSeq(`environment body level timestamp code_version platform language framework
+			context request person person.id person.username person.email server client custom fingerprint title uuid
+			notifier other
 			body.message body.message.body body.crash_report body.crash_report.raw body.trace body.trace.frames
 			body.trace.exception body.trace.exception.class body.trace_chain body.telemetry body.other`) {
 			for _, value := range values {

@@ -388,9 +388,10 @@ func TestRelayOfTheSender(t *testing.T) {
 			t.Parallel()
 			r := httptest.NewRequest("POST", "/api/1/item/", nil)
 			r.RemoteAddr, r.Header["X-Forwarded-For"] = test.peer, test.forwarded
-			data := json.RawMessage(`{"request":{"user_ip":"$remote_ip","url":"/"},"client":{"user_ip":"$remote_ip_anonymize"},"custom":{"user_ip":"$remote_ip"}}`)
-			assert.Equal(t, fmt.Sprintf(`{"request":{"user_ip":%q,"url":"/"},"client":{"user_ip":%q},"custom":{"user_ip":"$remote_ip"}}`, test.full, test.anon),
-				string(withSender(data, senderOf(r))))
+			const data = `{"request":{"user_ip":%q,"url":"/"},"client":{"user_ip":%q},` +
+				`"custom":{"user_ip":"$remote_ip"}}`
+			sent := fmt.Appendf(nil, data, "$remote_ip", "$remote_ip_anonymize")
+			assert.Equal(t, fmt.Sprintf(data, test.full, test.anon), string(withSender(sent, senderOf(r))))
 		})
 	}
 	for _, data := range []string{`{"request":{"user_ip":"192.0.2.1"}}`, `{"request":null,"client":"$remote_ip"}`,

@@ -373,7 +373,9 @@ func TestDeliveryPaceOfAWindow(t *testing.T) {
 func TestDeliveryPaceOfASharedToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newLane().outbox
-		o.app.rollbar.limits = newRateLimits(map[scope]accessToken{scopePost: {value: "x"}, scopePostClient: {value: "x"}})
+		o.app.rollbar.limits = newRateLimits(map[scope]accessToken{
+			scopePost: {value: "x"}, scopePostClient: {value: "x"},
+		})
 		began := time.Now()
 		for n := range 10 {
 			require.NoError(t, o.lanes[[]scope{scopePost, scopePostClient}[n%2]].turn(t.Context(), true))

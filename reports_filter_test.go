@@ -100,7 +100,8 @@ func TestFindIsRight(t *testing.T) {
 		`UPDATE reports SET level = 'error', words = words || '{changed}' WHERE id % 11 = 0`,
 		`DELETE FROM reports WHERE id BETWEEN 4000 AND 9000`,
 		`INSERT INTO reports (uuid, state, level, first_seen, last_seen, words, data)
-			SELECT 'u' || g, 'queued', 'error', now() - g * interval '1 minute', now() - g * interval '1 minute', '{late,alpha}', '{}'
+			SELECT 'u' || g, 'queued', 'error', now() - g * interval '1 minute', now() - g * interval '1 minute',
+				'{late,alpha}', '{}'
 			FROM generate_series(1, 100) AS g`,
 		`UPDATE reports SET state = 'delivered', last_seen = now() WHERE state = 'queued' AND id % 3 = 0`,
 		`UPDATE reports SET state = 'superseded' WHERE state = 'current' AND id % 14 = 7 AND id % 9 = 0`,
@@ -187,7 +188,8 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	}
 	observe("before")
 	store.query(t, `
-		WITH aged AS (UPDATE reports SET first_seen = now() - interval '2 hours', last_seen = now() - interval '2 hours'),
+		WITH aged AS (UPDATE reports
+				SET first_seen = now() - interval '2 hours', last_seen = now() - interval '2 hours'),
 			forgotten AS (DELETE FROM blocks)
 		SELECT ''`)
 	tx, err := store.pool.Begin(t.Context())
@@ -244,8 +246,9 @@ func TestFindIsServedByIndexes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	addReports(t, f.app.store, *manyReports)
+	// As a sync does; superseded ones stay behind.
 	f.exec(`INSERT INTO seen SELECT id, now() FROM reports WHERE state = 'current' AND status <> 'resolved'
-		ON CONFLICT (report_id) DO UPDATE SET last_seen = excluded.last_seen`) // as a sync does; superseded ones stay behind
+		ON CONFLICT (report_id) DO UPDATE SET last_seen = excluded.last_seen`)
 	var plans []string
 	config, err := pgxpool.ParseConfig(f.config.DatabaseURL + "&pool_max_conns=1")
 	require.NoError(t, err)

@@ -68,10 +68,13 @@ func TestKeep(t *testing.T) {
 		{
 			name: "only counters changed",
 			seen: []string{
-				`{"id":7,"total_occurrences":1,"unique_occurrences":null,"last_occurrence_id":1,"last_occurrence_timestamp":5,"title":"x"}`,
-				`{"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,"last_occurrence_timestamp":6,"title":"x"}`,
+				`{"id":7,"total_occurrences":1,"unique_occurrences":null,"last_occurrence_id":1,` +
+					`"last_occurrence_timestamp":5,"title":"x"}`,
+				`{"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,` +
+					`"last_occurrence_timestamp":6,"title":"x"}`,
 			},
-			want: []string{`current {"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,"last_occurrence_timestamp":6,"title":"x"}`},
+			want: []string{`current {"id":7,"total_occurrences":2,"unique_occurrences":1,"last_occurrence_id":9,` +
+				`"last_occurrence_timestamp":6,"title":"x"}`},
 		},
 		{
 			name: "a counter that goes back",
@@ -332,7 +335,8 @@ func TestSchemaFromAnEarlierVersion(t *testing.T) {
 	assert.Equal(t, historyStats{reports: 1}, changes)
 	assert.Equal(t, "superseded", store.query(t, `SELECT state FROM reports WHERE data ->> 'title' = 'old'`))
 	assert.Equal(t, "4", store.query(t, `SELECT count(*)::text FROM information_schema.columns
-		WHERE table_schema = current_schema AND table_name = 'reports' AND column_name IN ('leased_until', 'acknowledged', 'refusal', 'reason')`))
+		WHERE table_schema = current_schema AND table_name = 'reports'
+			AND column_name IN ('leased_until', 'acknowledged', 'refusal', 'reason')`))
 }
 
 // Many programs that start at once on an empty database do not get in each other's way.

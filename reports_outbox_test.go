@@ -460,7 +460,8 @@ func TestOutboxClaims(t *testing.T) {
 	assert.Equal(t, uuids[0], f.claim().uuid)
 	last := f.claim()
 	assert.Equal(t, uuids[2], last.uuid)
-	assert.Equal(t, []string{"true"}, f.rows(fmt.Sprintf(`SELECT (leased_until >= '%s')::text FROM reports WHERE id = %d`, last.until.Format(time.RFC3339Nano), last.id)),
+	assert.Equal(t, []string{"true"}, f.rows(fmt.Sprintf(`SELECT (leased_until >= '%s')::text
+		FROM reports WHERE id = %d`, last.until.Format(time.RFC3339Nano), last.id)),
 		"nobody else takes it before we have given up")
 	assert.Nil(t, f.claim(), "all are leased")
 }
@@ -489,7 +490,8 @@ func TestOutboxMakesAllAvailable(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	uuids := f.enqueue(1002)
-	f.exec(`UPDATE reports SET attempts = 1, next_attempt = now() + interval '5 minutes' - id * interval '1 millisecond'`)
+	f.exec(`UPDATE reports
+		SET attempts = 1, next_attempt = now() + interval '5 minutes' - id * interval '1 millisecond'`)
 	f.exec(`UPDATE reports SET attempts = 1, next_attempt = now() WHERE uuid = '` + uuids[1001] + `'`)
 	f.exec(`UPDATE reports SET leased_until = now() + interval '1 minute' WHERE uuid = '` + uuids[1] + `'`)
 	require.NoError(t, f.app.outbox.lanes[scopePost].makeAllAvailable(t.Context()))
@@ -648,7 +650,8 @@ func TestOutboxOfAnEarlierRelease(t *testing.T) {
 	f.deliver(app)
 	f.eventually("first", "delivered")
 	assert.Equal(t, []string{"reports_turn"}, f.rows(`
-		SELECT indexname FROM pg_indexes WHERE schemaname = current_schema AND indexname IN ('reports_turn', 'reports_waiting')`))
+		SELECT indexname FROM pg_indexes
+		WHERE schemaname = current_schema AND indexname IN ('reports_turn', 'reports_waiting')`))
 }
 
 // Without a token to read with, nobody waits for the time to ask for items.
@@ -673,8 +676,10 @@ func TestBackendsThatDie(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				f.rows(`SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity WHERE application_name = 'app' AND query LIKE '%reports%'
-					AND query LIKE '%' || current_schema || '%' OR pid IN (SELECT l.pid FROM pg_locks l WHERE l.relation = to_regclass('reports'))`)
+				f.rows(`SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity
+					WHERE application_name = 'app'
+						AND query LIKE '%reports%' AND query LIKE '%' || current_schema || '%'
+						OR pid IN (SELECT l.pid FROM pg_locks l WHERE l.relation = to_regclass('reports'))`)
 			}
 		}
 	}()

@@ -20,7 +20,8 @@ func TestRetention(t *testing.T) {
 		`days' WHERE id <= 6000`)
 	f.exec(`UPDATE seen SET last_seen = last_seen - interval '20 days' WHERE report_id BETWEEN 101 AND 6000`)
 	f.exec(`INSERT INTO reports (uuid, state, first_seen, last_seen, data)
-		SELECT 'u' || g, 'queued', now() - interval '90 days', now() - interval '90 days', '{}' FROM generate_series(1, 9) AS g`)
+		SELECT 'u' || g, 'queued', now() - interval '90 days', now() - interval '90 days', '{}'
+		FROM generate_series(1, 9) AS g`)
 	other := f.newApp().startBackground(t.Context(), true)
 	defer other()
 	stop := f.app.startBackground(t.Context(), true) // retention goes on without deliveries

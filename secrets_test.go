@@ -98,7 +98,8 @@ func TestNobodySeesTheToken(t *testing.T) {
 			} {
 				got := f.call(request.method, request.path, request.body)
 				fmt.Fprintln(&seen, got.status, got.header, got.body)
-				require.NoError(t, json.NewEncoder(&seen).Encode(agent.Trace(request.method+" "+strings.ReplaceAll(request.path, "7", "{id}"))))
+				resource := request.method + " " + strings.ReplaceAll(request.path, "7", "{id}")
+				require.NoError(t, json.NewEncoder(&seen).Encode(agent.Trace(resource)))
 			}
 			for _, args := range []string{"items list", "items list -o json", "items create -message x"} {
 				got := f.run(strings.Fields(args)...)
@@ -191,17 +192,21 @@ func TestNobodySeesCredentialsInURLs(t *testing.T) {
 // An occurrence's access token is removed, as often, as deep and in whatever spelling it is there.
 func TestAccessTokenIsRemoved(t *testing.T) {
 	t.Parallel()
-	for given, want := range map[string]string{
-		`{"id":1,"data":{"metadata":{"access_token":"T","x":1e3},"y":null}}`:                     `{"id":1,"data":{"metadata":{"x":1e3},"y":null}}`,
-		`{"data":{"metadata":{"access_token":"T"},"metadata":{}}}`:                               `{"data":{"metadata":{},"metadata":{}}}`,
-		`{"data":{"metadata":{"access\u005ftoken":"T","access_token":"T"}},"data":{"z":[1,2]}}`:  `{"data":{"metadata":{}},"data":{"z":[1,2]}}`,
-		`{"data":{"metadata":{"a":[1,{"access_token":"T"},[]],"b":{"access_token":{},"c":{}}}}}`: `{"data":{"metadata":{"a":[1,{},[]],"b":{"c":{}}}}}`,
-		`{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`:                 `{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`,
-		`{"data":{"metadata":null}}`: `{"data":{"metadata":null}}`,
-		`{"data":"text"}`:            `{"data":"text"}`,
-		`{}`:                         `{}`,
+	for _, test := range [][2]string{
+		{`{"id":1,"data":{"metadata":{"access_token":"T","x":1e3},"y":null}}`,
+			`{"id":1,"data":{"metadata":{"x":1e3},"y":null}}`},
+		{`{"data":{"metadata":{"access_token":"T"},"metadata":{}}}`, `{"data":{"metadata":{},"metadata":{}}}`},
+		{`{"data":{"metadata":{"access\u005ftoken":"T","access_token":"T"}},"data":{"z":[1,2]}}`,
+			`{"data":{"metadata":{}},"data":{"z":[1,2]}}`},
+		{`{"data":{"metadata":{"a":[1,{"access_token":"T"},[]],"b":{"access_token":{},"c":{}}}}}`,
+			`{"data":{"metadata":{"a":[1,{},[]],"b":{"c":{}}}}}`},
+		{`{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`,
+			`{"access_token":1,"data":{"access_token":2,"metadata":"access_token"}}`},
+		{`{"data":{"metadata":null}}`, `{"data":{"metadata":null}}`},
+		{`{"data":"text"}`, `{"data":"text"}`},
+		{`{}`, `{}`},
 	} {
-		assert.Equal(t, want, string(rawjson.Purge(json.RawMessage(given), "access_token", "data", "metadata")))
+		assert.Equal(t, test[1], string(rawjson.Purge(json.RawMessage(test[0]), "access_token", "data", "metadata")))
 	}
 }
 

@@ -236,7 +236,9 @@ func TestServeBeforePostgreSQL(t *testing.T) {
 
 	postgres.Resume()
 	require.Eventually(t, func() bool { return f.get("/check").status == 200 }, waitLimit, waitTick)
-	require.Eventually(t, func() bool { return f.rows(`SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true" }, waitLimit, waitTick)
+	require.Eventually(t, func() bool {
+		return f.rows(`SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true"
+	}, waitLimit, waitTick)
 	assert.Empty(t, f.get("/items").header.Get("Report-Stored"))
 	assert.Len(t, f.get("/reports").list("reports"), 3)
 }

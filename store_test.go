@@ -293,11 +293,12 @@ func TestSettingsOfDatabases(t *testing.T) {
 	server := startWithRole(t)
 	for _, settings := range []string{
 		`DateStyle = 'SQL, DMY'; TimeZone = 'Pacific/Apia'; IntervalStyle = 'sql_standard'; client_encoding = 'LATIN1';
-			standard_conforming_strings = off; default_transaction_isolation = 'serializable'; quote_all_identifiers = on`,
+			standard_conforming_strings = off; default_transaction_isolation = 'serializable';
+			quote_all_identifiers = on`,
 		`DateStyle = 'German'; TimeZone = 'America/St_Johns'; IntervalStyle = 'iso_8601'; bytea_output = 'escape';
 			default_transaction_isolation = 'repeatable read'; array_nulls = off; transform_null_equals = on;
-			extra_float_digits = -15; plan_cache_mode = force_generic_plan; row_security = off; check_function_bodies = off;
-			default_transaction_deferrable = on; search_path = public, pg_catalog`,
+			extra_float_digits = -15; plan_cache_mode = force_generic_plan; row_security = off;
+			check_function_bodies = off; default_transaction_deferrable = on; search_path = public, pg_catalog`,
 	} {
 		t.Run(settings[:20], func(t *testing.T) {
 			t.Parallel()

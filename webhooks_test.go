@@ -37,15 +37,16 @@ func (a *answer) requireStored(stored bool) {
 
 // The members of an item as events have them, and some of an occurrence.
 const (
-	eventItem = `"public_item_id":null,"integrations_data":{},"level_lock":0,"last_activated_timestamp":1700000000,"assigned_user_id":null,` +
-		`"group_status":1,"hash":"5f1d","id":700100200,"environment":"production","title_lock":0,"title":"out of ` +
-		`ink","last_occurrence_id":400500600700,` +
-		`"last_occurrence_timestamp":1700000500,"platform":0,"first_occurrence_timestamp":1700000000,"project_id":77,"resolved_in_version":null,` +
-		`"status":1,"unique_occurrences":null,"group_item_id":null,"framework":13,"total_occurrences":12,"level":40,"counter":7,"last_modified_by":9,` +
+	eventItem = `"public_item_id":null,"integrations_data":{},"level_lock":0,"last_activated_timestamp":1700000000,` +
+		`"assigned_user_id":null,"group_status":1,"hash":"5f1d","id":700100200,"environment":"production",` +
+		`"title_lock":0,"title":"out of ink","last_occurrence_id":400500600700,` +
+		`"last_occurrence_timestamp":1700000500,"platform":0,"first_occurrence_timestamp":1700000000,` +
+		`"project_id":77,"resolved_in_version":null,"status":1,"unique_occurrences":null,"group_item_id":null,` +
+		`"framework":13,"total_occurrences":12,"level":40,"counter":7,"last_modified_by":9,` +
 		`"first_occurrence_id":400500600100,"activating_occurrence_id":400500600100`
-	eventOccurrence = `{"body":{"message":{"body":"out of ` +
-		`ink"}},"uuid":"0b9e1d54-0000-4000-8000-000000000001","level":"error","timestamp":1700000499,` +
-		`"environment":"production","metadata":{"access_token":"s3cret","debug":{"routes":{"access_token":"s3cret","start_time":1}},"timestamp_ms":1700000500123}}`
+	eventOccurrence = `{"body":{"message":{"body":"out of ink"}},"uuid":"0b9e1d54-0000-4000-8000-000000000001",` +
+		`"level":"error","timestamp":1700000499,"environment":"production","metadata":{"access_token":"s3cret",` +
+		`"debug":{"routes":{"access_token":"s3cret","start_time":1}},"timestamp_ms":1700000500123}}`
 )
 
 // event is an event whose item has further or other members.
@@ -101,7 +102,8 @@ func TestWebhooks(t *testing.T) {
 				return
 			}
 			data := strings.ReplaceAll(eventOccurrence, `"access_token":"s3cret",`, "")
-			assert.Equal(t, []string{`{"id":400500600700,"item_id":700100200,"project_id":77,"timestamp":1700000500,"data":` + data + `}`}, archived)
+			assert.Equal(t, []string{`{"id":400500600700,"item_id":700100200,"project_id":77,` +
+				`"timestamp":1700000500,"data":` + data + `}`}, archived)
 		})
 	}
 	f := newWebhooks(t, 0, func(c *Config) { c.ReadOnly = true })
@@ -184,8 +186,10 @@ func TestWebhooksThatComeLate(t *testing.T) {
 		isOlder             bool
 	}{
 		{"equal in all", "", "", false},
-		{"older by the occurrence", "", `"last_occurrence_timestamp":1700000499,"last_activated_timestamp":1800000000,"total_occurrences":99`, true},
-		{"newer by the occurrence", "", `"last_occurrence_timestamp":1700000501,"last_activated_timestamp":1,"total_occurrences":1`, false},
+		{"older by the occurrence", "", `"last_occurrence_timestamp":1700000499,` +
+			`"last_activated_timestamp":1800000000,"total_occurrences":99`, true},
+		{"newer by the occurrence", "", `"last_occurrence_timestamp":1700000501,` +
+			`"last_activated_timestamp":1,"total_occurrences":1`, false},
 		{"older by the activation", "", `"last_activated_timestamp":1699999999,"total_occurrences":99`, true},
 		{"newer by the activation", "", `"last_activated_timestamp":1700000001,"total_occurrences":1`, false},
 		{"older by the resolution", `"last_resolved_timestamp":1700000600`,
@@ -203,7 +207,8 @@ func TestWebhooksThatComeLate(t *testing.T) {
 			f := newWebhooks(t, 0)
 			f.webhook(event("new_item", test.stored)).requireStored(true)
 			f.exec(`UPDATE reports SET last_seen = '2026-01-01'`)
-			late := strings.TrimPrefix(test.event+`,"title":"renamed","last_occurrence_id":5,"last_occurrence":`+eventOccurrence, ",")
+			late := strings.TrimPrefix(test.event+
+				`,"title":"renamed","last_occurrence_id":5,"last_occurrence":`+eventOccurrence, ",")
 			f.webhook(event("reopened_item", late)).requireStored(true)
 			want := []string{"current renamed", "superseded out of ink"}
 			if test.isOlder {

@@ -306,7 +306,8 @@ func (c *comparison) grow(n int) string {
 	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + reportCursor{before: 30}.String())
 	var bounds [2]time.Time
 	require.NoError(c, c.conn.QueryRow(c.Context(), `
-		SELECT max(first_seen) FILTER (WHERE id <= $1), max(first_seen) FILTER (WHERE id <= 2 * $1) FROM reports`, n/3).Scan(&bounds[0], &bounds[1]))
+		SELECT max(first_seen) FILTER (WHERE id <= $1), max(first_seen) FILTER (WHERE id <= 2 * $1)
+		FROM reports`, n/3).Scan(&bounds[0], &bounds[1]))
 	var slowest time.Duration
 	var filter string
 	for _, query := range filterPairs() {
@@ -429,7 +430,8 @@ func (c *comparison) relay() {
 	defer c.rollbar.SetFault(sandbox.None)
 	p := c.serve("RELAY_TOKEN=sdk", "QUEUE_LIMIT=10000000")
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512}}
-	const body = `{"data":{"environment":"production","level":"error","body":{"message":{"body":"checkout is closed"}}}}`
+	const body = `{"data":{"environment":"production","level":"error",` +
+		`"body":{"message":{"body":"checkout is closed"}}}}`
 	post := func() float64 {
 		began := time.Now()
 		req, err := http.NewRequest("POST", p.url+"/api/1/item/", strings.NewReader(body))

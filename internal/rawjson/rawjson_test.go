@@ -80,7 +80,8 @@ func FuzzParts(f *testing.F) {
 		changed := Set(stored, "\"new\n", json.RawMessage("1"))
 		require.True(t, json.Valid(changed))
 		require.Equal(t, "1", string(Get(changed, "\"new\n")))
-		require.Equal(t, []json.RawMessage{nil, Get(changed, "\"new\n"), nil}, Pick(changed, "no such", "\"new\n", "nor this"))
+		require.Equal(t, []json.RawMessage{nil, Get(changed, "\"new\n"), nil},
+			Pick(changed, "no such", "\"new\n", "nor this"))
 		require.True(t, json.Valid(Set(changed, "\"new\n", nil)))
 	})
 }

@@ -328,14 +328,18 @@ func TestRefuses(t *testing.T) {
 		`null`:                                   missing,
 		`{"environment":"production"}`:           missing,
 		`{"environment":"production","body":{}}`: oneKind,
-		`{"environment":"production","body":{"message":{"body":"a"},"trace":{}}}`:     oneKind,
-		`{"environment":"production","body":{"trace":{}}}`:                            "data.body.trace.frames is missing and it is required. data.body.trace.exception.class is missing and it is required.",
-		`{"environment":"production","body":{"trace_chain":[]}}`:                      "data.body.trace_chain should be array.",
-		`{"environment":"production","body":{"trace_chain":[{"frames":[]}]}}`:         "data.body.trace_chain[0].exception.class is missing and it is required.",
-		`{"body":{"message":{"body":"a"}}}`:                                           "data.environment is missing and it is required.",
-		`{"environment":"","body":{"message":{"body":"a"},"telemetry":{}}}`:           "data.environment is not valid. data.body.telemetry should be array.",
-		`{"environment":"a","level":10,"uuid":"✓","body":{"crash_report":{"raw":1}}}`: "data.level should be string. data.uuid is not valid. data.body.crash_report.raw should be string.",
-		`{"environment":"a","person":{"id":null},"body":{"message":{"body":""}}}`:     "data.person.id should be string.",
+		`{"environment":"production","body":{"message":{"body":"a"},"trace":{}}}`: oneKind,
+		`{"environment":"production","body":{"trace":{}}}`: "data.body.trace.frames is missing and it is required. " +
+			"data.body.trace.exception.class is missing and it is required.",
+		`{"environment":"production","body":{"trace_chain":[]}}`: "data.body.trace_chain should be array.",
+		`{"environment":"production","body":{"trace_chain":[{"frames":[]}]}}`: "data.body.trace_chain[0]." +
+			"exception.class is missing and it is required.",
+		`{"body":{"message":{"body":"a"}}}`: "data.environment is missing and it is required.",
+		`{"environment":"","body":{"message":{"body":"a"},"telemetry":{}}}`: "data.environment is not valid. " +
+			"data.body.telemetry should be array.",
+		`{"environment":"a","level":10,"uuid":"✓","body":{"crash_report":{"raw":1}}}`: "data.level should be string. " +
+			"data.uuid is not valid. data.body.crash_report.raw should be string.",
+		`{"environment":"a","person":{"id":null},"body":{"message":{"body":""}}}`: "data.person.id should be string.",
 	} {
 		c.do("POST /item", `{"data":`+data+`}`).requireError(422, "Invalid format. "+want)
 	}

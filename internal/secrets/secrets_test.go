@@ -91,9 +91,10 @@ func TestMaskWriter(t *testing.T) {
 
 func BenchmarkMask(b *testing.B) {
 	mask := New("0a1b2c3d4e5f60718293a4b5c6d7e8f9", "ffeeddccbbaa99887766554433221100", "correct-horse")
-	line := []byte(`{"timestamp":"2026-11-28T15:00:00.123456789Z","level":"INFO","dd.service":"app","message":"request",` +
-		`"operation":"items.list","http.method":"GET","http.url_details.path":"/items","network.client.ip":"127.0.0.1",` +
-		`"http.status_code":200,"duration":1234567,"upstream_duration":1234567,"http.request_id":"ABCDEFGHIJKLMNOPQRSTUVWXYZ"}`)
+	line := []byte(`{"timestamp":"2026-11-28T15:00:00.123456789Z","level":"INFO","dd.service":"app",` +
+		`"message":"request","operation":"items.list","http.method":"GET","http.url_details.path":"/items",` +
+		`"network.client.ip":"127.0.0.1","http.status_code":200,"duration":1234567,"upstream_duration":1234567,` +
+		`"http.request_id":"ABCDEFGHIJKLMNOPQRSTUVWXYZ"}`)
 	for b.Loop() {
 		mask.Bytes(line)
 	}

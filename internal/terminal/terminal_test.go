@@ -13,7 +13,9 @@ import (
 func TestSafe(t *testing.T) {
 	t.Parallel()
 	const hostile = "a\x1b[31m\u202eb\r\nc\u009b\n"
-	for json, want := range map[bool]string{true: `a\u001b[31m\u202eb` + "\nc" + `\u009b` + "\n", false: "a [31m b\nc \n"} {
+	for json, want := range map[bool]string{
+		true: `a\u001b[31m\u202eb` + "\nc" + `\u009b` + "\n", false: "a [31m b\nc \n",
+	} {
 		var out strings.Builder
 		n, err := fmt.Fprint(Safe(&out, json), hostile)
 		require.NoError(t, err)
