@@ -5,6 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -217,5 +222,23 @@ func TestRegistry(t *testing.T) {
 		}
 		_, err := c.Run.prepare(arguments{nil, paramName})
 		assert.NotContains(t, fmt.Sprint(err), "must be", "the defaults of %s are valid", c.Name)
+		assert.Equal(t, c.Confirm == nil, c.About == nil, "a question of %s is about something", c.Name)
+		if c.About != nil {
+			assert.Equal(t, reflect.TypeFor[json.RawMessage](), c.About.Run.out, c.Name)
+			assert.False(t, c.About.Changes, "%s changes something before it asks", c.Name)
+			assert.True(t, c.About.Route != "" || slices.Equal(c.names(inQuery), c.About.names(inQuery)), c.Name)
+			for _, p := range c.About.Run.params { // which gets the same arguments
+				assert.True(t, c.has(p.in, p.name) || !p.required, "%s has no %s to ask about", c.Name, p.name)
+			}
+		}
+	}
+	sources, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	bounds := regexp.MustCompile(`\b(?:min|max):"(.*?)"`)
+	for _, name := range sources {
+		for _, bound := range bounds.FindAllStringSubmatch(readDocument(t, name), -1) {
+			_, err := strconv.ParseInt(bound[1], 10, 64)
+			assert.NoError(t, err, "%s: a bound of a parameter", name)
+		}
 	}
 }
