@@ -150,11 +150,15 @@ func (m *metricSender) packets(all map[metric]series) (packets [][]byte) {
 	return packets
 }
 
-var notInTag = regexp.MustCompile(`[^\p{L}\p{N}_:./-]+`)
+// notInTag is compiled at its first use, because not every subcommand needs it.
+var notInTag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^\p{L}\p{N}_:./-]+`) })
 
 // normalTag returns a tag, or a value that becomes one, as Datadog would rewrite it.
 func normalTag(text string) string {
-	return strings.TrimRight(cut(notInTag.ReplaceAllString(strings.ToLower(text), "_"), 200), "_:")
+	if text == "" {
+		return ""
+	}
+	return strings.TrimRight(cut(notInTag().ReplaceAllString(strings.ToLower(text), "_"), 200), "_:")
 }
 
 // metricTags changes tags into what the field of a message holds.

@@ -44,8 +44,12 @@ type Settings struct {
 // take precedence over their namesakes in DD_TAGS.
 func (s Settings) identity() []spanTag {
 	tags := append([]spanTag{{"service", ""}}, given(spanTag{"version", s.DefaultVersion})...)
-	for tag := range strings.FieldsFuncSeq(s.Tags, func(r rune) bool { return r == ',' || r == ' ' }) {
-		key, value, _ := strings.Cut(tag, ":")
+	separator := ","
+	if !strings.Contains(s.Tags, separator) {
+		separator = " "
+	}
+	for tag := range strings.SplitSeq(s.Tags, separator) {
+		key, value, _ := strings.Cut(strings.TrimSpace(tag), ":")
 		switch key {
 		case "", "language", "runtime-id": // set by the client
 		case "service", "env":
