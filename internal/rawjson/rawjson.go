@@ -168,7 +168,8 @@ func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
 			name := rest[:stringLen(rest)]
 			rest = rest[len(name)+1:] // the colon
-			value := rest[:valueLen(rest)]
+			length, _ := measure(rest)
+			value := rest[:length]
 			if !yield(name, value) {
 				return
 			}
@@ -192,7 +193,8 @@ func Elements(array []byte) iter.Seq[json.RawMessage] {
 			return
 		}
 		for rest := array[1:]; len(rest) > 0 && rest[0] != ']'; {
-			value := rest[:valueLen(rest)]
+			length, _ := measure(rest)
+			value := rest[:length]
 			if !yield(value) {
 				return
 			}
@@ -229,18 +231,13 @@ func Pick(object json.RawMessage, names ...string) []json.RawMessage {
 	return picked
 }
 
-// valueLen returns the length of the value that the text begins with, up to a comma or a closing bracket.
-func valueLen(text []byte) int {
-	length, _ := measure(text)
-	return length
-}
-
 // Depth returns how deep objects and arrays are nested in the value: 0 for a plain value.
 func Depth(value json.RawMessage) int {
 	_, deepest := measure(value)
 	return deepest
 }
 
+// measure returns the length of the value that the text begins with, up to a comma or a closing bracket, and its depth.
 func measure(text []byte) (length, deepest int) {
 	depth := 0
 	for i := 0; i < len(text); i++ {
@@ -348,24 +345,15 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 
 // AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
-	quick, plain := append(buf, '"'), 0
-	for i := range len(text) {
-		c := text[i]
-		if ' ' <= c && c <= '~' && c != '"' && c != '\\' {
-			continue
-		}
-		short := strings.IndexByte("\n\t\r\"\\", c)
-		if short < 0 {
-			var quoted bytes.Buffer
-			encoder := json.NewEncoder(&quoted)
-			encoder.SetEscapeHTML(false) // which makes six bytes of one
-			_ = encoder.Encode(text)     // cannot fail for a string
-			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
-		}
-		quick = append(append(quick, text[plain:i]...), '\\', `ntr"\`[short])
-		plain = i + 1
+	isSpecial := func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }
+	if !strings.ContainsFunc(text, isSpecial) {
+		return append(append(append(buf, '"'), text...), '"')
 	}
-	return append(append(quick, text[plain:]...), '"')
+	var quoted bytes.Buffer
+	encoder := json.NewEncoder(&quoted)
+	encoder.SetEscapeHTML(false) // which makes six bytes of one
+	_ = encoder.Encode(text)     // cannot fail for a string
+	return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 }
 
 // Cut shortens the text to what is at most so many bytes as a JSON string, whoever writes that.
