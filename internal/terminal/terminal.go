@@ -46,28 +46,27 @@ func Printable(text string) string {
 
 // Safe returns a writer to a terminal, which would obey the control and bidi characters that come from elsewhere.
 // JSON has escapes for them; anything else gets blanks.
-func Safe(out io.Writer, json bool) io.Writer { return safeWriter{out, json} }
-
-type safeWriter struct {
-	io.Writer
-	json bool
-}
-
-func (w safeWriter) Write(p []byte) (int, error) {
-	text := make([]byte, 0, len(p))
-	for _, r := range strings.ReplaceAll(string(p), "\r\n", "\n") {
-		switch {
-		case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
-			text = utf8.AppendRune(text, r)
-		case w.json:
-			text = fmt.Appendf(text, `\u%04x`, r)
-		default:
-			text = append(text, ' ')
+func Safe(out io.Writer, json bool) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		text := make([]byte, 0, len(p))
+		for _, r := range strings.ReplaceAll(string(p), "\r\n", "\n") {
+			switch {
+			case r == '\n' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r):
+				text = utf8.AppendRune(text, r)
+			case json:
+				text = fmt.Appendf(text, `\u%04x`, r)
+			default:
+				text = append(text, ' ')
+			}
 		}
-	}
-	_, err := w.Writer.Write(text)
-	return len(p), err
+		_, err := out.Write(text)
+		return len(p), err
+	})
 }
+
+type writerFunc func(p []byte) (int, error)
+
+func (write writerFunc) Write(p []byte) (int, error) { return write(p) }
 
 // A Table aligns the rows that are written to it, whose cells are separated by tabs.
 type Table struct {
@@ -75,26 +74,23 @@ type Table struct {
 	Width   int            // of the terminal, where longer lines are cut; 0 for none
 	Colours map[string]int // of the cells with these texts, as terminals number them
 	rows    [][]string
+	widths  []int // of the columns
 }
 
 func (t *Table) Write(p []byte) (int, error) {
 	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\n"), "\n") {
-		t.rows = append(t.rows, strings.Split(line, "\t"))
+		row := strings.Split(line, "\t")
+		t.rows = append(t.rows, row)
+		t.widths = append(t.widths, make([]int, max(0, len(row)-len(t.widths)))...)
+		for i, cell := range row {
+			t.widths[i] = max(t.widths[i], TextWidth(cell))
+		}
 	}
 	return len(p), nil
 }
 
 // Flush prints the rows and forgets them.
 func (t *Table) Flush() error {
-	var widths []int
-	for _, row := range t.rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], TextWidth(cell))
-		}
-	}
 	var text strings.Builder
 	for _, row := range t.rows {
 		blanks, used := 0, 0
@@ -103,24 +99,21 @@ func (t *Table) Flush() error {
 				cell = Fit(cell, t.Width-used)
 			}
 			if cell != "" {
-				text.WriteString(strings.Repeat(" ", blanks) + t.coloured(cell))
+				text.WriteString(strings.Repeat(" ", blanks))
 				blanks = 0
 			}
-			blanks += widths[i] - TextWidth(cell) + 2
-			used += widths[i] + 2
+			blanks += t.widths[i] - TextWidth(cell) + 2
+			used += t.widths[i] + 2
+			if colour := t.Colours[cell]; colour > 0 {
+				cell = fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
+			}
+			text.WriteString(cell)
 		}
 		text.WriteByte('\n')
 	}
-	t.rows = nil
+	t.rows, t.widths = nil, nil
 	_, err := io.WriteString(t.Out, text.String())
 	return err
-}
-
-func (t *Table) coloured(cell string) string {
-	if colour := t.Colours[cell]; colour > 0 {
-		return fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
-	}
-	return cell
 }
 
 // Fit cuts a text that is wider than the width.
@@ -185,9 +178,8 @@ type Progress struct {
 	Out   io.Writer
 	Began time.Time
 
-	mu    sync.Mutex
-	shown bool // now
-	ended bool
+	mu           sync.Mutex
+	shown, ended bool
 }
 
 // Show shows how much of what is done, of a total unless that is 0, how fast and until when.
@@ -217,14 +209,9 @@ func (p *Progress) End() {
 }
 
 // Before returns a writer for what ends the progress.
-func (p *Progress) Before(result io.Writer) io.Writer { return resultWriter{result, p} }
-
-type resultWriter struct {
-	io.Writer
-	line *Progress
-}
-
-func (w resultWriter) Write(p []byte) (int, error) {
-	w.line.End()
-	return w.Writer.Write(p)
+func (p *Progress) Before(result io.Writer) io.Writer {
+	return writerFunc(func(text []byte) (int, error) {
+		p.End()
+		return result.Write(text)
+	})
 }
