@@ -111,7 +111,7 @@ func start(ctx context.Context, bin, dir string, settings []string, env ...strin
 	if bin == "" {
 		return p, p.startContainer(ctx, settings)
 	}
-	return p, p.startLocal(ctx, bin, settings, env...)
+	return p, p.startLocal(ctx, bin, settings, env)
 }
 
 // URL returns the server's address, for pgx and for psql.
@@ -189,9 +189,8 @@ func unprivilegedUser() (*syscall.Credential, error) {
 // not go, say in a project under /root, it makes a link to a directory in /var/tmp.
 func (p *Server) makeHome(dir string) (err error) {
 	if dir == "" {
-		p.home = temporary("/tmp")
-		p.remove = append(p.remove, p.home)
-		return p.mkdir(p.home)
+		p.home, err = p.temporary()
+		return err
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
@@ -208,28 +207,28 @@ func (p *Server) makeHome(dir string) (err error) {
 		return err
 	}
 	if p.mayEnter(dir) {
-		p.home = home
-		return p.mkdir(home)
+		p.home, err = p.own(home, os.Mkdir(home, 0o700))
+		return err
 	}
-	p.home = temporary("/var/tmp")
-	if err := p.mkdir(p.home); err != nil {
+	if p.home, err = p.own(os.MkdirTemp("/var/tmp", "app-postgres-")); err != nil {
 		return err
 	}
 	return os.Symlink(p.home, home)
 }
 
-// temporary returns a new path in the directory.
-func temporary(dir string) string {
-	return filepath.Join(dir, "app-postgres-"+strings.ToLower(rand.Text()))
+// temporary makes a directory that is removed in the end.
+func (p *Server) temporary() (dir string, err error) {
+	dir, err = p.own(os.MkdirTemp("/tmp", "app-postgres-"))
+	p.remove = append(p.remove, dir)
+	return dir, err
 }
 
-// mkdir makes a directory for the server's user alone.
-func (p *Server) mkdir(path string) error {
-	err := os.Mkdir(path, 0o700)
+// own gives a directory that was made to the server's user.
+func (p *Server) own(dir string, err error) (string, error) {
 	if err == nil && p.credential != nil {
-		err = os.Chown(path, int(p.credential.Uid), int(p.credential.Gid))
+		err = os.Chown(dir, int(p.credential.Uid), int(p.credential.Gid))
 	}
-	return err
+	return dir, err
 }
 
 // mayEnter tells whether the server's user may go to dir.
@@ -252,17 +251,13 @@ func (p *Server) command(ctx context.Context, name string, args ...string) *exec
 var plainPath = regexp.MustCompile(`^[\w/.-]{1,85}$`)
 
 // startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
-func (p *Server) startLocal(ctx context.Context, bin string, settings []string, env ...string) error {
-	if err := p.awaitUnused(ctx, bin); err != nil {
-		return err
+func (p *Server) startLocal(ctx context.Context, bin string, settings, env []string) error {
+	sockets, err := p.home, p.awaitUnused(ctx, bin)
+	if err == nil && !plainPath.MatchString(sockets) {
+		sockets, err = p.temporary()
 	}
-	sockets := p.home
-	if !plainPath.MatchString(sockets) {
-		sockets = temporary("/tmp")
-		p.remove = append(p.remove, sockets)
-		if err := p.mkdir(sockets); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+sockets)
