@@ -176,6 +176,7 @@ func (s *Sandbox) answer(r *request) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	path, inAPI := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/api/1")
+	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
 	route, known := s.routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
 	has, isToken := scopes[r.token]
 	isToken = isToken && r.fault != Forbidden
@@ -194,14 +195,10 @@ func (s *Sandbox) answer(r *request) answer {
 		return errorf(403, "invalid access token")
 	case !isPost && !slices.Contains(has, route.scope):
 		return forbidden(route.scope, has)
-	}
-	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
-	isOver := s.countCall(r)
-	switch {
+	case s.countCall(r):
+		return errorf(429, "Over rate limit. Access token: %s", r.token)
 	case r.fault == Deactivated:
 		return errorf(429, "This account has been deactivated. To reactivate it, log in to Rollbar and choose a plan. Access token: %s", r.token)
-	case isOver:
-		return errorf(429, "Over rate limit. Access token: %s", r.token)
 	case r.fault == Error:
 		return errorf(500, "internal error")
 	}
