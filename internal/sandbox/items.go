@@ -132,8 +132,7 @@ var patchRules = rules{
 	{names: "level", kinds: "string missing", form: matching(strings.Join(levels, "|"))},
 	{names: "title", kinds: "string missing", form: matching(".{1,255}")},
 	{names: "resolved_in_version", kinds: "string missing", form: matching(".{0,40}")},
-	{names: "assigned_user_id", kinds: "integer null missing"},
-	{names: "assigned_team_id", kinds: "integer null missing"},
+	{names: "assigned_user_id assigned_team_id", kinds: "integer null missing"},
 	{names: "snooze_enabled", kinds: "boolean missing"},
 	{names: "snooze_expiration_in_seconds", kinds: "integer missing"},
 }
@@ -152,19 +151,11 @@ func (s *Sandbox) patchItem(r *request) answer {
 	}
 	var changes map[string]any
 	_ = json.Unmarshal(sent, &changes) // valid
-	for name, value := range changes {
-		if n, isNumber := value.(float64); isNumber {
-			changes[name] = int64(n)
-		}
-		if !slices.ContainsFunc(patchRules, func(r rule) bool { return r.names == name }) {
-			delete(changes, name)
-		}
-	}
 	s.change(it, changes)
 	return result(changes)
 }
 
-// change sets fields of an item and those that depend on them.
+// change sets fields of an item and those that depend on them. It removes the changes of what no PATCH changes.
 func (s *Sandbox) change(it item, changes map[string]any) {
 	now := s.settings.Now().Unix()
 	if status := changes["status"]; status != nil && status != it["status"] {
@@ -172,6 +163,10 @@ func (s *Sandbox) change(it item, changes map[string]any) {
 		it["resolved_in_version"] = nil
 	}
 	for name, value := range changes {
+		if n, isNumber := value.(float64); isNumber {
+			value = int64(n)
+			changes[name] = value
+		}
 		switch name {
 		case "resolved_in_version":
 			if changes["status"] == "resolved" { // else it is not used
@@ -184,8 +179,10 @@ func (s *Sandbox) change(it item, changes map[string]any) {
 			it["snooze_expiration_threshold_seconds"], it["snooze_expiration_datetime"] = value, now+value.(int64)
 		case "title", "level":
 			it[name], it[name+"_lock"] = value, int64(1)
-		default:
+		case "status", "assigned_user_id", "assigned_team_id":
 			it[name] = value
+		default:
+			delete(changes, name)
 		}
 	}
 	it["last_modified_by"] = int64(5325)

@@ -109,13 +109,13 @@ func (rs rules) refusals(path string, object json.RawMessage) (refused []string)
 
 // kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, an empty array is "empty".
 func kindOf(value json.RawMessage) string {
-	if value == nil {
+	_, isInteger := rawjson.Int(value)
+	switch {
+	case value == nil:
 		return "missing"
-	}
-	if _, ok := rawjson.Int(value); ok {
+	case isInteger:
 		return "integer"
-	}
-	if string(value) == "[]" {
+	case string(value) == "[]":
 		return "empty"
 	}
 	first := map[byte]string{'n': "null", 't': "boolean", 'f': "boolean", '"': "string", '[': "array", '{': "object"}

@@ -93,12 +93,9 @@ func seedUUID(number, n int) string {
 // newItem adds an item that begins with an occurrence.
 func (s *Sandbox) newItem(title, level, environment, hash string, first *occurrence) item {
 	counter := int64(len(s.items)+1) + s.skipped
-	if runes := []rune(title); len(runes) > 255 {
-		title = string(runes[:255])
-	}
 	it := item{
 		"id": firstID + counter, "counter": counter, "project_id": projectID, "environment": environment, "platform": "unknown",
-		"framework": "unknown", "hash": hash, "title": title, "status": "active", "level": level,
+		"framework": "unknown", "hash": hash, "title": fmt.Sprintf("%.255s", title), "status": "active", "level": level,
 		"total_occurrences": int64(0), "unique_occurrences": nil,
 		"first_occurrence_id": first.id, "first_occurrence_timestamp": first.at,
 		"last_occurrence_id": first.id, "last_occurrence_timestamp": first.at,
