@@ -1,5 +1,4 @@
-// Package datadog sends traces and metrics to a Datadog agent, and writes log lines for it to collect. It
-// speaks the agent's own formats and needs none of Datadog's libraries.
+// Package datadog is a client of the Datadog agent for traces, metrics and logs, without Datadog's libraries.
 //
 // A program pays nothing while Datadog is off: without the address of an agent Start returns a nil *Client, and
 // the methods of a nil *Client and of a nil *Span do nothing.
@@ -76,7 +75,6 @@ func (c *Client) Close(limit time.Duration) {
 	c.stop()
 	defer time.AfterFunc(limit, c.abort).Stop()
 	c.senders.Wait()
-	c.abort()
 }
 
 // drops counts the data that could not be sent and logs the counts.

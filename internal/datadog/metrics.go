@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"regexp"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -19,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"app/internal/secrets"
 )
@@ -150,15 +150,12 @@ func (m *metricSender) packets(all map[metric]series) (packets [][]byte) {
 	return packets
 }
 
-// notInTag is compiled at its first use, because not every subcommand needs it.
-var notInTag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^\p{L}\p{N}_:./-]+`) })
-
 // normalTag returns a tag, or a value that becomes one, as Datadog would rewrite it.
 func normalTag(text string) string {
-	if text == "" {
-		return ""
+	isOther := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsNumber(r) && !strings.ContainsRune("_:./-", r)
 	}
-	return strings.TrimRight(cut(notInTag().ReplaceAllString(strings.ToLower(text), "_"), 200), "_:")
+	return strings.TrimRight(cut(strings.Join(strings.FieldsFunc(strings.ToLower(text), isOther), "_"), 200), "_:")
 }
 
 // metricTags changes tags into what the field of a message holds.

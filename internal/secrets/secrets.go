@@ -46,14 +46,12 @@ func (m *Mask) add(form string) {
 			m.begins[int(a)<<8|int(b)] = true
 		}
 	}
-	for b := range 1 << 8 {
-		m.begins['%'<<8|b] = true
-		m.begins['\\'<<8|b] = strings.IndexByte(`u"\/`, byte(b)) >= 0 || m.begins['\\'<<8|b]
+	for _, next := range []byte(`"\/u0123456789abcdefABCDEF`) { // what may follow in an escape
+		m.begins['%'<<8|int(next)], m.begins['\\'<<8|int(next)] = true, true
 	}
 }
 
-// Bytes returns the text, a part of it or a line of JSON, with *** for each secret. It does not change its
-// argument.
+// Bytes returns a copy of the text or the line of JSON with *** for each secret, or its argument if there is none.
 func (m *Mask) Bytes(text []byte) []byte {
 	var masked []byte
 	kept := 0
