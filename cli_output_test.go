@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/terminal"
 )
 
 func TestOutputFormats(t *testing.T) {
@@ -33,4 +36,21 @@ func TestOutputFormats(t *testing.T) {
 	assert.Contains(t, one, "assigned_team_id")
 	assert.Contains(t, one, "first_occurrence_id")
 	assert.Regexp(t, `(?m)^status +active$`, one)
+	assert.Equal(t, 1, strings.Count("\n"+one, "\nstatus "), "each member once")
+}
+
+// A long table appears while it is read, and a failure leaves what came before it.
+func TestTableAppearsWhileItIsRead(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	rows := func(yield func(json.RawMessage, error) bool) {
+		for range alignedRows {
+			yield(json.RawMessage(`{"id":1}`), nil)
+		}
+		assert.Equal(t, 1+alignedRows, strings.Count(out.String(), "\n"))
+		yield(json.RawMessage(`{"id":1}`), nil)
+		yield(nil, io.ErrUnexpectedEOF)
+	}
+	assert.ErrorIs(t, printRows(&terminal.Table{Out: &out}, []string{"id"}, &List{Rows: rows}), io.ErrUnexpectedEOF)
+	assert.Equal(t, "ID\n"+strings.Repeat("1\n", alignedRows+1), out.String())
 }

@@ -98,6 +98,33 @@ func TestAskStranger(t *testing.T) {
 	}
 }
 
+// A failure of the server is told as it is, and a list that breaks off is one.
+func TestAskServerThatFails(t *testing.T) {
+	t.Parallel()
+	const more = `"upstream_status":403,"errors":[{"field":"level","message":"other"}]}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/items" {
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(502)
+			_, _ = io.WriteString(w, `{"type":"/problems/rollbar-auth","status":502,"detail":"refused",`+more)
+			return
+		}
+		w.Header().Set("Content-Type", ndjson)
+		_, _ = io.WriteString(w, `{"id":1}`+"\n")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer server.Close()
+	got := runShell(t, "", "items", "list", "-o", "json", "-app-url", server.URL)
+	assert.Equal(t, 5, got.exit)
+	assert.Contains(t, got.err, `"detail":"refused"`)
+	assert.Contains(t, got.err, more)
+	got = runShell(t, "", "reports", "list", "-o", "ndjson", "-app-url", server.URL)
+	assert.Equal(t, 7, got.exit)
+	assert.Equal(t, `{"id":1}`+"\n", got.out)
+	assert.Contains(t, got.err, "does not answer")
+}
+
 // A redirect is not followed: it would make a read of what should change something.
 func TestAskServerThatRedirects(t *testing.T) {
 	t.Parallel()

@@ -233,6 +233,7 @@ func TestServeBeforePostgreSQL(t *testing.T) {
 	list := f.get("/items")
 	assert.Equal(t, 200, list.status)
 	assert.Equal(t, "false", list.header.Get("Report-Stored"))
+	assert.Contains(t, f.run("items", "list", "-app-url", f.url).err, "the server's PostgreSQL does not answer")
 
 	postgres.Resume()
 	require.Eventually(t, func() bool { return f.get("/check").status == 200 }, waitLimit, waitTick)

@@ -115,6 +115,18 @@ func TestQuestions(t *testing.T) {
 		}
 	}
 	assert.NotContains(t, fmt.Sprint(f.sandbox.Requests()), "DELETE")
+
+	_, err := f.app.store.archive(t.Context(), []Occurrence{
+		occurrenceWith(t, 1, 5, 1, ""), occurrenceWith(t, 2, 6, 1, ""),
+	})
+	require.NoError(t, err)
+	term := newTerminal(t)
+	_, err = io.WriteString(term.keys, "Yes\n")
+	require.NoError(t, err)
+	args := []string{database, "occurrences", "clean", "-item-id", "5"}
+	assert.Zero(t, run(t.Context(), args, console{term.stream, io.Discard, term.stream, ""}))
+	term.await(t, "Permanently delete 1 archived occurrences (-item-id 5)? [y/N] ")
+	assert.Equal(t, []string{"2"}, f.rows(`SELECT id::text FROM occurrences`))
 }
 
 // A terminal gets no control and bidi characters from elsewhere: JSON escapes them, all else has blanks.

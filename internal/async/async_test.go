@@ -133,7 +133,7 @@ func TestBatcherAbandoned(t *testing.T) {
 		time.Millisecond)
 	leave()
 	assert.ErrorIs(t, <-gone, context.Canceled)
-	other := b.Put(3)
+	other := b.Put(3) // which nobody has to wait for
 	g.through <- nil
 	assert.Equal(t, []int{3}, <-g.begun)
 	g.through <- nil
@@ -199,34 +199,46 @@ func TestBatcherThatIsSlow(t *testing.T) {
 	}
 }
 
-// A leader that goes away does not take the waiters' result along.
+// A leader that goes away or panics does not take the waiters' result along, and what is forgotten is not shared.
 func TestSingleflightOutlivesItsLeader(t *testing.T) {
-	t.Parallel()
-	var f Singleflight[json.RawMessage]
-	leader, leave := context.WithCancel(t.Context())
-	reading := make(chan struct{})
-	go func() {
-		_, _ = f.Do(leader, "key", func() (json.RawMessage, error) {
-			close(reading)
-			<-leader.Done()
-			return nil, leader.Err()
-		})
-	}()
-	<-reading
-	answer := make(chan json.RawMessage)
-	go func() {
-		got, err := f.Do(t.Context(), "key", func() (json.RawMessage, error) { return json.RawMessage(`1`), nil })
-		assert.NoError(t, err)
-		answer <- got
-	}()
-	leave()
-	assert.Equal(t, json.RawMessage(`1`), <-answer)
+	synctest.Test(t, func(t *testing.T) {
+		var f Singleflight[json.RawMessage]
+		leader, leave := context.WithCancel(t.Context())
+		lead := func(key string, end func()) {
+			defer func() { _ = recover() }()
+			_, _ = f.Do(leader, key, func() (json.RawMessage, error) {
+				<-leader.Done()
+				end()
+				return nil, leader.Err()
+			})
+		}
+		follow := func(key string) {
+			got, err := f.Do(t.Context(), key, func() (json.RawMessage, error) { return json.RawMessage(`1`), nil })
+			assert.NoError(t, err)
+			assert.Equal(t, json.RawMessage(`1`), got)
+		}
+		go lead("forgotten", func() {})
+		synctest.Wait()
+		f.Forget()
+		follow("forgotten")
+		go lead("leaves", func() {})
+		go lead("panics", func() { panic("oh no") })
+		synctest.Wait()
+		go follow("leaves")
+		go follow("panics")
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+	})
 }
 
 // Results come in order, a bounded number of them is fetched at the same time, and the fetching ends
 // with the loop.
 func TestReadAhead(t *testing.T) {
-	t.Parallel()
+	synctest.Test(t, testReadAhead)
+}
+
+func testReadAhead(t *testing.T) {
 	var running, most, started atomic.Int64
 	fetch := func(ctx context.Context, n int64) (int64, error) {
 		started.Add(1)
@@ -236,6 +248,9 @@ func TestReadAhead(t *testing.T) {
 			}
 		}
 		defer running.Add(-1)
+		if n > 24 {
+			<-ctx.Done()
+		}
 		time.Sleep(time.Duration(n%3) * time.Millisecond)
 		return n, nil
 	}
@@ -266,6 +281,7 @@ func TestReadAhead(t *testing.T) {
 		}
 		assert.Less(t, n, int64(3))
 	}
+	for _, err := range ReadAhead(t.Context(), 1, 1, 1, func(context.Context, int64) (int, error) { panic("oh no") }) {
+		assert.ErrorContains(t, err, "panic: oh no")
+	}
 }
-
-// With little of the rate limit left, many calls spread over what is left of its window.

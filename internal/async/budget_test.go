@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -60,8 +61,8 @@ func TestBudgetReadAll(t *testing.T) {
 	for _, n := range []int{0, 1, 4095, 4096, 4097, 99_999, most, most + 1, 3 * most} {
 		for _, size := range []int{-1, 0, n, n / 2, most} {
 			b := &Budget{Bytes: 1 << 20, Wait: time.Minute, Full: errFull}
-			given := bytes.Repeat([]byte("x"), n)
-			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(bytes.NewReader(given)), size, most)
+			given := iotest.OneByteReader(bytes.NewReader(bytes.Repeat([]byte("x"), n)))
+			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(given), size, most)
 			require.NoError(t, err)
 			assert.Equal(t, min(n, most+1), len(got))
 			assert.Equal(t, cap(got), b.held)
@@ -76,17 +77,25 @@ func TestBudgetReadAll(t *testing.T) {
 	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a text that was cut off is not whole")
 }
 
+// A slowReader reads less than it could, so that others read meanwhile.
+type slowReader struct{ io.Reader }
+
+func (r slowReader) Read(p []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	return r.Reader.Read(p[:(len(p)+1)/2])
+}
+
 // Of many that read large texts of unknown size, each comes to its end.
 func TestBudgetReadAllTogether(t *testing.T) {
-	t.Parallel()
-	b := &Budget{Bytes: 600_000, Small: 20_000, Wait: time.Minute, Full: errFull}
-	var readers sync.WaitGroup
-	for range 16 {
-		readers.Go(func() {
-			_, err := b.ReadAll(t.Context(), iotest.HalfReader(strings.NewReader(strings.Repeat("x", 200_000))), 0,
-				1<<20)
-			assert.NoError(t, err)
-		})
-	}
-	readers.Wait()
+	synctest.Test(t, func(t *testing.T) {
+		b := &Budget{Bytes: 600_000, Small: 20_000, Wait: 10 * time.Minute, Full: errFull}
+		var readers sync.WaitGroup
+		for range 16 {
+			readers.Go(func() {
+				_, err := b.ReadAll(t.Context(), slowReader{strings.NewReader(strings.Repeat("x", 200_000))}, 0, 1<<20)
+				assert.NoError(t, err)
+			})
+		}
+		readers.Wait()
+	})
 }

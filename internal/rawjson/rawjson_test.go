@@ -16,6 +16,14 @@ func TestDepth(t *testing.T) {
 	for text, want := range map[string]int{`7`: 0, `"[[["`: 0, `{}`: 1, `{"a":[{"b":"]"}],"c":[]}`: 3} {
 		require.Equal(t, want, Depth(json.RawMessage(text)), text)
 	}
+	_, err := Compact([]byte(strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)))
+	require.ErrorContains(t, err, "depth")
+}
+
+func TestEqual(t *testing.T) {
+	t.Parallel()
+	require.True(t, Equal(json.RawMessage(`{"a":1,"b":"\u0041"}`), json.RawMessage(`{"b":"A","a":1}`)))
+	require.False(t, Equal(json.RawMessage(`[9007199254740993]`), json.RawMessage(`[9007199254740992]`)))
 }
 
 // What PostgreSQL cannot hold or query becomes U+FFFD, and all else stays as it is.

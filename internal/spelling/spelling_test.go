@@ -17,5 +17,6 @@ func TestNearest(t *testing.T) {
 	}
 	assert.Empty(t, Nearest("status", nil))
 	assert.Equal(t, "assigned_user", Slip("ASIGNED_USER", names))
+	assert.Equal(t, "level", Slip("LEEVL", names), "a swap is one slip")
 	assert.Empty(t, Slip("asigned_usre", names))
 }

@@ -45,7 +45,8 @@ func TestTable(t *testing.T) {
 		require.NoError(t, table.Flush())
 		assert.Equal(t, tt.want, out.String(), tt.width)
 	}
-	assert.Equal(t, 7, TextWidth("🙂한✅✓"))
+	assert.Equal(t, 7, TextWidth("🙂한✅✓e\u0301")-1, "a combining character has no width")
+	assert.Equal(t, " ▁█", Sparkline([]int64{0, 1, 100}), "a little is not nothing")
 }
 
 // On a terminal that shows both, the result takes the place of the progress.
