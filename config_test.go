@@ -96,6 +96,17 @@ func TestEnvironmentSetsNoParameters(t *testing.T) {
 	assert.Equal(t, 2, f.run("reports", "clean").exit, "-yes is still wanted")
 }
 
+// With these settings serve starts; TestMissingSettings has those with which it does not.
+func TestServeSettings(t *testing.T) {
+	t.Parallel()
+	for _, flags := range []string{"-sandbox -addr=localhost:0", "-rollbar-post-client-token=x -addr=[::1]:0",
+		"-sandbox -api-token=" + placeholderToken + " -addr=:0", "-rollbar-write-token=x -api-read-token=y -addr=:0"} {
+		config, err := loadConfig(append(strings.Fields(flags), "-database-url=postgres:///x"), "")
+		require.NoError(t, err)
+		assert.NoError(t, config.checkServe(), flags)
+	}
+}
+
 func TestBadSettings(t *testing.T) {
 	tests := []struct{ name, env, file, want string }{
 		{"in the environment", "soon", "", "ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
@@ -114,6 +125,15 @@ func TestBadSettings(t *testing.T) {
 			"line 2 of .env: a $ begins a variable for Docker Compose: write the value in single quotes"},
 		{"quotes that were passed on", "'5s'", "", "ROLLBAR_TIMEOUT must not have quotes around it"},
 		{"quotes in quotes", "", "DD_ENV='\"s3cret\"'", "line 1 of .env: DD_ENV must not have quotes around it"},
+		{"no time", "0s", "", "ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
+		{"no age", "", "REPORTS_KEEP=0d", "line 1 of .env: REPORTS_KEEP must be an age such as 36h, 400d or 52w"},
+		{"no count", "", "QUEUE_LIMIT=0", "line 1 of .env: QUEUE_LIMIT must be a whole number at least 1"},
+		{"no level", "", "LOG_LEVEL=loud", "line 1 of .env: LOG_LEVEL must be debug, info, warn or error"},
+		{"no switch", "", "READ_ONLY=maybe", "line 1 of .env: READ_ONLY must be true or false"},
+		{"no address", "", "ADDR=8080", "line 1 of .env: ADDR must be an address such as 127.0.0.1:8080 or :8080"},
+		{"no URL", "", "APP_URL=host:80", "line 1 of .env: APP_URL must be a URL such as https://host/path"},
+		{"a URL with a query", "", "APP_URL=http://host/?x",
+			"line 1 of .env: APP_URL must be a URL such as https://host/path, without ? and #"},
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
 		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret",

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"app/internal/rawjson"
+	"app/internal/sandbox"
 )
 
 // Lists one element a line: as many as the limit says, all without one.
@@ -62,7 +63,7 @@ func TestLinesThatFail(t *testing.T) {
 	f.exec(`CREATE FUNCTION data_of(n bigint) RETURNS json STABLE LANGUAGE plpgsql AS $$
 		BEGIN
 			IF n = 50 THEN
-				RAISE 'disk on fire' USING ERRCODE = '58030';
+				RAISE 'disk on fire: %', '` + sandbox.ReadToken + `' USING ERRCODE = '58030';
 			END IF;
 			RETURN json_build_object('x', repeat('x', 1000));
 		END $$`)
@@ -74,6 +75,7 @@ func TestLinesThatFail(t *testing.T) {
 	require.Greater(t, len(lines), 100, "it fails half way")
 	last := lines[len(lines)-1]
 	require.True(t, strings.HasPrefix(last, `{"error":{`), last)
+	assert.Contains(t, last, "disk on fire: ***")
 	assert.Equal(t, `"/problems/unavailable"`, string(rawjson.Get(json.RawMessage(last), "error", "type")))
 	for _, args := range [][]string{{"-database-url", f.config.DatabaseURL}, {"-app-url", f.url}} {
 		got := runShell(t, "", append(args, "reports", "list", "-o", "ndjson")...)
@@ -81,6 +83,11 @@ func TestLinesThatFail(t *testing.T) {
 		assert.NotContains(t, got.out, "error")
 		assert.Contains(t, got.err, "/problems/unavailable")
 	}
+	f.exec(`CREATE OR REPLACE FUNCTION data_of(n bigint) RETURNS json STABLE LANGUAGE plpgsql AS $$
+		BEGIN
+			RAISE 'disk on fire' USING ERRCODE = '58030';
+		END $$`)
+	f.do("GET", "/reports", "", "Accept", ndjson).requireProblem(503, "unavailable")
 }
 
 // A report that the caller has is not sent again, until it changes.
@@ -137,6 +144,7 @@ func TestGzip(t *testing.T) {
 		body := io.Reader(strings.NewReader(answer.body))
 		if tt.want != "" {
 			assert.Less(t, len(answer.body), len(plain.body)/2, name)
+			assert.Contains(t, answer.header.Values("Vary"), "Accept-Encoding", name)
 			var err error
 			body, err = gzip.NewReader(body)
 			require.NoError(t, err)

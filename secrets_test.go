@@ -262,8 +262,12 @@ func TestEachTokenIsMasked(t *testing.T) {
 			require.NoError(t, s.set("secret-of-"+s.name))
 		}
 	}
+	config.AppURL, config.RollbarURL = "http://u:secret-of-app-url@host", "http://secret-of-rollbar-url@host"
+	config.DatabaseURL = "postgres://u:secret-of-database-url@host/x"
+	config.DatabaseReadURL = "host=host password=secret-of-database-read-url"
 	for _, s := range config.settings() {
-		if strings.HasSuffix(s.name, "-token") {
+		isURL := strings.HasSuffix(s.name, "-url") && !strings.HasPrefix(s.name, "dd-")
+		if strings.HasSuffix(s.name, "-token") || isURL {
 			assert.Equal(t, "<***>", string(config.mask().Bytes([]byte("<secret-of-"+s.name+">"))))
 		}
 	}
