@@ -68,17 +68,20 @@ func ReadAhead[T any](ctx context.Context, first, last int64, ahead int, fetch f
 		var fetching sync.WaitGroup
 		defer fetching.Wait()
 		defer cancel()
-		var results []func() (T, error)
+		var results []*pending[T]
 		for next := first; next <= last || len(results) > 0; {
 			for ; next <= last && len(results) < ahead; next++ {
-				n := next
-				get := sync.OnceValues(func() (T, error) { return Protect(func() (T, error) { return fetch(ctx, n) }) })
-				results = append(results, get)
-				fetching.Go(func() { _, _ = get() })
+				n, r := next, &pending[T]{done: make(chan struct{})}
+				results = append(results, r)
+				fetching.Go(func() {
+					defer close(r.done)
+					r.result, r.err = Protect(func() (T, error) { return fetch(ctx, n) })
+				})
 			}
-			result, err := results[0]()
+			r := results[0]
 			results = results[1:]
-			if !yield(result, err) || err != nil {
+			<-r.done
+			if !yield(r.result, r.err) || r.err != nil {
 				return
 			}
 		}

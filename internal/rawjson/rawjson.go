@@ -345,15 +345,24 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 
 // AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
-	isSpecial := func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }
-	if !strings.ContainsFunc(text, isSpecial) {
-		return append(append(append(buf, '"'), text...), '"')
+	quick, plain := append(buf, '"'), 0
+	for i := range len(text) {
+		c := text[i]
+		if ' ' <= c && c <= '~' && c != '"' && c != '\\' {
+			continue
+		}
+		short := strings.IndexByte("\n\t\r\"\\", c)
+		if short < 0 {
+			var quoted bytes.Buffer
+			encoder := json.NewEncoder(&quoted)
+			encoder.SetEscapeHTML(false) // which makes six bytes of one
+			_ = encoder.Encode(text)     // cannot fail for a string
+			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
+		}
+		quick = append(append(quick, text[plain:i]...), '\\', `ntr"\`[short])
+		plain = i + 1
 	}
-	var quoted bytes.Buffer
-	encoder := json.NewEncoder(&quoted)
-	encoder.SetEscapeHTML(false) // which makes six bytes of one
-	_ = encoder.Encode(text)     // cannot fail for a string
-	return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
+	return append(append(quick, text[plain:]...), '"')
 }
 
 // Cut shortens the text to what is at most so many bytes as a JSON string, whoever writes that.
