@@ -310,16 +310,14 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 }
 
 // supervise starts the shell with one kind of server, and returns once that takes connections.
-func (p *Server) supervise(ctx context.Context, functions string, settings []string, env ...string) error {
+func (p *Server) supervise(ctx context.Context, functions string, settings []string, env ...string) (err error) {
 	// The context has no say here: it may end long before the server.
 	args := append([]string{"-c", functions + supervisor, "sh"}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
 	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
-	orders, err := shell.StdinPipe()
-	if err != nil {
+	if p.orders, err = shell.StdinPipe(); err != nil {
 		return err
 	}
-	p.orders = orders
 	go func() { // ends with the shell, for which Stop waits
 		if out, err := shell.CombinedOutput(); err != nil {
 			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, bytes.TrimSpace(out))

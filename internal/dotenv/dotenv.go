@@ -51,19 +51,17 @@ func Parse(r io.Reader, set func(name, value string) error) error {
 		if m == nil {
 			return &Error{line, errors.New("must be NAME=value, a comment or blank")}
 		}
-		value, n, err := scan(text[len(m[0]):])
+		text = text[len(m[0]):]
+		value, n, err := scan(text)
 		values[m[1]], lines[m[1]] = value, line
-		n += len(m[0])
 		line += strings.Count(text[:n], "\n")
 		if err != nil {
 			return &Error{line, err}
 		}
 		text = text[n:]
 	}
+	maps.DeleteFunc(lines, func(name string, _ int) bool { return values[name] == "" })
 	for _, name := range slices.SortedFunc(maps.Keys(lines), func(a, b string) int { return lines[a] - lines[b] }) {
-		if values[name] == "" {
-			continue
-		}
 		if err := set(name, values[name]); err != nil {
 			return &Error{lines[name], err}
 		}
