@@ -64,16 +64,13 @@ var dataRules = rules{
 // refusals returns what Rollbar refuses about the data of a payload. Its wording is known for the body, for
 // what is missing and for what has the wrong kind.
 func refusals(data json.RawMessage) []string {
-	body, kinds := rawjson.Get(data, "body"), 0
-	for _, kind := range []string{"trace", "trace_chain", "message", "crash_report"} {
-		if rawjson.Get(body, kind) != nil {
-			kinds++
-		}
-	}
+	body := rawjson.Get(data, "body")
+	contents := rawjson.Pick(body, "trace", "trace_chain", "message", "crash_report")
+	missing := func(content json.RawMessage) bool { return content == nil }
 	switch {
 	case body == nil:
 		return []string{"data.body must not be undefined. Instead, it should be an object with a 'message', 'trace', 'trace_chain', or 'crash_report' key."}
-	case kinds != 1:
+	case len(slices.DeleteFunc(contents, missing)) != 1:
 		return []string{"data.body must have either a 'trace', 'trace_chain', 'message' or 'crash_report' property, (but not more than one)."}
 	}
 	return dataRules.refusals("data.", data)
