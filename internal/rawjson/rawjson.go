@@ -440,14 +440,13 @@ func Storable(text json.RawMessage) json.RawMessage {
 
 // Object returns the members of the JSON object that the text is. It refuses names that are given twice.
 func Object(text []byte) (map[string]json.RawMessage, error) {
-	if !utf8.Valid(text) {
-		return nil, errors.New("it is not UTF-8")
-	}
 	compact, err := Compact(text)
-	if err != nil {
+	switch {
+	case !utf8.Valid(text):
+		return nil, errors.New("it is not UTF-8")
+	case err != nil:
 		return nil, fmt.Errorf("it is not JSON: %w", err)
-	}
-	if compact[0] != '{' {
+	case compact[0] != '{':
 		return nil, errors.New("it is not a JSON object")
 	}
 	object := map[string]json.RawMessage{}

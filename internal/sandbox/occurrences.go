@@ -23,9 +23,6 @@ type occurrence struct {
 	deleting     bool
 }
 
-// clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
-var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}
-
 // postItem accepts an occurrence, before it is processed.
 func (s *Sandbox) postItem(r *request) answer {
 	if len(r.body) > 1<<20 {
@@ -37,7 +34,7 @@ func (s *Sandbox) postItem(r *request) answer {
 	}
 	data := rawjson.Get(payload, "data")
 	needed, has := "post_server_item", scopes[r.token]
-	if slices.Contains(clientPlatforms, textAt(data, "platform")) {
+	if slices.Contains([]string{"browser", "android", "ios", "flash", "client"}, textAt(data, "platform")) {
 		needed = "post_client_item"
 	}
 	if !slices.Contains(has, needed) {
