@@ -1,3 +1,4 @@
+// app.go is what all operations share, and its wiring.
 package main
 
 import (

@@ -1,3 +1,4 @@
+// call.go is the context of one run of an operation.
 package main
 
 import (

@@ -541,8 +541,7 @@ func (c *cli) unknownCommand(group *subcommand, word string) error {
 	return fail(invalid, "%s", unknown("command", word, group.childNames()))
 }
 
-// unknownFlag returns the failure of a flag that the subcommand does not have. Of the settings it names those
-// that may be meant.
+// unknownFlag returns the failure of an unknown flag. Of the settings it names those that may be meant.
 func unknownFlag(name string, flags, settings []cliFlag) error {
 	var valid []string
 	for _, f := range flags {

@@ -1,3 +1,4 @@
+// cli_summary.go shows the summary of reports as bars.
 package main
 
 import (

@@ -1,6 +1,5 @@
 // config.go holds the settings. Each can be given as a flag (-database-url), as an environment variable
-// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set. Nothing
-// else reads the environment.
+// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set.
 package main
 
 import (
@@ -299,8 +298,7 @@ func misspelt(names []string) (remarks []string) {
 	return remarks
 }
 
-// mask returns a mask that knows the secrets among the settings. A password that is also the user's name is
-// none.
+// mask returns a mask for the secrets among the settings. A password that is also the user's name is none.
 func (c *Config) mask() *secrets.Mask {
 	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {

@@ -1,5 +1,5 @@
 // errors.go is the one table of failures: each row is a kind of failure with its HTTP status and its exit code.
-// Operations return failures of these kinds, and surfaces look at nothing else.
+// Operations return failures of these kinds, which alone decide what a surface answers.
 package main
 
 import (
@@ -141,8 +141,7 @@ func failureOf(err error) *Failure {
 	}
 }
 
-// onCommandLine returns the failure as the command line reports it: of the kind misconfigured where a setting
-// is missing.
+// onCommandLine returns the failure as the command line reports it: misconfigured where a setting is missing.
 func (f *Failure) onCommandLine() *Failure {
 	if f.setting != "" {
 		f.kind = misconfigured

@@ -2,10 +2,9 @@
 //
 // Run it beside your services. Colleagues and scripts read, create, update and delete Rollbar's items through
 // one REST API and one command line, without holding Rollbar's tokens. Each state of an item that passes
-// through becomes a report in PostgreSQL, and what is created while Rollbar is down is delivered when it is
-// back.
+// through becomes a report in PostgreSQL, and what is created while Rollbar is down is delivered later.
 //
-// Each operation is a Command in the list below, which every surface reads: a route, a subcommand, its help and
+// Each operation is a Command in the list commands, which every surface reads: a route, a subcommand, its help and
 // its description in OpenAPI follow from it.
 package main
 

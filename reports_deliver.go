@@ -1,6 +1,6 @@
-// reports_deliver.go empties the outbox: serve all the time, reports.deliver once. An entry is given up only on
-// Rollbar's final word; age is no reason. Failures hold up nothing: in an outage, entry after entry is tried
-// all the same, only more slowly, and the first success makes all of them due.
+// reports_deliver.go empties the outbox: serve all the time, reports.deliver once. An entry is given up only when
+// Rollbar refuses it for good, never because of its age. One that fails does not hold up others: in an outage, one
+// after the other is tried, only more slowly, and the first success makes all of them due.
 package main
 
 import (

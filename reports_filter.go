@@ -1,7 +1,7 @@
 // reports_filter.go finds the reports that a list's filters choose, however many there are and however many
 // match. It looks at the nearest reports first, which usually fill the page, and then into one block of ids
-// after another until the page is full. A block without a match costs some microseconds. schema.sql says what
-// is known of a block.
+// after another until the page is full. A block is 4096 ids, and one without a match costs some
+// microseconds. schema.sql says what is known of it.
 package main
 
 import (

@@ -350,8 +350,7 @@ func itemsOf(read reading) (*ItemPage, error) {
 	return &ItemPage{Items: items, Total: json.RawMessage(cmp.Or(string(members[1]), "null"))}, err
 }
 
-// elementsOf returns the elements of the list with the name that a result must hold. A response without it is not
-// an empty list.
+// elementsOf returns the elements of a list, which a result must hold: one that is missing is not an empty one.
 func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	if len(list) == 0 || list[0] != '[' {
 		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)

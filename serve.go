@@ -1,4 +1,4 @@
-// serve.go runs the service: it starts what the service needs, listens, and ends in good order.
+// serve.go runs the service: it starts what the service needs, listens, and shuts down cleanly.
 package main
 
 import (
@@ -141,7 +141,7 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 // printExports prints the settings with which another shell uses this service, also after a restart, and what
 // SDKs and webhooks would send.
 func printExports(std console, config *Config, addr net.Addr) {
-	fmt.Fprintf(std.err, "\nThe service listens on http://%s. To use ./app in another shell, run there first:\n\n", addr)
+	fmt.Fprintf(std.err, "\nThe service listens on http://%s. For ./app in another shell, first run:\n\n", addr)
 	fmt.Fprintf(std.err, "export APP_URL=http://%s\n", addr)
 	if tokens, setting := config.ownTokens(); len(tokens) > 0 {
 		fmt.Fprintf(std.err, "export %s=%s\n", setting, shellQuote(tokens[0]))
