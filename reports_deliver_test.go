@@ -387,14 +387,13 @@ func TestDeliveryPaceOfASharedToken(t *testing.T) {
 // What comes while nothing waits is tried at once, unless Rollbar fails.
 func TestDeliveryBeginsAtOnce(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 0)
+	f := newFixture(t, 0, func(c *Config) { c.relayTokens = []string{"sdk"} })
 	f.app.outbox.pace, f.app.outbox.backoff = time.Hour, time.Hour
 	f.deliver(f.app)
 	for range 3 {
 		uuid := newUUID()
-		_, err := f.app.outbox.enqueue(t.Context(), uuid, occurrence(uuid), false)
-		require.NoError(t, err)
-		f.app.outbox.lanes[scopePost].notify()
+		body := fmt.Sprintf(`{"access_token":"sdk","data":%s}`, occurrence(uuid))
+		require.Equal(t, 200, f.do("POST", "/api/1/item/", body).status)
 		f.eventually(uuid, "delivered")
 	}
 	synctest.Test(t, func(t *testing.T) {

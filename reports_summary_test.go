@@ -59,6 +59,8 @@ func TestSummary(t *testing.T) {
 	}
 	active := len(f.get("/reports?state=current&status=active&limit=1000").list("reports"))
 	assert.EqualValues(t, active, s.Items.ByStatus["active"])
+	failed := len(f.get("/reports?state=current&level=error&limit=1000").list("reports"))
+	assert.EqualValues(t, failed, s.Items.ByLevel["error"])
 	today := time.Now().UTC()
 	assert.Equal(t, []DayCounts{
 		{today.AddDate(0, 0, -1).Format(time.DateOnly), 1, 0},
@@ -93,10 +95,12 @@ func TestSummaryOfManyEnvironments(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
-	f.exec(`INSERT INTO reports (item_id, state, environment, data)
-		SELECT n, 'current', 'e' || lpad((n % 30)::text, 2, '0'), '{}' FROM generate_series(1, 65) AS n`)
+	f.exec(`INSERT INTO reports (item_id, state, environment, total_occurrences, data)
+		SELECT n, 'current', 'e' || lpad((n % 30)::text, 2, '0'), n, '{}' FROM generate_series(1, 65) AS n`)
 	s := f.summary("")
 	assert.EqualValues(t, 65, s.Items.Total)
+	assert.Empty(t, s.Items.ByStatus, "they have none")
+	assert.Equal(t, TopItem{ItemID: 65, TotalOccurrences: 65}, s.Top[0])
 	assert.Len(t, s.Items.ByEnvironment, 20)
 	assert.EqualValues(t, 3, s.Items.ByEnvironment["e05"])
 	assert.Contains(t, s.Items.ByEnvironment, "e14")
