@@ -45,6 +45,8 @@ func TestSummary(t *testing.T) {
 		`item_id = ` + fmt.Sprint(ids[0]) + `)`)
 	f.exec(`UPDATE reports SET first_seen = now() - interval '300 days' WHERE id = (SELECT min(id) FROM reports ` +
 		`WHERE item_id = ` + fmt.Sprint(ids[1]) + `)`)
+	f.exec(`INSERT INTO reports (uuid, state, first_seen, data)
+		VALUES ('a', 'queued', now() - interval '1 hour', '{}'), ('b', 'rejected', now(), '{}')`)
 	f.exec(`INSERT INTO reports (item_id, state, data) SELECT 5, 'superseded', '{}' FROM generate_series(1, 2)`)
 
 	s := f.summary("?since=1d")
@@ -72,8 +74,9 @@ func TestSummary(t *testing.T) {
 	for i, item := range s.Top[1:] {
 		assert.LessOrEqual(t, item.TotalOccurrences, s.Top[i].TotalOccurrences)
 	}
-	assert.EqualValues(t, 1, s.Queue.Queued)
-	assert.WithinDuration(t, time.Now(), *s.Queue.Oldest, time.Minute)
+	assert.EqualValues(t, 2, s.Queue.Queued)
+	assert.EqualValues(t, 1, s.Queue.Rejected)
+	assert.WithinDuration(t, time.Now().Add(-time.Hour), *s.Queue.Oldest, time.Minute)
 
 	table := f.run("reports", "summary", "-o", "table").out
 	assert.Contains(t, table, "STATUS")
