@@ -246,14 +246,14 @@ func (p *Server) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// plainPath matches directories for the socket: no character to escape in a URL or a setting, and room for the
+// plainPath matches directories for the socket, without characters to escape in a URL or a setting. 85 bytes leave room for the
 // socket's name within the 103 bytes that macOS allows.
-var plainPath = regexp.MustCompile(`^[\w/.-]{1,85}$`)
+var plainPath = regexp.MustCompile(`^[\w/.-]+$`)
 
 // startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
 func (p *Server) startLocal(ctx context.Context, bin string, settings, env []string) error {
 	sockets, err := p.home, p.awaitUnused(ctx, bin)
-	if err == nil && !plainPath.MatchString(sockets) {
+	if err == nil && (len(sockets) > 85 || !plainPath.MatchString(sockets)) {
 		sockets, err = p.temporary()
 	}
 	if err != nil {

@@ -78,7 +78,7 @@ func (s *Sandbox) itemPage(shown []item, number, length int) answer {
 var searchTerm = regexp.MustCompile(`[\w.]+:"[^"]*"|\S+`)
 
 // uuidForm is that of a UUID, with dashes or without.
-var uuidForm = regexp.MustCompile(`(?i)^([0-9a-f]-*){32}$`)
+var uuidForm = matching(`(?i)([0-9a-f]-*){32}`)
 
 // matches reports whether a term of a search finds the item. The term is a word of the title, #counter, the
 // beginning of a field's value, as field:valu, or its whole value, as field:"value".
@@ -116,7 +116,7 @@ func (s *Sandbox) findItem(r *request) answer {
 	if uuid := r.query.Get("uuid"); r.query.Has("uuid") {
 		o := s.byUUID[uuid]
 		switch {
-		case !uuidForm.MatchString(uuid):
+		case !uuidForm().MatchString(uuid):
 			return errorf(400, "Invalid UUID format")
 		case o == nil || s.occurrences[o.id] == nil:
 			return errorf(404, "UUID did not match any occurrence")
