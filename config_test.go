@@ -105,6 +105,10 @@ func TestServeSettings(t *testing.T) {
 		require.NoError(t, err)
 		assert.NoError(t, config.checkServe(), flags)
 	}
+	config := &Config{relayTokens: []string{"own"}}
+	config.useDev()
+	assert.Equal(t, []string{"own"}, config.relayTokens)
+	assert.Equal(t, []string{devToken}, config.webhookTokens)
 }
 
 func TestBadSettings(t *testing.T) {

@@ -45,8 +45,9 @@ func TestSummary(t *testing.T) {
 		`item_id = ` + fmt.Sprint(ids[0]) + `)`)
 	f.exec(`UPDATE reports SET first_seen = now() - interval '300 days' WHERE id = (SELECT min(id) FROM reports ` +
 		`WHERE item_id = ` + fmt.Sprint(ids[1]) + `)`)
-	f.exec(`INSERT INTO reports (uuid, state, first_seen, data)
-		VALUES ('a', 'queued', now() - interval '1 hour', '{}'), ('b', 'rejected', now(), '{}')`)
+	f.exec(`INSERT INTO reports (uuid, item_id, state, first_seen, data)
+		VALUES ('a', NULL, 'queued', now() - interval '1 hour', '{}'), ('b', NULL, 'rejected', now(), '{}'),
+			('c', 5, 'delivered', now(), '{}')`)
 	f.exec(`INSERT INTO reports (item_id, state, data) SELECT 5, 'superseded', '{}' FROM generate_series(1, 2)`)
 
 	s := f.summary("?since=1d")
