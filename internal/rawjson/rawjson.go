@@ -64,14 +64,14 @@ func (c *compactor) next(b byte) bool {
 
 // value also skips the white space behind the value.
 func (c *compactor) value(depth int) (ok bool) {
-	if c.at == len(c.text) || depth > 10_000 { // the limit of encoding/json
+	if c.at == len(c.text) {
 		return false
 	}
 	switch b := c.text[c.at]; b {
 	case '"':
 		ok = c.string()
 	case '{', '[':
-		ok = c.nested(b, depth+1)
+		ok = depth < 10_000 && c.nested(b, depth+1) // the limit of encoding/json
 	default:
 		ok = c.plain()
 	}

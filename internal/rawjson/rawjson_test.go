@@ -107,7 +107,8 @@ func FuzzCompact(f *testing.F) {
 		``, ` `, `null`, ` {"a" : [1, -0.5e+3 , "x\u00e9\n", true,false,null ] , "b":{}} `, `[]`, `[ ]`, `{}x`, `[1,]`,
 		`{"a":1,}`,
 		`01`, `-`, `1.`, `1e`, `.5`, `+1`, `"\x"`, `"\u12G4"`, "\"\x01\"", "\"\xff\"", `"`, `"\`, `"\u12`, `nul`,
-		`nullx`, `{"a"}`, `{1:2}`, `[1 2]`,
+		`nullx`, `{"a"}`, `{1:2}`, `[1 2]`, strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000),
+		strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001),
 	} {
 		f.Add([]byte(seed))
 	}
