@@ -438,7 +438,7 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 			held, first := queue(bad), queue(test.good)
 			assert.Equal(t, `{"delivered":30,"queued":30,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
 			second := queue(test.good)
-			f.deliver(f.app)
+			stop := f.deliver(f.app)
 			for _, uuid := range append(first, second...) {
 				f.eventually(uuid, "delivered")
 			}
@@ -451,6 +451,7 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 				assert.Equal(t, []string{"0"},
 					f.rows(`SELECT max(attempts)::text FROM reports WHERE uuid = '`+held[0]+`'`))
 			}
+			stop()
 			f.config.postToken, f.config.postClientToken = sandbox.PostToken, sandbox.ClientPostToken
 			f.deliver(f.newApp())
 			f.eventually(held[29], "delivered")

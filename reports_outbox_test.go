@@ -86,11 +86,13 @@ func begin(t *testing.T, conn *pgx.Conn, statement string) {
 }
 
 // deliver runs the queue's worker for the rest of the test.
-func (f *fixture) deliver(app *App) {
+func (f *fixture) deliver(app *App) (stop func()) {
 	done := make(chan struct{})
-	ctx, stop := newContext(f.t)
+	ctx, cancel := newContext(f.t)
 	go func() { app.deliverQueue(ctx); close(done) }()
-	f.t.Cleanup(func() { stop(); <-done })
+	stop = func() { cancel(); <-done }
+	f.t.Cleanup(stop)
+	return stop
 }
 
 func TestCreateWhileRollbarFails(t *testing.T) {
