@@ -85,7 +85,7 @@ func begin(t *testing.T, conn *pgx.Conn, statement string) {
 	require.NoError(t, err)
 }
 
-// deliver runs the queue's worker for the rest of the test.
+// deliver runs the queue's worker until stop is called, or to the end of the test.
 func (f *fixture) deliver(app *App) (stop func()) {
 	done := make(chan struct{})
 	ctx, cancel := newContext(f.t)
