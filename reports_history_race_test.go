@@ -144,6 +144,7 @@ func TestHistoryWithManyReaders(t *testing.T) {
 	f := newFixture(t, 1)
 	replicas := []*fixture{f, f.replica()}
 	id := f.sandbox.ItemIDs()[0]
+	f.sandbox.SetItem(id, "title", "title 000") // nobody is to see an earlier one
 	var reads, over atomic.Int64
 	var group sync.WaitGroup
 	for n := range readers {
