@@ -236,13 +236,17 @@ func (f *fixture) run(args ...string) shell {
 
 func (f *fixture) runWith(stdin string, args ...string) shell {
 	f.t.Helper()
-	settings := []string{
+	return runShell(f.t, stdin, f.arguments(args...)...)
+}
+
+// arguments puts the fixture's settings before the arguments.
+func (f *fixture) arguments(args ...string) []string {
+	return append([]string{
 		"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + f.config.readToken,
 		"-rollbar-write-token=" + f.config.writeToken, "-rollbar-post-token=" + f.config.postToken,
 		"-rollbar-post-client-token=" + f.config.postClientToken,
 		"-rollbar-timeout=" + f.config.RollbarTimeout.String(), "-database-url=" + f.config.DatabaseURL,
-	}
-	return runShell(f.t, stdin, append(settings, args...)...)
+	}, args...)
 }
 
 // runShell runs the command line without any settings but those in the arguments.

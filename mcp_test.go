@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
 	"app/internal/rawjson"
 	"app/internal/sandbox"
 )
@@ -59,10 +60,19 @@ func TestMCPExchanges(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 3)
 			title, blocks := exchanges(t, "mcp/"+name+".txt")
-			got := f.runWith(strings.Join(slices.Concat(blocks...), "\n"), "mcp")
-			require.Equal(t, 0, got.exit, got.err)
+			recorded := strings.Count(readDocument(t, "testdata/mcp/"+name+".txt"), "\n< ")
+			input, write := io.Pipe()
+			var out, problems datadogtest.LogLines
+			go func() {
+				defer write.Close()
+				_, _ = io.WriteString(write, strings.Join(slices.Concat(blocks...), "\n")+"\n")
+				assert.Eventually(t, func() bool { return strings.Count(out.String(), "\n") >= recorded },
+					waitLimit, waitTick)
+			}()
+			exit := run(t.Context(), f.arguments("mcp"), console{input, &out, &problems, ""})
+			require.Equal(t, 0, exit, problems.String())
 			var answers []string
-			for line := range strings.Lines(got.out) {
+			for line := range strings.Lines(out.String()) {
 				require.True(t, json.Valid([]byte(line)), line)
 				answers = append(answers, lastingAnswer(line))
 			}
