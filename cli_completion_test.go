@@ -1,12 +1,10 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -86,19 +84,6 @@ func TestCompletion(t *testing.T) {
 			script).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 		assert.Equal(t, "active resolved muted archived\n", string(out))
-
-		// From fpath, the file is loaded by the first Tab.
-		dir, term := t.TempDir(), newTerminal(t)
-		require.NoError(t, os.Rename(script, filepath.Join(dir, "_app")))
-		cmd := exec.Command(path, "-f")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = term.stream, term.stream, term.stream
-		cmd.Env, cmd.SysProcAttr = append(os.Environ(), "TERM=xterm"), &syscall.SysProcAttr{Setsid: true, Setctty: true}
-		require.NoError(t, cmd.Start())
-		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-		fmt.Fprintf(term.keys, "fpath=(%s $fpath); autoload -U compinit; compinit -u -D; echo rea''dy\r", dir)
-		term.await(t, "ready")
-		fmt.Fprint(term.keys, "echo app_; app it\t")
-		term.await(t, "app items")
 	}
 	assert.Equal(t, shell{2, "", `app: unknown command "bsh", did you mean "bash"? (valid: bash, fish, zsh)` + "\n"},
 		runShell(t, "", "completion", "bsh"))

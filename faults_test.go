@@ -522,3 +522,14 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	assert.Less(t, memoryOf(p.cmd.Process.Pid, "VmHWM:"), float64(memoryLimit>>20))
 }
+
+// memoryOf is a figure of a process in MiB: VmRSS: is its resident memory now, VmHWM: the most that it
+// was. It is 0 for a process that has ended.
+func memoryOf(pid int, figure string) float64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, found := strings.Cut(string(status), figure)
+	if !found {
+		return 0
+	}
+	return float64(atoi(strings.Fields(rest)[0])) / 1024
+}

@@ -1,3 +1,5 @@
+//go:build sdk
+
 package main
 
 import (
@@ -78,9 +80,7 @@ func (r *sdkRun) awaitMore(t *testing.T) {
 // Rollbar is down in several ways, and in the middle of that the service is killed and started again. All that
 // the SDKs were told is sent comes to Rollbar once, and is archived with its stack trace.
 func TestSDKs(t *testing.T) {
-	if *sdkPrograms == "" {
-		t.Skip("no -sdk to try")
-	}
+	require.NotEmpty(t, *sdkPrograms, "-sdk")
 	postgres := devpgtest.Start(t, "", "fsync=on", "synchronous_commit=on")
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
 	env := append(f.env(), "RELAY_TOKEN=sdk-token")

@@ -1,3 +1,5 @@
+//go:build yardstick
+
 package main
 
 import (
@@ -32,7 +34,7 @@ import (
 
 // The comparison with a yardstick, a program that does the least work for the same answers:
 //
-//	go test -run TestYardstick -timeout 2h -v -yardstick PROGRAM -yardstick.database URL
+//	go test -tags yardstick -run TestYardstick -timeout 2h -v -yardstick PROGRAM -yardstick.database URL
 //
 // The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and asks a Rollbar at
 // UPSTREAM. The service's own reports, in a database that is made beside, come by `items sync` from
@@ -58,9 +60,7 @@ type comparison struct {
 }
 
 func TestYardstick(t *testing.T) {
-	if *yardstick == "" {
-		t.Skip("no -yardstick to compare with")
-	}
+	require.NotEmpty(t, *yardstick, "-yardstick")
 	c := newComparison(t)
 	fmt.Println("| work | service ÷ yardstick | goal | figures |\n| --- | --- | --- | --- |")
 	c.compareSync(min(100_000, *yardstickReports))
@@ -351,17 +351,6 @@ func (c *comparison) latency(target string, header ...string) time.Duration {
 	}
 	slices.Sort(took)
 	return took[len(took)/2].Round(time.Microsecond)
-}
-
-// memoryOf is a figure of a process in MiB: VmRSS: is its resident memory now, VmHWM: the most that it
-// was. It is 0 for a process that has ended.
-func memoryOf(pid int, figure string) float64 {
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, rest, found := strings.Cut(string(status), figure)
-	if !found {
-		return 0
-	}
-	return float64(atoi(strings.Fields(rest)[0])) / 1024
 }
 
 func (c *comparison) rss(p *process) float64 { return memoryOf(p.cmd.Process.Pid, "VmRSS:") }

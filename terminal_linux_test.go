@@ -7,20 +7,24 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"runtime"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"app/internal/sandbox"
+	"app/internal/terminal"
 )
 
-// A pseudoTerminal is one whose screen a test reads and whose keys it presses.
+// A pseudoTerminal is one whose screen a test reads and whose keys it presses. It is opened as Linux does.
 type pseudoTerminal struct {
 	keys, stream *os.File // the test's side and the program's
 
@@ -30,9 +34,6 @@ type pseudoTerminal struct {
 
 func newTerminal(t *testing.T) *pseudoTerminal {
 	t.Helper()
-	if runtime.GOOS != "linux" {
-		t.Skip("pseudo-terminals are opened as Linux does")
-	}
 	keys, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { keys.Close() })
@@ -158,5 +159,113 @@ func TestControlCharactersOnTerminal(t *testing.T) {
 		term.await(t, want)
 		assert.NotContains(t, term.screen(), "\u202e", args)
 		assert.NotContains(t, term.screen(), "\u009b", args)
+	}
+}
+
+// resize tells the terminal its width.
+func (term *pseudoTerminal) resize(t *testing.T, columns uint16) {
+	t.Helper()
+	size := [4]uint16{50, columns}
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, term.keys.Fd(), syscall.TIOCSWINSZ,
+		uintptr(unsafe.Pointer(&size)))
+	require.Zero(t, errno)
+}
+
+var escapes = regexp.MustCompile(`\x1b\[\d*[mK]`)
+
+// Without the settings of whoever runs the tests, a table fits the terminal and has colours.
+func TestTablesOnTerminal(t *testing.T) {
+	t.Setenv("NO_COLOR", "") // which is put back
+	os.Unsetenv("NO_COLOR")
+	f := newFixture(t, 12)
+	for i, id := range f.sandbox.ItemIDs() {
+		f.sandbox.SetItem(id, "title", strings.Repeat("日本x", 10*i+10))
+		f.sandbox.SetItem(id, "last_occurrence_timestamp", time.Now().Add(-3*time.Hour-time.Minute).Unix())
+	}
+	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	show := func(columns uint16, args string) string {
+		term := newTerminal(t)
+		term.resize(t, columns)
+		words := append(strings.Fields(args), "-app-url", f.url)
+		require.Zero(t, run(t.Context(), words, console{term.stream, term.stream, term.stream, ""}))
+		fmt.Fprint(term.stream, "END")
+		term.await(t, "END")
+		return strings.ReplaceAll(strings.TrimSuffix(term.screen(), "END"), "\r\n", "\n")
+	}
+	for _, columns := range []uint16{0, 40, 80, 120} {
+		for _, args := range []string{"items list", "reports list", "occurrences list", "reports summary",
+			fmt.Sprint("items get ", f.sandbox.ItemIDs()[3])} {
+			longest := 0
+			for line := range strings.Lines(escapes.ReplaceAllString(show(columns, args), "")) {
+				longest = max(longest, terminal.TextWidth(strings.TrimSuffix(line, "\n")))
+			}
+			limit := int(columns)
+			if limit == 0 {
+				limit = 80
+			}
+			assert.LessOrEqual(t, longest, limit, args)
+		}
+	}
+	items := show(80, "items list")
+	assert.Regexp(t, `^ID +LEVEL +STATUS +LAST_SEEN +COUNT +TITLE\n`, items)
+	assert.Regexp(t, `(?m)^\d+ +\x1b\[\d+m\w+\x1b\[0m +\x1b\[\d+m\w+\x1b\[0m +3h ago +\d+ +日本x`, items)
+	reports := show(90, "reports list")
+	assert.Regexp(t, `(?m)^\d+ +\d+ +current +just now +\x1b\[\d+m\w+\x1b\[0m +\S+ +\d+ +日本x.*…$`, reports)
+	assert.Contains(t, show(80, "items list -fields data.x,id"), "X  ID\n")
+	latest := time.Now().UTC().AddDate(0, 0, -49).Format("SINCE 2006-01-02 ")
+	assert.Contains(t, show(80, "reports summary -since 366d"), latest)
+	assert.Contains(t, show(80, "items list -o csv -fields id,level -limit 1"), "id,level\n1705000012,")
+	one := show(120, fmt.Sprint("items get ", f.sandbox.ItemIDs()[3]))
+	assert.Regexp(t, `^id +\d+\ncounter +\d+\ntitle +日本x.*\nlevel +\x1b\[.*\nstatus +\x1b\[`, one)
+	assert.Regexp(t, `(?m)^last_occurrence_timestamp +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(3h ago\)$`, one)
+
+	t.Setenv("NO_COLOR", "1")
+	assert.NotContains(t, strings.ReplaceAll(show(80, "items list"), "\x1b[K", ""), "\x1b")
+	assert.NotContains(t, f.run("items", "list", "-o", "table").out, "\x1b")
+}
+
+// Long work shows how far it has come on a terminal, and nothing elsewhere.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 230)
+	settings := []string{"-rollbar-url=" + f.config.RollbarURL, "-rollbar-read-token=" + sandbox.ReadToken,
+		"-rollbar-write-token=" + sandbox.WriteToken, "-database-url", f.config.DatabaseURL}
+	for args, want := range map[string]string{
+		"items list -all":                   `200 of 218 items, [\d.]+/s, \d+s left`,
+		"items sync":                        `218 of 218 items read, [\d.]+/s, 0s left`,
+		"items sync -recent":                `100 items read, [\d.]+/s\r`,
+		"items delete -by counter 5":        `5 of 5 occurrences deleted, [\d.]+/s, 0s left`,
+		"occurrences sync -since 1h":        `\d+ occurrences read, [\d.]+/s\r`,
+		"items list -all -app-url " + f.url: `200 of 218 items, [\d.]+/s, \d+s left`,
+	} {
+		term := newTerminal(t)
+		words := append(strings.Fields(args), settings...)
+		if strings.Contains(args, "delete") {
+			words = append(words, "-yes")
+		}
+		require.Zero(t, run(t.Context(), words, console{nil, io.Discard, term.stream, ""}), args)
+		fmt.Fprint(term.stream, "END")
+		term.await(t, "END")
+		assert.Regexp(t, want, term.screen(), args)
+	}
+	assert.Empty(t, f.run("items", "sync").err)
+}
+
+// From zsh's fpath, the file with the completion is loaded by the first Tab.
+func TestCompletionFromFpath(t *testing.T) {
+	t.Parallel()
+	script, dir, term := runShell(t, "", "completion", "zsh").out, t.TempDir(), newTerminal(t)
+	require.Regexp(t, "^#compdef app\n", script, "zsh looks for this line")
+	if path, err := exec.LookPath("zsh"); err == nil {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "_app"), []byte(script), 0o600))
+		cmd := exec.Command(path, "-f")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = term.stream, term.stream, term.stream
+		cmd.Env, cmd.SysProcAttr = append(os.Environ(), "TERM=xterm"), &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		require.NoError(t, cmd.Start())
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		fmt.Fprintf(term.keys, "fpath=(%s $fpath); autoload -U compinit; compinit -u -D; echo rea''dy\r", dir)
+		term.await(t, "ready")
+		fmt.Fprint(term.keys, "echo app_; app it\t")
+		term.await(t, "app items")
 	}
 }
