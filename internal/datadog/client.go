@@ -27,7 +27,8 @@ type Client struct {
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client, which is nil if the settings contain no address of an agent.
+// Start starts a client, which is nil if the settings contain no address of an agent. An error
+// names the variable that is invalid and says what is valid.
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")

@@ -96,6 +96,7 @@ type LogBuffer struct {
 	lines []byte
 }
 
+// Write adds a line, and never fails.
 func (b *LogBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,6 +107,7 @@ func (b *LogBuffer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// Flush writes the collected lines to Out.
 func (b *LogBuffer) Flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
