@@ -60,12 +60,12 @@ func (c *cli) run(ctx context.Context, args []string) int {
 		c.output = "table"
 	}
 	root := c.tree()
-	arranged, selected, err := c.arrange(root, customary(args))
+	arranged, path, err := c.arrange(root, customary(args))
 	if errors.Is(err, flag.ErrHelp) {
-		_, err = fmt.Fprint(c.std.out, selected.help)
+		_, err = fmt.Fprint(c.std.out, path[len(path)-1].help())
 	} else {
 		c.refused = err
-		err = c.command(root).ParseAndRun(ctx, arranged)
+		err = c.command(path).ParseAndRun(ctx, arranged)
 	}
 	if err != nil {
 		if c.mask == nil { // the settings were not needed
@@ -146,10 +146,11 @@ func failureWithCause(err error) *Failure {
 
 // A subcommand is a word of the command line, and what may follow it.
 type subcommand struct {
-	name, help string
-	flags      []cliFlag // beside the settings
-	below      []*subcommand
-	run        func(ctx context.Context, words []string, refused error) error // refused is what is wrong with the flags
+	name  string
+	help  func() string
+	flags []cliFlag // beside the settings
+	below []*subcommand
+	run   func(ctx context.Context, words []string, refused error) error // refused is what is wrong with the flags
 }
 
 // A cliFlag is a flag of the command line.
@@ -187,28 +188,28 @@ func (c *cli) settingFlags() (flags []cliFlag) {
 
 // tree makes the subcommands of the registry and those that exist only on the command line.
 func (c *cli) tree() *subcommand {
-	root := c.group("app", c.rootHelp())
+	root := c.group("app", c.rootHelp)
 	for _, command := range c.commands {
 		parent, words := root, command.words()
 		if len(words) > 1 {
 			if parent = root.child(words[0]); parent == nil {
-				parent = c.group(words[0], c.nounHelp(words[0]))
+				parent = c.group(words[0], func() string { return c.nounHelp(words[0]) })
 				root.below = append(root.below, parent)
 			}
 		}
 		parent.below = append(parent.below, c.operation(words[len(words)-1], command))
 	}
 	version := func(context.Context) error { return writeResult(c.std.out, Text(buildVersion())) }
-	root.below = append(root.below, c.serveCommand(), simple("mcp", mcpHelp, nil, c.runMCP),
-		simple("version", versionHelp, nil, version), c.completionCommand(root))
+	root.below = append(root.below, c.serveCommand(), simple("mcp", fixed(mcpHelp), nil, c.runMCP),
+		simple("version", fixed(versionHelp), nil, version), c.completionCommand(root))
 	return root
 }
 
 // group makes a subcommand that only has subcommands. Without one it prints its help.
-func (c *cli) group(name, help string, below ...*subcommand) *subcommand {
+func (c *cli) group(name string, help func() string, below ...*subcommand) *subcommand {
 	return &subcommand{name, help, nil, below, func(_ context.Context, _ []string, refused error) error {
 		if refused == nil {
-			fmt.Fprint(c.std.err, help)
+			fmt.Fprint(c.std.err, help())
 			c.exit = invalid.exit
 		}
 		return refused
@@ -216,7 +217,7 @@ func (c *cli) group(name, help string, below ...*subcommand) *subcommand {
 }
 
 // simple makes a subcommand that is no operation and takes no arguments.
-func simple(name, help string, flags []cliFlag, run func(context.Context) error) *subcommand {
+func simple(name string, help func() string, flags []cliFlag, run func(context.Context) error) *subcommand {
 	return &subcommand{name, help, flags, nil, func(ctx context.Context, words []string, refused error) error {
 		switch {
 		case refused != nil:
@@ -231,7 +232,7 @@ func simple(name, help string, flags []cliFlag, run func(context.Context) error)
 func (c *cli) serveCommand() *subcommand {
 	dev := false
 	devFlag := switchFlag("-dev", "try the service: use a private PostgreSQL, kept in .dev, and a fake Rollbar", &dev)
-	return simple("serve", serveHelp(devFlag), []cliFlag{devFlag}, func(ctx context.Context) error {
+	return simple("serve", func() string { return serveHelp(devFlag) }, []cliFlag{devFlag}, func(ctx context.Context) error {
 		if err := c.loadConfig(); err != nil {
 			return err
 		}
@@ -272,7 +273,8 @@ func (c *cli) operation(name string, command *Command) *subcommand {
 		names: []string{"-output", "-o"}, help: "output format (default: table on a terminal, json elsewhere)",
 		value: strings.Join(outputFormats, "|"), values: outputFormats, set: c.setOutput,
 	}, switchFlag("-as-curl", "print the request as a curl command instead of sending it", &c.asCurl))
-	return &subcommand{name, commandHelp(command, flags), flags, nil, func(ctx context.Context, words []string, refused error) error {
+	help := func() string { return commandHelp(command, flags) }
+	return &subcommand{name, help, flags, nil, func(ctx context.Context, words []string, refused error) error {
 		return c.execute(ctx, command, words, refused)
 	}}
 }
@@ -453,8 +455,10 @@ func (c *cli) newCall() (call *Call, end func()) {
 	return call, progress.End
 }
 
-// command makes the subcommand, and those below it, commands of ff, which parses the flags.
-func (c *cli) command(s *subcommand) *ffcli.Command {
+// command makes the subcommands, each below the one before it, commands of ff, which parses the flags. There is
+// none for the others, each of which would take the settings, too.
+func (c *cli) command(path []*subcommand) *ffcli.Command {
+	s := path[0]
 	flags := flag.NewFlagSet(s.name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	for _, f := range slices.Concat(s.flags, c.settingFlags()) {
@@ -472,32 +476,37 @@ func (c *cli) command(s *subcommand) *ffcli.Command {
 		}
 	}
 	run := func(ctx context.Context, words []string) error { return s.run(ctx, words, c.refused) }
-	return &ffcli.Command{Name: s.name, FlagSet: flags, Subcommands: column(s.below, c.command), Exec: run}
+	var below []*ffcli.Command
+	if len(path) > 1 {
+		below = []*ffcli.Command{c.command(path[1:])}
+	}
+	return &ffcli.Command{Name: s.name, FlagSet: flags, Subcommands: below, Exec: run}
 }
 
 // arrange puts the flags of each level before its arguments, because package flag stops at the first argument,
-// and returns the subcommand that the words lead to. It refuses unknown flags and subcommands, naming the valid
-// ones, and then returns what came before. All that follows -- is an argument.
-func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selected *subcommand, err error) {
+// and returns the subcommands that the words lead to, each below the one before it. It refuses unknown flags and
+// subcommands, naming the valid ones, and then returns what came before. All that follows -- is an argument.
+func (c *cli) arrange(root *subcommand, args []string) (arranged []string, path []*subcommand, err error) {
 	var words []string
+	path = []*subcommand{root}
 	for settings := c.settingFlags(); len(args) > 0; {
-		arg := args[0]
+		arg, at := args[0], path[len(path)-1]
 		args = args[1:]
 		name, _, hasValue := cutFlag(arg)
 		switch {
 		case arg == "--":
 			words, args = append(words, args...), nil
 		case name == "h", name == "help":
-			return arranged, at, flag.ErrHelp
+			return arranged, path, flag.ErrHelp
 		case name != "":
 			flags := slices.Concat(at.flags, settings)
 			i := slices.IndexFunc(flags, func(f cliFlag) bool { return slices.Contains(f.names, "-"+name) })
 			if i < 0 {
-				return arranged, at, unknownFlag(name, at.flags, settings)
+				return arranged, path, unknownFlag(name, at.flags, settings)
 			}
 			needsValue := !hasValue && !flags[i].isSwitch
 			if needsValue && len(args) == 0 {
-				return arranged, at, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
+				return arranged, path, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
 			}
 			arranged = append(arranged, arg)
 			if needsValue {
@@ -508,12 +517,12 @@ func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selecte
 		default:
 			sub := at.child(arg)
 			if sub == nil {
-				return arranged, at, c.unknownCommand(at, arg)
+				return arranged, path, c.unknownCommand(at, arg)
 			}
-			arranged, at = append(arranged, arg), sub
+			arranged, path = append(arranged, arg), append(path, sub)
 		}
 	}
-	return append(append(arranged, "--"), words...), at, nil
+	return append(append(arranged, "--"), words...), path, nil
 }
 
 // child returns the subcommand with the name, or nil.

@@ -87,6 +87,8 @@ func commandHelp(c *Command, flags []cliFlag) string {
 	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
 }
 
+func fixed(help string) func() string { return func() string { return help } }
+
 // placeholders stand for the values of flags, by their kinds.
 var placeholders = map[paramKind]string{kindText: "TEXT", kindOther: "TEXT", kindNumber: "N", kindObject: "JSON"}
 

@@ -279,7 +279,9 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	case err != nil:
 		return config, fail(misconfigured, ".env: %w", err)
 	}
-	config.misspelt = misspelt(names)
+	if len(only) == 0 {
+		config.misspelt = misspelt(names)
+	}
 	return config, nil
 }
 
@@ -311,7 +313,7 @@ func (c *Config) mask() *secrets.Mask {
 		}
 	}
 	for _, database := range []string{c.DatabaseURL, c.DatabaseReadURL} {
-		if d, err := pgconn.ParseConfig(database); err == nil && d.Password != d.User {
+		if d, err := pgconn.ParseConfig(database); database != "" && err == nil && d.Password != d.User {
 			known = append(known, d.Password)
 		}
 	}

@@ -11,8 +11,12 @@ func Slip(name string, names []string) string { return nearest(name, names, 1) }
 
 // nearest returns the name that differs least, and in so many places at most.
 func nearest(name string, names []string, most int) (near string) {
+	name = strings.ToLower(name[:min(len(name), 64)]) // the beginning of a very long one is enough
 	for _, n := range names {
-		if distance := editDistance(strings.ToLower(name), n); distance <= most {
+		if difference := len(name) - len(n); max(difference, -difference) > most {
+			continue // spares most of the work
+		}
+		if distance := editDistance(name, n); distance <= most {
 			near, most = n, distance-1
 		}
 	}
@@ -20,9 +24,8 @@ func nearest(name string, names []string, most int) (near string) {
 }
 
 // editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that turn a
-// into b. Of a very long name only the beginning counts.
+// into b.
 func editDistance(a, b string) int {
-	a = a[:min(len(a), 64)]
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
 		rows[i] = make([]int, len(b)+1)
