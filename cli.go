@@ -60,12 +60,12 @@ func (c *cli) run(ctx context.Context, args []string) int {
 		c.output = "table"
 	}
 	root := c.tree()
-	arranged, path, err := c.arrange(root, customary(args))
+	arranged, selected, err := c.arrange(root, customary(args))
 	if errors.Is(err, flag.ErrHelp) {
-		_, err = fmt.Fprint(c.std.out, path[len(path)-1].help())
+		_, err = fmt.Fprint(c.std.out, selected.help())
 	} else {
 		c.refused = err
-		err = c.command(path).ParseAndRun(ctx, arranged)
+		err = c.command(selected).ParseAndRun(ctx, arranged)
 	}
 	if err != nil {
 		if c.mask == nil { // the settings were not needed
@@ -455,10 +455,8 @@ func (c *cli) newCall() (call *Call, end func()) {
 	return call, progress.End
 }
 
-// command makes the subcommands, each below the one before it, commands of ff, which parses the flags. There is
-// none for the others, each of which would take the settings, too.
-func (c *cli) command(path []*subcommand) *ffcli.Command {
-	s := path[0]
+// command makes the subcommand a command of ff, which parses the flags.
+func (c *cli) command(s *subcommand) *ffcli.Command {
 	flags := flag.NewFlagSet(s.name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	for _, f := range slices.Concat(s.flags, c.settingFlags()) {
@@ -476,37 +474,32 @@ func (c *cli) command(path []*subcommand) *ffcli.Command {
 		}
 	}
 	run := func(ctx context.Context, words []string) error { return s.run(ctx, words, c.refused) }
-	var below []*ffcli.Command
-	if len(path) > 1 {
-		below = []*ffcli.Command{c.command(path[1:])}
-	}
-	return &ffcli.Command{Name: s.name, FlagSet: flags, Subcommands: below, Exec: run}
+	return &ffcli.Command{Name: s.name, FlagSet: flags, Exec: run}
 }
 
-// arrange puts the flags of each level before its arguments, because package flag stops at the first argument,
-// and returns the subcommands that the words lead to, each below the one before it. It refuses unknown flags and
-// subcommands, naming the valid ones, and then returns what came before. All that follows -- is an argument.
-func (c *cli) arrange(root *subcommand, args []string) (arranged []string, path []*subcommand, err error) {
+// arrange returns the subcommand that the words lead to, and what is left for it: the flags before the arguments,
+// because package flag stops at the first argument. It refuses unknown flags and subcommands, naming the valid
+// ones, and then returns what came before. All that follows -- is an argument.
+func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selected *subcommand, err error) {
 	var words []string
-	path = []*subcommand{root}
 	for settings := c.settingFlags(); len(args) > 0; {
-		arg, at := args[0], path[len(path)-1]
+		arg := args[0]
 		args = args[1:]
 		name, _, hasValue := cutFlag(arg)
 		switch {
 		case arg == "--":
 			words, args = append(words, args...), nil
 		case name == "h", name == "help":
-			return arranged, path, flag.ErrHelp
+			return arranged, at, flag.ErrHelp
 		case name != "":
 			flags := slices.Concat(at.flags, settings)
 			i := slices.IndexFunc(flags, func(f cliFlag) bool { return slices.Contains(f.names, "-"+name) })
 			if i < 0 {
-				return arranged, path, unknownFlag(name, at.flags, settings)
+				return arranged, at, unknownFlag(name, at.flags, settings)
 			}
 			needsValue := !hasValue && !flags[i].isSwitch
 			if needsValue && len(args) == 0 {
-				return arranged, path, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
+				return arranged, at, fail(invalid, "the flag -%s needs a value: %s", name, flags[i].help)
 			}
 			arranged = append(arranged, arg)
 			if needsValue {
@@ -517,12 +510,12 @@ func (c *cli) arrange(root *subcommand, args []string) (arranged []string, path 
 		default:
 			sub := at.child(arg)
 			if sub == nil {
-				return arranged, path, c.unknownCommand(at, arg)
+				return arranged, at, c.unknownCommand(at, arg)
 			}
-			arranged, path = append(arranged, arg), append(path, sub)
+			at = sub
 		}
 	}
-	return append(append(arranged, "--"), words...), path, nil
+	return append(append(arranged, "--"), words...), at, nil
 }
 
 // child returns the subcommand with the name, or nil.

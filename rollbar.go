@@ -322,11 +322,15 @@ func (o Occurrence) time() (time.Time, bool) {
 }
 
 func itemOf(raw json.RawMessage, when *timing) (Item, error) {
-	id, ok := rawjson.Int(rawjson.Get(raw, "id"))
-	if !ok {
-		return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
+	for name, value := range rawjson.RawMembers(raw) {
+		if string(name) != `"id"` {
+			continue
+		}
+		if id, ok := rawjson.Int(value); ok {
+			return Item{id, raw, when}, nil
+		}
 	}
-	return Item{id, raw, when}, nil
+	return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
 }
 
 // An ItemPage is one page of the project's items. Callers that ask for it at the same time share it.
