@@ -520,18 +520,16 @@ func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selecte
 
 // child returns the subcommand with the name, or nil.
 func (s *subcommand) child(name string) *subcommand {
-	i := slices.IndexFunc(s.below, func(sub *subcommand) bool { return strings.EqualFold(sub.name, name) })
-	if i < 0 {
-		return nil
+	for _, sub := range s.below {
+		if strings.EqualFold(sub.name, name) {
+			return sub
+		}
 	}
-	return s.below[i]
+	return nil
 }
 
-func (s *subcommand) childNames() (names []string) {
-	for _, sub := range s.below {
-		names = append(names, sub.name)
-	}
-	return names
+func (s *subcommand) childNames() []string {
+	return column(s.below, func(sub *subcommand) string { return sub.name })
 }
 
 // unknownCommand returns the failure of a word that is no subcommand of the group.

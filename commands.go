@@ -148,14 +148,8 @@ type List struct {
 // writeResult writes the result of an operation as one line: JSON, or the text that it is.
 func writeResult(w io.Writer, value any) error {
 	switch value := value.(type) {
-	case Text:
-		_, err := io.WriteString(w, string(value)+"\n")
-		return err
-	case json.RawMessage:
-		_, err := w.Write(value)
-		if err == nil {
-			_, err = w.Write([]byte{'\n'})
-		}
+	case Text, json.RawMessage:
+		_, err := fmt.Fprintf(w, "%s\n", value)
 		return err
 	case *List:
 		return value.write(w)

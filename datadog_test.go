@@ -230,45 +230,6 @@ func TestTraceOfACreate(t *testing.T) {
 	}
 }
 
-// A request that shares the call of another one has a span for the wait, with the id of the other trace.
-func TestTraceOfSharedWork(t *testing.T) {
-	t.Parallel()
-	f, agent := newObserved(t)
-	var shared []string
-	for len(shared) == 0 { // callers that come too late make calls of their own
-		f.sandbox.FailOnly("GET /items", 1, sandbox.Slow)
-		var callers sync.WaitGroup
-		for range 4 {
-			callers.Go(func() { assert.Equal(t, 200, f.call("GET", "/items", "").status) })
-		}
-		f.await("GET /items")
-		f.sandbox.SetFault(sandbox.None)
-		callers.Wait()
-		var leaders []string
-		for range 4 {
-			trace := agent.Trace("GET /items")
-			if kinds(trace)["http GET /api/1/items/"] > 0 {
-				leaders = append(leaders, trace[0].ID128())
-				continue
-			}
-			for _, s := range trace {
-				if s.Resource == "rollbar.shared" {
-					shared = append(shared, s.Meta["shared.trace_id"])
-				}
-			}
-		}
-		assert.Equal(t, 4, len(leaders)+len(shared))
-		assert.Subset(t, leaders, shared)
-		require.NoError(t, t.Context().Err())
-	}
-	for _, line := range f.log.Lines() {
-		if line["operation"] == "items.list" {
-			assert.Greater(t, line["upstream_duration"], 0.)
-			assert.GreaterOrEqual(t, line["duration"], line["upstream_duration"])
-		}
-	}
-}
-
 func TestMetricsOfTheService(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)

@@ -243,7 +243,7 @@ func newOutbox(app *App) *outbox {
 	}
 	o.entries.Run, o.entries.Key = o.enqueueAll, (*entry).key
 	o.entries.Pause = 200 * time.Microsecond
-	o.entries.Limit, o.entries.Alone, o.entries.Span = storeTimeout, itemAtFault, "store.shared"
+	o.entries.Limit, o.entries.Alone = storeTimeout, itemAtFault
 	app.store.deliveries.Run = o.complete
 	return o
 }

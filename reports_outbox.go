@@ -288,19 +288,20 @@ func (o *outbox) reject(ctx context.Context, e *entry, why error) {
 
 // makeAvailable hands a new entry over to the outbox. It is due at once, by any clock.
 func (l *lane) makeAvailable(ctx context.Context, e *entry) {
-	l.outbox.mark(ctx, e, "queued", `
-		UPDATE reports
-		SET leased_until = '-infinity'
-		WHERE id = @id AND state = 'queued' AND leased_until = @lease`, pgx.NamedArgs{})
+	l.outbox.endLease(ctx, e, "queued", "next_attempt", pgx.NamedArgs{})
 	l.notify()
 }
 
 // reschedule ends the lease of an entry that is to be tried again after the wait.
 func (o *outbox) reschedule(ctx context.Context, e *entry, wait time.Duration) {
-	o.mark(ctx, e, "rescheduled", `
+	o.endLease(ctx, e, "rescheduled", "now() + @wait", pgx.NamedArgs{"wait": wait})
+}
+
+func (o *outbox) endLease(ctx context.Context, e *entry, what, next string, args pgx.NamedArgs) {
+	o.mark(ctx, e, what, `
 		UPDATE reports
-		SET leased_until = '-infinity', next_attempt = now() + @wait
-		WHERE id = @id AND state = 'queued' AND leased_until = @lease`, pgx.NamedArgs{"wait": wait})
+		SET leased_until = '-infinity', next_attempt = `+next+`
+		WHERE id = @id AND state = 'queued' AND leased_until = @lease`, args)
 }
 
 // discard deletes an entry, unless a further request for the same uuid was told meanwhile that it is queued.

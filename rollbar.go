@@ -67,7 +67,6 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 		tokens:    tokens,
 		timeout:   timeout,
 		slots:     make(chan struct{}, maxCalls),
-		reads:     async.Singleflight[reading]{Span: "rollbar.shared"},
 		backoff:   200 * time.Millisecond,
 		limits:    newRateLimits(tokens),
 		mask:      mask,

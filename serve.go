@@ -16,7 +16,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"app/internal/async"
-	"app/internal/datadog"
 	"app/internal/devpg"
 	"app/internal/terminal"
 )
@@ -25,9 +24,7 @@ import (
 // and the sandbox.
 func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
-	out := &datadog.LogBuffer{Out: config.mask().Writer(std.out)}
-	defer out.Flush()
-	log := slog.New(newLogHandler(out, terminal.Is(std.out), config))
+	log := slog.New(newLogHandler(config.mask().Writer(std.out), terminal.Is(std.out), config))
 	slog.SetDefault(log) // net/http prints through the standard logger
 	switch {
 	case dev && config.DatabaseURL != "":

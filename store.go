@@ -67,7 +67,7 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 	}
 	s.deliveries.Key = func(id int64) string { return strconv.FormatInt(id, 10) }
 	s.deliveries.Pause = 2 * time.Millisecond // nobody waits for them
-	s.deliveries.Limit, s.deliveries.Alone, s.deliveries.Span = storeTimeout, itemAtFault, "store.shared"
+	s.deliveries.Limit, s.deliveries.Alone = storeTimeout, itemAtFault
 	return s, nil
 }
 

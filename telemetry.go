@@ -31,7 +31,7 @@ func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
 
 // countOperation counts an operation that ended. The outcome is ok or the kind of its failure.
 func countOperation(client *datadog.Client, operation, surface string, outcome failureKind, took time.Duration) {
-	if !client.MetricsEnabled() {
+	if client == nil {
 		return
 	}
 	tags := []string{"operation:" + cmp.Or(operation, "none"), "surface:" + surface, "outcome:" + outcome.name}
@@ -69,7 +69,7 @@ func countReports(client *datadog.Client, items, stored, updated int) {
 // watch sets the gauges of a service every few seconds until the context ends. Datadog distinguishes services on
 // the same agent by their containers; a tag per process would create new series with each start.
 func (app *App) watch(ctx context.Context) {
-	if !app.telemetry.MetricsEnabled() {
+	if app.telemetry == nil {
 		return
 	}
 	for again := true; again; again = async.Sleep(ctx, 5*time.Second) {

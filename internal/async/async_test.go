@@ -26,7 +26,7 @@ type gate struct {
 func newGate() (*gate, *Batcher[int, string]) {
 	g := &gate{make(chan []int), make(chan error)}
 	return g, &Batcher[int, string]{
-		Limit: 2 * time.Second, Span: "shared",
+		Limit: 2 * time.Second,
 		Alone: func(err error) bool { return !errors.Is(err, errDown) },
 		Key:   func(n int) string { return strconv.Itoa(n % 100) },
 		Run: func(_ context.Context, items []int) (results []string, err error) {

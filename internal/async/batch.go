@@ -20,7 +20,6 @@ type Batcher[T, R any] struct {
 	Pause time.Duration                                     // after a batch of several, so that the next one is larger
 	Limit time.Duration                                     // of the time for one batch
 	Alone func(error) bool                                  // an item may be to blame for the error, so that each runs alone
-	Span  string                                            // the name of the spans of those that share a batch
 
 	mu      sync.Mutex
 	waiting []*batched[T, R]
@@ -38,7 +37,7 @@ type batched[T, R any] struct {
 // Do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
 // its batch has begun.
 func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
-	return b.add(ctx, item).wait(ctx, b.Span)
+	return b.add(ctx, item).wait(ctx)
 }
 
 // Put has the item processed soon, outside of any trace, and does not wait.
@@ -63,7 +62,7 @@ func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	last := b.last
 	b.mu.Unlock()
 	if last != nil {
-		_, _ = last.wait(ctx, b.Span)
+		_, _ = last.wait(ctx)
 	}
 }
 
@@ -130,7 +129,6 @@ func (b *Batcher[T, R]) runBatch(batch []*batched[T, R]) {
 		if one.err = err; err == nil {
 			one.result = results[i]
 		}
-		one.by = datadog.SpanFrom(traced.ctx)
 		close(one.done)
 	}
 }

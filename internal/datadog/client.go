@@ -3,9 +3,9 @@
 // A program pays nothing while Datadog is off: without the address of an agent Start returns a nil *Client, and
 // the methods of a nil *Client and of a nil *Span do nothing.
 //
-// A missing, slow or failing agent does not slow down the program. Spans and metrics go into bounded buffers,
-// which one goroutine for traces and one for metrics send. Data that do not fit or cannot be sent are dropped,
-// and the log states how many and why: at once for the first time, then at most once a minute.
+// A missing, slow or failing agent does not slow down the program. Spans go into a bounded buffer and metrics are
+// aggregated; one goroutine for each sends them. Data that do not fit or cannot be sent are dropped, and the log
+// states how many and why: at once for the first time, then at most once a minute.
 package datadog
 
 import (

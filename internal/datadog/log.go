@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
-	"sync"
-	"time"
 
 	"app/internal/rawjson"
 )
@@ -23,8 +21,7 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 		}
 	}
 	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
-	buffer, _ := w.(*LogBuffer)
-	return &logHandler{json.WithAttrs(attrs), buffer}
+	return &logHandler{json.WithAttrs(attrs)}
 }
 
 // Shorten shortens a text or an error of a record. A line with three of them and a stack is at most 4 kB.
@@ -50,10 +47,6 @@ func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
 		attr.Key = "timestamp"
 	case attr.Key == slog.MessageKey:
 		attr.Key = "message"
-	case attr.Key == slog.LevelKey:
-		if level, ok := attr.Value.Any().(slog.Level); ok {
-			attr.Value = slog.StringValue(level.String()) // spares the JSONHandler a call of encoding/json
-		}
 	case attr.Key == "error":
 		attr.Key = "error.message"
 	}
@@ -61,58 +54,20 @@ func renameForDatadog(groups []string, attr slog.Attr) slog.Attr {
 }
 
 // A logHandler is a JSONHandler that adds the ids of the span.
-type logHandler struct {
-	slog.Handler            // the JSONHandler
-	buffer       *LogBuffer // the destination, if it is a LogBuffer
-}
+type logHandler struct{ slog.Handler }
 
 func (h *logHandler) Handle(ctx context.Context, record slog.Record) error {
 	if s := SpanFrom(ctx); s != nil {
 		record = record.Clone()
 		record.AddAttrs(slog.String("dd.trace_id", s.traceID()), slog.String("dd.span_id", strconv.FormatUint(s.id, 10)))
 	}
-	err := h.Handler.Handle(ctx, record)
-	if h.buffer != nil && record.Level >= slog.LevelWarn {
-		h.buffer.Flush()
-	}
-	return err
+	return h.Handler.Handle(ctx, record)
 }
 
 func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &logHandler{h.Handler.WithAttrs(attrs), h.buffer}
+	return &logHandler{h.Handler.WithAttrs(attrs)}
 }
 
 func (h *logHandler) WithGroup(name string) slog.Handler {
-	return &logHandler{h.Handler.WithGroup(name), h.buffer}
-}
-
-// A LogBuffer collects log lines for up to 20 ms and writes them to Out together, because a system call for
-// each line costs as much as a fast request. A record of level WARN or above is written at once, if it comes
-// from NewLogHandler. The owner calls Flush before the program ends.
-type LogBuffer struct {
-	Out io.Writer
-
-	mu    sync.Mutex
-	lines []byte
-}
-
-// Write adds a line, and never fails.
-func (b *LogBuffer) Write(line []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.lines) == 0 {
-		time.AfterFunc(20*time.Millisecond, b.Flush)
-	}
-	b.lines = append(b.lines, line...)
-	return len(line), nil
-}
-
-// Flush writes the collected lines to Out.
-func (b *LogBuffer) Flush() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.lines) > 0 {
-		_, _ = b.Out.Write(b.lines) // an error of the log cannot be logged
-		b.lines = b.lines[:0]
-	}
+	return &logHandler{h.Handler.WithGroup(name)}
 }

@@ -24,7 +24,6 @@ import (
 )
 
 const (
-	maxSeries  = 2000 // between two flushes
 	maxValues  = 1000 // of one distribution between two flushes
 	packetSize = 1432 // at most: fits into an Ethernet frame
 )
@@ -44,9 +43,6 @@ func (c *Client) Gauge(name string, value float64, tags ...string) {
 func (c *Client) Latency(name string, took time.Duration, tags ...string) {
 	c.addMetric('d', name, float64(took)/float64(time.Millisecond), tags)
 }
-
-// MetricsEnabled reports whether the client sends metrics.
-func (c *Client) MetricsEnabled() bool { return c != nil && c.metrics != nil }
 
 // A metricSender aggregates metrics and sends them as DogStatsD datagrams.
 type metricSender struct {
@@ -85,17 +81,13 @@ func newMetricSender(agent *url.URL, settings Settings, drops *drops) *metricSen
 }
 
 func (c *Client) addMetric(kind byte, name string, value float64, tags []string) {
-	if !c.MetricsEnabled() || math.IsNaN(value) || math.IsInf(value, 0) {
+	if c == nil || c.metrics == nil || math.IsNaN(value) || math.IsInf(value, 0) {
 		return
 	}
 	m, key := c.metrics, metric{kind, name, strings.Join(tags, "\x00")}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s, isKnown := m.series[key]
-	if !isKnown && len(m.series) >= maxSeries {
-		m.drops.add(0, 1, errors.New("there are too many combinations of metrics and tags"))
-		return
-	}
+	s := m.series[key]
 	s.added++
 	switch {
 	case len(s.values) == 0, kind == 'd' && len(s.values) < maxValues:

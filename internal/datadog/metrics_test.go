@@ -137,16 +137,6 @@ func TestPacketsThatAreFull(t *testing.T) {
 	}
 }
 
-func TestTooManySeries(t *testing.T) {
-	t.Parallel()
-	m := newTestSender("")
-	for i := range maxSeries + 5 {
-		(&Client{metrics: m}).Count("app.metric", 1, fmt.Sprint("id:", i))
-	}
-	assert.Len(t, m.series, maxSeries)
-	assert.Equal(t, 5, m.drops.packets)
-}
-
 // The name localhost can have an IPv4 and an IPv6 address. Agents listen on the former.
 func TestMetricsToLocalhost(t *testing.T) {
 	t.Parallel()

@@ -3,13 +3,14 @@ package datadog
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A pgxTracer records queries, COPY FROM and waits for a connection of a pool as spans. It ignores those outside
-// of traces, such as polling for work, whose traces would be of no interest.
+// A pgxTracer records queries, COPY FROM and waits for a connection of a pool as spans, but no wait of less than a
+// millisecond. It ignores those outside of traces, such as polling for work, whose traces would be of no interest.
 //
 // Spans contain statements with their placeholders, never with arguments. The agent replaces literals, such as
 // a limit, so that statements with different ones are one resource.
@@ -84,5 +85,7 @@ func (p *pgxTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pg
 }
 
 func (p *pgxTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	p.end(ctx, data.Err)
+	if s := SpanFrom(ctx); s == nil || data.Err != nil || time.Since(s.start) >= time.Millisecond {
+		p.end(ctx, data.Err) // without its end, a span is never sent
+	}
 }

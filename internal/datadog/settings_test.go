@@ -50,8 +50,9 @@ func TestAddresses(t *testing.T) {
 			} else {
 				assert.Equal(t, tt.traces, client.traces.url)
 			}
-			assert.Equal(t, tt.metrics != "", client.MetricsEnabled())
-			if client.MetricsEnabled() {
+			if tt.metrics == "" {
+				assert.True(t, client == nil || client.metrics == nil)
+			} else {
 				assert.Equal(t, []string{tt.network, tt.metrics},
 					[]string{client.metrics.network, client.metrics.address})
 			}

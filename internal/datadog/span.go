@@ -98,19 +98,6 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	return ctx, s
 }
 
-// AddSharedSpan records that the trace of ctx has waited since then for work of another trace, that of the
-// worker, whose id is in the tag shared.trace_id. Nothing is recorded if there is no other trace.
-func AddSharedSpan(ctx context.Context, name string, since time.Time, worker *Span) {
-	waiter := SpanFrom(ctx)
-	if waiter == nil || worker == nil || waiter.traceID() == worker.traceID() {
-		return
-	}
-	_, s := waiter.trace.client.StartSpan(ctx, name, "custom", name)
-	s.start = since
-	s.SetTag("shared.trace_id", worker.traceID())
-	s.Finish()
-}
-
 // change calls f, which may change the span, unless the span is nil or finished.
 func (s *Span) change(f func()) {
 	if s == nil {

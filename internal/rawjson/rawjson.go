@@ -206,13 +206,7 @@ func Elements(array []byte) iter.Seq[json.RawMessage] {
 // Get returns the value that the path of names leads to, or nil. Of members with the same name the last counts.
 func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
-		var found json.RawMessage
-		for n, value := range RawMembers(object) {
-			if isNamed(n, name) {
-				found = value
-			}
-		}
-		object = found
+		object = Pick(object, name)[0]
 	}
 	return object
 }
