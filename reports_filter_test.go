@@ -183,7 +183,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	store := newTestStore(t)
 	observe := func(title string) {
 		_, err := store.observe(t.Context(),
-			observationsOf([]Item{mustItem(t, `{"id":1,"title":"`+title+`","level":"error"}`)}))
+			column([]Item{mustItem(t, `{"id":1,"title":"`+title+`","level":"error"}`)}, observationOf))
 		assert.NoError(t, err)
 	}
 	observe("before")

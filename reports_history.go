@@ -55,8 +55,6 @@ func observationOf(item Item) observation {
 	return observation{itemID: item.ID, digest: hex.EncodeToString(sum[:8]), data: data, when: item.when}
 }
 
-func observationsOf(items []Item) []observation { return column(items, observationOf) }
-
 // historyStats count what became of observations.
 type historyStats struct {
 	reports int // new ones
@@ -80,7 +78,7 @@ func (app *App) observePage(ctx context.Context, page *ItemPage) {
 // tryToObserve stores the items, or returns why it could not.
 func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string) {
 	return app.tryToStore(ctx, "items", len(items), func(ctx context.Context) error {
-		_, err := app.store.observe(ctx, observationsOf(items))
+		_, err := app.store.observe(ctx, column(items, observationOf))
 		return err
 	})
 }
@@ -120,7 +118,9 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 			return stats, fmt.Errorf("store items: %w", err)
 		}
 	}
-	countReports(s.telemetry, len(seen), stats.reports, stats.updated)
+	s.telemetry.Count("app.reports.stored", float64(stats.reports))
+	s.telemetry.Count("app.reports.updated", float64(stats.updated))
+	s.telemetry.Count("app.reports.unchanged", float64(len(seen)-stats.reports-stats.updated))
 	return stats, nil
 }
 

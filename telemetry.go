@@ -59,13 +59,6 @@ func startCommand(ctx context.Context, client *datadog.Client, c *Command, surfa
 	}
 }
 
-// countReports counts the reports that were stored, updated or left alone for so many items.
-func countReports(client *datadog.Client, items, stored, updated int) {
-	client.Count("app.reports.stored", float64(stored))
-	client.Count("app.reports.updated", float64(updated))
-	client.Count("app.reports.unchanged", float64(items-stored-updated))
-}
-
 // watch sets the gauges of a service every few seconds until the context ends. Datadog distinguishes services on
 // the same agent by their containers; a tag per process would create new series with each start.
 func (app *App) watch(ctx context.Context) {
