@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,6 +72,59 @@ func (c *Control) FailOnly(only string, n int, f Fault) {
 	defer c.mu.Unlock()
 	close(c.ended)
 	c.failure = failure{f, only, n, make(chan struct{})}
+}
+
+// fail answers a request, in the way of its fault if it has one. Of the answer, so many bytes arrive.
+func (s *Sandbox) fail(r *request) (a answer, size int) {
+	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
+	switch fault {
+	case Slow:
+		select {
+		case <-ended:
+		case <-r.Context().Done():
+		}
+		fallthrough
+	case Down:
+		panic(http.ErrAbortHandler)
+	case BadGateway:
+		r.header.Set("Content-Type", "text/html")
+		a = answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n" +
+			"<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
+		return a, len(a.text)
+	case None, Truncated, Dropped:
+		a = s.answer(r)
+	default:
+		a = s.refuse(r, fault)
+	}
+	switch fault {
+	case Dropped:
+		panic(http.ErrAbortHandler)
+	case Truncated:
+		return a, len(a.text) / 2
+	}
+	return a, len(a.text)
+}
+
+// refuse answers with a failure in Rollbar's own form.
+func (s *Sandbox) refuse(r *request, fault Fault) answer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fault == Forbidden {
+		return unknownToken(r)
+	}
+	s.countCall(r)
+	switch fault {
+	case LimitedNear:
+		s.showLimit(r.header, 0, time.Second)
+	case LimitedFar:
+		s.showLimit(r.header, 0, 18*time.Hour)
+	case Deactivated:
+		return errorf(429, "This account has been deactivated. To reactivate it, log in to Rollbar and choose a plan. "+
+			"Access token: %s", r.token)
+	case Error:
+		return errorf(500, "internal error")
+	}
+	return errorf(429, "Over rate limit. Access token: %s", r.token)
 }
 
 // begin logs a request and returns its fault, with the channel that is closed when the fault ends.

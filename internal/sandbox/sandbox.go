@@ -117,29 +117,12 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
-	switch fault {
-	case Slow:
-		select {
-		case <-ended:
-		case <-r.Context().Done():
-		}
-		fallthrough
-	case Down:
-		panic(http.ErrAbortHandler)
-	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	token := cmp.Or(r.Header.Get("X-Rollbar-Access-Token"), r.URL.Query().Get("access_token"))
-	answer := s.answer(&request{Request: r, header: w.Header(), query: r.URL.Query(), body: body, fault: fault, token: token})
-	if fault == Dropped {
-		panic(http.ErrAbortHandler)
-	}
+	answer, size := s.fail(&request{Request: r, header: w.Header(), query: r.URL.Query(), body: body, token: token})
 	w.Header().Set("Content-Length", strconv.Itoa(len(answer.text)))
 	w.WriteHeader(answer.status)
-	if fault == Truncated {
-		answer.text = answer.text[:len(answer.text)/2]
-	}
-	w.Write(answer.text)
+	w.Write(answer.text[:size])
 }
 
 // A request is a request with what its answer depends on.
@@ -148,7 +131,6 @@ type request struct {
 	header http.Header // of the answer
 	query  url.Values
 	body   []byte
-	fault  Fault
 	token  string
 	id     int64 // in the path
 }
@@ -179,30 +161,28 @@ func (s *Sandbox) answer(r *request) answer {
 	r.id, _ = strconv.ParseInt(digits.FindString(path), 10, 64)
 	route, known := s.routes[r.Method+" "+digits.ReplaceAllString(path, "{id}")]
 	has, isToken := scopes[r.token]
-	isToken = isToken && r.fault != Forbidden
 	isPost := route.scope == ""
 	switch {
-	case r.fault == BadGateway:
-		r.header.Set("Content-Type", "text/html")
-		return answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
 	case !inAPI || !known:
 		return errorf(404, "not found") // without rate headers
 	case r.token == "" && isPost:
 		return errorf(422, "Invalid format. access_token is missing and it is required.")
-	case !isToken && isPost:
-		return errorf(403, "access token not found: %s", r.token)
-	case !isToken: // without a token: a guess
-		return errorf(403, "invalid access token")
+	case !isToken:
+		return unknownToken(r)
 	case !isPost && !slices.Contains(has, route.scope):
 		return forbidden(route.scope, has)
 	case s.countCall(r):
 		return errorf(429, "Over rate limit. Access token: %s", r.token)
-	case r.fault == Deactivated:
-		return errorf(429, "This account has been deactivated. To reactivate it, log in to Rollbar and choose a plan. Access token: %s", r.token)
-	case r.fault == Error:
-		return errorf(500, "internal error")
 	}
 	return route.answer(s, r)
+}
+
+// unknownToken answers a token that is no project's, or, which is a guess, none at all.
+func unknownToken(r *request) answer {
+	if r.Method == http.MethodPost {
+		return errorf(403, "access token not found: %s", r.token)
+	}
+	return errorf(403, "invalid access token")
 }
 
 // forbidden answers a token that lacks a scope. Its wording is a guess.
@@ -213,25 +193,23 @@ func forbidden(needed string, has []string) answer {
 // countCall counts a call of the token, says in the headers what is left and reports whether the call is over
 // the limit. A window opens with the first call and does not slide.
 func (s *Sandbox) countCall(r *request) (isOver bool) {
-	now, limit := s.settings.Now(), s.settings.RateLimit
+	now := s.settings.Now()
 	w := s.windows[r.token]
 	if !now.Before(w.ends) {
 		w = window{ends: now.Add(time.Minute)}
 	}
 	w.calls++
 	s.windows[r.token] = w
-	left, ends := limit-w.calls, w.ends
-	switch r.fault {
-	case LimitedNear:
-		left, ends = -1, now.Add(time.Second)
-	case LimitedFar:
-		left, ends = -1, now.Add(18*time.Hour)
-	}
-	r.header.Set("X-Rate-Limit-Limit", strconv.Itoa(limit))
-	r.header.Set("X-Rate-Limit-Remaining", strconv.Itoa(max(0, left)))
-	r.header.Set("X-Rate-Limit-Remaining-Seconds", fmt.Sprintf("%.0f", ends.Sub(now).Seconds()))
-	r.header.Set("X-Rate-Limit-Reset", strconv.FormatInt(ends.Unix(), 10))
-	return left < 0
+	s.showLimit(r.header, s.settings.RateLimit-w.calls, w.ends.Sub(now))
+	return w.calls > s.settings.RateLimit
+}
+
+// showLimit says in the headers how many calls are left until the window ends.
+func (s *Sandbox) showLimit(header http.Header, left int, ends time.Duration) {
+	header.Set("X-Rate-Limit-Limit", strconv.Itoa(s.settings.RateLimit))
+	header.Set("X-Rate-Limit-Remaining", strconv.Itoa(max(0, left)))
+	header.Set("X-Rate-Limit-Remaining-Seconds", fmt.Sprintf("%.0f", ends.Seconds()))
+	header.Set("X-Rate-Limit-Reset", strconv.FormatInt(s.settings.Now().Add(ends).Unix(), 10))
 }
 
 // page returns the number and bounds of the page that the query asks for. What makes no sense counts as missing.
