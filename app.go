@@ -1,4 +1,3 @@
-// app.go is what all operations share, and its wiring.
 package main
 
 import (
@@ -30,7 +29,7 @@ var buildVersion = sync.OnceValue(func() string {
 })
 
 // shutdownLimit is how long running work may take to end once the service is told to.
-const shutdownLimit = 20 * time.Second
+const shutdownLimit = 24 * time.Second
 
 // App is what operations work with.
 type App struct {
@@ -128,7 +127,9 @@ func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
 	if err != nil {
 		return Health{}, err
 	}
-	if err := store.check(ctx); err != nil {
+	if err := store.check(ctx); ctx.Err() != nil {
+		return Health{}, ctx.Err()
+	} else if err != nil {
 		app.log.WarnContext(ctx, "nothing is stored", "error", err) // the answer is to say nothing else
 		callOf(ctx).notStored(err.Error())
 		return Health{"KO"}, nil

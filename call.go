@@ -1,4 +1,3 @@
-// call.go is the context of one run of an operation.
 package main
 
 import (

@@ -1,5 +1,3 @@
-// cli.go is the command line: it makes a subcommand of every command, takes arguments out of flags, runs
-// operations and reports failures.
 package main
 
 import (
@@ -140,6 +138,9 @@ func failureWithCause(err error) *Failure {
 	f := failureOf(err).onCommandLine()
 	if f.err != nil && f.kind != interrupted && !strings.Contains(f.detail, f.err.Error()) {
 		f.detail += ": " + f.err.Error()
+	}
+	if f.wait > 0 {
+		f.detail += fmt.Sprintf(" (try again in %v)", f.wait.Round(time.Second))
 	}
 	return f
 }
@@ -521,7 +522,7 @@ func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selecte
 // child returns the subcommand with the name, or nil.
 func (s *subcommand) child(name string) *subcommand {
 	for _, sub := range s.below {
-		if strings.EqualFold(sub.name, name) {
+		if sub.name == name {
 			return sub
 		}
 	}
@@ -553,7 +554,7 @@ func unknownFlag(name string, flags, settings []cliFlag) error {
 		}
 	}
 	slices.Sort(valid)
-	return fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "and the settings that app -h lists")))
+	return fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "the settings that app -h lists")))
 }
 
 // cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals sign. The

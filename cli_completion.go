@@ -1,4 +1,3 @@
-// cli_completion.go writes the scripts with which shells complete commands, flags and their values.
 package main
 
 import (
@@ -69,9 +68,6 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 
 // settingWords returns the flags that are settings. There are many, so that other commands than serve complete
 // them only once more than a dash is typed.
-func settingWords() (words []string) {
-	for _, s := range new(Config).settings() {
-		words = append(words, "-"+s.name)
-	}
-	return words
+func settingWords() []string {
+	return column(new(Config).settings(), func(s setting) string { return "-" + s.name })
 }

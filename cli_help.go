@@ -1,4 +1,3 @@
-// cli_help.go writes the help texts of the command line, from the registry and the settings.
 package main
 
 import (
@@ -49,10 +48,9 @@ func (c *cli) nounHelp(noun string) string {
 }
 
 func settingsHelp() string {
-	var rows []string
-	for _, s := range new(Config).settings() {
-		rows = append(rows, "-"+s.name+"\t"+s.env()+"\t"+withDefault(s.help, s.preset))
-	}
+	rows := column(new(Config).settings(), func(s setting) string {
+		return "-" + s.name + "\t" + s.env() + "\t" + withDefault(s.help, s.preset)
+	})
 	return "Settings, each of which is a flag, an environment variable or a line of .env:\n" + alignColumns(rows...)
 }
 

@@ -1,4 +1,3 @@
-// cli_output.go is where the command line meets a person or another program: tables, progress and questions.
 package main
 
 import (
@@ -70,7 +69,7 @@ func (c *cli) print(command *Command, value any) error {
 	case c.output == "csv" && isList:
 		err = list.writeCSV(c.std.out, columns)
 	case c.output == "ndjson" && isList:
-		return list.writeLines(c.std.out)
+		err = list.writeLines(c.std.out)
 	default:
 		return writeResult(c.std.out, value)
 	}
@@ -86,20 +85,15 @@ const alignedRows = 200
 
 // printRows prints the columns of a list.
 func printRows(t *terminal.Table, columns []string, list *List) error {
-	cells := make([]string, len(columns))
-	for i, column := range columns {
-		cells[i] = terminal.Printable(heading(column))
-	}
-	fmt.Fprintln(t, strings.Join(cells, "\t"))
+	headings := column(columns, func(column string) string { return terminal.Printable(heading(column)) })
+	fmt.Fprintln(t, strings.Join(headings, "\t"))
 	count := 0
 	for row, err := range list.Rows {
 		if err != nil {
 			t.Flush()
 			return err
 		}
-		for i, column := range columns {
-			cells[i] = cell(t, column, fieldOf(row, column), false)
-		}
+		cells := column(columns, func(column string) string { return cell(t, column, fieldOf(row, column), false) })
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 		count++
 		if count%alignedRows == 0 {

@@ -1,5 +1,3 @@
-// cli_remote.go sends the command line's operations to the server at APP_URL, or prints the request (-as-curl).
-// It is the client's side of handlers.go and response.go.
 package main
 
 import (

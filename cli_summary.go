@@ -1,4 +1,3 @@
-// cli_summary.go shows the summary of reports as bars.
 package main
 
 import (
@@ -14,25 +13,33 @@ import (
 
 // printSummary prints a summary as bars, and the days as lines of eighths.
 func printSummary(w *terminal.Table, s Summary) error {
-	for _, group := range []struct {
+	groups := []struct {
 		title  string
 		counts map[string]int64
-	}{{"STATUS", s.Items.ByStatus}, {"LEVEL", s.Items.ByLevel}, {"ENVIRONMENT", s.Items.ByEnvironment}} {
+	}{{"STATUS", s.Items.ByStatus}, {"LEVEL", s.Items.ByLevel}, {"ENVIRONMENT", s.Items.ByEnvironment}}
+	bar, most := 40, len(s.Days)
+	if w.Width > 0 { // beside the first two columns
+		first := len("SINCE 2006-01-02")
+		for _, group := range groups {
+			for name := range group.counts {
+				first = max(first, terminal.TextWidth(terminal.Printable(name)))
+			}
+		}
+		most = max(1, w.Width-first-len("  OCCURRENCES  "))
+		bar = min(bar, most)
+	}
+	for _, group := range groups {
 		names := slices.SortedFunc(maps.Keys(group.counts), func(a, b string) int {
 			return cmp.Or(cmp.Compare(group.counts[b], group.counts[a]), cmp.Compare(a, b))
 		})
 		fmt.Fprintf(w, "%s\tITEMS\t\n", group.title)
 		for _, name := range names {
 			count := group.counts[name]
-			fmt.Fprintf(w, "%s\t%d\t%s\n", terminal.Printable(name), count, strings.Repeat("█", int(count*40/max(1, s.Items.Total))))
+			fmt.Fprintf(w, "%s\t%d\t%s\n", terminal.Printable(name), count, strings.Repeat("█", int(count*int64(bar)/max(1, s.Items.Total))))
 		}
 		fmt.Fprintf(w, "\t\t\n")
 	}
-	days, most := s.Days, len(s.Days)
-	if w.Width > 0 {
-		most = max(1, w.Width-len("SINCE 2006-01-02  MOST A DAY  "))
-	}
-	days = days[max(0, len(days)-most):] // the latest
+	days := s.Days[max(0, len(s.Days)-most):] // the latest
 	var added, changed []int64
 	for _, day := range days {
 		added, changed = append(added, day.New), append(changed, day.Changed)

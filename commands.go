@@ -1,6 +1,3 @@
-// commands.go is the registry. An operation is a Command literal, an input struct and a function, and knows
-// neither HTTP nor flags. The surfaces (handlers.go, cli.go) pass on what they were given as arguments, so that
-// names, defaults, ranges and conversions are checked once, here and in params.go.
 package main
 
 import (
@@ -19,7 +16,8 @@ import (
 	"app/internal/spelling"
 )
 
-// A Command is one operation of the service: a route and a subcommand.
+// A Command is one operation of the service: a route and a subcommand. It knows neither HTTP nor flags: the surfaces
+// pass on what they were given as arguments, so that names, defaults, ranges and conversions are checked once.
 type Command struct {
 	Name    string    // "items.list", noun and verb, or one word such as "check"
 	Route   string    // a net/http pattern: "GET /items/{id}"
@@ -223,12 +221,7 @@ func sliceRows[T any](elements []T, text func(T) json.RawMessage) iter.Seq2[json
 func (c *Command) words() []string { return strings.Split(c.Name, ".") }
 
 // routes returns the routes, the main one first.
-func (c *Command) routes() []string {
-	if c.Also == "" {
-		return []string{c.Route}
-	}
-	return []string{c.Route, c.Also}
-}
+func (c *Command) routes() []string { return []string{c.Route, c.Also}[:min(2, 1+len(c.Also))] }
 
 // names returns the names of the parameters in the places, in the order of the input struct.
 func (c *Command) names(in ...place) []string {

@@ -1,5 +1,3 @@
-// config.go holds the settings. Each can be given as a flag (-database-url), as an environment variable
-// (DATABASE_URL) or as a line of .env, in this order of precedence. An empty value counts as not set.
 package main
 
 import (
@@ -30,7 +28,8 @@ import (
 	"app/internal/spelling"
 )
 
-// Config holds the settings.
+// Config holds the settings. Each can be given as a flag (-database-url), as an environment variable (DATABASE_URL)
+// or as a line of .env, in this order of precedence. An empty value counts as not set.
 type Config struct {
 	Addr, AppURL, RollbarURL     string
 	DatabaseURL, DatabaseReadURL string
@@ -128,17 +127,19 @@ func parsed[T any](target *T, parse func(string) (T, error)) func(string) error 
 func parseText(value string) (string, error) { return value, nil }
 
 func parseAddress(value string) (string, error) {
-	if _, _, err := net.SplitHostPort(value); err != nil {
+	host, port, err := net.SplitHostPort(value)
+	number, unknown := net.LookupPort("tcp", port)
+	if err != nil || unknown != nil {
 		return value, errors.New("must be an address such as 127.0.0.1:8080 or :8080")
 	}
-	return value, nil
+	return net.JoinHostPort(host, strconv.Itoa(number)), nil
 }
 
-// databaseValue is a URL whose only @ is behind the password, or keywords that are known. pgx would take a part
-// of the password for the host, and all else for keywords, and connect to a default place.
-var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|(?i)^((host|port|dbname|database|user|password|passfile|service` +
+// databaseValue is a URL whose only @ is behind the password, or keywords that are known, each with a value. pgx would
+// take a part of the password for the host, all else for keywords, and a keyword for the value of one without.
+var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|^((host|port|dbname|database|user|password|passfile|service` +
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
-	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=\s*('(\\.|[^\\'])*'|(\\.|[^\\\s'])+)\s*)*$`)
+	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=(\s*'(\\.|[^\\'])*'|(\\.|[^\\\s'])+|\s+(\\.|[^\\\s'=])+)\s*)*$`)
 
 // parseDatabase returns the trimmed value, or an error that quotes nothing of a password.
 func parseDatabase(value string) (string, error) {
@@ -163,7 +164,7 @@ func parseURL(value string) (string, error) {
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return value, errors.New("must be a URL such as https://host/path")
-	case u.RawQuery != "" || u.Fragment != "":
+	case strings.ContainsAny(value, "?#"):
 		return value, errors.New("must be a URL such as https://host/path, without ? and #")
 	}
 	return value, nil
@@ -240,6 +241,9 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 			continue
 		}
 		_ = s.set(s.preset) // defaults are valid
+		if strings.TrimSpace(os.Getenv(s.env())) == "" {
+			os.Unsetenv(s.env()) // or a blank one would hide that of the file
+		}
 		define := fs.Func
 		if s.isSwitch() {
 			define = fs.BoolFunc
@@ -287,17 +291,15 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 
 // misspelt returns what there is to say of names that nearly are settings. A value may follow a name.
 func misspelt(names []string) (remarks []string) {
-	var valid []string
-	for _, s := range new(Config).settings() {
-		valid = append(valid, strings.ToLower(s.env()))
-	}
+	valid := column(new(Config).settings(), func(s setting) string { return strings.ToLower(s.env()) })
 	for _, name := range names {
 		name, _, _ = strings.Cut(name, "=")
 		if near := strings.ToUpper(spelling.Slip(name, valid)); near != "" && near != name {
 			remarks = append(remarks, fmt.Sprintf("%s is not a setting, did you mean %s?", cut(name), near))
 		}
 	}
-	return remarks
+	slices.Sort(remarks)
+	return slices.Compact(remarks)
 }
 
 // mask returns a mask for the secrets among the settings. A password that is also the user's name is none.

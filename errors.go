@@ -1,5 +1,3 @@
-// errors.go is the one table of failures: each row is a kind of failure with its HTTP status and its exit code.
-// Operations return failures of these kinds, which alone decide what a surface answers.
 package main
 
 import (
@@ -14,7 +12,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// A failureKind is one row of the table.
+// A failureKind is one row of the table of failures, which alone decides what a surface answers.
 type failureKind struct {
 	name   string // the problem's type is /problems/NAME
 	status int    // over HTTP
@@ -96,12 +94,9 @@ const maxFields = 8
 
 // invalidFields returns the failure of refused parameters.
 func invalidFields(fields []fieldError) *Failure {
-	var messages []string
 	more := max(0, len(fields)-maxFields)
 	fields = fields[:len(fields)-more]
-	for _, f := range fields {
-		messages = append(messages, f.Message)
-	}
+	messages := column(fields, func(f fieldError) string { return f.Message })
 	if more > 0 {
 		messages = append(messages, fmt.Sprintf("and %d more", more))
 	}

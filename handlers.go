@@ -1,4 +1,3 @@
-// handlers.go is HTTP in: it makes a route of every command, admits callers, and reads arguments from requests.
 package main
 
 import (
@@ -18,6 +17,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"runtime/debug"
 	"slices"
@@ -269,12 +269,12 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		w.refuse(err)
 		return
 	}
-	if w.page != nil && r.URL.Path == "/" {
+	if w.page != nil && r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		w.page.lead("/reports/summary")
 		return
 	}
 	other := r.Clone(r.Context())
-	allow := slices.DeleteFunc([]string{"DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"}, func(method string) bool {
+	allow := slices.DeleteFunc([]string{"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}, func(method string) bool {
 		other.Method = method
 		_, pattern := s.mux.Handler(other)
 		return pattern == noRoute || isUnclean(r.URL.Path)
@@ -291,9 +291,9 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 	w.refuse(fail(wrongMethod, "%s takes %s", r.URL.Path, strings.Join(allow, ", ")))
 }
 
-// nearestPath returns the path of a route that differs least from the path, or "" if all differ a lot.
-func (s *server) nearestPath(path string) string {
-	segments := strings.Split(strings.TrimSuffix(path, "/"), "/")
+// nearestPath returns the path of a route that differs least from the given one, or "" if all differ a lot.
+func (s *server) nearestPath(given string) string {
+	segments := strings.Split(path.Clean(given), "/")
 	var near []string
 	for _, pattern := range s.paths {
 		filled := strings.Split(pattern, "/")
@@ -304,7 +304,7 @@ func (s *server) nearestPath(path string) string {
 		}
 		near = append(near, strings.Join(filled, "/"))
 	}
-	return spelling.Nearest(cut(path), near)
+	return spelling.Nearest(cut(given), near)
 }
 
 // serveCommand answers a request that the command's route matches.
@@ -386,7 +386,7 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 		fields := maps.Clone(w.form)
 		delete(fields, confirmField)
 		for name, values := range fields {
-			args.values[name] = literals(values...)
+			args.values[name] = append(args.values[name], literals(values...)...)
 		}
 		return args, c.checkNames("field", maps.Keys(fields), "", inQuery, inBody)
 	}
@@ -404,11 +404,8 @@ func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments,
 	return args, c.checkNames("field", maps.Keys(body), inQuery, inBody)
 }
 
-func literals(texts ...string) (values []literal) {
-	for _, text := range texts {
-		values = append(values, literal{text: text})
-	}
-	return values
+func literals(texts ...string) []literal {
+	return column(texts, func(text string) literal { return literal{text: text} })
 }
 
 // bodyText reads a request's body, which may be compressed. What its header says about it is checked before it

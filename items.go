@@ -1,5 +1,3 @@
-// items.go lists, shows and changes Rollbar's items. They are passed on as Rollbar sent them, and stored as
-// reports.
 package main
 
 import (
@@ -104,11 +102,8 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
 	n := int64(len(page.Items))
 	total, counted := rawjson.Int(page.Total)
-	if n == 0 || !counted {
-		return n == 0
-	}
 	size := cmp.Or(in.Limit.Value, 100)
-	return number*n >= total || size <= 100 && (number-1)*size+n == total
+	return n == 0 || counted && (number == 1 && n >= total || size <= 100 && (number-1)*size+n == total)
 }
 
 // followPages appends to the list, which is the page with the number, the items of all pages behind it, up to
@@ -212,6 +207,9 @@ func (app *App) itemID(ctx context.Context, in itemRef) (int64, error) {
 		return strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
 	}
 	item, err := app.readItem(ctx, in)
+	if err == nil {
+		app.observe(ctx, item)
+	}
 	return item.ID, err
 }
 
@@ -243,10 +241,8 @@ func (app *App) lastKnownItem(ctx context.Context, id string) (item json.RawMess
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	var lastSeen time.Time
-	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 			SELECT data, greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))
 			FROM reports r
@@ -312,7 +308,7 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 }
 
 // change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only. It
-// stores what both responses said.
+// stores what both responses said, of the first one what was sent.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
 	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
 	if err != nil {
@@ -324,7 +320,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 	}
 	said := Item{ID: item.ID, JSON: item.JSON} // as of now, the end of the update
 	for name, value := range rawjson.Members(echo) {
-		if rawjson.Get(item.JSON, name) == nil {
+		if rawjson.Get(item.JSON, name) == nil && rawjson.Get(changes, name) != nil {
 			said.JSON = rawjson.Set(said.JSON, name, value)
 		}
 	}

@@ -1,7 +1,3 @@
-// items_create.go creates occurrences. An answer with success promises that the occurrence has reached Rollbar
-// or is stored in PostgreSQL, from where the outbox delivers it. Each occurrence has a uuid before it is first
-// sent, and Rollbar drops a second delivery of the same one. A payload that Rollbar is known to refuse is
-// refused here, before it is stored, so that everything that is acknowledged can arrive.
 package main
 
 import (
@@ -125,7 +121,8 @@ func identified(data json.RawMessage) (json.RawMessage, string) {
 	return data, uuid
 }
 
-// create stores the occurrence, sends it, and records and returns what became of it.
+// create stores the occurrence, sends it, and records and returns what became of it. Success promises that Rollbar
+// or PostgreSQL has it. Since it has a uuid before it is first sent, Rollbar drops a second delivery.
 func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (state string, err error) {
 	if app.store == nil {
 		callOf(ctx).notStored("DATABASE_URL is not set")
@@ -249,7 +246,7 @@ var jsonKinds = map[byte]string{'"': "a string", '{': "an object", '[': "an arra
 func jsonKind(value json.RawMessage) string { return cmp.Or(jsonKinds[value[0]], "a number") }
 
 // checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact JSON, naming
-// fields with what they are within.
+// fields with what they are within. All that is acknowledged passed it, so that it can arrive.
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
 	members := maps.Collect(rawjson.Members(data)) // the last of several with the same name, as Get has it

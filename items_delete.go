@@ -1,5 +1,3 @@
-// items_delete.go deletes items. Rollbar has no call for that: its documented way is to delete every
-// occurrence. Then the item is resolved, so that it leaves the active list. Both are stored before.
 package main
 
 import (
@@ -19,7 +17,7 @@ var itemsDeleteCmd = &Command{
 	Short: "Delete an item's occurrences in Rollbar and resolve the item",
 	Long:  "Rollbar cannot delete the item itself. The item and its occurrences are stored first.",
 	Confirm: func(item json.RawMessage, _ string) string {
-		return fmt.Sprintf("Permanently delete all occurrences of item %s, %q (%s so far), from Rollbar?",
+		return fmt.Sprintf("Permanently delete all occurrences of item %s, \"%s\" (%s so far), from Rollbar?",
 			rawjson.Get(item, "id"), rawjson.Unquote(rawjson.Get(item, "title")), rawjson.Get(item, "total_occurrences"))
 	},
 	About:   itemsGetCmd,
@@ -38,6 +36,8 @@ type Deleted struct {
 	Status      string `json:"status"`
 }
 
+// itemsDelete deletes an item in Rollbar's documented way: every occurrence, since there is no call for more. Then
+// the item is resolved, so that it leaves the active list.
 func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, error) {
 	if err := app.rollbar.require(scopeRead, scopeWrite); err != nil {
 		return Deleted{}, err

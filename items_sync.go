@@ -1,5 +1,3 @@
-// items_sync.go reads all pages of items and stores them as reports. A sync that is interrupted begins again
-// with the next one: what is stored unchanged already costs next to nothing.
 package main
 
 import (
@@ -11,6 +9,8 @@ import (
 	"net/url"
 	"strconv"
 	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
 
 	"app/internal/async"
 	"app/internal/rawjson"
@@ -43,8 +43,10 @@ const (
 	chunksAhead = 3       // in progress at the same time
 )
 
+// itemsSync reads all pages of items and stores them. One that is interrupted begins again with the next one: what
+// is stored unchanged already costs next to nothing.
 func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
-	if err := app.maySync(); err != nil {
+	if err := app.maySync(ctx); err != nil {
 		return Synced{}, err
 	}
 	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
@@ -69,11 +71,15 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 }
 
 // maySync returns what a sync lacks.
-func (app *App) maySync() error {
-	if _, err := app.database(); err != nil {
+func (app *App) maySync(ctx context.Context) error {
+	store, err := app.database()
+	if err == nil {
+		err = app.rollbar.require(scopeRead)
+	}
+	if err != nil {
 		return err
 	}
-	return app.rollbar.require(scopeRead)
+	return store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })
 }
 
 // A syncRun is one sync in progress.

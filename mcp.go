@@ -1,6 +1,3 @@
-// mcp.go speaks the Model Context Protocol, in which operations are tools of an agent: on standard input and output
-// (app mcp) and at POST /mcp. Revisions up to 2025-11-25 begin with initialize; in later ones each request says in
-// _meta what its client can do. No request depends on an earlier one.
 package main
 
 import (
@@ -35,7 +32,8 @@ const (
 	mcpEndGrace = 500 * time.Millisecond     // for calls that run when the input ends
 )
 
-// mcpVersions are the revisions, the newest first.
+// mcpVersions are the revisions, the newest first. Those before mcpLatest begin with initialize; in mcpLatest each
+// request says in _meta what its client can do. No request depends on an earlier one.
 var mcpVersions = []string{mcpLatest, "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"}
 
 const mcpInstructions = `Errors of a Rollbar project. An item is a group of equal errors, an occurrence is one of them, with its stack trace, ` +
@@ -218,11 +216,7 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 		about["supportedVersions"] = mcpVersions
 		return about, nil
 	case m.method == "tools/list":
-		tools := []jsonObject{}
-		for _, c := range allowed(s.commands, s.readOnly) {
-			tools = append(tools, c.tool())
-		}
-		return jsonObject{"tools": tools}, nil
+		return jsonObject{"tools": column(allowed(s.commands, s.readOnly), (*Command).tool)}, nil
 	case m.method == "tools/call":
 		return s.call(ctx, m)
 	case m.latest:
@@ -254,10 +248,7 @@ func (c *Command) tool() jsonObject {
 
 // call runs a tool. What fails is a result as well, so that the agent can correct itself.
 func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcError) {
-	var names []string
-	for _, c := range s.commands {
-		names = append(names, c.toolName())
-	}
+	names := column(s.commands, (*Command).toolName)
 	at := slices.Index(names, m.tool())
 	if at < 0 {
 		return nil, rpcFail(http.StatusOK, rpcInvalidParams, "%s", unknown("tool", m.tool(), names))
@@ -276,10 +267,7 @@ func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcEr
 		_ = writeResult(s.mask.Writer(&text), m.failure.problem(m.requestID)) // it is in memory
 		texts = []string{text.String()}
 	}
-	content := make([]jsonObject, len(texts))
-	for i, text := range texts {
-		content[i] = jsonObject{"type": "text", "text": text}
-	}
+	content := column(texts, func(text string) jsonObject { return jsonObject{"type": "text", "text": text} })
 	return jsonObject{"content": content, "isError": err != nil}, nil
 }
 

@@ -1,5 +1,3 @@
-// occurrences.go is the archive: occurrences are kept as they were first seen, so that their stack traces
-// outlive Rollbar. It lists, shows, syncs and deletes them.
 package main
 
 import (
@@ -33,7 +31,7 @@ type occurrencesListInput struct {
 	ItemID      Opt[int64]        `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
 	Environment Opt[string]       `query:"environment" min:"1" help:"only occurrences in this environment"`
 	Level       Opt[string]       `query:"level" enum:"debug,info,warning,error,critical" help:"only occurrences with this level"`
-	Since       Opt[Moment]       `query:"since" help:"only occurrences since this time (RFC 3339) or within this age (36h, 7d)"`
+	Since       Opt[Moment]       `query:"since" help:"only occurrences since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
 	Until       Opt[Moment]       `query:"until" help:"only occurrences until this time, or longer ago than this age"`
 	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"occurrences per page (default 20; all with ndjson)"`
 	Cursor      Opt[reportCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
@@ -152,14 +150,12 @@ func occurrencesGet(ctx context.Context, app *App, in occurrencesGetInput) (json
 	return o.JSON, nil
 }
 
-// archived returns the archived occurrence or nil, within storeTimeout, since Rollbar can answer, too.
+// archived returns the archived occurrence or nil. It does not wait for long, since Rollbar can answer, too.
 func (app *App) archived(ctx context.Context, id int64) (occurrence json.RawMessage, err error) {
 	if app.store == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.readWithin(ctx, storeTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `SELECT data FROM occurrences WHERE id = $1`, id).Scan((*[]byte)(&occurrence))
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -177,7 +173,7 @@ var occurrencesSyncCmd = &Command{
 }
 
 type occurrencesSyncInput struct {
-	Since Moment `query:"since" default:"7d" help:"how far back to read: to this time (RFC 3339) or age (36h, 7d)"`
+	Since Moment `query:"since" default:"7d" help:"how far back to read: to this time (RFC 3339 or a date) or age (36h, 7d)"`
 }
 
 // SyncedOccurrences counts what a sync read: the occurrences, those that were new, and the pages that held any.
@@ -189,7 +185,7 @@ type SyncedOccurrences struct {
 
 func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (SyncedOccurrences, error) {
 	const pageSize = 100
-	if err := app.maySync(); err != nil {
+	if err := app.maySync(ctx); err != nil {
 		return SyncedOccurrences{}, err
 	}
 	var total SyncedOccurrences
@@ -240,7 +236,7 @@ var occurrencesCleanCmd = &Command{
 }
 
 type occurrencesCleanInput struct {
-	Before Opt[Moment] `query:"before" help:"only occurrences before this time (RFC 3339) or longer ago than this age (36h, 7d)"`
+	Before Opt[Moment] `query:"before" help:"only occurrences before this time (RFC 3339 or a date) or longer ago than this age (36h, 7d)"`
 	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
 }
 
@@ -290,7 +286,7 @@ func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored strin
 }
 
 // archive stores the occurrences, in any order, and returns how many were new. One that is there already stays
-// as it is. What is not done within storeTimeout has failed.
+// as it was first seen. What is not done within storeTimeout has failed.
 func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err error) {
 	if len(seen) == 0 {
 		return 0, nil
@@ -315,17 +311,42 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 			stored += int(inserted)
 			fresh = fresh[n:]
 		}
-		return nil
+		return nameItems(ctx, conn, seen)
 	})
 	return stored, err
+}
+
+// nameItems gives reports of created occurrences the items that these became.
+func nameItems(ctx context.Context, conn *pgx.Conn, seen []Occurrence) error {
+	_, err := conn.Exec(ctx, `
+		WITH named AS (
+			SELECT r.id, o.item_id
+			FROM unnest(@uuids::text[], @items::bigint[]) AS o (uuid, item_id)
+			JOIN reports r ON r.uuid = o.uuid AND r.state = 'delivered' AND r.item_id IS NULL
+			WHERE o.item_id > 0
+			ORDER BY r.id
+			FOR UPDATE OF r
+		)
+		UPDATE reports r
+		SET item_id = named.item_id, next_lookup = NULL
+		FROM named
+		WHERE r.id = named.id`,
+		pgx.NamedArgs{
+			"uuids": column(seen, func(o Occurrence) string { return textOf(o, "uuid") }),
+			"items": column(seen, func(o Occurrence) int64 { return o.ItemID }),
+		})
+	return err
+}
+
+// textOf returns a text in an occurrence's data as PostgreSQL can hold it, or "".
+func textOf(o Occurrence, name string) string {
+	return rawjson.StorableText(rawjson.Unquote(rawjson.Get(o.JSON, "data", name)))
 }
 
 // insertOccurrences inserts in the order of ids, so that writers of the same ones wait for each other in turn.
 func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (inserted int64, err error) {
 	text := func(name string) []string {
-		return column(seen, func(o Occurrence) string {
-			return rawjson.StorableText(rawjson.Unquote(rawjson.Get(o.JSON, "data", name)))
-		})
+		return column(seen, func(o Occurrence) string { return textOf(o, name) })
 	}
 	tag, err := conn.Exec(ctx, `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)

@@ -1,4 +1,3 @@
-// openapi.go describes the routes to other programs: GET /openapi.json, made from the registry.
 package main
 
 import (
@@ -271,7 +270,9 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 		}
 		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name == "-" {
-			maps.Copy(schema, schemaOf(field.Type, schemas))
+			if field.Type == reflect.TypeFor[json.RawMessage]() {
+				maps.Copy(schema, schemaOf(field.Type, schemas))
+			}
 			continue
 		}
 		property := schemaOf(field.Type, schemas)

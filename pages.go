@@ -1,5 +1,3 @@
-// pages.go answers browsers. It makes the pages from the registry: they show the result of an operation and
-// offer the other operations on its route. Titles and stack traces are hostile: all text is escaped.
 package main
 
 import (
@@ -49,7 +47,8 @@ type confirmation struct {
 	args  arguments
 }
 
-// A page is a response to a caller who prefers pages. The template "page" shows its exported fields.
+// A page is a response to a caller who prefers pages. The template "page" shows its exported fields, among them the
+// other operations on its route. Titles and stack traces are hostile: all text is escaped.
 type page struct {
 	app     *App
 	w       *response
@@ -110,7 +109,11 @@ func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, op
 func (s *server) newPage(w *response, r *http.Request) *page {
 	r.URL.RawQuery = withoutEmpty(r.URL.RawQuery)
 	root := cmp.Or(strings.Repeat("../", max(0, strings.Count(r.URL.EscapedPath(), "/")-1)), "./")
-	return &page{app: s.app, w: w, usable: allowed(s.commands, !s.mayChange(r)), Root: root, Style: root + stylePath[1:]}
+	usable := allowed(s.commands, !s.mayChange(r))
+	if s.admit(r) != nil {
+		usable = slices.DeleteFunc(usable, func(c *Command) bool { return !c.Open })
+	}
+	return &page{app: s.app, w: w, usable: usable, Root: root, Style: root + stylePath[1:]}
 }
 
 // withoutEmpty removes the fields that were left empty from a query or a form.
@@ -188,10 +191,7 @@ func (p *page) fail(f *Failure) {
 	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style}
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
 	failed.Failure.Detail = p.detail(f)
-	switch {
-	case f.kind == unauthorized || f.kind == wrongHost:
-		failed.usable = slices.DeleteFunc(slices.Clone(p.usable), func(c *Command) bool { return !c.Open })
-	case p.command != nil:
+	if slices.Contains(p.usable, p.command) {
 		failed.Forms = []form{p.form(p.command, p.given)}
 		failed.Forms[0].IsOpen = true
 	}
@@ -394,7 +394,7 @@ var thingName = regexp.MustCompile(`^(?:(?:(?:first|last|activating)_)?([a-z]+)_
 // Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts.
 func (p *page) Member(noun, name string, value json.RawMessage) member {
 	name = lastName(name)
-	m := member{Label: words(name), Text: text(value)}
+	m := member{Label: words(name), Text: textOrDash(value)}
 	var names []string
 	if _, isNumber := rawjson.Int(value); isNumber {
 		names = thingName.FindStringSubmatch(name)
@@ -403,13 +403,11 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 		noun = names[1] + "s"
 	}
 	switch at, isTime := timeOf(name, value); {
-	case isNull(value):
-		m.Text = "–"
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
 	case names != nil && p.find("GET /"+noun+"/{id}") != nil:
 		m.URL = p.URL("/" + noun + "/" + m.Text)
-	case value[0] == '{' || value[0] == '[':
+	case !isNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}
 	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)

@@ -1,4 +1,3 @@
-// pages_item.go reads what the page of an item can show beside it: its history and its archived occurrences.
 package main
 
 import (
@@ -44,8 +43,12 @@ type fieldChange struct{ Old, New member }
 // item returns the view of an item. What cannot be read is left out, and the page says why.
 func (p *page) item(item json.RawMessage) *itemView {
 	v := &itemView{thingView: thingView{p, item}, AllURL: "/occurrences?item_id=" + p.id}
-	v.History = p.history(v.read("GET /reports", shownStates+1, "item_id"))
-	v.Occurrences = v.read("GET /occurrences", shownOccurrences, "item_id")
+	if why := p.w.call.unstored.Load(); why != nil {
+		v.Errors = []string{string(p.w.mask.Bytes([]byte(*why)))}
+	} else {
+		v.History = p.history(v.read("GET /reports", shownStates+1, "item_id"))
+		v.Occurrences = v.read("GET /occurrences", shownOccurrences, "item_id")
+	}
 	if len(v.Occurrences) == 0 && p.w.call.lastSeen.Load() == nil { // none is archived, but Rollbar may have some
 		v.Occurrences, v.AllURL = v.read("GET /items/{id}/occurrences", shownOccurrences, "id"), "/items/"+p.id+"/occurrences"
 	}
@@ -128,7 +131,7 @@ var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName, "words": words,
 	"value": value, "cells": cells,
-	"headline":  func(thing json.RawMessage) string { return text(fieldOf(thing, "title")) },
+	"headline":  func(thing json.RawMessage) string { return textOrDash(fieldOf(thing, "title")) },
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
 
@@ -136,14 +139,26 @@ const longestText = 10_000 // bytes of one value that a page shows
 
 // text returns a JSON value as text: a string without its quotes.
 func text(value json.RawMessage) string {
+	text := string(value[:min(len(value), longestText+1)])
 	if len(value) > 0 && value[0] == '"' {
-		return shorten(rawjson.Unquote(value), longestText)
+		text = rawjson.Unquote(value)
 	}
-	return shorten(string(value), longestText)
+	return shorten(text, longestText)
+}
+
+// textOrDash is text, with a dash for what would be nothing to see or to click on.
+func textOrDash(value json.RawMessage) string {
+	if text := text(value); !isNull(value) && strings.TrimSpace(text) != "" {
+		return text
+	}
+	return "–"
 }
 
 // indented returns a JSON value as text on several lines.
 func indented(value json.RawMessage) string {
+	if len(value) > longestText {
+		return text(value)
+	}
 	var lines bytes.Buffer
 	_ = json.Indent(&lines, value, "", "  ") // it is valid
 	return shorten(lines.String(), longestText)

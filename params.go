@@ -1,8 +1,7 @@
-// params.go turns arguments into an operation's input: the tags of an input struct become params, which check
-// and convert the arguments.
 package main
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
 	"errors"
@@ -313,8 +312,7 @@ func (m *Moment) UnmarshalText(text []byte) (err error) {
 		return nil
 	}
 	// An unescaped plus sign in a URL arrives as a space.
-	m.Time, err = time.Parse(time.RFC3339, strings.ToUpper(strings.ReplaceAll(string(text), " ", "+")))
-	if err != nil {
+	if m.Time.UnmarshalText(bytes.ToUpper(bytes.ReplaceAll(text, []byte(" "), []byte("+")))) != nil {
 		return errors.New("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 or an age such as 30m, 36h, 7d or 2w")
 	}
 	return nil

@@ -1,6 +1,3 @@
-// relay.go is the door for Rollbar's SDKs. It speaks Rollbar's own protocol, so that an SDK whose endpoint is
-// this service loses nothing while Rollbar is down: an occurrence is acknowledged as soon as PostgreSQL has
-// it, whatever Rollbar does, and the outbox delivers it. Only what Rollbar is known to refuse is refused.
 package main
 
 import (
@@ -22,7 +19,9 @@ import (
 // relayPaths are where SDKs post to, as their endpoint may be written. A redirect would lose occurrences.
 var relayPaths = []string{"/api/1/item/{$}", "/api/1/item", "/api/1/items/{$}", "/api/1/items"}
 
-// serveRelay answers an SDK that posts an occurrence, and a browser that asks whether a page may do so: any may.
+// serveRelay answers an SDK that posts an occurrence, and a browser that asks whether a page may do so: any may. It
+// speaks Rollbar's own protocol, so that an SDK whose endpoint is this service loses nothing while Rollbar is down:
+// an occurrence is acknowledged as soon as PostgreSQL has it. Only what Rollbar is known to refuse is refused.
 func (s *server) serveRelay(w *response, r *http.Request) {
 	w.operation, w.refusal = "relay.item", relayRefusal
 	h := w.Header()
@@ -64,6 +63,8 @@ func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
 	token = cmp.Or(token, rawjson.Unquote(rawjson.Get(payload, "access_token")))
 	data := rawjson.Get(payload, "data")
 	switch {
+	case isKind(err, unavailable):
+		return "", err
 	case !isOneOf(token, s.config.relayTokens):
 		return "", fail(forbidden, "invalid access token")
 	case err != nil:
@@ -86,13 +87,19 @@ func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, er
 	if err != nil {
 		return nil, err
 	}
+	var form url.Values
 	if text = bytes.TrimSpace(text); !bytes.HasPrefix(text, []byte("{")) {
-		form, _ := url.ParseQuery(string(text)) // as far as it can be read
+		form, _ = url.ParseQuery(string(text)) // as far as it can be read
 		text = []byte(form.Get("payload"))
 	}
 	payload, err := rawjson.Compact(text)
-	if err != nil || payload[0] != '{' {
+	switch {
+	case len(text) == 0:
+		return nil, fail(invalid, "the body is not JSON, nor a form with the field payload")
+	case err != nil || payload[0] != '{':
 		return nil, fail(invalid, "the payload is not JSON: %w", cmp.Or(err, errors.New("it is no object")))
+	case form.Has("access_token"):
+		payload = rawjson.Set(payload, "access_token", rawjson.AppendQuoted(nil, form.Get("access_token")))
 	}
 	return payload, nil
 }

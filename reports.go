@@ -1,5 +1,3 @@
-// reports.go lists, shows and deletes reports. They come from reports_history.go and reports_outbox.go;
-// reports_filter.go finds those that a list's filters choose.
 package main
 
 import (
@@ -111,7 +109,7 @@ func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*Lis
 	}
 	p.store, p.rowPart, p.limit = store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
 	if callOf(ctx).stream && !limit.Set {
-		p.endless, p.limit = true, endlessPage
+		p.endless, p.limit = p.cursor.from == 0, endlessPage // there are links behind a page on the way up
 	}
 	if err := p.read(ctx, (*rowPage).begin); err != nil {
 		p.release()

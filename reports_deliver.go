@@ -1,11 +1,10 @@
-// reports_deliver.go empties the outbox: serve all the time, reports.deliver once. An entry is given up only when
-// Rollbar refuses it for good, never because of its age. One that fails does not hold up others: in an outage, one
-// after the other is tried, only more slowly, and the first success makes all of them due.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -16,7 +15,7 @@ import (
 
 const (
 	deliveryPace    = time.Second / 20 // 1200 a minute: a backlog must not eat the project's quota
-	deliveryWorkers = 8
+	deliveryWorkers = 16               // half of maxCalls: some may hang
 	firstBackoff    = time.Second
 	outageAfter     = 100 // failures in a row; each further hundred adds the pace to the time between deliveries
 	longestSlowdown = 20  // times the pace: a second
@@ -80,10 +79,13 @@ func (l *lane) deliverOnce(ctx context.Context) (*drain, error) {
 		}
 		return nil, nil
 	}
-	for e := new(entry); e != nil && err == nil; {
-		e, err = d.next(ctx, claim, true)
+	for e := new(entry); e != nil && err == nil && l.outbox.app.rollbar.limits[l.scope].rest() == 0; {
+		e, err = d.next(ctx, claim, true, retryLimit)
 	}
 	d.workers.Wait()
+	if err == errLater {
+		return d, nil
+	}
 	return d, err
 }
 
@@ -114,7 +116,7 @@ func (l *lane) deliver(ctx context.Context) {
 			l.await(ctx, limit)
 			continue
 		}
-		e, err := d.next(ctx, l.claimDue, wait)
+		e, err := d.next(ctx, l.claimDue, wait, math.MaxInt64)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
@@ -138,7 +140,9 @@ func (l *lane) claimDue(ctx context.Context) (*entry, error) {
 	return l.claim(ctx, 0)
 }
 
-// A drain delivers a lane's entries, several at a time. Its owner waits for the workers.
+// A drain delivers a lane's entries, several at a time. Its owner waits for the workers. An entry is given up only
+// when Rollbar refuses it for good. One that fails does not hold up others: in an outage, one after the other is
+// tried, only more slowly, and the first success makes all of them due.
 type drain struct {
 	lane                *lane
 	slots               chan struct{} // taken by workers
@@ -150,10 +154,10 @@ type drain struct {
 func newDrain(l *lane) *drain { return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)} }
 
 // next claims an entry, in its turn if it is to wait, and starts to deliver it. It returns nil for none.
-func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool) (*entry, error) {
+func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool, most time.Duration) (*entry, error) {
 	d.slots <- struct{}{}
 	var e *entry
-	err := d.lane.turn(ctx, wait)
+	err := d.lane.turn(ctx, wait, most)
 	if err == nil {
 		e, err = claim(ctx)
 	}
@@ -274,9 +278,12 @@ func (l *lane) succeeded() {
 	l.notify()
 }
 
-// turn waits until another delivery may begin, at the pace that Rollbar allows. Unless it is to wait, it may
-// begin at once while all is well. Its error is the context's.
-func (l *lane) turn(ctx context.Context, wait bool) error {
+// errLater is that a delivery may not begin soon enough.
+var errLater = errors.New("later")
+
+// turn waits until another delivery may begin, at the pace that Rollbar allows. Unless it is to wait, it may begin at
+// once while all is well. Its error is the context's, or errLater for a turn that is further away than most.
+func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) error {
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		slowdown := max(1, min(l.failures/outageAfter, longestSlowdown))
@@ -285,8 +292,11 @@ func (l *lane) turn(ctx context.Context, wait bool) error {
 		}
 		l.mu.Unlock()
 		left := l.outbox.app.rollbar.limits[l.scope].turn(l.outbox.pace, slowdown)
-		if left <= 0 {
-			break
+		switch {
+		case left <= 0:
+			return nil
+		case left > most:
+			return errLater
 		}
 		async.Sleep(ctx, min(left, time.Second)) // more may be known by then
 	}

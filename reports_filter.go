@@ -1,7 +1,3 @@
-// reports_filter.go finds the reports that a list's filters choose, however many there are and however many
-// match. It looks at the nearest reports first, which usually fill the page, and then into one block of ids
-// after another until the page is full. A block is 4096 ids, and one without a match costs some
-// microseconds. schema.sql says what is known of it.
 package main
 
 import (
@@ -30,13 +26,15 @@ type reportSearch struct {
 	limit  int    // of the page, and one more on the way up, to see whether there is a page before that
 }
 
-// find returns the ids of the page in any order, and one more on the way up.
+// find returns the ids of the page in any order, and one more on the way up, however many reports there are and
+// however many match. It looks at the nearest reports first, which usually fill the page, and then into one block
+// of 4096 ids after another. One without a match costs some microseconds. schema.sql says what is known of it.
 func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
 	s := in.search(at, limit)
 	if in.ItemID.Set {
 		return s.among(ctx, conn, "item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current'", "")
 	}
-	near, err := s.among(ctx, conn, "TRUE", "LIMIT 1000")
+	near, err := s.among(ctx, conn, "TRUE", "LIMIT 1001")
 	if err != nil || len(near) == s.limit || !in.isFiltered() {
 		return near, err
 	}

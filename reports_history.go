@@ -1,20 +1,3 @@
-// reports_history.go turns observations of items into reports. The rules:
-//
-//   - An item that is observed again unchanged moves last_seen, at most once a minute.
-//   - Where only the running counters changed, the report is updated in place.
-//   - Any other change makes a new report, and supersedes the one before.
-//   - An answer is an older one if its request was sent before the current report was last seen. It
-//     changes nothing about a state that the history of the item has; another one makes a report that
-//     is superseded from the start, and becomes current if the next answer shows it.
-//   - Rollbar's list and its single responses have different fields. A field that one of them lacks
-//     is no change, and the report keeps what either said.
-//
-// The times of a request are kept as ages, so that PostgreSQL's clock is the only one that counts.
-//
-// A report remembers digests of the responses that it holds, so that a page that is observed again costs one
-// statement, which writes nothing. Differences are worked out here and written by a second statement, on
-// condition that nobody else has changed the report meanwhile; an item that fails the condition is compared
-// again.
 package main
 
 import (
@@ -35,6 +18,22 @@ import (
 
 	"app/internal/rawjson"
 )
+
+// The rules by which observations of items become reports:
+//
+//   - An item that is observed again unchanged moves last_seen, at most once a minute.
+//   - Where only the running counters changed, the report is updated in place.
+//   - Any other change makes a new report, and supersedes the one before.
+//   - An answer is an older one if its request was sent before the current report was last seen. It
+//     changes nothing about a state that the history of the item has; another one makes a report that
+//     is superseded from the start, and becomes current if the next answer shows it.
+//   - Rollbar's list and its single responses have different fields. A field that one of them lacks
+//     is no change, and the report keeps what either said.
+//
+// The times of a request are kept as ages, so that PostgreSQL's clock is the only one that counts. A report
+// remembers digests of the responses that it holds, so that a page that is observed again costs one statement,
+// which writes nothing. Differences are worked out here and written by a second statement, on condition that
+// nobody else has changed the report meanwhile; an item that fails the condition is compared again.
 
 // counters are the fields of an item that change with each occurrence.
 var counters = []string{"total_occurrences", "unique_occurrences", "last_occurrence_id", "last_occurrence_timestamp"}
@@ -83,10 +82,14 @@ func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string
 	})
 }
 
-// tryToStore runs store for so many things, even if the context ends, or returns why it could not.
+// tryToStore runs store for so many things, even if the context ends, or returns why it could not. What comes behind
+// a failure does not wait for another one.
 func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
 	if app.store == nil {
 		return "DATABASE_URL is not set"
+	}
+	if why := callOf(ctx).unstored.Load(); why != nil {
+		return *why
 	}
 	if err := store(context.WithoutCancel(ctx)); err != nil {
 		app.log.WarnContext(ctx, things+" not stored", things, n, "error", err)

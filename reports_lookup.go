@@ -1,4 +1,3 @@
-// reports_lookup.go asks Rollbar which items delivered occurrences became.
 package main
 
 import (
@@ -19,7 +18,7 @@ func (app *App) findItems(ctx context.Context) {
 	if app.rollbar.require(scopeRead) != nil {
 		return
 	}
-	for async.Sleep(ctx, app.outbox.pace) {
+	for async.Sleep(ctx, max(app.outbox.pace, app.rollbar.limits[scopeRead].throttle())) {
 		found, err := async.Protect(func() (bool, error) { return app.findItem(ctx) })
 		switch {
 		case err != nil && ctx.Err() == nil:

@@ -1,6 +1,3 @@
-// reports_outbox.go is the outbox: created occurrences on their way to Rollbar. A process works on an entry
-// while it holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest at the
-// head. An entry that fails moves behind them, to the time of its next attempt.
 package main
 
 import (
@@ -23,7 +20,9 @@ import (
 // clock was set back.
 const longestPause = 5 * time.Minute
 
-// An entry is a created occurrence: a report that is queued, delivered or rejected.
+// An entry is a created occurrence: a report that is queued, delivered or rejected. A process works on it while it
+// holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest at the head. One
+// that fails moves behind them, to the time of its next attempt.
 type entry struct {
 	id           int64
 	uuid         string

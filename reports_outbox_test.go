@@ -414,7 +414,7 @@ func TestDeliveriesTakeTurns(t *testing.T) {
 		for range 4 {
 			workers.Go(func() {
 				for range 25 {
-					assert.NoError(t, o.turn(t.Context(), true))
+					assert.NoError(t, o.turn(t.Context(), true, time.Hour))
 				}
 			})
 		}
@@ -425,9 +425,9 @@ func TestDeliveriesTakeTurns(t *testing.T) {
 		left, leave := context.WithCancel(t.Context())
 		leave()
 		for range 1000 {
-			assert.Error(t, o.turn(left, true))
+			assert.Error(t, o.turn(left, true, time.Hour))
 		}
-		assert.NoError(t, o.turn(t.Context(), true))
+		assert.NoError(t, o.turn(t.Context(), true, time.Hour))
 		assert.LessOrEqual(t, time.Since(began), deliveryPace)
 	})
 }

@@ -1,5 +1,3 @@
-// reports_summary.go counts reports: the items as they are now, what was new and what changed on each day, the
-// items with the most occurrences, and the queue.
 package main
 
 import (

@@ -1,5 +1,3 @@
-// response.go is HTTP out: it makes a response of the result or the failure of an operation. The one ResponseWriter
-// holds a body back until it is complete or too large for that, and compresses it where the caller accepts that.
 package main
 
 import (
@@ -55,7 +53,8 @@ var (
 	}}
 )
 
-// A response is the response to one request, and what is known of the request by then.
+// A response is the response to one request, and what is known of the request by then. It holds the body back until
+// that is complete or too large, and compresses it where the caller accepts that.
 type response struct {
 	http.ResponseWriter // net/http's own
 	request             *http.Request

@@ -1,4 +1,3 @@
-// retention.go deletes what is older than REPORTS_KEEP and OCCURRENCES_KEEP.
 package main
 
 import (

@@ -1,6 +1,3 @@
-// rollbar.go is the client of Rollbar's API: one call from its request to its response. With rollbar_limits.go
-// it is the only room that knows Rollbar's wire format. What Rollbar sends is passed on as it came, and only
-// what the service acts on is read.
 package main
 
 import (
@@ -10,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -44,7 +42,8 @@ const (
 // An accessToken is a Rollbar access token and the setting that it came from.
 type accessToken struct{ value, setting string }
 
-// Rollbar is a client for one project. It is safe for concurrent use.
+// Rollbar is a client for one project. It is safe for concurrent use. What Rollbar sends is passed on as it came, and
+// only what the service acts on is read.
 type Rollbar struct {
 	base      string // without a slash at its end
 	tokens    map[scope]accessToken
@@ -221,11 +220,11 @@ func (r *Rollbar) readBody(ctx context.Context, res *http.Response) (text []byte
 
 // noResponse returns the failure of a call that ended without a response.
 func (r *Rollbar) noResponse(ctx context.Context, err error) error {
-	if errors.Is(err, context.Canceled) || isKind(err, unavailable) {
-		return fmt.Errorf("while waiting for Rollbar: %w", err)
-	}
 	if outer, is := errors.AsType[*url.Error](err); is { // it repeats the whole URL
 		err = outer.Err
+	}
+	if errors.Is(err, context.Canceled) || isKind(err, unavailable) {
+		return fmt.Errorf("while waiting for Rollbar: %w", err)
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Failure{kind: upstreamTimeout, detail: fmt.Sprintf("Rollbar did not answer within %v", r.timeout), transient: true, err: err}
@@ -268,7 +267,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 	}
 	isSpent := res.Header.Get("X-Rate-Limit-Remaining") == "0"
 	switch {
-	case status == 400 && strings.HasPrefix(call.path, "/item/") && call.method != http.MethodPost && call.query == nil:
+	case status == 400 && call.method != http.MethodPost && strings.Contains(message, "not found"):
 		f.kind = notFound // Rollbar's reference: "400: item not found in this project"
 	case status == 429 && !isSpent && strings.Contains(message, "deactivated"):
 		f.kind = rollbarAuth // a deactivated account has calls left, but the limit ends with its window
@@ -277,7 +276,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 		if err != nil {
 			seconds = 60 // the usual window
 		}
-		f.transient, f.wait = isSpent, time.Duration(max(1, seconds))*time.Second
+		f.transient, f.wait = isSpent, time.Duration(min(max(1, seconds), math.MaxInt32))*time.Second
 	}
 	if f.kind == rollbarAuth {
 		f.detail = fmt.Sprintf("Rollbar refused %s, which needs the scope %s: %s", r.tokens[call.scope].setting, call.scope, message)
@@ -305,7 +304,7 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 	members := rawjson.Pick(raw, "id", "item_id")
 	id, ok := rawjson.Int(members[0])
 	if !ok {
-		return Occurrence{}, fail(badGateway, "Rollbar's response holds an occurrence without an id")
+		return Occurrence{}, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response holds an occurrence without an id"}
 	}
 	item, _ := rawjson.Int(members[1])
 	purged := rawjson.Purge(raw, "access_token", "data", "metadata")
@@ -329,7 +328,7 @@ func itemOf(raw json.RawMessage, when *timing) (Item, error) {
 			return Item{id, raw, when}, nil
 		}
 	}
-	return Item{}, fail(badGateway, "Rollbar's response holds an item without an id")
+	return Item{}, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response holds an item without an id"}
 }
 
 // An ItemPage is one page of the project's items. Callers that ask for it at the same time share it.
@@ -356,7 +355,7 @@ func itemsOf(read reading) (*ItemPage, error) {
 // elementsOf returns the elements of a list, which a result must hold: one that is missing is not an empty one.
 func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	if len(list) == 0 || list[0] != '[' {
-		return nil, fail(badGateway, "Rollbar's response does not hold a list of %s", name)
+		return nil, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response does not hold a list of " + name}
 	}
 	for raw := range rawjson.Elements(list) {
 		element, err := of(raw)

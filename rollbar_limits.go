@@ -1,5 +1,3 @@
-// rollbar_limits.go decides how often Rollbar is called: failed calls are retried within a budget, identical
-// reads in flight share one call, and what reads many pages leaves others something of Rollbar's rate limit.
 package main
 
 import (
@@ -116,6 +114,7 @@ type rateLimit struct {
 	mu          sync.Mutex
 	limit, left int
 	ends        time.Time
+	window      time.Time // the same by Rollbar's clock, which tells windows apart
 	known       time.Time // when it was read; zero after a call over the limit: then each lane of the queue rests by itself
 	delivery    time.Time // when the last one out of the queue began
 	delivered   int       // by the queue in this window
@@ -131,11 +130,11 @@ func (l *rateLimit) read(res *http.Response) (left int, known bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ends := time.Now().Add(time.Duration(seconds) * time.Second)
-	if ends.Sub(l.ends).Abs() > 2*time.Second { // whole seconds are inexact
-		l.delivered = 0
+	reset, _ := strconv.ParseInt(res.Header.Get("X-Rate-Limit-Reset"), 10, 64)
+	if window := time.Unix(reset, 0); window.Sub(l.window).Abs() > 2*time.Second { // it may be rounded
+		l.delivered, l.window = 0, window
 	}
-	l.limit, l.left, l.ends, l.known = limit, left, ends, time.Now()
+	l.limit, l.left, l.ends, l.known = limit, left, time.Now().Add(time.Duration(seconds)*time.Second), time.Now()
 	if res.StatusCode == http.StatusTooManyRequests {
 		l.known = time.Time{}
 	}

@@ -1,7 +1,7 @@
-// serve.go runs the service: it starts what the service needs, listens, and shuts down cleanly.
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -34,7 +34,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 		fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
 		server, err := devpg.Start(ctx, ".dev")
 		if err != nil {
-			return fail(misconfigured, "%w", err)
+			return cmp.Or(ctx.Err(), error(fail(misconfigured, "%w", err)))
 		}
 		defer server.Stop()
 		config.DatabaseURL = server.URL()

@@ -1,4 +1,3 @@
-// store.go is the connection to PostgreSQL: pools, the schema, and what its errors mean.
 package main
 
 import (
@@ -199,6 +198,11 @@ func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.C
 // primary; do may run twice. What this process delivered reads as delivered. Reads share a limited number of
 // slots, so that writes always find a connection.
 func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
+	return s.readWithin(ctx, s.readTimeout, do)
+}
+
+// readWithin is read with a time limit for the primary.
+func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(context.Context, *pgx.Conn) error) error {
 	waiting := time.NewTimer(storeTimeout)
 	defer waiting.Stop()
 	select {
@@ -218,7 +222,7 @@ func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) er
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.readTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return s.onPrimary(ctx, do)
 }

@@ -1,4 +1,3 @@
-// table.go makes rows of things: the columns of a list, as CSV and as text whose columns are aligned.
 package main
 
 import (
@@ -33,7 +32,7 @@ func lastName(column string) string { return column[strings.LastIndexByte(column
 // timeOf returns the time that a column holds: RFC 3339, or Unix seconds where its name says so.
 func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 	if at, err := time.Parse(time.RFC3339Nano, rawjson.Unquote(value)); err == nil {
-		return at, column != "title"
+		return at, lastName(column) != "title"
 	}
 	const year10000 = 253402300800
 	seconds, err := strconv.ParseFloat(string(value), 64)
@@ -44,14 +43,11 @@ func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 // writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names.
 func (l *List) writeCSV(w io.Writer, columns []string) error {
 	line := strings.Join(columns, ",") + "\r\n"
-	fields := make([]string, len(columns))
 	for row, err := range l.Rows {
 		if err != nil {
 			return err
 		}
-		for i, column := range columns {
-			fields[i] = csvField(column, fieldOf(row, column))
-		}
+		fields := column(columns, func(column string) string { return csvField(column, fieldOf(row, column)) })
 		if len(fields) == 1 && fields[0] == "" {
 			fields[0] = `""` // an empty line is no record
 		}

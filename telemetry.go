@@ -1,4 +1,3 @@
-// telemetry.go is what the service tells Datadog. docs/datadog.md describes the metrics and their tags.
 package main
 
 import (
@@ -29,7 +28,8 @@ func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
 	}})
 }
 
-// countOperation counts an operation that ended. The outcome is ok or the kind of its failure.
+// countOperation counts an operation that ended. The outcome is ok or the kind of its failure. docs/datadog.md
+// describes all metrics.
 func countOperation(client *datadog.Client, operation, surface string, outcome failureKind, took time.Duration) {
 	if client == nil {
 		return
@@ -54,7 +54,9 @@ func startCommand(ctx context.Context, client *datadog.Client, c *Command, surfa
 			kind, err = unavailable, datadog.StatusError(outage.status)
 		}
 		countOperation(client, c.Name, surface, kind, time.Since(began))
-		span.SetError(err)
+		if kind != interrupted {
+			span.SetError(err)
+		}
 		span.Finish()
 	}
 }

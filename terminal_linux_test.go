@@ -74,7 +74,7 @@ func TestQuestions(t *testing.T) {
 	f := newFixture(t, 6)
 	f.sandbox.SetItem(f.sandbox.ItemIDs()[4], "title", "out of \x1b[31m paper")
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
-	const question = `all occurrences of item %d, "out of \x1b[31m paper" (21 so far), from Rollbar?`
+	const question = `all occurrences of item %d, "out of  [31m paper" (21 so far), from Rollbar?`
 	item := fmt.Sprintf(question, f.sandbox.ItemIDs()[4])
 	database := "-database-url=" + f.config.DatabaseURL
 	for _, tt := range []struct{ args, want string }{
@@ -212,7 +212,7 @@ func TestTablesOnTerminal(t *testing.T) {
 	reports := show(90, "reports list")
 	assert.Regexp(t, `(?m)^\d+ +\d+ +current +just now +\x1b\[\d+m\w+\x1b\[0m +\S+ +\d+ +日本x.*…$`, reports)
 	assert.Contains(t, show(80, "items list -fields data.x,id"), "X  ID\n")
-	latest := time.Now().UTC().AddDate(0, 0, -49).Format("SINCE 2006-01-02 ")
+	latest := time.Now().UTC().AddDate(0, 0, -48).Format("SINCE 2006-01-02 ")
 	assert.Contains(t, show(80, "reports summary -since 366d"), latest)
 	assert.Contains(t, show(80, "items list -o csv -fields id,level -limit 1"), "id,level\n1705000012,")
 	one := show(120, fmt.Sprint("items get ", f.sandbox.ItemIDs()[3]))

@@ -1,6 +1,3 @@
-// webhooks.go is the door for Rollbar's webhooks: the item that an event holds becomes a report as if it had
-// been read, and its last occurrence goes into the archive. An event may come twice, or weeks late. Rollbar
-// signs nothing, so a token in the URL is all that tells it from others. No query may get into a log.
 package main
 
 import (
@@ -25,7 +22,8 @@ type Receipt struct {
 	Stored bool `json:"stored"`
 }
 
-// serveWebhook answers Rollbar, which sends an event again unless the answer is a success.
+// serveWebhook answers Rollbar, which sends an event again unless the answer is a success. An event may come twice, or
+// weeks late. Rollbar signs nothing, so a token in the URL is all that tells it from others. No query may get into a log.
 func (s *server) serveWebhook(w *response, r *http.Request) {
 	w.operation = "webhooks.rollbar"
 	stored, err := s.webhook(w, r)
@@ -43,7 +41,7 @@ func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) 
 	}
 	event, err := rawjson.Compact(text)
 	switch {
-	case strings.Contains(r.Header.Get("Content-Type"), "xml"), strings.HasPrefix(strings.TrimSpace(string(text)), "<"):
+	case strings.Contains(strings.ToLower(r.Header.Get("Content-Type")), "xml"), strings.HasPrefix(strings.TrimSpace(string(text)), "<"):
 		return false, fail(wrongMedia, "the event must be JSON: set the webhook's format to JSON in Rollbar")
 	case err != nil:
 		return false, fail(invalid, "the event is not JSON: %w", err)

@@ -3,6 +3,7 @@ package datadog
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -79,7 +80,9 @@ func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.R
 				s.SetError(StatusError(res.StatusCode))
 			}
 		}
-		s.SetError(err)
+		if !errors.Is(err, context.Canceled) { // the caller's decision
+			s.SetError(err)
+		}
 		s.Finish()
 		tags := []string{"method:" + r.Method, "status_class:" + class}
 		c.Count(prefix+".calls", 1, tags...)

@@ -147,7 +147,7 @@ func findPostgres(ctx context.Context, dirs []string, docker string) (bin string
 	defer cancel()
 	if exec.CommandContext(ctx, docker, "version").Run() != nil {
 		return "", errors.New("no PostgreSQL on this machine: install it (apt install postgresql, " +
-			"brew install postgresql), or start Docker, or set DATABASE_URL")
+			"brew install postgresql), or start Docker, or give -database-url")
 	}
 	return "", nil
 }
@@ -182,7 +182,7 @@ func unprivilegedUser() (*syscall.Credential, error) {
 			return &credential, err
 		}
 	}
-	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or set DATABASE_URL")
+	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or give -database-url")
 }
 
 // makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's user may
@@ -198,7 +198,7 @@ func (p *Server) makeHome(dir string) (err error) {
 	home := filepath.Join(dir, "postgres")
 	if p.home, err = filepath.EvalSymlinks(home); err == nil {
 		if !p.mayEnter(p.home) {
-			return fmt.Errorf("%s belongs to another user: remove it, or set DATABASE_URL", p.home)
+			return fmt.Errorf("%s belongs to another user: remove it, or give -database-url", p.home)
 		}
 		return nil
 	}

@@ -183,7 +183,7 @@ func TestFindPostgres(t *testing.T) {
 		t.Parallel()
 		_, err := devpg.FindPostgres(t.Context(), []string{client}, "false")
 		assert.EqualError(t, err, "no PostgreSQL on this machine: install it (apt install postgresql, "+
-			"brew install postgresql), or start Docker, or set DATABASE_URL")
+			"brew install postgresql), or start Docker, or give -database-url")
 	})
 }
 

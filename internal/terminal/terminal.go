@@ -89,7 +89,7 @@ func (t *Table) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush prints the rows and forgets them.
+// Flush prints the rows and forgets them. Later rows are aligned with them.
 func (t *Table) Flush() error {
 	var text strings.Builder
 	for _, row := range t.rows {
@@ -111,7 +111,7 @@ func (t *Table) Flush() error {
 		}
 		text.WriteByte('\n')
 	}
-	t.rows, t.widths = nil, nil
+	t.rows = nil
 	_, err := io.WriteString(t.Out, text.String())
 	return err
 }
@@ -155,10 +155,10 @@ func runeWidth(r rune) int {
 
 // wide and wideSymbols are what takes two columns of a terminal: the scripts of East Asia, and emoji.
 var wide = &unicode.RangeTable{
-	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
-		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
-	R32: []unicode.Range32{{0x16FE0, 0x1B2FF, 1}, {0x1F18E, 0x1F320, 1}, {0x1F32D, 0x1F64F, 1}, {0x1F680, 0x1F6FF, 1},
-		{0x1F7E0, 0x1F7EB, 1}, {0x1F90C, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1}},
+	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2329, 0x232A, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
+		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE10, 0xFE19, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
+	R32: []unicode.Range32{{0x16FE0, 0x1B2FF, 1}, {0x1F004, 0x1F0CF, 0xCB}, {0x1F18E, 0x1F320, 1}, {0x1F32D, 0x1F64F, 1},
+		{0x1F680, 0x1F6FF, 1}, {0x1F7E0, 0x1F7F0, 1}, {0x1F90C, 0x1FAFF, 1}, {0x20000, 0x3FFFD, 1}},
 }
 
 const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"
