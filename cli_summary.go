@@ -40,10 +40,8 @@ func printSummary(w *terminal.Table, s Summary) error {
 		fmt.Fprintf(w, "\t\t\n")
 	}
 	days := s.Days[max(0, len(s.Days)-most):] // the latest
-	var added, changed []int64
-	for _, day := range days {
-		added, changed = append(added, day.New), append(changed, day.Changed)
-	}
+	added := column(days, func(day DayCounts) int64 { return day.New })
+	changed := column(days, func(day DayCounts) int64 { return day.Changed })
 	fmt.Fprintf(w, "SINCE %s\tMOST A DAY\t\n", days[0].Date)
 	fmt.Fprintf(w, "new items\t%d\t%s\n", slices.Max(added), terminal.Sparkline(added))
 	fmt.Fprintf(w, "changed\t%d\t%s\n\t\t\n", slices.Max(changed), terminal.Sparkline(changed))

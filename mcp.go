@@ -308,9 +308,7 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 		if p.repeated && value[0] == '[' {
 			values = slices.Collect(rawjson.Elements(value))
 		}
-		for _, value := range values {
-			args.values[p.name] = append(args.values[p.name], p.toolLiteral(value))
-		}
+		args.values[p.name] = column(values, p.toolLiteral)
 	}
 	return args, c.checkNames("argument", maps.Keys(object), "", inPath, inQuery, inBody)
 }

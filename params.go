@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding"
 	"encoding/json"
 	"errors"
@@ -302,6 +301,9 @@ func age(text string) (time.Duration, error) {
 	return unit * min(time.Duration(n), longestAge/unit), nil
 }
 
+// momentForm keeps time.Parse to RFC 3339: it takes one digit for an hour, a comma, and 24 hours beside UTC.
+var momentForm = regexp.MustCompile(`T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):\d\d)$`)
+
 // UnmarshalText reads these forms.
 func (m *Moment) UnmarshalText(text []byte) (err error) {
 	if ago, err := age(string(text)); err == nil {
@@ -312,7 +314,8 @@ func (m *Moment) UnmarshalText(text []byte) (err error) {
 		return nil
 	}
 	// An unescaped plus sign in a URL arrives as a space.
-	if m.Time.UnmarshalText(bytes.ToUpper(bytes.ReplaceAll(text, []byte(" "), []byte("+")))) != nil {
+	given := strings.ToUpper(strings.ReplaceAll(string(text), " ", "+"))
+	if m.Time, err = time.Parse(time.RFC3339, given); err != nil || !momentForm.MatchString(given) {
 		return errors.New("must be a time such as 2026-01-31T12:00:00Z, a date such as 2026-01-31 or an age such as 30m, 36h, 7d or 2w")
 	}
 	return nil

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"app/internal/sandbox"
+)
+
+// These tests are about the seams of two promises, each of which has a test of its own elsewhere.
+
+// The largest page has a way back, in lines, too.
+func TestWayBackOfTheLargestPage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	addReports(t, f.app.store, 2500)
+	var pages []string
+	for path := range f.walk("/reports?limit=1000", "next") {
+		pages = append(pages, path)
+	}
+	require.Len(t, pages, 3)
+	back := 0
+	for range f.walk(pages[2], "prev") {
+		back++
+	}
+	assert.Equal(t, 3, back)
+	cursor := base64.RawURLEncoding.EncodeToString([]byte("0.1"))
+	lines := f.do("GET", "/reports?cursor="+cursor, "", "Accept", ndjson)
+	assert.Equal(t, 1000, strings.Count(lines.body, "\n"))
+	assert.NotEmpty(t, lines.link("prev"), "there are newer ones")
+	assert.NotEmpty(t, lines.link("next"))
+}
+
+// silent listens for connections and says nothing.
+func silent(t *testing.T) (address string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			if _, err := listener.Accept(); err != nil {
+				return
+			}
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// While a standby says nothing, the primary has the answer, and Rollbar is not needed.
+func TestSilentStandby(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) {
+		c.DatabaseReadURL = "postgres://u@" + silent(t) + "/d?sslmode=disable"
+	})
+	item := f.sandbox.ItemIDs()[0]
+	require.Equal(t, 200, f.get(fmt.Sprintf("/items/%d/occurrences", item)).status)
+	require.Equal(t, 200, f.get(fmt.Sprintf("/items/%d", item)).status)
+	id := f.rows(`SELECT id::text FROM occurrences`)[0]
+	f.sandbox.SetFault(sandbox.Forbidden)
+	assert.Equal(t, 200, f.get("/occurrences/"+id).status)
+	assert.Equal(t, 200, f.get(fmt.Sprintf("/items/%d?source=archive", item)).status)
+}
+
+// A sync needs PostgreSQL even where Rollbar has nothing, and is refused before Rollbar is asked.
+func TestSyncOfNothingWithoutPostgreSQL(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = "postgres://u@127.0.0.1:1/d?sslmode=disable" })
+	for _, path := range []string{"/items/sync", "/occurrences/sync"} {
+		f.do("POST", path, "").requireProblem(503, "unavailable")
+	}
+	assert.Empty(t, f.sandbox.Requests())
+}
+
+// What an update reads on its way is stored, and of what Rollbar echoes only what was sent counts.
+func TestUpdateStoresWhatItReads(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	id := f.sandbox.ItemIDs()[0]
+	next := f.app.rollbar.client.Transport
+	f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		res, err := next.RoundTrip(r)
+		if r.Method == http.MethodPatch && err == nil {
+			res.Body = io.NopCloser(strings.NewReader(`{"err":0,"result":{"title":"after","level_lock":1,"foo":1}}`))
+			res.ContentLength = -1
+		}
+		return res, err
+	})
+	f.sandbox.SetItem(id, "title", "before")
+	require.Equal(t, 200, f.do("PATCH", "/items/1?by=counter", `{"title":"after"}`).status)
+	assert.Equal(t, []string{"superseded before", "current after"}, f.history(id, "title"))
+	assert.Equal(t, []string{"true"}, f.rows(`SELECT (data -> 'foo' IS NULL)::text FROM reports WHERE state = 'current'`))
+}
+
+// Only where Rollbar says so is a refused update one of an item that is not there.
+func TestRefusedUpdate(t *testing.T) {
+	t.Parallel()
+	for message, want := range map[string]int{"Item not found in this project.": 404, "Invalid assigned_user_id": 400} {
+		f := newFixture(t, 1)
+		next := f.app.rollbar.client.Transport
+		f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			res, err := next.RoundTrip(r)
+			if r.Method == http.MethodPatch && err == nil {
+				res.StatusCode = 400
+				res.Body = io.NopCloser(strings.NewReader(fmt.Sprintf(`{"err":1,"message":%q}`, message)))
+				res.ContentLength = -1
+			}
+			return res, err
+		})
+		path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
+		assert.Equal(t, want, f.do("PATCH", path, `{"assigned_user_id":5}`).status, message)
+	}
+}
+
+// Short pages before this one do not make it the last.
+func TestLastPageBehindShortOnes(t *testing.T) {
+	t.Parallel()
+	in := itemsListInput{}
+	page := func(n int) *ItemPage { return &ItemPage{Items: make([]Item, n), Total: []byte("250")} }
+	assert.False(t, in.isLast(page(100), 3), "pages of 100, 37 and 100 came before one of 13")
+	assert.True(t, in.isLast(page(50), 3))
+	assert.True(t, in.isLast(page(250), 1))
+	assert.True(t, in.isLast(page(0), 4))
+}
+
+// An occurrence that is read names the item that a created one became, also long after Rollbar was asked for it.
+func TestArchiveNamesItems(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	uuid := newUUID()
+	require.Equal(t, 201, f.create(uuid).status)
+	f.eventually(uuid, "delivered")
+	f.exec(`UPDATE reports SET next_lookup = NULL, lookups = 9`)
+	id := f.sandbox.ItemIDs()[0]
+	require.Equal(t, 200, f.get(fmt.Sprintf("/items/%d/occurrences", id)).status)
+	assert.Equal(t, []string{fmt.Sprint(id)}, f.rows(`SELECT item_id::text FROM reports WHERE uuid IS NOT NULL`))
+}
+
+// reports.deliver does not wait for minutes where Rollbar leaves the queue a few calls.
+func TestReportsDeliverWithFewCallsLeft(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.sandbox.Set(func(s *sandbox.Settings) { s.RateLimit = 12 })
+	f.enqueue(6)
+	require.Equal(t, 200, f.get("/items").status)
+	require.Equal(t, 201, f.create(newUUID()).status, "now the limit of the post token is known")
+	began := time.Now()
+	got := f.do("POST", "/reports/deliver", "")
+	require.Equal(t, 200, got.status)
+	assert.NotEqual(t, "0", got.at("queued"))
+	assert.Less(t, time.Since(began), 15*time.Second)
+}
+
+// Rollbar's clock tells windows apart, however long its answers take.
+func TestSlowAnswersAreOfTheSameWindow(t *testing.T) {
+	t.Parallel()
+	l := &rateLimit{}
+	answer := func(remaining, seconds, reset string) {
+		l.read(&http.Response{StatusCode: 200, Header: http.Header{"X-Rate-Limit-Limit": {"60"},
+			"X-Rate-Limit-Remaining": {remaining}, "X-Rate-Limit-Remaining-Seconds": {seconds}, "X-Rate-Limit-Reset": {reset}}})
+	}
+	answer("60", "30", "1800000030")
+	l.delivered = 7
+	answer("50", "33", "1800000030")
+	assert.Equal(t, 7, l.delivered)
+	answer("59", "30", "1800000060")
+	assert.Zero(t, l.delivered)
+}
+
+func TestSettingsThatOnlySeemToHaveAValue(t *testing.T) {
+	for _, value := range []string{"host=h dbname= password=hunter2 user=u", "host=h connect_timeout= password=hunter2",
+		"HOST=h password=hunter2", "host=h Password=hunter2"} {
+		got := runShell(t, "", "reports", "list", "-database-url", value)
+		assert.Equal(t, 2, got.exit, value)
+		assert.NotContains(t, got.err, "hunter2")
+	}
+	for _, value := range []string{"host=h password=a=b", "host = h password = 'a =b'"} {
+		_, err := parseDatabase(value)
+		assert.NoError(t, err, value)
+	}
+	for _, value := range []string{"http://h?", "http://h#", "http://h/?x=1"} {
+		_, err := parseURL(value)
+		assert.Error(t, err, value)
+	}
+	address, err := parseAddress("localhost:http")
+	assert.Equal(t, "localhost:80", address)
+	assert.NoError(t, err)
+	_, err = parseAddress("localhost:bogus")
+	assert.Error(t, err)
+	t.Setenv("ROLLBAR_TOKEN", " \t")
+	t.Setenv("ROLLBAR_TOKN", "x")
+	config, err := loadConfig(nil, writeEnv(t, "ROLLBAR_TOKEN=of-the-file\nROLLBAR_TOKN=y\n"))
+	require.NoError(t, err)
+	assert.Equal(t, "of-the-file", config.token)
+	assert.Len(t, config.misspelt, 1)
+	for _, text := range []string{"2026-11-28T0:00:00Z", "2026-11-28T00:00:00,5Z", "2026-11-28T00:00:00+24:00"} {
+		assert.Error(t, new(Moment).UnmarshalText([]byte(text)), text)
+	}
+}
+
+// The one who asks gives up, and that is all there is to say.
+func TestInterruptedCheck(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := check(ctx, f.app, struct{}{})
+	assert.True(t, isKind(failureOf(err), interrupted), err)
+}
+
+// The token of an SDK may be a field of its form, beside the payload.
+func TestRelayTokenInAForm(t *testing.T) {
+	t.Parallel()
+	f := newRelay(t)
+	form := url.Values{"payload": {sdkPayload(newUUID(), "")}, "access_token": {"sdk-token"}}
+	f.do("POST", "/api/1/item/", form.Encode(), "Content-Type", formType).requireRelayed()
+	form.Set("access_token", "another")
+	assert.Equal(t, 403, f.do("POST", "/api/1/item/", form.Encode(), "Content-Type", formType).status)
+}
+
+// Pages offer what their reader may do, and nothing else.
+func TestPagesOfThoseWhoMayNot(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) { c.apiTokens, c.apiReadTokens = []string{"all-of-it"}, []string{"reads-only"} })
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("u:reads-only"))
+	refused := f.submit("POST", "/items", url.Values{"message": {"x"}}, "Authorization", basic)
+	refused.requirePage(403)
+	assert.NotContains(t, refused.body, "<form")
+	open := f.browse("/check")
+	open.requirePage(200)
+	assert.NotContains(t, open.body, "reports")
+	assert.Equal(t, 404, f.submit("POST", "/", nil, "Authorization", basic).status)
+	basic = "Basic " + base64.StdEncoding.EncodeToString([]byte("u:all-of-it"))
+	form := url.Values{"_method": {"DELETE"}, "by": {"id"}}
+	twice := f.submit("POST", "/items/1?by=counter", form, "Authorization", basic)
+	twice.requirePage(400)
+	f.sandbox.SetItem(f.sandbox.ItemIDs()[0], "title", " ")
+	assert.Contains(t, f.browse("/items", "Authorization", basic).body, ">–</a>")
+}
+
+// A table stays aligned however long it is.
+func TestLongTable(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 250)
+	lines := strings.Split(f.run("items", "list", "-all", "-o", "table").out, "\n")
+	at := strings.Index(lines[0], "TITLE")
+	for _, line := range lines[1 : len(lines)-1] {
+		assert.Equal(t, byte(' '), line[at-1], line)
+		assert.NotEqual(t, byte(' '), line[at], line)
+	}
+}
