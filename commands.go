@@ -331,3 +331,12 @@ func didYouMean(name string, valid []string) string {
 	}
 	return ""
 }
+
+// column returns one value of each row.
+func column[Row, T any](rows []Row, value func(Row) T) []T {
+	values := make([]T, len(rows))
+	for i, row := range rows {
+		values[i] = value(row)
+	}
+	return values
+}

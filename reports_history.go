@@ -459,15 +459,6 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		})
 }
 
-// column returns one value of each row, as an array parameter.
-func column[Row, T any](rows []Row, value func(Row) T) []T {
-	values := make([]T, len(rows))
-	for i, row := range rows {
-		values[i] = value(row)
-	}
-	return values
-}
-
 // A bucket is the values that reports are filtered and counted by; nil for one that the data lack.
 type bucket struct {
 	status, level, environment *string

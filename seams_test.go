@@ -100,7 +100,8 @@ func TestUpdateStoresWhatItReads(t *testing.T) {
 	f.sandbox.SetItem(id, "title", "before")
 	require.Equal(t, 200, f.do("PATCH", "/items/1?by=counter", `{"title":"after"}`).status)
 	assert.Equal(t, []string{"superseded before", "current after"}, f.history(id, "title"))
-	assert.Equal(t, []string{"true"}, f.rows(`SELECT (data -> 'foo' IS NULL)::text FROM reports WHERE state = 'current'`))
+	current := f.rows(`SELECT data::text FROM reports WHERE state = 'current'`)
+	assert.NotContains(t, current[0], "foo")
 }
 
 // Only where Rollbar says so is a refused update one of an item that is not there.
@@ -168,7 +169,8 @@ func TestSlowAnswersAreOfTheSameWindow(t *testing.T) {
 	l := &rateLimit{}
 	answer := func(remaining, seconds, reset string) {
 		l.read(&http.Response{StatusCode: 200, Header: http.Header{"X-Rate-Limit-Limit": {"60"},
-			"X-Rate-Limit-Remaining": {remaining}, "X-Rate-Limit-Remaining-Seconds": {seconds}, "X-Rate-Limit-Reset": {reset}}})
+			"X-Rate-Limit-Remaining": {remaining}, "X-Rate-Limit-Remaining-Seconds": {seconds},
+			"X-Rate-Limit-Reset": {reset}}})
 	}
 	answer("60", "30", "1800000030")
 	l.delivered = 7
@@ -232,7 +234,9 @@ func TestRelayTokenInAForm(t *testing.T) {
 // Pages offer what their reader may do, and nothing else.
 func TestPagesOfThoseWhoMayNot(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 1, func(c *Config) { c.apiTokens, c.apiReadTokens = []string{"all-of-it"}, []string{"reads-only"} })
+	f := newFixture(t, 1, func(c *Config) {
+		c.apiTokens, c.apiReadTokens = []string{"all-of-it"}, []string{"reads-only"}
+	})
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("u:reads-only"))
 	refused := f.submit("POST", "/items", url.Values{"message": {"x"}}, "Authorization", basic)
 	refused.requirePage(403)

@@ -24,6 +24,9 @@ func TestEqual(t *testing.T) {
 	t.Parallel()
 	require.True(t, Equal(json.RawMessage(`{"a":1,"b":"\u0041"}`), json.RawMessage(`{"b":"A","a":1}`)))
 	require.False(t, Equal(json.RawMessage(`[9007199254740993]`), json.RawMessage(`[9007199254740992]`)))
+	large := `"` + strings.Repeat("x", 64<<10) + `"`
+	require.True(t, Equal(json.RawMessage(`[`+large+`,1]`), json.RawMessage(`[`+large+`,1]`)))
+	require.False(t, Equal(json.RawMessage(`{"a":1,"b":`+large+`}`), json.RawMessage(`{"b":`+large+`,"a":1}`)))
 }
 
 // What PostgreSQL cannot hold or query becomes U+FFFD, and all else stays as it is.
