@@ -63,6 +63,7 @@ func TestYardstick(t *testing.T) {
 	require.NotEmpty(t, *yardstick, "-yardstick")
 	c := newComparison(t)
 	fmt.Println("| work | service ÷ yardstick | goal | figures |\n| --- | --- | --- | --- |")
+	c.start()
 	c.compareSync(min(100_000, *yardstickReports))
 	var growth []string
 	for n := 10_000; n <= *yardstickReports; n *= 10 {
@@ -81,7 +82,6 @@ func TestYardstick(t *testing.T) {
 	c.telemetry()
 	c.surfaces(p)
 	c.relay()
-	c.start()
 	fmt.Println("\n| reports | first page | far page ÷ first | slowest filter ÷ first | sync, items/s | again, " +
 		"items/s | memory of sync |\n| --- | --- | --- | --- | --- | --- | --- |")
 	fmt.Println(strings.Join(growth, "\n"))
