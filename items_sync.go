@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -73,10 +74,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 // maySync returns what a sync lacks.
 func (app *App) maySync(ctx context.Context) error {
 	store, err := app.database()
-	if err == nil {
-		err = app.rollbar.require(scopeRead)
-	}
-	if err != nil {
+	if err = cmp.Or(err, app.rollbar.require(scopeRead)); err != nil {
 		return err
 	}
 	return store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })

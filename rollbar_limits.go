@@ -114,7 +114,7 @@ type rateLimit struct {
 	mu          sync.Mutex
 	limit, left int
 	ends        time.Time
-	window      time.Time // the same by Rollbar's clock, which tells windows apart
+	window      time.Time // the same by Rollbar's clock, to tell windows apart
 	known       time.Time // when it was read; zero after a call over the limit: then each lane of the queue rests by itself
 	delivery    time.Time // when the last one out of the queue began
 	delivered   int       // by the queue in this window
@@ -130,11 +130,16 @@ func (l *rateLimit) read(res *http.Response) (left int, known bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	reset, _ := strconv.ParseInt(res.Header.Get("X-Rate-Limit-Reset"), 10, 64)
-	if window := time.Unix(reset, 0); window.Sub(l.window).Abs() > 2*time.Second { // it may be rounded
-		l.delivered, l.window = 0, window
+	now := time.Now()
+	ends := now.Add(time.Duration(seconds) * time.Second)
+	window := ends
+	if reset, err := strconv.ParseInt(res.Header.Get("X-Rate-Limit-Reset"), 10, 64); err == nil {
+		window = time.Unix(reset, 0) // the answer to a slow call comes late, by our clock
 	}
-	l.limit, l.left, l.ends, l.known = limit, left, time.Now().Add(time.Duration(seconds)*time.Second), time.Now()
+	if now.After(l.ends) || window.Sub(l.window).Abs() > 2*time.Second { // whole seconds are inexact
+		l.delivered = 0
+	}
+	l.limit, l.left, l.ends, l.window, l.known = limit, left, ends, window, now
 	if res.StatusCode == http.StatusTooManyRequests {
 		l.known = time.Time{}
 	}
