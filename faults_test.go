@@ -207,7 +207,8 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 			assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 			f.do("POST", "/items/sync", "").requireProblem(503, "unavailable")
 			id := f.sandbox.ItemIDs()[0]
-			f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(503, "unavailable")
+			kept := f.do("DELETE", fmt.Sprintf("/items/%d", id), "").requireProblem(503, "unavailable")
+			assert.Contains(t, kept, "must be stored first")
 			assert.Len(t, f.get(fmt.Sprintf("/items/%d/occurrences", id)).list("occurrences"), 1,
 				"nothing is deleted that is not stored")
 		})
