@@ -47,7 +47,7 @@ func TestSummary(t *testing.T) {
 		`WHERE item_id = ` + fmt.Sprint(ids[1]) + `)`)
 	f.exec(`INSERT INTO reports (uuid, item_id, state, first_seen, data)
 		VALUES ('a', NULL, 'queued', now() - interval '1 hour', '{}'), ('b', NULL, 'rejected', now(), '{}'),
-			('c', 5, 'delivered', now(), '{}')`)
+			('c', 5, 'delivered', now(), '{}'), ('d', 5, 'delivered', now(), '{}')`)
 	f.exec(`INSERT INTO reports (item_id, state, data) SELECT 5, 'superseded', '{}' FROM generate_series(1, 2)`)
 
 	s := f.summary("?since=1d")
