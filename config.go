@@ -152,7 +152,7 @@ func parseDatabase(value string) (string, error) {
 	}
 	switch {
 	case !databaseValue.MatchString(value) || strings.HasPrefix(words, "failed to parse"):
-		return "", errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database, with %40 for an @ in the password")
+		return "", errors.New("must be a PostgreSQL URL such as postgres://user:password@host:5432/database, with %40 for an @ in the password, or keywords with values, such as host=localhost dbname=database")
 	case err != nil:
 		return "", errors.New("cannot be used: " + words)
 	}

@@ -281,7 +281,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 	})
 	if len(allow) == 0 {
 		hint := ""
-		if near := s.nearestPath(r.URL.Path); near != "" {
+		if near := s.nearestPath(path.Clean(r.URL.Path)); near != "" {
 			hint = ", did you mean " + near + "?"
 		}
 		w.refuse(fail(notFound, "there is no route %s %s%s", r.Method, cut(r.URL.Path), hint))
@@ -293,7 +293,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 
 // nearestPath returns the path of a route that differs least from the given one, or "" if all differ a lot.
 func (s *server) nearestPath(given string) string {
-	segments := strings.Split(path.Clean(given), "/")
+	segments := strings.Split(given, "/")
 	var near []string
 	for _, pattern := range s.paths {
 		filled := strings.Split(pattern, "/")

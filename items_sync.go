@@ -77,7 +77,10 @@ func (app *App) maySync(ctx context.Context) error {
 	if err = cmp.Or(err, app.rollbar.require(scopeRead)); err != nil {
 		return err
 	}
-	return store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })
+	if err = store.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return nil
 }
 
 // A syncRun is one sync in progress.

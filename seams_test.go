@@ -78,9 +78,20 @@ func TestSyncOfNothingWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = "postgres://u@127.0.0.1:1/d?sslmode=disable" })
 	for _, path := range []string{"/items/sync", "/occurrences/sync"} {
-		f.do("POST", path, "").requireProblem(503, "unavailable")
+		got := f.do("POST", path, "").requireProblem(503, "unavailable")
+		assert.Regexp(t, "^sync: PostgreSQL at DATABASE_URL: ", got)
 	}
 	assert.Empty(t, f.sandbox.Requests())
+}
+
+// The page of an item claims nothing about what it cannot read.
+func TestItemPageWithoutPostgreSQL(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1, func(c *Config) { c.DatabaseURL = "postgres://u@127.0.0.1:1/d?sslmode=disable" })
+	page := f.browse(fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0]))
+	page.requirePage(200)
+	assert.Contains(t, page.body, "PostgreSQL at DATABASE_URL")
+	assert.NotContains(t, page.body, "No state of it is stored")
 }
 
 // What an update reads on its way is stored, and of what Rollbar echoes only what was sent counts.
