@@ -284,6 +284,9 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 	return f
 }
 
+// unusable returns the failure of a response that reports success but does not hold what it must.
+func unusable(why string) *Failure { return &Failure{kind: badGateway, upstream: 200, detail: why} }
+
 // An Item is one item as Rollbar sent it, in compact JSON.
 type Item struct {
 	ID   int64           `json:"id"`
@@ -304,7 +307,7 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 	members := rawjson.Pick(raw, "id", "item_id")
 	id, ok := rawjson.Int(members[0])
 	if !ok {
-		return Occurrence{}, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response holds an occurrence without an id"}
+		return Occurrence{}, unusable("Rollbar's response holds an occurrence without an id")
 	}
 	item, _ := rawjson.Int(members[1])
 	purged := rawjson.Purge(raw, "access_token", "data", "metadata")
@@ -321,14 +324,13 @@ func (o Occurrence) time() (time.Time, bool) {
 
 func itemOf(raw json.RawMessage, when *timing) (Item, error) {
 	for name, value := range rawjson.RawMembers(raw) {
-		if string(name) != `"id"` {
-			continue
-		}
-		if id, ok := rawjson.Int(value); ok {
-			return Item{id, raw, when}, nil
+		if string(name) == `"id"` {
+			if id, ok := rawjson.Int(value); ok {
+				return Item{id, raw, when}, nil
+			}
 		}
 	}
-	return Item{}, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response holds an item without an id"}
+	return Item{}, unusable("Rollbar's response holds an item without an id")
 }
 
 // An ItemPage is one page of the project's items. Callers that ask for it at the same time share it.
@@ -355,7 +357,7 @@ func itemsOf(read reading) (*ItemPage, error) {
 // elementsOf returns the elements of a list, which a result must hold: one that is missing is not an empty one.
 func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	if len(list) == 0 || list[0] != '[' {
-		return nil, &Failure{kind: badGateway, upstream: http.StatusOK, detail: "Rollbar's response does not hold a list of " + name}
+		return nil, unusable("Rollbar's response does not hold a list of " + name)
 	}
 	for raw := range rawjson.Elements(list) {
 		element, err := of(raw)
@@ -363,7 +365,7 @@ func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessag
 			return nil, err
 		}
 		if len(elements) == maxElements {
-			return nil, fail(badGateway, "Rollbar's response holds more than %d %s", maxElements, name)
+			return nil, unusable(fmt.Sprintf("Rollbar's response holds more than %d %s", maxElements, name))
 		}
 		elements = append(elements, element)
 	}
