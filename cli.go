@@ -521,10 +521,8 @@ func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selecte
 
 // child returns the subcommand with the name, or nil.
 func (s *subcommand) child(name string) *subcommand {
-	for _, sub := range s.below {
-		if sub.name == name {
-			return sub
-		}
+	if i := slices.Index(s.childNames(), name); i >= 0 {
+		return s.below[i]
 	}
 	return nil
 }
@@ -535,8 +533,7 @@ func (s *subcommand) childNames() []string {
 
 // unknownCommand returns the failure of a word that is no subcommand of the group.
 func (c *cli) unknownCommand(group *subcommand, word string) error {
-	isIt := func(o *Command) bool { return o.Name == group.name+"."+word }
-	if slices.ContainsFunc(c.leftOut, isIt) {
+	if slices.ContainsFunc(c.leftOut, func(o *Command) bool { return o.Name == group.name+"."+word }) {
 		return fail(invalid, "%s %s is left out by READ_ONLY, since it changes something", group.name, word)
 	}
 	return fail(invalid, "%s", unknown("command", word, group.childNames()))

@@ -167,12 +167,11 @@ var nextLink = regexp.MustCompile(`[?&]((?:page|cursor)=[^&>]*)[^>]*>; rel="next
 
 // nextPage returns the parameters that lead to the next page, nil for none.
 func nextPage(res *http.Response) url.Values {
-	found := nextLink.FindStringSubmatch(strings.Join(res.Header.Values("Link"), "\n"))
-	if found == nil {
-		return nil
+	if found := nextLink.FindStringSubmatch(strings.Join(res.Header.Values("Link"), "\n")); found != nil {
+		next, _ := url.ParseQuery(found[1]) // what a stranger sends may be none
+		return next
 	}
-	next, _ := url.ParseQuery(found[1]) // what a stranger sends may be none
-	return next
+	return nil
 }
 
 // remoteLines returns the list that a server sends one element a line, read as it arrives.

@@ -137,9 +137,8 @@ func (m *mcpMessage) negotiate(header http.Header) *rpcError {
 		version = named
 	}
 	switch {
-	case version == "" && inBody == nil && m.method != "server/discover":
-		return nil
-	case version != mcpLatest && slices.Contains(mcpVersions, version):
+	case version == "" && inBody == nil && m.method != "server/discover",
+		version != mcpLatest && slices.Contains(mcpVersions, version):
 		return nil
 	case version != mcpLatest && version != "":
 		err := rpcFail(http.StatusBadRequest, rpcUnsupportedVersion, "unsupported protocol version %q", cut(version))

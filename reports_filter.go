@@ -34,7 +34,7 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportC
 	if in.ItemID.Set {
 		return s.among(ctx, conn, "item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current'", "")
 	}
-	near, err := s.among(ctx, conn, "TRUE", "LIMIT 1001")
+	near, err := s.among(ctx, conn, "TRUE", "LIMIT "+strconv.Itoa(endlessPage+1))
 	if err != nil || len(near) == s.limit || !in.isFiltered() {
 		return near, err
 	}

@@ -293,16 +293,13 @@ func Unquote(value json.RawMessage) string {
 // Equal reports whether two values mean the same. Numbers must agree digit for digit, and values of more than 64 kB
 // byte for byte, since to decode them takes thirty times their size.
 func Equal(a, b json.RawMessage) bool {
-	if bytes.Equal(a, b) || max(len(a), len(b)) > 64<<10 {
-		return bytes.Equal(a, b)
-	}
 	decode := func(text json.RawMessage) (value any) {
 		decoder := json.NewDecoder(bytes.NewReader(text))
 		decoder.UseNumber()
 		_ = decoder.Decode(&value) // it is valid
 		return value
 	}
-	return reflect.DeepEqual(decode(a), decode(b))
+	return bytes.Equal(a, b) || max(len(a), len(b)) <= 64<<10 && reflect.DeepEqual(decode(a), decode(b))
 }
 
 // Int returns the integer that a value is, and false for any other value.
