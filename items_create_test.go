@@ -14,11 +14,11 @@ import (
 	"app/internal/sandbox"
 )
 
-// answerPosts has Rollbar answer what is created so.
-func (f *fixture) answerPosts(status int, body string) {
+// answerAll has Rollbar answer all calls with the method so.
+func (f *fixture) answerAll(method string, status int, body string) {
 	next := f.app.rollbar.client.Transport
 	f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
-		if r.Method != http.MethodPost {
+		if r.Method != method {
 			return next.RoundTrip(r)
 		}
 		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{},
@@ -44,13 +44,13 @@ func TestCreateRejected(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, 0)
-			f.answerPosts(tt.status, tt.body)
+			f.answerAll("POST", tt.status, tt.body)
 			uuid := newUUID()
 			detail := f.create(uuid).requireProblem(tt.status, "usage")
 			assert.Equal(t, "create "+uuid+": "+tt.words, detail)
 			assert.Equal(t, "rejected", f.state(uuid))
 
-			f.answerPosts(200, `{"err":0}`)
+			f.answerAll("POST", 200, `{"err":0}`)
 			again := f.create(uuid)
 			assert.Equal(t, strings.ReplaceAll(detail, "\x00", "\uFFFD"), again.requireProblem(tt.status, "usage"))
 			assert.Equal(t, fmt.Sprint(tt.status), again.at("upstream_status"))
@@ -65,7 +65,7 @@ func TestDeliveryRejected(t *testing.T) {
 	f.sandbox.SetFault(sandbox.Down)
 	uuid := newUUID()
 	require.Equal(t, 202, f.create(uuid).status)
-	f.answerPosts(422, `{"err":1,"message":"yyyyy\\u"}`)
+	f.answerAll("POST", 422, `{"err":1,"message":"yyyyy\\u"}`)
 	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":1}`+"\n", f.do("POST", "/reports/deliver", "").body)
 	assert.Contains(t, f.create(uuid).requireProblem(422, "usage"), "Rollbar answered 422")
 }

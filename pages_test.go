@@ -291,16 +291,18 @@ func TestFormsAsk(t *testing.T) {
 	assert.Equal(t, `"resolved"`, f.get(item).at("status"))
 }
 
+// basicAuth returns the Authorization with which a browser signs in.
+func basicAuth(password string) string {
+	r := &http.Request{Header: http.Header{}}
+	r.SetBasicAuth("anybody", password)
+	return r.Header.Get("Authorization")
+}
+
 func TestSigningIn(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) {
 		c.apiTokens, c.apiReadTokens = []string{"first-token", "second-token"}, []string{"read-token"}
 	})
-	basic := func(password string) string {
-		r := &http.Request{Header: http.Header{}}
-		r.SetBasicAuth("anybody", password)
-		return r.Header.Get("Authorization")
-	}
 	unknown := f.browse("/items")
 	unknown.requirePage(401)
 	assert.Equal(t, `Basic realm="app", charset="UTF-8"`, unknown.header.Get("WWW-Authenticate"))
@@ -311,35 +313,35 @@ func TestSigningIn(t *testing.T) {
 	assert.Equal(t, 200, sheet.status)
 	assert.Equal(t, "text/css; charset=utf-8", sheet.header.Get("Content-Type"))
 
-	f.browse("/items", "Authorization", basic("third-token")).requirePage(401)
-	reader := []string{"Authorization", basic("read-token")}
+	f.browse("/items", "Authorization", basicAuth("third-token")).requirePage(401)
+	reader := []string{"Authorization", basicAuth("read-token")}
 	item := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 	assert.NotContains(t, f.browse(item, reader...).body, `method="post"`, "what the caller may not do is not offered")
 	f.submit("POST", "/items", url.Values{"message": {"x"}}, reader...).requirePage(403)
-	assert.Contains(t, f.browse(item, "Authorization", basic("first-token")).body, `method="post"`)
+	assert.Contains(t, f.browse(item, "Authorization", basicAuth("first-token")).body, `method="post"`)
 
-	f.browse("/items", "Authorization", basic("second-token")).requirePage(200)
-	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", basic("first-token")).status)
+	f.browse("/items", "Authorization", basicAuth("second-token")).requirePage(200)
+	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", basicAuth("first-token")).status)
 
 	form := url.Values{"message": {"x"}}
 	for _, tt := range []struct {
 		name, header, value, authorization string
 		status                             int
 	}{
-		{"another origin, signed in", "Origin", "https://attacker.example.com", basic("first-token"), 403},
-		{"another site, signed in", "Sec-Fetch-Site", "cross-site", basic("first-token"), 403},
-		{"another site below ours, signed in", "Sec-Fetch-Site", "same-site", basic("first-token"), 403},
-		{"no origin to tell, signed in", "Origin", "null", basic("first-token"), 403},
-		{"our page", "Sec-Fetch-Site", "same-origin", basic("first-token"), 303},
-		{"our page, by its origin", "Origin", f.url, basic("first-token"), 303},
-		{"no browser, by Basic", "X-Nothing", "", basic("first-token"), 303},
+		{"another origin, signed in", "Origin", "https://attacker.example.com", basicAuth("first-token"), 403},
+		{"another site, signed in", "Sec-Fetch-Site", "cross-site", basicAuth("first-token"), 403},
+		{"another site below ours, signed in", "Sec-Fetch-Site", "same-site", basicAuth("first-token"), 403},
+		{"no origin to tell, signed in", "Origin", "null", basicAuth("first-token"), 403},
+		{"our page", "Sec-Fetch-Site", "same-origin", basicAuth("first-token"), 303},
+		{"our page, by its origin", "Origin", f.url, basicAuth("first-token"), 303},
+		{"no browser, by Basic", "X-Nothing", "", basicAuth("first-token"), 303},
 		{"another origin, by Bearer", "Origin", "https://attacker.example.com", "Bearer first-token", 303},
 		{"nobody", "Sec-Fetch-Site", "same-origin", "", 401},
 	} {
 		answer := f.submit("POST", "/items", form, tt.header, tt.value, "Authorization", tt.authorization)
 		assert.Equal(t, tt.status, answer.status, tt.name)
 	}
-	header := []string{"Authorization", basic("first-token"), "Sec-Fetch-Site", "cross-site"}
+	header := []string{"Authorization", basicAuth("first-token"), "Sec-Fetch-Site", "cross-site"}
 	f.do("DELETE", "/reports", "", header...).requireProblem(403, "auth")
 	f.browse("/items", header...).requirePage(200)
 }

@@ -601,7 +601,7 @@ func TestOutboxRepeatsStatements(t *testing.T) {
 			assert.Empty(t, f.state(discarded))
 			f.sandbox.SetFault(sandbox.None)
 			assert.Contains(t, f.do("POST", "/reports/deliver", "").body, `{"delivered":1,"queued":0`)
-			f.answerPosts(422, `{"err":1}`)
+			f.answerAll("POST", 422, `{"err":1}`)
 			require.Equal(t, 422, f.create(rejected).status)
 			assert.Equal(t, "rejected", f.state(rejected))
 			assert.Contains(t, f.do("DELETE", "/reports?state=rejected", "").body, `{"deleted":1,`)

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"app/internal/datadog/datadogtest"
 	"app/internal/sandbox"
 )
 
@@ -42,27 +42,13 @@ func TestWayBackOfTheLargestPage(t *testing.T) {
 	assert.NotEmpty(t, lines.link("next"))
 }
 
-// silent listens for connections and says nothing.
-func silent(t *testing.T) (address string) {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			if _, err := listener.Accept(); err != nil {
-				return
-			}
-		}
-	}()
-	return listener.Addr().String()
-}
-
 // While a standby says nothing, the primary has the answer, and Rollbar is not needed.
 func TestSilentStandby(t *testing.T) {
 	t.Parallel()
+	silent := datadogtest.ListenTCP(t, "127.0.0.1:0") // and never accepts a connection
+	defer silent.Close()
 	f := newFixture(t, 1, func(c *Config) {
-		c.DatabaseReadURL = "postgres://u@" + silent(t) + "/d?sslmode=disable"
+		c.DatabaseReadURL = "postgres://u@" + silent.Addr().String() + "/d?sslmode=disable"
 	})
 	item := f.sandbox.ItemIDs()[0]
 	require.Equal(t, 200, f.get(fmt.Sprintf("/items/%d/occurrences", item)).status)
@@ -120,16 +106,7 @@ func TestRefusedUpdate(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string]int{"Item not found in this project.": 404, "Invalid assigned_user_id": 400} {
 		f := newFixture(t, 1)
-		next := f.app.rollbar.client.Transport
-		f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
-			res, err := next.RoundTrip(r)
-			if r.Method == http.MethodPatch && err == nil {
-				res.StatusCode = 400
-				res.Body = io.NopCloser(strings.NewReader(fmt.Sprintf(`{"err":1,"message":%q}`, message)))
-				res.ContentLength = -1
-			}
-			return res, err
-		})
+		f.answerAll("PATCH", 400, fmt.Sprintf(`{"err":1,"message":%q}`, message))
 		path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 		assert.Equal(t, want, f.do("PATCH", path, `{"assigned_user_id":5}`).status, message)
 	}
@@ -165,7 +142,6 @@ func TestReportsDeliverWithFewCallsLeft(t *testing.T) {
 	f := newFixture(t, 0)
 	f.sandbox.Set(func(s *sandbox.Settings) { s.RateLimit = 12 })
 	f.enqueue(6)
-	require.Equal(t, 200, f.get("/items").status)
 	require.Equal(t, 201, f.create(newUUID()).status, "now the limit of the post token is known")
 	began := time.Now()
 	got := f.do("POST", "/reports/deliver", "")
@@ -248,20 +224,19 @@ func TestPagesOfThoseWhoMayNot(t *testing.T) {
 	f := newFixture(t, 1, func(c *Config) {
 		c.apiTokens, c.apiReadTokens = []string{"all-of-it"}, []string{"reads-only"}
 	})
-	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("u:reads-only"))
-	refused := f.submit("POST", "/items", url.Values{"message": {"x"}}, "Authorization", basic)
+	reader, writer := basicAuth("reads-only"), basicAuth("all-of-it")
+	refused := f.submit("POST", "/items", url.Values{"message": {"x"}}, "Authorization", reader)
 	refused.requirePage(403)
 	assert.NotContains(t, refused.body, "<form")
 	open := f.browse("/check")
 	open.requirePage(200)
 	assert.NotContains(t, open.body, "reports")
-	assert.Equal(t, 404, f.submit("POST", "/", nil, "Authorization", basic).status)
-	basic = "Basic " + base64.StdEncoding.EncodeToString([]byte("u:all-of-it"))
+	assert.Equal(t, 404, f.submit("POST", "/", nil, "Authorization", reader).status)
 	form := url.Values{"_method": {"DELETE"}, "by": {"id"}}
-	twice := f.submit("POST", "/items/1?by=counter", form, "Authorization", basic)
+	twice := f.submit("POST", "/items/1?by=counter", form, "Authorization", writer)
 	twice.requirePage(400)
 	f.sandbox.SetItem(f.sandbox.ItemIDs()[0], "title", " ")
-	assert.Contains(t, f.browse("/items", "Authorization", basic).body, ">–</a>")
+	assert.Contains(t, f.browse("/items", "Authorization", writer).body, ">–</a>")
 }
 
 // A table stays aligned however long it is.
