@@ -19,18 +19,15 @@ func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 		return r.Context(), nil
 	}
 	ctx, s := c.StartSpan(c.extract(r.Context(), r.Header), "http.request", "web", r.Method)
-	s.setHTTPTags("server", r.Method, url.URL{Scheme: "http", Host: r.Host, Path: r.URL.Path})
-	s.SetTag("http.host", r.Host)
-	s.SetTag("http.useragent", r.UserAgent())
+	s.setHTTPTags("server", r.Method, url.URL{Scheme: "http", Host: r.Host, Path: r.URL.Path},
+		spanTag{"http.host", r.Host}, spanTag{"http.useragent", r.UserAgent()})
 	return ctx, s
 }
 
-// setHTTPTags sets the tags that both ends of a request have. The URL is without user and query.
-func (s *Span) setHTTPTags(end, method string, target url.URL) {
-	s.SetTag("span.kind", end)
-	s.SetTag("component", "net/http")
-	s.SetTag("http.method", method)
-	s.SetTag("http.url", target.String())
+// setHTTPTags sets the tags that both ends of a request have, and more. The URL is without user and query.
+func (s *Span) setHTTPTags(end, method string, target url.URL, more ...spanTag) {
+	s.setTags(append(more, spanTag{"span.kind", end}, spanTag{"component", "net/http"}, spanTag{"http.method", method},
+		spanTag{"http.url", target.String()})...)
 }
 
 // FinishRequest ends the span of a request. The pattern is the one of http.ServeMux, METHOD /path/{id}, or
@@ -39,12 +36,9 @@ func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err er
 	if s == nil {
 		return
 	}
-	_, route, found := strings.Cut(pattern, " ")
-	if found {
-		s.SetTag("http.route", route)
-	}
+	_, route, _ := strings.Cut(pattern, " ")
 	s.change(func() { s.resource = r.Method + " " + cmp.Or(route, "(no route)") })
-	s.SetTag("http.status_code", strconv.Itoa(status))
+	s.setTags(given(spanTag{"http.route", route}, spanTag{"http.status_code", strconv.Itoa(status)})...)
 	if status >= 500 {
 		s.SetError(cmp.Or(err, error(StatusError(status))))
 	}
@@ -67,8 +61,8 @@ func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.R
 	began := time.Now()
 	_, s := c.StartSpan(r.Context(), "http.request", "http", resource(r))
 	s.Inject(r.Header)
-	s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path})
-	s.SetTag("network.destination.name", r.URL.Hostname())
+	s.setHTTPTags("client", r.Method, url.URL{Scheme: r.URL.Scheme, Host: r.URL.Host, Path: r.URL.Path},
+		spanTag{"network.destination.name", r.URL.Hostname()})
 	port, _ := net.LookupPort("tcp", cmp.Or(r.URL.Port(), r.URL.Scheme))
 	s.SetMetric("network.destination.port", int64(port))
 	return func(res *http.Response, err error) {

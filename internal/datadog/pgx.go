@@ -45,7 +45,6 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	s.SetMetric("network.destination.port", int64(p.port))
 	if statement != "" {
 		s.kind, s.resource = "sql", cut(statement, maxTagLength) // of this type alone, the agent hides literals
-		s.SetTag("db.statement", statement)
 	}
 	return ctx
 }
@@ -80,12 +79,19 @@ func (p *pgxTracer) TraceCopyFromEnd(ctx context.Context, _ *pgx.Conn, data pgx.
 	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
 }
 
+// acquireKey is the key of the time at which a wait began.
+type acquireKey struct{}
+
 func (p *pgxTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
-	return p.start(ctx, "pgx.pool.acquire", "Acquire", "")
+	return context.WithValue(ctx, acquireKey{}, time.Now())
 }
 
 func (p *pgxTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	if s := SpanFrom(ctx); s == nil || data.Err != nil || time.Since(s.start) >= time.Millisecond {
-		p.end(ctx, data.Err) // without its end, a span is never sent
+	began := ctx.Value(acquireKey{}).(time.Time)
+	if SpanFrom(ctx) == nil || data.Err == nil && time.Since(began) < time.Millisecond {
+		return
 	}
+	ctx = p.start(ctx, "pgx.pool.acquire", "Acquire", "")
+	SpanFrom(ctx).start = began
+	p.end(ctx, data.Err)
 }

@@ -93,7 +93,7 @@ func (s *traceSender) add(spans []*Span) {
 func (s *traceSender) flush(ctx, stopping context.Context) {
 	s.mu.Lock()
 	b := s.batch
-	s.batch = batch{json: make([]byte, 0, len(b.json))}
+	s.batch = batch{json: make([]byte, 0, min(cap(b.json), 2*len(b.json)))}
 	s.mu.Unlock()
 	if b.traces == 0 {
 		return
@@ -148,7 +148,11 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = strconv.AppendUint(append(buf, `,"parent_id":`...), span.parent, 10)
 	buf = strconv.AppendInt(append(buf, `,"start":`...), span.start.UnixNano(), 10)
 	buf = strconv.AppendInt(append(buf, `,"duration":`...), span.duration.Nanoseconds(), 10)
-	buf = appendTags(buf, s.identity[0], spanTag{"name", span.name}, spanTag{"type", span.kind}, spanTag{"resource", span.resource})
+	buf = appendTags(buf, s.identity[0], spanTag{"name", span.name}, spanTag{"type", span.kind})
+	buf = appendKey(buf, "resource")
+	from := len(buf)
+	buf = rawjson.AppendQuoted(buf, span.resource)
+	resource := buf[from:]
 	if span.failed {
 		buf = append(buf, `,"error":1`...)
 	}
@@ -158,7 +162,11 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 		buf = appendTags(buf, span.trace.propagated()...)
 		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product})...)
 	}
-	buf = append(appendTags(buf, span.tags...), `},"metrics":{`...)
+	buf = appendTags(buf, span.tags...)
+	if span.kind == "sql" {
+		buf = append(appendKey(buf, "db.statement"), resource...)
+	}
+	buf = append(buf, `},"metrics":{`...)
 	if first {
 		buf = strconv.AppendInt(appendKey(buf, "_sampling_priority_v1"), int64(span.trace.priority), 10)
 	}

@@ -50,7 +50,8 @@ func TestTraceOnTheWire(t *testing.T) {
 	assert.Equal(t, map[string]string{"env": "prod", "version": "1.2.3", "team": "core", "language": "go"}, first.Meta)
 	assert.Equal(t, datadogtest.Span{
 		Service: "shop", Name: "step", Type: "sql", Resource: "SELECT \"é\\\x00\n\ufffd\"",
-		Meta: map[string]string{"team": "core", "key": "new"}, Metrics: map[string]float64{"rows": 12},
+		Meta:    map[string]string{"team": "core", "key": "new", "db.statement": "SELECT \"é\\\x00\n\ufffd\""},
+		Metrics: map[string]float64{"rows": 12},
 	}, plain(second))
 }
 

@@ -82,7 +82,7 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	if !c.tracing() {
 		return ctx, nil
 	}
-	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now(), tags: make([]spanTag, 0, 10)}
+	s := &Span{id: newSpanID(), name: name, kind: kind, resource: cut(resource, maxTagLength), start: time.Now(), tags: make([]spanTag, 0, 12)}
 	ctx, before := context.WithValue(ctx, spanKey{}, s), ctx.Value(spanKey{})
 	if parent, ok := before.(*Span); ok {
 		s.trace, s.parent = parent.trace, parent.id
@@ -111,8 +111,14 @@ func (s *Span) change(f func()) {
 }
 
 // SetTag sets a tag, of which up to 5000 bytes are kept.
-func (s *Span) SetTag(key, value string) {
-	s.change(func() { s.tags = withTag(s.tags, key, cut(value, maxTagLength)) })
+func (s *Span) SetTag(key, value string) { s.setTags(spanTag{key, value}) }
+
+func (s *Span) setTags(tags ...spanTag) {
+	s.change(func() {
+		for _, tag := range tags {
+			s.tags = withTag(s.tags, tag.key, cut(tag.value, maxTagLength))
+		}
+	})
 }
 
 // SetMetric sets a tag whose value is a number.

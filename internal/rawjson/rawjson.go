@@ -178,12 +178,12 @@ func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 	}
 }
 
-// isNamed reports whether a name in quotes means the name.
-func isNamed(raw json.RawMessage, name string) bool {
+// plain returns the text of a name in quotes.
+func plain(raw json.RawMessage) []byte {
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1:len(raw)-1]) == name
+		return raw[1 : len(raw)-1]
 	}
-	return Unquote(raw) == name
+	return []byte(Unquote(raw))
 }
 
 // Elements yields the values of a JSON array, and nothing for any other value.
@@ -216,8 +216,9 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 func Pick(object json.RawMessage, names ...string) []json.RawMessage {
 	picked := make([]json.RawMessage, len(names))
 	for raw, value := range RawMembers(object) {
+		is := plain(raw)
 		for i, name := range names {
-			if isNamed(raw, name) {
+			if string(is) == name {
 				picked[i] = value
 			}
 		}
@@ -313,7 +314,7 @@ func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMes
 	changed := append(make(json.RawMessage, 0, len(object)+len(name)+len(value)+4), '{')
 	found := false
 	for n, v := range RawMembers(object) {
-		if isNamed(n, name) {
+		if string(plain(n)) == name {
 			found, v = true, value
 		}
 		changed = appendMember(changed, n, v)
@@ -335,15 +336,22 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 	return append(append(append(object, name...), ':'), value...)
 }
 
+// isPlain says which bytes are in a JSON string as they are.
+var isPlain = func() (plain [256]bool) {
+	for c := ' '; c <= '~'; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
+
 // AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
 	quick, plain := append(buf, '"'), 0
 	for i := range len(text) {
-		c := text[i]
-		if ' ' <= c && c <= '~' && c != '"' && c != '\\' {
+		if isPlain[text[i]] {
 			continue
 		}
-		short := strings.IndexByte("\n\t\r\"\\", c)
+		short := strings.IndexByte("\n\t\r\"\\", text[i])
 		if short < 0 {
 			var quoted bytes.Buffer
 			encoder := json.NewEncoder(&quoted)
@@ -381,9 +389,9 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 		purged := json.RawMessage{'{'}
 		for n, v := range RawMembers(value) {
 			switch {
-			case len(path) > 0 && isNamed(n, path[0]):
+			case len(path) > 0 && string(plain(n)) == path[0]:
 				v = Purge(v, name, path[1:]...)
-			case len(path) == 0 && isNamed(n, name):
+			case len(path) == 0 && string(plain(n)) == name:
 				v = nil
 			case len(path) == 0:
 				v = Purge(v, name)

@@ -17,8 +17,8 @@ const (
 
 // A Mask knows secrets. A nil one knows none.
 type Mask struct {
-	forms  []string
-	begins [1 << 16]bool // with which two bytes one can begin, so that most places are passed at once
+	forms  [1 << 8][]string // by the byte that one can begin with
+	begins [1 << 16]bool    // with which two bytes one can begin, so that most places are passed at once
 }
 
 // New returns a mask that knows the secrets.
@@ -40,8 +40,8 @@ func New(secrets ...string) *Mask {
 }
 
 func (m *Mask) add(form string) {
-	m.forms = append(m.forms, form)
-	for _, a := range cases(form[0]) {
+	for _, a := range append(cases(form[0]), '%', '\\') {
+		m.forms[a] = append(m.forms[a], form)
 		for _, b := range append(cases(form[1]), '%', '\\') {
 			m.begins[int(a)<<8|int(b)] = true
 		}
@@ -56,11 +56,12 @@ func (m *Mask) Bytes(text []byte) []byte {
 	var masked []byte
 	kept := 0
 	for i := 0; m != nil && i+1 < len(text); i++ {
+		if !m.begins[int(text[i])<<8|int(text[i+1])] {
+			continue
+		}
 		n := 0
-		if m.begins[int(text[i])<<8|int(text[i+1])] {
-			for _, form := range m.forms {
-				n = max(n, matched(text, i, form))
-			}
+		for _, form := range m.forms[text[i]] {
+			n = max(n, matched(text, i, form))
 		}
 		if n == 0 {
 			continue
