@@ -39,7 +39,7 @@ type Synced struct {
 }
 
 const (
-	chunkPages  = 10      // that are stored together
+	chunkPages  = 20      // that are stored together
 	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
 	chunksAhead = 3       // in progress at the same time
 )
