@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,14 +101,16 @@ func BenchmarkHandler(b *testing.B) {
 	require.NoError(b, err)
 	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
 	handler := newHandler(f.app, commands, &Config{})
-	for _, path := range []string{"/which", "/check", "/reports?limit=20", "/reports?limit=100",
-		"/reports?level=error&status=active", "/reports/17"} {
-		b.Run(path, func(b *testing.B) {
+	for _, of := range []string{"/which", "/check", "/reports?limit=20", "/reports?limit=20 text/html",
+		"/reports?limit=100", "/reports?level=error&status=active", "/reports/17"} {
+		b.Run(of, func(b *testing.B) {
+			path, accept, _ := strings.Cut(of, " ")
 			b.ReportAllocs()
 			for b.Loop() {
 				w := &benchWriter{header: http.Header{}}
 				r := httptest.NewRequest("GET", path, nil)
 				r.Host = "localhost"
+				r.Header.Set("Accept", cmp.Or(accept, "*/*"))
 				handler.ServeHTTP(w, r)
 				require.Equal(b, 200, w.status)
 			}

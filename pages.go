@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -57,11 +56,13 @@ type page struct {
 	given   url.Values // for the command's parameters
 	id      string     // of the thing that is shown, or ""
 
-	Root, Style, Title  string // Root leads to the root of the service, also below a prefix
-	Nav, Trail, Links   []link
+	Root, Style, Title  string        // Root leads to the root of the service, also below a prefix
+	Nav                 template.HTML // the links to what can be read without an id
+	Trail, Links        []link
 	Failure             *problem
 	Question            string
-	Forms               []form
+	Search              *form  // of the command itself
+	Forms               []form // of others, or one that is open
 	Text                Text
 	Table               *table
 	Members             []member
@@ -70,13 +71,12 @@ type page struct {
 }
 
 type link struct {
-	Text, URL         string
-	IsCurrent, IsVerb bool
+	Text, URL string
+	IsCurrent bool
 }
 
 type table struct {
-	Columns    []string // as the command names them
-	Rows       [][]member
+	Head, Rows template.HTML
 	Rest       []member // of the list's members
 	Prev, Next string
 }
@@ -92,16 +92,40 @@ type member struct {
 
 // A form runs an operation.
 type form struct {
-	Command                *Command
-	Action, Method, Back   string
-	Fields                 []field
-	IsOpen, IsConfirmation bool
+	Command                        *Command
+	Action, Method, Back           string // Method is what a browser cannot send
+	Fields                         []field
+	IsRead, IsOpen, IsConfirmation bool
 }
 
 type field struct {
+	param                            *param
 	Name, Label, Help, Default, Kind string
 	Options, Values                  []string
 	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
+}
+
+// emptyFields are the fields of parameters, *param, as HTML. A template takes long, and a page has many.
+var emptyFields sync.Map
+
+// HTML returns the fields that are places, or the others, as HTML.
+func (f form) HTML(places bool) (_ template.HTML, err error) {
+	var all strings.Builder
+	for _, field := range f.Fields {
+		if field.IsPlace != places {
+			continue
+		}
+		html, isKnown := emptyFields.Load(field.param)
+		if !isKnown || field.Values != nil {
+			var text strings.Builder
+			err = cmp.Or(err, pageTemplates().ExecuteTemplate(&text, "field", field))
+			if html = text.String(); field.Values == nil {
+				emptyFields.Store(field.param, html)
+			}
+		}
+		all.WriteString(html.(string))
+	}
+	return template.HTML(all.String()), err
 }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
@@ -273,13 +297,23 @@ func (p *page) owner(c *Command) *Command {
 
 // navigate makes the links to what can be read without an id, and those from there to this page.
 func (p *page) navigate() {
+	var nav, others strings.Builder
 	for _, c := range p.usable {
 		method, path, _ := strings.Cut(c.Route, " ")
-		if method == http.MethodGet && len(c.names(inPath)) == 0 {
-			name := strings.TrimSuffix(strings.Join(c.words(), " "), " list")
-			p.Nav = append(p.Nav, link{name, p.URL(path), c == p.command, len(c.words()) == 1})
+		if method != http.MethodGet || len(c.names(inPath)) > 0 {
+			continue
 		}
+		html, current := &nav, ""
+		if len(c.words()) == 1 {
+			html = &others
+		}
+		if c == p.command {
+			current = ` aria-current="page"`
+		}
+		name := strings.TrimSuffix(strings.Join(c.words(), " "), " list")
+		writeTexts(html, `<a href="`, p.URL(path), `"`, current, ">", name, "</a>\n")
 	}
+	p.Nav = template.HTML(nav.String() + others.String())
 	if p.command == nil {
 		return
 	}
@@ -309,7 +343,7 @@ func (p *page) show(result any) (err error) {
 		method, path, _ := strings.Cut(c.Route, " ")
 		switch {
 		case c == p.command && len(c.names(inQuery)) > 0:
-			p.Forms = append(p.Forms, p.form(c, p.given))
+			p.Search = new(p.form(c, p.given))
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
 			p.Forms = append(p.Forms, p.form(c, nil))
@@ -323,14 +357,17 @@ func (p *page) show(result any) (err error) {
 // form returns the form of a command, filled with what was given.
 func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
-	f := form{Command: c, Action: p.URL(p.fill(path)), Method: method}
+	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet}
+	if !f.IsRead && method != http.MethodPost {
+		f.Method = method
+	}
 	for _, param := range c.Run.params {
 		isKnown := c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name) // on the page of a thing
 		if param.in == inPath || param.in == inFlag || isKnown {
 			continue
 		}
 		f.Fields = append(f.Fields, field{
-			Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
+			param: param, Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
 			Options: param.enum, Values: given[param.name], IsRepeated: param.repeated, IsRequired: param.required && param.unless == "",
 			IsPlace: slices.Contains([]string{"page", "limit", "cursor"}, param.name),
 		})
@@ -341,21 +378,30 @@ func (p *page) form(c *Command, given url.Values) form {
 // showList reads a list, of which it keeps what the table shows.
 func (p *page) showList(list *List) error {
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
-	p.Table = &table{Columns: columns, Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
+	p.Table = &table{Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
+	var rows strings.Builder
+	rows.Grow(16 << 10)
+	read := fieldsOf(columns)
 	for row, err := range list.Rows {
 		if err != nil {
 			return err
 		}
-		cells := make([]member, len(columns))
-		for i, column := range columns {
-			cells[i] = p.Member(noun, column, fieldOf(row, column))
-			cells[i].Text = shorten(cells[i].Text, 300)
+		rows.WriteString("<tr>")
+		first := ""
+		for i, value := range read(row) {
+			cell := p.Member(noun, columns[i], value)
+			cell.Text = shorten(cell.Text, 300)
+			if first = cmp.Or(first, cell.URL); i == len(columns)-1 {
+				cell.URL = cmp.Or(cell.URL, first)
+			}
+			writeTexts(&rows, `<td data-name="`, cell.Label, `">`)
+			cell.write(&rows)
+			rows.WriteString("</td>")
 		}
-		if last := &cells[len(cells)-1]; len(cells) > 1 && last.URL == "" {
-			last.URL = cells[0].URL
-		}
-		p.Table.Rows = append(p.Table.Rows, cells)
+		rows.WriteString("</tr>\n")
 	}
+	p.Table.Head = template.HTML(`<th scope="col">` + strings.Join(column(columns, words), `</th><th scope="col">`) + "</th>")
+	p.Table.Rows = template.HTML(rows.String())
 	for name, value := range rawjson.Members(list.Rest) {
 		if name != "next" && !isNull(value) {
 			p.Table.Rest = append(p.Table.Rest, p.Member("", name, value))
@@ -388,24 +434,19 @@ func (p *page) showThing(value any) error {
 	return nil
 }
 
-// thingName matches members that hold the id of a thing, such as id, item_id and last_occurrence_id.
-var thingName = regexp.MustCompile(`^(?:(?:(?:first|last|activating)_)?([a-z]+)_)?id$`)
-
-// Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts.
+// Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts. A number whose
+// name ends with _id, such as last_occurrence_id, is a thing of another noun.
 func (p *page) Member(noun, name string, value json.RawMessage) member {
 	name = lastName(name)
 	m := member{Label: words(name), Text: textOrDash(value)}
-	var names []string
-	if _, isNumber := rawjson.Int(value); isNumber {
-		names = thingName.FindStringSubmatch(name)
-	}
-	if names != nil && names[1] != "" {
-		noun = names[1] + "s"
+	of, isID := strings.CutSuffix("_"+name, "_id")
+	if isID && of != "" {
+		noun = of[strings.LastIndexByte(of, '_')+1:] + "s"
 	}
 	switch at, isTime := timeOf(name, value); {
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case names != nil && p.find("GET /"+noun+"/{id}") != nil:
+	case isID && strings.Trim(m.Text, "0123456789") == "" && p.find("GET /"+noun+"/{id}") != nil:
 		m.URL = p.URL("/" + noun + "/" + m.Text)
 	case !isNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
@@ -414,31 +455,34 @@ func (p *page) Member(noun, name string, value json.RawMessage) member {
 	return m
 }
 
-// value returns a member's value as HTML. A template would take far longer, and a table has many.
-func value(m member) template.HTML {
+// HTML returns the member's value as HTML.
+func (m member) HTML() template.HTML {
+	var html strings.Builder
+	m.write(&html)
+	return template.HTML(html.String())
+}
+
+// write writes the member's value as HTML. A template would take far longer, and a table has many.
+func (m member) write(html *strings.Builder) {
 	text := template.HTMLEscapeString(m.Text)
 	switch {
 	case m.At != "":
-		text = `<time datetime="` + m.At + `" title="` + m.At + `">` + text + "</time>"
+		writeTexts(html, `<time datetime="`, m.At, `" title="`, m.At, `">`, text, "</time>")
 	case m.URL != "":
-		text = `<a href="` + template.HTMLEscapeString(m.URL) + `">` + text + "</a>"
+		writeTexts(html, `<a href="`, template.HTMLEscapeString(m.URL), `">`, text, "</a>")
 	case m.IsLong:
-		text = fmt.Sprintf("<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
+		fmt.Fprintf(html, "<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
 	case m.IsTag:
-		text = `<span class="tag" data-is="` + text + `">` + text + "</span>"
+		writeTexts(html, `<span class="tag" data-is="`, text, `">`, text, "</span>")
 	default:
-		text = "<bdi>" + text + "</bdi>"
+		writeTexts(html, "<bdi>", text, "</bdi>")
 	}
-	return template.HTML(text)
 }
 
-// cells returns the cells of a row of a table as HTML.
-func cells(row []member) template.HTML {
-	var html strings.Builder
-	for _, m := range row {
-		html.WriteString(`<td data-name="` + template.HTMLEscapeString(m.Label) + `">` + string(value(m)) + "</td>")
+func writeTexts(html *strings.Builder, texts ...string) {
+	for _, text := range texts {
+		html.WriteString(text)
 	}
-	return template.HTML(html.String())
 }
 
 // ago puts an age into words: "3h ago".
@@ -454,4 +498,5 @@ func ago(age time.Duration) string {
 	return fmt.Sprintf("%dd ago", age/(24*time.Hour))
 }
 
-func words(name string) string { return strings.ReplaceAll(name, "_", " ") }
+// words returns what a page calls a column or a parameter.
+func words(name string) string { return strings.ReplaceAll(lastName(name), "_", " ") }

@@ -129,8 +129,7 @@ func codeLines(frame json.RawMessage) (lines []codeLine) {
 // templateFuncs take JSON apart, whatever is in it.
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines,
-	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName, "words": words,
-	"value": value, "cells": cells,
+	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName,
 	"headline":  func(thing json.RawMessage) string { return textOrDash(fieldOf(thing, "title")) },
 	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
 }
@@ -139,11 +138,10 @@ const longestText = 10_000 // bytes of one value that a page shows
 
 // text returns a JSON value as text: a string without its quotes.
 func text(value json.RawMessage) string {
-	text := string(value[:min(len(value), longestText+1)])
 	if len(value) > 0 && value[0] == '"' {
-		text = rawjson.Unquote(value)
+		return shorten(rawjson.Unquote(value), longestText)
 	}
-	return shorten(text, longestText)
+	return shorten(string(value[:min(len(value), longestText+1)]), longestText)
 }
 
 // textOrDash is text, with a dash for what would be nothing to see or to click on.

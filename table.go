@@ -14,16 +14,35 @@ import (
 // fieldOf returns what a column holds of a thing: its member of the name, or one further inside. The title of a
 // report or an occurrence is made of its payload, on one line.
 func fieldOf(thing json.RawMessage, column string) json.RawMessage {
-	value := rawjson.Get(thing, strings.Split(column, ".")...)
-	if column != "title" || !isNull(value) {
-		return value
-	}
-	if data := rawjson.Get(thing, "data"); !isNull(data) {
-		if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {
-			return rawjson.AppendQuoted(nil, title)
+	return fieldsOf([]string{column})(thing)[0]
+}
+
+// fieldsOf is fieldOf for several columns, in one pass over each thing.
+func fieldsOf(columns []string) func(thing json.RawMessage) []json.RawMessage {
+	outer := append(column(columns, func(column string) string { return strings.Split(column, ".")[0] }), "data")
+	inner := column(columns, lastName)
+	return func(thing json.RawMessage) []json.RawMessage {
+		values := rawjson.Pick(thing, outer...)
+		data := values[len(columns)]
+		inside := rawjson.Pick(data, inner...)
+		for i, column := range columns {
+			switch depth := strings.Count(column, "."); {
+			case depth == 1 && outer[i] == "data":
+				values[i] = inside[i]
+			case depth > 0:
+				values[i] = rawjson.Get(values[i], strings.Split(column, ".")[1:]...)
+			case column == "title" && isNull(values[i]) && !isNull(data):
+				title := rawjson.Unquote(inside[i])
+				if title == "" {
+					title = occurrenceTitle(data)
+				}
+				if title = strings.Join(strings.Fields(title), " "); title != "" {
+					values[i] = rawjson.AppendQuoted(nil, title)
+				}
+			}
 		}
+		return values[:len(columns)]
 	}
-	return value
 }
 
 // lastName returns the name at the end of a column such as data.level.
@@ -31,23 +50,30 @@ func lastName(column string) string { return column[strings.LastIndexByte(column
 
 // timeOf returns the time that a column holds: RFC 3339, or Unix seconds where its name says so.
 func timeOf(column string, value json.RawMessage) (time.Time, bool) {
-	if at, err := time.Parse(time.RFC3339Nano, rawjson.Unquote(value)); err == nil {
-		return at, lastName(column) != "title"
+	if strings.HasSuffix(column, "timestamp") {
+		const year10000 = 253402300800
+		if seconds, err := strconv.ParseFloat(string(value), 64); err == nil {
+			return time.UnixMilli(int64(seconds * 1000)).UTC(), seconds >= 0 && seconds < year10000
+		}
 	}
-	const year10000 = 253402300800
-	seconds, err := strconv.ParseFloat(string(value), 64)
-	isTime := err == nil && strings.HasSuffix(column, "timestamp") && seconds >= 0 && seconds < year10000
-	return time.UnixMilli(int64(seconds * 1000)).UTC(), isTime
+	if len(value) < len(`"2006-01-02T15:04:05Z"`) || value[11] != 'T' {
+		return time.Time{}, false
+	}
+	at, err := time.Parse(time.RFC3339Nano, rawjson.Unquote(value))
+	return at, err == nil && lastName(column) != "title"
 }
 
 // writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names.
 func (l *List) writeCSV(w io.Writer, columns []string) error {
-	line := strings.Join(columns, ",") + "\r\n"
+	line, read := strings.Join(columns, ",")+"\r\n", fieldsOf(columns)
 	for row, err := range l.Rows {
 		if err != nil {
 			return err
 		}
-		fields := column(columns, func(column string) string { return csvField(column, fieldOf(row, column)) })
+		fields := make([]string, len(columns))
+		for i, value := range read(row) {
+			fields[i] = csvField(columns[i], value)
+		}
 		if len(fields) == 1 && fields[0] == "" {
 			fields[0] = `""` // an empty line is no record
 		}
