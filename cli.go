@@ -201,8 +201,8 @@ func (c *cli) tree() *subcommand {
 		parent.below = append(parent.below, c.operation(words[len(words)-1], command))
 	}
 	version := func(context.Context) error { return writeResult(c.std.out, Text(buildVersion())) }
-	root.below = append(root.below, c.serveCommand(), simple("mcp", fixed(mcpHelp), nil, c.runMCP),
-		simple("version", fixed(versionHelp), nil, version), c.completionCommand(root))
+	root.below = append(root.below, c.serveCommand(), simple("mcp", helpFrom("mcp.txt"), nil, c.runMCP),
+		simple("version", helpFrom("version.txt"), nil, version), c.completionCommand(root))
 	return root
 }
 

@@ -18,7 +18,7 @@ var completionFiles embed.FS
 // completionCommand makes the subcommand that prints a script for a shell.
 func (c *cli) completionCommand(root *subcommand) *subcommand {
 	shell := func(name, file string) *subcommand {
-		return simple(name, fixed(completionHelp), nil, func(context.Context) error {
+		return simple(name, helpFrom("completion.txt"), nil, func(context.Context) error {
 			script := template.New(file).Funcs(template.FuncMap{"join": strings.Join})
 			return template.Must(script.ParseFS(completionFiles, "completion/"+file)).Execute(c.std.out, struct {
 				Shell    string
@@ -27,7 +27,7 @@ func (c *cli) completionCommand(root *subcommand) *subcommand {
 			}{name, c.completions(root, ""), settingWords()})
 		})
 	}
-	return c.group("completion", fixed(completionHelp), shell("bash", "app.bash"), shell("fish", "app.fish"), shell("zsh", "app.bash"))
+	return c.group("completion", helpFrom("completion.txt"), shell("bash", "app.bash"), shell("fish", "app.fish"), shell("zsh", "app.bash"))
 }
 
 // A completion is the words that may follow a command, or those that may follow a flag of it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"embed"
 	"fmt"
 	"strings"
 
@@ -85,31 +86,18 @@ func commandHelp(c *Command, flags []cliFlag) string {
 	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
 }
 
-func fixed(help string) func() string { return func() string { return help } }
+// helpFiles are the help texts of subcommands that are no operations.
+//
+//go:embed help
+var helpFiles embed.FS
+
+// helpFrom returns a function that returns the text of a file.
+func helpFrom(file string) func() string {
+	return func() string {
+		text, _ := helpFiles.ReadFile("help/" + file) // it is there
+		return string(text)
+	}
+}
 
 // placeholders stand for the values of flags, by their kinds.
 var placeholders = map[paramKind]string{kindText: "TEXT", kindOther: "TEXT", kindNumber: "N", kindObject: "JSON"}
-
-const mcpHelp = `Usage: app mcp [flags]
-
-Serve agents on standard input and output. Each operation is a tool of the Model Context Protocol; POST /mcp has
-the same tools. An agent's configuration names this command, for example:
-
-  claude mcp add app -e APP_URL=http://127.0.0.1:8080 -- app mcp
-
-With APP_URL the tools run on that server. All settings are flags, too; app -h lists them.
-`
-
-const versionHelp = `Usage: app version
-
-Print the version.
-`
-
-const completionHelp = `Usage: app completion bash|fish|zsh
-
-Print a script that completes commands, flags and values. To load it:
-
-  source <(app completion bash)     for bash, in ~/.bashrc
-  source <(app completion zsh)      for zsh, in ~/.zshrc
-  app completion fish | source      for fish, in ~/.config/fish/config.fish
-`

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	_ "embed"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -15,6 +16,11 @@ import (
 )
 
 const openAPIPath = "/openapi.json"
+
+// openAPIFrame is what the document says beside the commands.
+//
+//go:embed openapi.json
+var openAPIFrame []byte
 
 // A jsonObject is an object of the document; its members are written in the order of their names.
 type jsonObject map[string]any
@@ -35,29 +41,18 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 			}
 		}
 	}
-	components := jsonObject{"schemas": schemas, "responses": jsonObject{"Failure": jsonObject{
-		"description": "A failure",
-		"headers":     jsonObject{"Retry-After": header("seconds to wait before another attempt", "integer")},
-		"content":     content("application/problem+json", schemaOf(reflect.TypeFor[problem](), schemas)),
-	}}}
-	security := []jsonObject{}
-	if secured {
-		components["securitySchemes"] = jsonObject{"token": jsonObject{
-			"type": "http", "scheme": "bearer", "description": "one of the tokens in API_TOKEN, or for operations that change nothing, in API_READ_TOKEN",
-		}}
-		security = []jsonObject{{"token": []string{}}}
+	schemaOf(reflect.TypeFor[problem](), schemas) // to which the frame refers
+	var document map[string]any
+	if err := json.Unmarshal(openAPIFrame, &document); err != nil {
+		return nil, err
 	}
-	return json.MarshalIndent(jsonObject{
-		"openapi": "3.1.0",
-		"info": jsonObject{
-			"title": "app", "version": buildVersion(), "license": jsonObject{"name": "MIT", "identifier": "MIT"},
-			"description": "Rollbar over HTTP, with everything it saw kept in PostgreSQL.",
-		},
-		"servers":    []jsonObject{{"url": ".", "description": "beside this document, whatever prefix a proxy adds"}},
-		"security":   security,
-		"paths":      paths,
-		"components": components,
-	}, "", "  ")
+	components := document["components"].(map[string]any)
+	document["info"].(map[string]any)["version"], document["paths"], components["schemas"] = buildVersion(), paths, schemas
+	if !secured {
+		document["security"] = []any{}
+		delete(components, "securitySchemes")
+	}
+	return json.MarshalIndent(document, "", "  ")
 }
 
 // openAPI describes the command. It adds the schemas that it refers to.

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"text/template"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -138,18 +139,14 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 // printExports prints the settings with which another shell uses this service, also after a restart, and what
 // SDKs and webhooks would send.
 func printExports(std console, config *Config, addr net.Addr) {
-	fmt.Fprintf(std.err, "\nThe service listens on http://%s. For ./app in another shell, first run:\n\n", addr)
-	fmt.Fprintf(std.err, "export APP_URL=http://%s\n", addr)
+	values := map[string]string{"Addr": addr.String(), "Webhook": shown(config.webhookTokens, "WEBHOOK_TOKEN")}
 	if tokens, setting := config.ownTokens(); len(tokens) > 0 {
-		fmt.Fprintf(std.err, "export %s=%s\n", setting, shellQuote(tokens[0]))
+		values["Setting"], values["Token"] = setting, shellQuote(tokens[0])
 	}
 	if !config.ReadOnly {
-		fmt.Fprintf(std.err, "\nWhat an SDK sends:\n\ncurl -H \"X-Rollbar-Access-Token: %s\" -d %s http://%s/api/1/item/\n", shown(config.relayTokens, "RELAY_TOKEN"),
-			shellQuote(`{"data":{"environment":"dev","body":{"message":{"body":"hello from an SDK"}}}}`), addr)
+		values["Relay"] = shown(config.relayTokens, "RELAY_TOKEN")
 	}
-	fmt.Fprintf(std.err, "\nWhat a webhook sends:\n\ncurl -d %s \"http://%s/webhooks/rollbar?token=%s\"\n\n",
-		shellQuote(`{"event_name":"new_item","data":{"item":{"id":1,"title":"hello from a webhook","environment":"dev","level":40,"status":1}}}`),
-		addr, shown(config.webhookTokens, "WEBHOOK_TOKEN"))
+	_ = template.Must(template.ParseFS(helpFiles, "help/dev.txt")).Execute(std.err, values)
 }
 
 // shown is how a shell that has the setting writes the first of its tokens, unless everybody knows it.
