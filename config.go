@@ -187,17 +187,12 @@ func parseToken(value string) (string, error) {
 	return value, nil
 }
 
-func parseTokens(value string) ([]string, error) {
-	var tokens []string
-	for part := range strings.SplitSeq(value, ",") {
-		if strings.TrimSpace(part) == "" {
-			continue
-		}
-		token, err := parseToken(part)
-		if err != nil {
+func parseTokens(value string) (tokens []string, err error) {
+	tokens = slices.DeleteFunc(strings.Split(value, ","), func(part string) bool { return strings.TrimSpace(part) == "" })
+	for i, part := range tokens {
+		if tokens[i], err = parseToken(part); err != nil {
 			return nil, err
 		}
-		tokens = append(tokens, token)
 	}
 	if len(tokens) == 0 {
 		return nil, errors.New("must contain at least one token")

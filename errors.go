@@ -163,13 +163,8 @@ type problem struct {
 
 func (f *Failure) problem(requestID string) problem {
 	return problem{
-		Type:           "/problems/" + f.kind.name,
-		Title:          f.kind.title,
-		Status:         f.kind.status,
-		Detail:         f.detail,
-		RequestID:      requestID,
-		UpstreamStatus: f.upstream,
-		Errors:         f.fields,
+		Type: "/problems/" + f.kind.name, Title: f.kind.title, Status: f.kind.status, Detail: f.detail,
+		RequestID: requestID, UpstreamStatus: f.upstream, Errors: f.fields,
 	}
 }
 

@@ -237,12 +237,8 @@ func isRollbarOut(err error) bool {
 
 // lastKnownItem returns the item with the id as its current report has it, and marks the call accordingly.
 func (app *App) lastKnownItem(ctx context.Context, id string) (item json.RawMessage, err error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
 	var lastSeen time.Time
-	err = store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 			SELECT data, greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id))
 			FROM reports r

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -73,11 +72,10 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 
 // maySync returns what a sync lacks.
 func (app *App) maySync(ctx context.Context) error {
-	store, err := app.database()
-	if err = cmp.Or(err, app.rollbar.require(scopeRead)); err != nil {
+	if err := app.rollbar.require(scopeRead); err != nil && app.store != nil { // a missing database is reported first
 		return err
 	}
-	if err = store.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
+	if err := app.store.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
 	return nil

@@ -258,12 +258,8 @@ type CleanedOccurrences struct {
 }
 
 func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (cleaned CleanedOccurrences, err error) {
-	store, err := app.database()
-	if err != nil {
-		return cleaned, err
-	}
 	chosen, args := in.condition()
-	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		tag, err := conn.Exec(ctx, `DELETE FROM occurrences WHERE `+chosen, args)
 		cleaned.Deleted = tag.RowsAffected()
 		return err

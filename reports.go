@@ -103,11 +103,7 @@ var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 
 // listRows lists a page of rows, or all of them.
 func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*List, error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
-	p.store, p.rowPart, p.limit = store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
+	p.store, p.rowPart, p.limit = app.store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
 	if callOf(ctx).stream && !limit.Set {
 		p.endless, p.limit = p.cursor.from == 0, endlessPage // there are links behind a page on the way up
 	}
@@ -317,11 +313,7 @@ type reportsGetInput struct {
 }
 
 func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.RawMessage, err error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
-	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		rows, _ := conn.Query(ctx, selectReports("= $1"), in.ID)
 		defer rows.Close()
 		if !rows.Next() {
@@ -421,11 +413,7 @@ func reportsChosen(ctx context.Context, app *App, in reportsCleanInput) (json.Ra
 }
 
 func (app *App) countRows(ctx context.Context, table, condition string, args pgx.NamedArgs) (count json.RawMessage, err error) {
-	store, err := app.database()
-	if err != nil {
-		return nil, err
-	}
-	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `SELECT count(*)::text FROM `+table+` WHERE `+condition, args).Scan((*[]byte)(&count))
 	})
 	if err != nil {
@@ -435,14 +423,10 @@ func (app *App) countRows(ctx context.Context, table, condition string, args pgx
 }
 
 func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned, error) {
-	store, err := app.database()
-	if err != nil {
-		return Cleaned{}, err
-	}
-	store.deliveries.Flush(ctx)
 	chosen, state, args := in.conditions()
 	var cleaned Cleaned
-	err = store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err := app.store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		app.store.deliveries.Flush(ctx)
 		return conn.QueryRow(ctx, `
 			WITH chosen AS MATERIALIZED (
 				SELECT id

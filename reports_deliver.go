@@ -38,9 +38,8 @@ type Delivery struct {
 
 // reportsDeliver tries each entry that is queued now once, due or not, until Rollbar limits us.
 func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error) {
-	store, err := app.database()
-	if err != nil {
-		return Delivery{}, err
+	if app.store == nil {
+		return Delivery{}, noDatabase()
 	}
 	if err := app.rollbar.require(scopePost); err != nil && app.rollbar.require(scopePostClient) != nil {
 		return Delivery{}, err
@@ -55,7 +54,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 			total.Delivered += d.delivered.Load()
 			total.Rejected += d.rejected.Load()
 		}
-		store.deliveries.Flush(ctx)
+		app.store.deliveries.Flush(ctx)
 		ids, err := l.queued(ctx)
 		if err != nil {
 			return Delivery{}, err

@@ -74,12 +74,8 @@ type QueueSummary struct {
 }
 
 func reportsSummary(ctx context.Context, app *App, in reportsSummaryInput) (summary Summary, err error) {
-	store, err := app.database()
-	if err != nil {
-		return Summary{}, err
-	}
 	snapshot := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	err = store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return pgx.BeginTxFunc(ctx, conn, snapshot, func(tx pgx.Tx) error {
 			summary = newSummary(in.Since.UTC().Truncate(time.Second))
 			return cmp.Or(summary.readItems(ctx, tx), summary.readHistory(ctx, tx), summary.readTop(ctx, tx), summary.readQueue(ctx, tx))

@@ -62,18 +62,9 @@ func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
 	return &Rollbar{
-		base:      strings.TrimRight(base, "/"),
-		tokens:    tokens,
-		timeout:   timeout,
-		slots:     make(chan struct{}, maxCalls),
-		backoff:   200 * time.Millisecond,
-		limits:    newRateLimits(tokens),
-		mask:      mask,
-		telemetry: telemetry,
-		client: &http.Client{
-			Transport:     transport,
-			CheckRedirect: refuseRedirects, // a Location of Rollbar's can hold the token
-		},
+		base: strings.TrimRight(base, "/"), tokens: tokens, timeout: timeout, backoff: 200 * time.Millisecond,
+		slots: make(chan struct{}, maxCalls), limits: newRateLimits(tokens), mask: mask, telemetry: telemetry,
+		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirects}, // a Location of Rollbar's can hold the token
 	}
 }
 

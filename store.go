@@ -30,7 +30,8 @@ const (
 	readTimeout  = 30 * time.Second // that a read waits for its first row: PostgreSQL may have vanished, or a lock is held
 )
 
-// Store keeps the reports. It is safe for concurrent use.
+// Store keeps the reports. It is safe for concurrent use. To a nil one, nothing can be written, and nothing can be
+// read from it.
 type Store struct {
 	pool    *pgxpool.Pool // of the primary
 	standby *pgxpool.Pool // where reports are read; nil without one
@@ -198,11 +199,14 @@ func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.C
 // primary; do may run twice. What this process delivered reads as delivered. Reads share a limited number of
 // slots, so that writes always find a connection.
 func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
-	return s.readWithin(ctx, s.readTimeout, do)
+	return s.readWithin(ctx, 0, do)
 }
 
-// readWithin is read with a time limit for the primary.
+// readWithin is read with a time limit for the primary, or 0 for the usual one.
 func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(context.Context, *pgx.Conn) error) error {
+	if s == nil {
+		return noDatabase()
+	}
 	waiting := time.NewTimer(storeTimeout)
 	defer waiting.Stop()
 	select {
@@ -222,13 +226,16 @@ func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(con
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(limit, s.readTimeout))
 	defer cancel()
 	return s.onPrimary(ctx, do)
 }
 
 // onPrimary runs do on the primary, with the schema up to date, and says what PostgreSQL's errors mean.
 func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
+	if s == nil {
+		return noDatabase()
+	}
 	err := onPool(ctx, s.pool, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := s.updateSchema(ctx, conn); err != nil {
 			return err
@@ -267,6 +274,10 @@ const replan = pgx.QueryExecModeCacheDescribe
 func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArgs) ([]int64, error) {
 	rows, _ := conn.Query(ctx, sql, replan, args)
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+func noDatabase() error {
+	return missingSetting(unavailable, "DATABASE_URL", "reports are stored in PostgreSQL, such as postgres://user:password@host:5432/database")
 }
 
 func errCrowded(err error) error {
