@@ -227,7 +227,7 @@ func (c *Control) Bulk(n int) {
 		it["counter"] = bulkNumber
 		it["title"] = fmt.Sprintf("%.230s in job %d", it["title"], bulkNumber)
 		it["hash"] = fmt.Sprintf("%.32s%d", it["hash"], bulkNumber)
-		sample := bytes.ReplaceAll(encode(it.without(fieldsOfSingles)), []byte("\n"), []byte("\n      "))
+		sample := bytes.ReplaceAll(encode(it.without(seed().SingleFields)), []byte("\n"), []byte("\n      "))
 		samples = append(samples, bytes.Split(sample, []byte(strconv.Itoa(bulkNumber))))
 	}
 	c.routes = maps.Clone(routes)

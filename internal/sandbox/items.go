@@ -10,18 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"app/internal/rawjson"
 )
 
 // An item is the fields of an item, both those of lists and those of single answers.
 type item map[string]any
-
-// A list lacks fields of single answers, and a single answer fields of lists.
-var (
-	fieldsOfLists   = []string{"unique_occurrences", "controlling_id", "public_item_id", "resolved_in_version", "title_lock", "level_lock"}
-	fieldsOfSingles = []string{"last_muted_timestamp", "snooze_status", "snooze_type", "snooze_expiration_threshold_seconds", "snooze_expiration_datetime"}
-)
 
 func (it item) without(fields []string) item {
 	shown := maps.Clone(it)
@@ -46,7 +41,7 @@ func (s *Sandbox) listItems(r *request) answer {
 	number, from, to := r.page(100, len(found))
 	shown := []item{}
 	for _, it := range found[from:to] {
-		shown = append(shown, it.without(fieldsOfSingles))
+		shown = append(shown, it.without(seed().SingleFields))
 	}
 	return s.itemPage(shown, number, len(found))
 }
@@ -78,7 +73,7 @@ func (s *Sandbox) itemPage(shown []item, number, length int) answer {
 var searchTerm = regexp.MustCompile(`[\w.]+:"[^"]*"|\S+`)
 
 // uuidForm is that of a UUID, with dashes or without.
-var uuidForm = matching(`(?i)([0-9a-f]-*){32}`)
+var uuidForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)^([0-9a-f]-*){32}$`) })
 
 // matches reports whether a term of a search finds the item. The term is a word of the title, #counter, the
 // beginning of a field's value, as field:valu, or its whole value, as field:"value".
@@ -104,7 +99,7 @@ func (it item) matches(term string) bool {
 
 func (s *Sandbox) oneItem(r *request) answer {
 	if it, ok := s.items[r.id]; ok {
-		return result(it.without(fieldsOfLists))
+		return result(it.without(seed().ListFields))
 	}
 	return errorf(404, "Item not found in this project.") // the text is a guess
 }
@@ -126,17 +121,6 @@ func (s *Sandbox) findItem(r *request) answer {
 	return s.oneItem(r)
 }
 
-// patchRules say what Rollbar accepts in a PATCH. It ignores other members.
-var patchRules = rules{
-	{names: "status", kinds: "string missing", form: matching("active|resolved|muted")},
-	{names: "level", kinds: "string missing", form: matching(strings.Join(levels, "|"))},
-	{names: "title", kinds: "string missing", form: matching(".{1,255}")},
-	{names: "resolved_in_version", kinds: "string missing", form: matching(".{0,40}")},
-	{names: "assigned_user_id assigned_team_id", kinds: "integer null missing"},
-	{names: "snooze_enabled", kinds: "boolean missing"},
-	{names: "snooze_expiration_in_seconds", kinds: "integer missing"},
-}
-
 func (s *Sandbox) patchItem(r *request) answer {
 	sent, err := rawjson.Compact(r.body)
 	if err != nil || kindOf(sent) != "object" {
@@ -146,7 +130,7 @@ func (s *Sandbox) patchItem(r *request) answer {
 	if !ok {
 		return errorf(400, "Item not found in this project.")
 	}
-	if refused := patchRules.refusals("", sent); len(refused) > 0 {
+	if refused := accepted().Patch.refusals("", sent); len(refused) > 0 {
 		return errorf(422, "Invalid format. %s", strings.Join(refused, " ")) // the texts are guesses
 	}
 	var changes map[string]any

@@ -138,7 +138,7 @@ func (s *Sandbox) show(o *occurrence) map[string]any {
 	data := rawjson.Set(o.data, "retentionDays", json.RawMessage("180"))
 	data = rawjson.Set(data, "metadata", fmt.Appendf(nil, `{"access_token":%q,"timestamp_ms":%d,"debug":{"routes":{"counters":{"post_item":1}}}}`, PostToken, o.at*1000))
 	return map[string]any{
-		"id": o.id, "item_id": o.item, "project_id": projectID, "timestamp": o.at, "version": 2, "billable": 1, "data": data,
+		"id": o.id, "item_id": o.item, "project_id": seed().Item["project_id"], "timestamp": o.at, "version": 2, "billable": 1, "data": data,
 	}
 }
 

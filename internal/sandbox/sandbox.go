@@ -9,6 +9,7 @@ package sandbox
 import (
 	"bytes"
 	"cmp"
+	"embed"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -55,6 +56,21 @@ type Sandbox struct {
 	log         []string
 	routes      map[string]route // by method and path
 	failure
+}
+
+//go:embed rules.json seed.json
+var files embed.FS
+
+// parsed returns a function that returns the contents of a file. It parses them at its first use, since most programs
+// that contain the sandbox never use it.
+func parsed[T any](file string) func() T {
+	return sync.OnceValue(func() (contents T) {
+		text, _ := files.ReadFile(file)
+		if err := json.Unmarshal(text, &contents); err != nil {
+			panic(err)
+		}
+		return contents
+	})
 }
 
 // A window counts the calls of one token in a minute.
