@@ -2,10 +2,10 @@ package datadog
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -49,18 +49,12 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	return ctx
 }
 
-// end finishes the span that start started. A query without rows has not failed.
-func (p *pgxTracer) end(ctx context.Context, err error) {
+// end finishes the span that start started.
+func (p *pgxTracer) end(ctx context.Context, tag pgconn.CommandTag, err error) {
 	s := SpanFrom(ctx)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		s.SetError(err)
-	}
+	s.SetMetric("db.result.rows_affected", tag.RowsAffected())
+	s.SetError(err)
 	s.Finish()
-}
-
-func (p *pgxTracer) endRows(ctx context.Context, rows int64, err error) {
-	SpanFrom(ctx).SetMetric("db.result.rows_affected", rows)
-	p.end(ctx, err)
 }
 
 func (p *pgxTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
@@ -68,7 +62,7 @@ func (p *pgxTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.T
 }
 
 func (p *pgxTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
+	p.end(ctx, data.CommandTag, data.Err)
 }
 
 func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {
@@ -76,7 +70,7 @@ func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pg
 }
 
 func (p *pgxTracer) TraceCopyFromEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromEndData) {
-	p.endRows(ctx, data.CommandTag.RowsAffected(), data.Err)
+	p.end(ctx, data.CommandTag, data.Err)
 }
 
 // acquireKey is the key of the time at which a wait began.
@@ -91,7 +85,8 @@ func (p *pgxTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data p
 	if SpanFrom(ctx) == nil || data.Err == nil && time.Since(began) < time.Millisecond {
 		return
 	}
-	ctx = p.start(ctx, "pgx.pool.acquire", "Acquire", "")
-	SpanFrom(ctx).start = began
-	p.end(ctx, data.Err)
+	s := SpanFrom(p.start(ctx, "pgx.pool.acquire", "Acquire", ""))
+	s.start = began
+	s.SetError(data.Err)
+	s.Finish()
 }
