@@ -61,7 +61,7 @@ func (s *Span) Inject(header http.Header) {
 		header.Set("X-Datadog-Origin", t.product)
 	}
 	var tags []string
-	for _, tag := range t.propagated() {
+	for _, tag := range t.tags {
 		tags = append(tags, tag.key+"="+tag.value)
 	}
 	if len(tags) > 0 {
@@ -85,24 +85,13 @@ func (s *Span) tracestate() string {
 		state += ";o:" + cut(stateValue.Replace(s.trace.product), 100)
 	}
 	state += ";p:" + hex64(s.id)
-	for _, tag := range s.trace.propagated() {
+	for _, tag := range s.trace.tags {
 		field := ";t." + strings.TrimPrefix(tag.key, "_dd.p.") + ":" + stateValue.Replace(tag.value)
 		if len(state)+len(field) <= len("dd=")+256 {
 			state += field
 		}
 	}
-	if s.trace.state != "" {
-		state += "," + s.trace.state
-	}
-	return state
-}
-
-// propagated returns the tags for other processes and the first span, with the id's higher half.
-func (o traceOrigin) propagated() []spanTag {
-	if o.high == 0 {
-		return o.tags
-	}
-	return append([]spanTag{{"_dd.p.tid", hex64(o.high)}}, o.tags...)
+	return strings.TrimSuffix(state+","+s.trace.state, ",")
 }
 
 // parseDatadogHeaders returns an empty origin if the ids are missing or malformed.
@@ -188,9 +177,8 @@ func parsePriority(text string, byDefault int) int {
 
 // parseHex parses a hexadecimal number of 64 bits. Any other text means 0.
 func parseHex(text string) uint64 {
-	n, err := strconv.ParseUint(text, 16, 64)
-	if err != nil {
-		return 0
+	if n, err := strconv.ParseUint(text, 16, 64); err == nil {
+		return n
 	}
-	return n
+	return 0
 }

@@ -159,7 +159,7 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 	buf = appendTags(append(buf, `,"meta":{`...), s.identity[1:]...)
 	if first {
 		buf = appendTags(buf, spanTag{"language", "go"}, spanTag{"runtime-id", runtimeID})
-		buf = appendTags(buf, span.trace.propagated()...)
+		buf = appendTags(buf, span.trace.tags...)
 		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product})...)
 	}
 	buf = appendTags(buf, span.tags...)

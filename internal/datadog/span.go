@@ -30,7 +30,7 @@ type traceOrigin struct {
 	parent    uint64    // the span in the other process; 0 if the trace starts here
 	priority  int       // of sampling: 1 and 2 keep the trace, 0 and -1 drop it
 	state     string    // the members of other vendors in the tracestate header
-	tags      []spanTag // Datadog's tags for all processes, such as _dd.p.dm
+	tags      []spanTag // Datadog's tags for all processes, such as _dd.p.dm; a trace adds the id's higher half
 
 	product    string // where the trace began, such as rum; Datadog calls it the origin
 	lastParent string // the nearest span before that Datadog knows, in hexadecimal
@@ -91,7 +91,9 @@ func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (co
 	origin, isElsewhere := before.(traceOrigin)
 	if !isElsewhere { // the id starts with the time, as in Datadog's own clients
 		origin = traceOrigin{high: uint64(s.start.Unix()) << 32, low: newSpanID(), priority: 1}
-		origin.tags = []spanTag{{"_dd.p.dm", "-0"}} // the trace is kept because no rate is known
+		origin.tags = []spanTag{{"_dd.p.tid", hex64(origin.high)}, {"_dd.p.dm", "-0"}} // kept because no rate is known
+	} else if origin.high != 0 {
+		origin.tags = append([]spanTag{{"_dd.p.tid", hex64(origin.high)}}, origin.tags...)
 	}
 	s.trace, s.parent = &trace{traceOrigin: origin, client: c, root: s}, origin.parent
 	s.tags = append(s.tags, given(spanTag{"_dd.parent_id", origin.lastParent})...)
