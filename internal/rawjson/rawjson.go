@@ -80,19 +80,17 @@ func (c *compactor) value(depth int) (ok bool) {
 
 // nested skips an object or an array. In ASCII, a closing bracket is the second character behind its opening one.
 func (c *compactor) nested(opening byte, depth int) bool {
-	for separator := opening; c.next(separator) && c.space(); separator = ',' {
-		if separator == opening && c.next(opening+2) {
-			return true
-		}
+	c.at++
+	if c.space() && c.next(opening+2) {
+		return true
+	}
+	for more := true; more; more = c.next(',') && c.space() {
 		isNamed := opening == '[' || c.string() && c.space() && c.next(':') && c.space()
 		if !isNamed || !c.value(depth) {
 			return false
 		}
-		if c.next(opening + 2) {
-			return true
-		}
 	}
-	return false
+	return c.next(opening + 2)
 }
 
 func (c *compactor) string() bool {
