@@ -149,25 +149,31 @@ var endsPlain = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true
 // Members yields the names and values of a JSON object, in their order, and nothing for any other value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
-		for name, value := range RawMembers(object) {
-			if !yield(Unquote(name), value) {
-				return
-			}
-		}
+		RawMembers(object)(func(name, value json.RawMessage) bool { return yield(Unquote(name), value) })
 	}
 }
 
 // RawMembers is Members with the names in quotes, as they are written.
-func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] {
+func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] { return parts(object, '{') }
+
+// Elements yields the values of a JSON array, and nothing for any other value.
+func Elements(array []byte) iter.Seq[json.RawMessage] {
+	return func(yield func(json.RawMessage) bool) {
+		parts(array, '[')(func(_, value json.RawMessage) bool { return yield(value) })
+	}
+}
+
+// parts yields the members of an object or, without names, the elements of an array.
+func parts(text []byte, opening byte) iter.Seq2[json.RawMessage, json.RawMessage] {
 	return func(yield func(name, value json.RawMessage) bool) {
-		if len(object) == 0 || object[0] != '{' {
-			return
-		}
-		for rest := object[1:]; len(rest) > 0 && rest[0] == '"'; {
-			name := rest[:stringLen(rest)]
-			rest = rest[len(name)+1:] // the colon
-			length, _ := measure(rest)
-			value := rest[:length]
+		rest, opens := bytes.CutPrefix(text, []byte{opening})
+		for opens && len(rest) > 0 && (rest[0] == '"' || opening == '[' && rest[0] != ']') {
+			var name json.RawMessage
+			if opening == '{' {
+				name = rest[:stringLen(rest)]
+				rest = rest[len(name)+1:] // the colon
+			}
+			value, _ := measure(rest)
 			if !yield(name, value) {
 				return
 			}
@@ -182,23 +188,6 @@ func plain(raw json.RawMessage) []byte {
 		return raw[1 : len(raw)-1]
 	}
 	return []byte(Unquote(raw))
-}
-
-// Elements yields the values of a JSON array, and nothing for any other value.
-func Elements(array []byte) iter.Seq[json.RawMessage] {
-	return func(yield func(json.RawMessage) bool) {
-		if len(array) == 0 || array[0] != '[' {
-			return
-		}
-		for rest := array[1:]; len(rest) > 0 && rest[0] != ']'; {
-			length, _ := measure(rest)
-			value := rest[:length]
-			if !yield(value) {
-				return
-			}
-			rest = rest[len(value)+1:]
-		}
-	}
 }
 
 // Get returns the value that the path of names leads to, or nil. Of members with the same name the last counts.
@@ -230,8 +219,8 @@ func Depth(value json.RawMessage) int {
 	return deepest
 }
 
-// measure returns the length of the value that the text begins with, up to a comma or a closing bracket, and its depth.
-func measure(text []byte) (length, deepest int) {
+// measure returns the value that the text begins with, up to a comma or a closing bracket, and its depth.
+func measure(text []byte) (value json.RawMessage, deepest int) {
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -241,12 +230,12 @@ func measure(text []byte) (length, deepest int) {
 			depth++
 			deepest = max(deepest, depth)
 		case depth == 0 && (c == ',' || c == '}' || c == ']'):
-			return i, deepest
+			return text[:i], deepest
 		case c == '}' || c == ']':
 			depth--
 		}
 	}
-	return len(text), deepest
+	return text, deepest
 }
 
 // stringLen returns the length of the string that the text begins with, quotes included.
@@ -323,7 +312,7 @@ func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMes
 	return append(changed, '}')
 }
 
-// appendMember appends a member to an object that is not closed yet, unless the value is nil.
+// appendMember appends a member, or an element if the name is nil, to what is not closed yet, unless the value is nil.
 func appendMember(object, name, value json.RawMessage) json.RawMessage {
 	if value == nil {
 		return object
@@ -331,7 +320,10 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 	if len(object) > 1 {
 		object = append(object, ',')
 	}
-	return append(append(append(object, name...), ':'), value...)
+	if name != nil {
+		object = append(append(object, name...), ':')
+	}
+	return append(object, value...)
 }
 
 // isPlain says which bytes are in a JSON string as they are.
@@ -382,29 +374,22 @@ func Cut(text string, most int) string {
 
 // Purge returns the value without the members of the name, at any depth of the value to which the path leads.
 func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
-	switch {
-	case value[0] == '{':
-		purged := json.RawMessage{'{'}
-		for n, v := range RawMembers(value) {
-			switch {
-			case len(path) > 0 && string(plain(n)) == path[0]:
-				v = Purge(v, name, path[1:]...)
-			case len(path) == 0 && string(plain(n)) == name:
-				v = nil
-			case len(path) == 0:
-				v = Purge(v, name)
-			}
-			purged = appendMember(purged, n, v)
-		}
-		return append(purged, '}')
-	case value[0] == '[' && len(path) == 0:
-		purged := json.RawMessage{'['}
-		for v := range Elements(value) {
-			purged = append(append(purged, Purge(v, name)...), ',')
-		}
-		return append(bytes.TrimSuffix(purged, []byte(",")), ']')
+	if value[0] != '{' && (value[0] != '[' || len(path) > 0) {
+		return value
 	}
-	return value
+	purged := json.RawMessage{value[0]}
+	for n, v := range parts(value, value[0]) {
+		switch {
+		case len(path) > 0 && string(plain(n)) == path[0]:
+			v = Purge(v, name, path[1:]...)
+		case len(path) == 0 && n != nil && string(plain(n)) == name:
+			v = nil
+		case len(path) == 0:
+			v = Purge(v, name)
+		}
+		purged = appendMember(purged, n, v)
+	}
+	return append(purged, value[0]+2)
 }
 
 // StorableText returns the text with U+FFFD for what PostgreSQL cannot hold: NUL and what is not UTF-8.
