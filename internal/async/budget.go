@@ -45,9 +45,7 @@ func (b *Budget) Take(ctx context.Context, n int) error {
 
 func (b *Budget) wait(ctx context.Context, done func() bool) error {
 	for began := time.Now(); !done(); {
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
+		if !Sleep(ctx, 10*time.Millisecond) {
 			return ctx.Err()
 		}
 		if time.Since(began) > b.Wait {
