@@ -178,8 +178,8 @@ type Progress struct {
 	Out   io.Writer
 	Began time.Time
 
-	mu           sync.Mutex
-	shown, ended bool
+	mu    sync.Mutex
+	shown bool
 }
 
 // Show shows how much of what is done, of a total unless that is 0, how fast and until when.
@@ -192,10 +192,8 @@ func (p *Progress) Show(done, total int64, what string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.ended {
-		p.shown = true
-		fmt.Fprint(p.Out, "\r\x1b[K"+text)
-	}
+	p.shown = true
+	fmt.Fprint(p.Out, "\r\x1b[K"+text)
 }
 
 // End clears the line and shows nothing from then on.
@@ -205,7 +203,7 @@ func (p *Progress) End() {
 	if p.shown {
 		fmt.Fprint(p.Out, "\r\x1b[K")
 	}
-	p.shown, p.ended = false, true
+	p.shown, p.Out = false, io.Discard
 }
 
 // Before returns a writer for what ends the progress.
