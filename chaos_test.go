@@ -54,7 +54,7 @@ func TestChaos(t *testing.T) {
 		stored: map[string]bool{}}
 	c.postgres = devpgtest.Start(t, *chaosDisk, "fsync=on", "synchronous_commit=on", "max_wal_size=64MB")
 	c.fixture = newFixture(t, 0, withTimeout(300*time.Millisecond),
-		func(config *Config) { config.DatabaseURL = c.postgres.URL() })
+		func(config *Config) { config.DatabaseURL = c.postgres.URL })
 	for n := range c.replicas {
 		c.replicas[n] = startServe(t, c.fixture.env())
 	}

@@ -31,11 +31,11 @@ func TestFailover(t *testing.T) {
 			t.Parallel()
 			primary, standby := devpgtest.StartPair(t)
 			f := newFixture(t, 3, withTimeout(time.Second), func(c *Config) {
-				hosts := primary.Home() + "," + standby.Home()
-				c.DatabaseURL = strings.Replace(primary.URL(), primary.Home(), hosts, 1) +
+				hosts := primary.Home + "," + standby.Home
+				c.DatabaseURL = strings.Replace(primary.URL, primary.Home, hosts, 1) +
 					"&target_session_attrs=read-write"
 			})
-			env := append(f.env(), "DATABASE_READ_URL="+standby.URL())
+			env := append(f.env(), "DATABASE_READ_URL="+standby.URL)
 			replicas := []*fixture{f.at(startServe(t, env)), f.at(startServe(t, env))}
 			all := func(is func(*fixture) bool) func() bool {
 				return func() bool { return is(replicas[0]) && is(replicas[1]) }
@@ -59,7 +59,7 @@ func TestFailover(t *testing.T) {
 				all(func(r *fixture) bool { return load.first(attempt.isUnstored, r, lost) > 0 }))
 
 			promoted := time.Now()
-			require.Equal(t, []string{"true"}, devpgtest.Query(t, standby.URL(), `SELECT pg_promote()::text`))
+			require.Equal(t, []string{"true"}, devpgtest.Query(t, standby.URL, `SELECT pg_promote()::text`))
 			until(t, "/check is OK again", healthy)
 			t.Logf("/check was OK on both %v after the promotion", time.Since(promoted))
 			until(t, "creates are stored again",
@@ -72,11 +72,11 @@ func TestFailover(t *testing.T) {
 			until(t, "many are", func() bool { return load.count(attempt.isStored) > before+50 })
 			load.end()
 			ended := time.Now()
-			devpgtest.Query(t, standby.URL(), timePasses)
+			devpgtest.Query(t, standby.URL, timePasses)
 			for left := math.MaxInt; left > 0; { // it takes as long as the pace of deliveries wants
 				until(t, "the queue shrinks", func() bool {
 					was := left
-					left = atoi(devpgtest.Query(t, standby.URL(),
+					left = atoi(devpgtest.Query(t, standby.URL,
 						`SELECT count(*)::text FROM reports WHERE state = 'queued'`)[0])
 					return left < was
 				})
@@ -104,15 +104,15 @@ func TestFailover(t *testing.T) {
 func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby *devpgtest.Server) {
 	t.Helper()
 	until(t, "the standby has the tables", func() bool {
-		return devpgtest.Query(t, standby.URL(), `SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true"
+		return devpgtest.Query(t, standby.URL, `SELECT (to_regclass('reports') IS NOT NULL)::text`)[0] == "true"
 	})
-	devpgtest.Query(t, standby.URL(), `SELECT '' FROM pg_wal_replay_pause()`)
+	devpgtest.Query(t, standby.URL, `SELECT '' FROM pg_wal_replay_pause()`)
 	until(t, "the standby falls behind", func() bool {
-		return devpgtest.Query(t, standby.URL(), `SELECT pg_get_wal_replay_pause_state()`)[0] == "paused"
+		return devpgtest.Query(t, standby.URL, `SELECT pg_get_wal_replay_pause_state()`)[0] == "paused"
 	})
 	uuid := newUUID()
 	require.Equal(t, 201, replicas[0].create(uuid).status)
-	path := "/reports/" + devpgtest.Query(t, primary.URL(),
+	path := "/reports/" + devpgtest.Query(t, primary.URL,
 		fmt.Sprintf(`SELECT id::text FROM reports WHERE uuid = '%s'`, uuid))[0]
 	for _, r := range replicas {
 		require.NotContains(t, r.reportStates(), uuid, "the standby does not have it yet")
@@ -125,7 +125,7 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 	}
 	standby.Resume()
 	until(t, "the standby is synchronous again", func() bool {
-		return devpgtest.Query(t, primary.URL(),
+		return devpgtest.Query(t, primary.URL,
 			`SELECT coalesce(max(sync_state), '') FROM pg_stat_replication`)[0] == "sync"
 	})
 }
@@ -239,18 +239,18 @@ func (l *load) first(is func(attempt) bool, r *fixture, since time.Time) time.Du
 
 // kill ends the server with kill -9. The next start removes what that leaves in shared memory.
 func kill(t *testing.T, p *devpgtest.Server) {
-	send(t, "-KILL", devpgtest.Query(t, p.URL(), postmaster)[0])
+	send(t, "-KILL", devpgtest.Query(t, p.URL, postmaster)[0])
 	t.Cleanup(func() {
-		assert.NoError(t, os.Remove(filepath.Join(p.Home(), "data", "postmaster.pid"))) // of a zombie, perhaps
+		assert.NoError(t, os.Remove(filepath.Join(p.Home, "data", "postmaster.pid"))) // of a zombie, perhaps
 		assert.NoError(t, p.Server.Resume(context.Background()))
 	})
-	devpgtest.RequireGone(t, p.URL())
+	devpgtest.RequireGone(t, p.URL)
 }
 
 // freeze stops all of the server's processes where they are. It is as if its machine had vanished:
 // connections are neither closed nor answered.
 func freeze(t *testing.T, p *devpgtest.Server) {
-	parent := devpgtest.Query(t, p.URL(), postmaster)[0]
+	parent := devpgtest.Query(t, p.URL, postmaster)[0]
 	send(t, "-STOP", parent) // there will be no new ones
 	children, err := exec.CommandContext(t.Context(), "pgrep", "-P", parent).Output()
 	require.NoError(t, err)

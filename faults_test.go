@@ -189,11 +189,11 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 			t.Parallel()
 			postgres := devpgtest.Start(t, "")
 			f := newFixture(t, 3, func(c *Config) {
-				devpgtest.Query(t, postgres.URL(), `CREATE ROLE app LOGIN`)
-				devpgtest.Query(t, postgres.URL(), `GRANT ALL ON SCHEMA public TO app`)
-				c.DatabaseURL = strings.Replace(postgres.URL(), "postgres@", "app@", 1)
+				devpgtest.Query(t, postgres.URL, `CREATE ROLE app LOGIN`)
+				devpgtest.Query(t, postgres.URL, `GRANT ALL ON SCHEMA public TO app`)
+				c.DatabaseURL = strings.Replace(postgres.URL, "postgres@", "app@", 1)
 			})
-			f.admin = postgres.URL()
+			f.admin = postgres.URL
 			require.Equal(t, 200, f.get("/reports").status)
 			test.fail(t, f)
 

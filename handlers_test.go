@@ -443,7 +443,7 @@ func TestLogOfRequests(t *testing.T) {
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
-	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL })
 	requireCheck := func(status int, body string) {
 		t.Helper()
 		require.Eventually(t, func() bool {

@@ -82,7 +82,7 @@ func (r *sdkRun) awaitMore(t *testing.T) {
 func TestSDKs(t *testing.T) {
 	require.NotEmpty(t, *sdkPrograms, "-sdk")
 	postgres := devpgtest.Start(t, "", "fsync=on", "synchronous_commit=on")
-	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL })
 	env := append(f.env(), "RELAY_TOKEN=sdk-token")
 	p := startServe(t, env)
 	address := strings.TrimPrefix(p.url, "http://")

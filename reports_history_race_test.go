@@ -177,7 +177,7 @@ var historyTime = flag.Duration("history.time", 3*time.Second, "how long TestHis
 func TestHistoryOfConcurrentWriters(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
-	f := newFixture(t, 1500, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	f := newFixture(t, 1500, func(c *Config) { c.DatabaseURL = postgres.URL })
 	replicas := []*fixture{f, f.replica()}
 	ids := f.sandbox.ItemIDs()
 	updated, changed := map[*fixture][]int64{f: ids[:10], replicas[1]: ids[10:20]}, ids[20:]

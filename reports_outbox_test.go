@@ -380,7 +380,7 @@ func TestCreateIsNotDiscardedWhenAcknowledged(t *testing.T) {
 func TestCreateWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
-	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = postgres.URL })
 	require.Equal(t, 200, f.get("/reports").status)
 	postgres.Halt("immediate")
 	uuid := newUUID()

@@ -38,7 +38,7 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 			return cmp.Or(ctx.Err(), error(fail(misconfigured, "%w", err)))
 		}
 		defer server.Stop()
-		config.DatabaseURL = server.URL()
+		config.DatabaseURL = server.URL
 	}
 	if dev {
 		config.useDev()

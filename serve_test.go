@@ -224,7 +224,7 @@ func TestServeOnATakenPort(t *testing.T) {
 func TestServeBeforePostgreSQL(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
-	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL })
 	postgres.Halt("fast")
 	f = f.at(startServe(t, f.env()))
 	assert.Equal(t, `{"status":"KO"}`+"\n", f.get("/check").body)

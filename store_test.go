@@ -159,8 +159,8 @@ func TestNoPooler(t *testing.T) {
 func newRole(t *testing.T, server *devpgtest.Server, change string) *fixture {
 	t.Helper()
 	name := "of" + strings.ReplaceAll(newUUID(), "-", "")
-	devpgtest.Query(t, server.URL(), `CREATE DATABASE `+name)
-	admin := strings.Replace(server.URL(), "/postgres?", "/"+name+"?", 1)
+	devpgtest.Query(t, server.URL, `CREATE DATABASE `+name)
+	admin := strings.Replace(server.URL, "/postgres?", "/"+name+"?", 1)
 	for sql := range strings.SplitSeq(strings.ReplaceAll(change, "OURS", name), ";") {
 		devpgtest.Query(t, admin, sql)
 	}
@@ -171,7 +171,7 @@ func newRole(t *testing.T, server *devpgtest.Server, change string) *fixture {
 
 func startWithRole(t *testing.T) *devpgtest.Server {
 	server := devpgtest.Start(t, "")
-	devpgtest.Query(t, server.URL(), `CREATE ROLE app LOGIN`)
+	devpgtest.Query(t, server.URL, `CREATE ROLE app LOGIN`)
 	return server
 }
 
@@ -273,8 +273,8 @@ func TestRefusedConnection(t *testing.T) {
 func TestPublicationOfAllTables(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "", "wal_level=logical")
-	devpgtest.Query(t, postgres.URL(), `CREATE PUBLICATION p FOR ALL TABLES`)
-	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL() })
+	devpgtest.Query(t, postgres.URL, `CREATE PUBLICATION p FOR ALL TABLES`)
+	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = postgres.URL })
 	assert.Equal(t, 200, f.get("/check").status)
 	uuid := newUUID()
 	assert.Empty(t, f.create(uuid).header.Get("Report-Stored"))
@@ -345,7 +345,7 @@ func TestDumps(t *testing.T) {
 	bin := devpg.FindPrograms("pg_dump", "psql")
 	devpgtest.NeedPrograms(t, "pg_dump", "psql")
 	from := devpgtest.Start(t, "")
-	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = from.URL() })
+	f := newFixture(t, 3, func(c *Config) { c.DatabaseURL = from.URL })
 	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
 	require.Empty(t, f.create(newUUID()).header.Get("Report-Stored"))
 	want := f.get("/reports?level=error").body
@@ -357,17 +357,17 @@ func TestDumps(t *testing.T) {
 	} {
 		to := devpgtest.Start(t, "")
 		if len(steps[0]) > 0 && steps[0][0] == "--data-only" { // into tables that the service has made
-			newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL() })
+			newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL })
 		}
 		for _, options := range steps {
-			dump, err := exec.Command(bin+"/pg_dump", append(options, from.URL())...).Output()
+			dump, err := exec.Command(bin+"/pg_dump", append(options, from.URL)...).Output()
 			require.NoError(t, err)
-			restore := exec.Command(bin+"/psql", "-qv", "ON_ERROR_STOP=1", to.URL())
+			restore := exec.Command(bin+"/psql", "-qv", "ON_ERROR_STOP=1", to.URL)
 			restore.Stdin = strings.NewReader(string(dump))
 			out, err := restore.CombinedOutput()
 			require.NoError(t, err, "%v %s", options, out)
 		}
-		restored := newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL() })
+		restored := newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL })
 		assert.Equal(t, want, restored.get("/reports?level=error").body, steps)
 		assert.Empty(t, restored.create(newUUID()).header.Get("Report-Stored"))
 	}

@@ -30,14 +30,14 @@ import (
 
 // A Server is a running PostgreSQL server.
 type Server struct {
-	home       string              // the directory for data, log and socket
+	URL  string // for pgx and for psql
+	Home string // the directory for data, log and socket
+
 	credential *syscall.Credential // of the user who runs the server; nil for ourselves
 	remove     []string            // directories to remove in the end
-	url        string
-
-	orders io.WriteCloser // the shell's standard input
-	ended  chan struct{}  // closed when the shell has ended
-	err    error          // how it ended
+	orders     io.WriteCloser      // the shell's standard input
+	ended      chan struct{}       // closed when the shell has ended
+	err        error               // how it ended
 }
 
 // supervisor is the shell's script, after the functions of one kind of server. Its arguments are directories to
@@ -114,9 +114,6 @@ func start(ctx context.Context, bin, dir string, settings []string, env ...strin
 	return p, p.startLocal(ctx, bin, settings, env)
 }
 
-// URL returns the server's address, for pgx and for psql.
-func (p *Server) URL() string { return p.url }
-
 // Stop ends the server in good order and waits for that. It may be called again.
 func (p *Server) Stop() error {
 	p.orders.Close()
@@ -189,16 +186,16 @@ func unprivilegedUser() (*syscall.Credential, error) {
 // not go, say in a project under /root, it makes a link to a directory in /var/tmp.
 func (p *Server) makeHome(dir string) (err error) {
 	if dir == "" {
-		p.home, err = p.temporary()
+		p.Home, err = p.temporary()
 		return err
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
 	home := filepath.Join(dir, "postgres")
-	if p.home, err = filepath.EvalSymlinks(home); err == nil {
-		if !p.mayEnter(p.home) {
-			return fmt.Errorf("%s belongs to another user: remove it, or give -database-url", p.home)
+	if p.Home, err = filepath.EvalSymlinks(home); err == nil {
+		if !p.mayEnter(p.Home) {
+			return fmt.Errorf("%s belongs to another user: remove it, or give -database-url", p.Home)
 		}
 		return nil
 	}
@@ -207,13 +204,13 @@ func (p *Server) makeHome(dir string) (err error) {
 		return err
 	}
 	if p.mayEnter(dir) {
-		p.home, err = p.own(home, os.Mkdir(home, 0o700))
+		p.Home, err = p.own(home, os.Mkdir(home, 0o700))
 		return err
 	}
-	if p.home, err = p.own(os.MkdirTemp("/var/tmp", "app-postgres-")); err != nil {
+	if p.Home, err = p.own(os.MkdirTemp("/var/tmp", "app-postgres-")); err != nil {
 		return err
 	}
-	return os.Symlink(p.home, home)
+	return os.Symlink(p.Home, home)
 }
 
 // temporary makes a directory that is removed in the end.
@@ -240,7 +237,7 @@ func (p *Server) mayEnter(dir string) bool {
 // terminal's Ctrl-C: we end the server when we no longer need it.
 func (p *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = cmp.Or(p.home, "/")
+	cmd.Dir = cmp.Or(p.Home, "/")
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: p.credential}
 	return cmd
@@ -252,30 +249,29 @@ var plainPath = regexp.MustCompile(`^[\w/.-]+$`)
 
 // startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
 func (p *Server) startLocal(ctx context.Context, bin string, settings, env []string) error {
-	sockets, err := p.home, p.awaitUnused(ctx, bin)
+	sockets, err := p.Home, p.awaitUnused(ctx, bin)
 	if err == nil && (len(sockets) > 85 || !plainPath.MatchString(sockets)) {
 		sockets, err = p.temporary()
 	}
 	if err != nil {
 		return err
 	}
-	p.url = "postgres://postgres@:5432/postgres?host=" + sockets
+	p.URL = "postgres://postgres@:5432/postgres?host=" + sockets
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+sockets)
 	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
 }
 
 // awaitUnused returns an error if another server uses the data, unless that ends within two seconds.
 func (p *Server) awaitUnused(ctx context.Context, bin string) error {
-	for deadline := time.Now().Add(2 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
 		if err != nil {
 			return ctx.Err()
 		}
 		if time.Now().After(deadline) {
 			line, _, _ := strings.Cut(string(out), "\n")
-			return fmt.Errorf("%s is in use: %s", p.home, line) // "pg_ctl: server is running (PID: 42)"
+			return fmt.Errorf("%s is in use: %s", p.Home, line) // "pg_ctl: server is running (PID: 42)"
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }
 
@@ -296,7 +292,7 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 	listener.Close()
 	address, secret, volume := listener.Addr().String(), rand.Text(), ""
 	if len(p.remove) == 0 { // the data are kept, with the password that they were made with
-		file := filepath.Join(p.home, "volume")
+		file := filepath.Join(p.Home, "volume")
 		if kept, err := os.ReadFile(file); err == nil {
 			secret = string(kept)
 		} else if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
@@ -304,7 +300,7 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 		}
 		volume = "-v app-postgres-" + strings.ToLower(secret) + ":/var/lib/postgresql/data"
 	}
-	p.url = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", secret, address)
+	p.URL = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", secret, address)
 	return p.supervise(ctx, dockerPostgres, settings, "IMAGE="+image, "ADDRESS="+address, "VOLUME="+volume,
 		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+secret)
 }
@@ -320,7 +316,7 @@ func (p *Server) supervise(ctx context.Context, functions string, settings []str
 	}
 	go func() { // ends with the shell, for which Stop waits
 		if out, err := shell.CombinedOutput(); err != nil {
-			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.home, err, bytes.TrimSpace(out))
+			p.err = fmt.Errorf("PostgreSQL in %s: %w:\n%s", p.Home, err, bytes.TrimSpace(out))
 		}
 		close(p.ended)
 	}()
@@ -332,7 +328,7 @@ func (p *Server) awaitConnection(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		conn, err := pgx.Connect(ctx, p.url)
+		conn, err := pgx.Connect(ctx, p.URL)
 		if err == nil {
 			return conn.Close(ctx)
 		}

@@ -39,12 +39,12 @@ func TestKeepsItsData(t *testing.T) {
 			dir := filepath.Join(parent, test.dir)
 
 			first := devpgtest.Start(t, dir)
-			devpgtest.Query(t, first.URL(), "CREATE TABLE kept (id int)")
+			devpgtest.Query(t, first.URL, "CREATE TABLE kept (id int)")
 			require.NoError(t, first.Stop())
-			devpgtest.RequireGone(t, first.URL())
+			devpgtest.RequireGone(t, first.URL)
 
 			second := devpgtest.Start(t, dir)
-			assert.Equal(t, []string{"kept"}, devpgtest.Query(t, second.URL(), "SELECT 'kept'::regclass::text"))
+			assert.Equal(t, []string{"kept"}, devpgtest.Query(t, second.URL, "SELECT 'kept'::regclass::text"))
 		})
 	}
 }
@@ -61,7 +61,7 @@ func TestInClosedDirectory(t *testing.T) {
 
 	p := devpgtest.Start(t, dir)
 
-	assert.Equal(t, []string{"on"}, devpgtest.Query(t, p.URL(), "SHOW fsync"))
+	assert.Equal(t, []string{"on"}, devpgtest.Query(t, p.URL, "SHOW fsync"))
 }
 
 func TestSettings(t *testing.T) {
@@ -69,19 +69,19 @@ func TestSettings(t *testing.T) {
 
 	p := devpgtest.Start(t, "", "max_connections=5")
 
-	assert.Equal(t, []string{"5"}, devpgtest.Query(t, p.URL(), "SHOW max_connections"))
-	assert.Equal(t, []string{"off"}, devpgtest.Query(t, p.URL(), "SHOW fsync"))
+	assert.Equal(t, []string{"5"}, devpgtest.Query(t, p.URL, "SHOW max_connections"))
+	assert.Equal(t, []string{"off"}, devpgtest.Query(t, p.URL, "SHOW fsync"))
 }
 
 func TestGoesAwayAndReturns(t *testing.T) {
 	t.Parallel()
 	p := devpgtest.Start(t, "")
-	devpgtest.Query(t, p.URL(), "CREATE TABLE kept (id int)")
+	devpgtest.Query(t, p.URL, "CREATE TABLE kept (id int)")
 
 	for _, mode := range []string{"fast", "immediate"} {
 		p.Halt(mode)
 		p.Resume()
-		assert.Equal(t, []string{"kept"}, devpgtest.Query(t, p.URL(), "SELECT 'kept'::regclass::text"), mode)
+		assert.Equal(t, []string{"kept"}, devpgtest.Query(t, p.URL, "SELECT 'kept'::regclass::text"), mode)
 	}
 
 	p.Halt("fast") // and can be stopped for good as well
@@ -93,14 +93,14 @@ func TestIsInUse(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
 	p := devpgtest.Start(t, dir)
-	pid, err := os.ReadFile(filepath.Join(p.Home(), "data", "postmaster.pid"))
+	pid, err := os.ReadFile(filepath.Join(p.Home, "data", "postmaster.pid"))
 	require.NoError(t, err)
 	first, _, _ := strings.Cut(string(pid), "\n")
 
 	_, err = devpg.Start(t.Context(), dir)
 
-	assert.EqualError(t, err, p.Home()+" is in use: pg_ctl: server is running (PID: "+first+")")
-	assert.Equal(t, []string{"1"}, devpgtest.Query(t, p.URL(), "SELECT '1'"), "the first server goes on")
+	assert.EqualError(t, err, p.Home+" is in use: pg_ctl: server is running (PID: "+first+")")
+	assert.Equal(t, []string{"1"}, devpgtest.Query(t, p.URL, "SELECT '1'"), "the first server goes on")
 }
 
 func TestTellsWhyItEnded(t *testing.T) {
@@ -117,7 +117,7 @@ func TestEndsWithItsParent(t *testing.T) {
 	const asParent = "TEST_POSTGRES_PARENT"
 	if os.Getenv(asParent) != "" {
 		p := devpgtest.Start(t, "")
-		fmt.Printf("url %s\n", p.URL())
+		fmt.Printf("url %s\n", p.URL)
 		io.Copy(io.Discard, os.Stdin)
 		return
 	}

@@ -62,7 +62,7 @@ func endWith(t testing.TB, p *devpg.Server) *Server {
 func (p *Server) Halt(mode string) {
 	p.t.Helper()
 	require.NoError(p.t, p.Server.Halt(mode))
-	RequireGone(p.t, p.URL())
+	RequireGone(p.t, p.URL)
 }
 
 // Resume starts the server again, at the same URL and with the same data.
@@ -109,7 +109,7 @@ var sharedServer = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return p.URL(), nil
+	return p.URL, nil
 })
 
 // Schema returns the URL of a schema of the test's own on the shared server.
