@@ -97,10 +97,9 @@ func Protect[T any](run func() (T, error)) (result T, err error) {
 func Sleep(ctx context.Context, wait time.Duration) bool {
 	select {
 	case <-time.After(wait):
-		return ctx.Err() == nil
 	case <-ctx.Done():
-		return false
 	}
+	return ctx.Err() == nil
 }
 
 // Interruptible runs something that may block for ever. When the context ends it returns without waiting for
