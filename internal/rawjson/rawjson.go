@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -45,10 +46,7 @@ func (c *compactor) space() bool {
 		c.at++
 	}
 	if c.at > from {
-		if c.compact == nil {
-			c.compact = make([]byte, 0, len(c.text))
-		}
-		c.compact = append(c.compact, c.text[c.kept:from]...)
+		c.compact = append(slices.Grow(c.compact, len(c.text)-c.kept), c.text[c.kept:from]...) // grows once
 		c.kept = c.at
 	}
 	return true
