@@ -93,17 +93,16 @@ func (t *Table) Write(p []byte) (int, error) {
 func (t *Table) Flush() error {
 	var text strings.Builder
 	for _, row := range t.rows {
-		blanks, used := 0, 0
+		start, end := 0, 0 // of this column, and of the text so far
 		for i, cell := range row {
 			if t.Width > 0 {
-				cell = Fit(cell, t.Width-used)
+				cell = Fit(cell, t.Width-start)
 			}
 			if cell != "" {
-				text.WriteString(strings.Repeat(" ", blanks))
-				blanks = 0
+				text.WriteString(strings.Repeat(" ", start-end))
+				end = start + TextWidth(cell)
 			}
-			blanks += t.widths[i] - TextWidth(cell) + 2
-			used += t.widths[i] + 2
+			start += t.widths[i] + 2
 			if colour := t.Colours[cell]; colour > 0 {
 				cell = fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, cell)
 			}
