@@ -30,8 +30,8 @@ const (
 	readTimeout  = 30 * time.Second // that a read waits for its first row: PostgreSQL may have vanished, or a lock is held
 )
 
-// Store keeps the reports. It is safe for concurrent use. To a nil one, nothing can be written, and nothing can be
-// read from it.
+// Store keeps the reports. It is safe for concurrent use. A nil one is that of a service without a database: to read
+// from it or to write to it fails.
 type Store struct {
 	pool    *pgxpool.Pool // of the primary
 	standby *pgxpool.Pool // where reports are read; nil without one
