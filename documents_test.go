@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"go/format"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -32,14 +34,33 @@ func TestLinesOfTestsAreShort(t *testing.T) {
 	}
 }
 
-// The example of an operation is formatted as gofmt wants it.
-func TestReadmeExampleIsFormatted(t *testing.T) {
+// The example of an operation is formatted as gofmt wants it, and in its place it is a subcommand.
+func TestReadmeExample(t *testing.T) {
 	t.Parallel()
 	_, code, _ := strings.Cut(readDocument(t, "README.md"), "\n```go\n")
 	code, _, _ = strings.Cut(code, "```")
 	formatted, err := format.Source([]byte(code))
 	require.NoError(t, err)
 	assert.Equal(t, code, string(formatted))
+
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	dir, overlay := t.TempDir(), map[string]map[string]string{"Replace": {}}
+	list := strings.Replace(readDocument(t, "main.go"), "reportsSummaryCmd,", "reportsSummaryCmd, reportsCountCmd,", 1)
+	for name, text := range map[string]string{"reports.go": readDocument(t, "reports.go") + code, "main.go": list} {
+		overlay["Replace"][filepath.Join(here, name)] = filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	text, err := json.Marshal(overlay)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "overlay.json"), text, 0o600))
+	program := filepath.Join(dir, "app")
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-overlay", filepath.Join(dir, "overlay.json"),
+		"-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	out, err = exec.CommandContext(t.Context(), program, "reports", "count", "-h").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), "GET /reports/count?level=")
 }
 
 // What Compose needs of .env.example is enough for the program beside it, which uses the service in Compose.
