@@ -369,6 +369,8 @@ func TestSlowClients(t *testing.T) {
 	}
 	dial("GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	assert.EqualError(t, <-cut, http.ErrAbortHandler.Error())
+	require.Eventually(t, func() bool { return strings.Contains(f.log.String(), `"error.kind":"interrupted"`) },
+		waitLimit, waitTick, "the service is not to blame")
 
 	// Who reads no answers is cut off, also where they are refusals.
 	refused := dial("")
