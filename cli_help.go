@@ -86,7 +86,7 @@ func commandHelp(c *Command, flags []cliFlag) string {
 	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
 }
 
-// helpFiles are the help texts of subcommands that are no operations.
+// helpFiles are texts that depend on no operation: help, what agents are told, and what serve -dev prints.
 //
 //go:embed help
 var helpFiles embed.FS

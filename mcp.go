@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	_ "embed"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -37,8 +36,7 @@ const (
 // request says in _meta what its client can do. No request depends on an earlier one.
 var mcpVersions = []string{mcpLatest, "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"}
 
-//go:embed help/agents.txt
-var mcpInstructions string
+var mcpInstructions = helpFrom("agents.txt")()
 
 // An rpcError is why a message has no result. A failure of an operation is a result.
 type rpcError struct {
