@@ -321,11 +321,8 @@ func (c *payloadCheck) trace(field string, trace json.RawMessage) {
 // occurrenceTitle is the title that Rollbar would give an occurrence, as far as its payload says.
 func occurrenceTitle(data json.RawMessage) string {
 	text := func(path ...string) string { return rawjson.Unquote(rawjson.Get(data, path...)) }
-	if title := text("title"); title != "" {
-		return title
-	}
 	report, _, _ := strings.Cut(text("body", "crash_report", "raw"), "\n")
-	if title := cmp.Or(text("body", "message", "body"), report); title != "" {
+	if title := cmp.Or(text("title"), text("body", "message", "body"), report); title != "" {
 		return title
 	}
 	exception := rawjson.Get(data, "body", "trace", "exception")
