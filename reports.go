@@ -423,10 +423,13 @@ func (app *App) countRows(ctx context.Context, table, condition string, args pgx
 }
 
 func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned, error) {
+	if app.store == nil {
+		return Cleaned{}, noDatabase()
+	}
+	app.store.deliveries.Flush(ctx)
 	chosen, state, args := in.conditions()
 	var cleaned Cleaned
 	err := app.store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		app.store.deliveries.Flush(ctx)
 		return conn.QueryRow(ctx, `
 			WITH chosen AS MATERIALIZED (
 				SELECT id

@@ -212,6 +212,20 @@ func TestReportsDeliver(t *testing.T) {
 	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
 }
 
+// What was delivered a moment ago is cleaned, also where marking it so and cleaning share a connection.
+func TestCleanAfterDeliveries(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL += "&pool_max_conns=1" })
+	for range 5 {
+		var creates sync.WaitGroup
+		for range 8 {
+			creates.Go(func() { assert.Equal(t, 201, f.create(newUUID()).status) })
+		}
+		creates.Wait()
+		assert.JSONEq(t, `{"deleted":8,"kept_queued":0}`, f.do("DELETE", "/reports", "").body)
+	}
+}
+
 // Cleaning keeps what is queued.
 func TestCleanKeepsTheQueue(t *testing.T) {
 	t.Parallel()
