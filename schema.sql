@@ -134,10 +134,9 @@ CREATE OR REPLACE FUNCTION reports_written() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
 	PERFORM widen_blocks(ARRAY(
-		SELECT (id / 4096, state, status, level, environment, 0, min(first_seen), max(
-			greatest(last_seen, CASE WHEN TG_OP = 'UPDATE' THEN (SELECT s.last_seen FROM seen s WHERE s.report_id = id) END)))::blocks
-		FROM written
-		GROUP BY id / 4096, state, status, level, environment));
+		SELECT (id / 4096, state, status, level, environment, 0, first_seen,
+			greatest(last_seen, CASE WHEN TG_OP = 'UPDATE' THEN (SELECT s.last_seen FROM seen s WHERE s.report_id = id) END))::blocks
+		FROM written));
 	RETURN NULL;
 END $$;
 
