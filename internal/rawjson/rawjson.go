@@ -180,8 +180,8 @@ func parts(text []byte, opening byte) iter.Seq2[json.RawMessage, json.RawMessage
 	}
 }
 
-// plain returns the text of a name in quotes.
-func plain(raw json.RawMessage) []byte {
+// nameOf returns the name that is written in quotes.
+func nameOf(raw json.RawMessage) []byte {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return raw[1 : len(raw)-1]
 	}
@@ -201,7 +201,7 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 func Pick(object json.RawMessage, names ...string) []json.RawMessage {
 	picked := make([]json.RawMessage, len(names))
 	for raw, value := range RawMembers(object) {
-		is := plain(raw)
+		is := nameOf(raw)
 		for i, name := range names {
 			if string(is) == name {
 				picked[i] = value
@@ -299,7 +299,7 @@ func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMes
 	changed := append(make(json.RawMessage, 0, len(object)+len(name)+len(value)+4), '{')
 	found := false
 	for n, v := range RawMembers(object) {
-		if string(plain(n)) == name {
+		if string(nameOf(n)) == name {
 			found, v = true, value
 		}
 		changed = appendMember(changed, n, v)
@@ -378,9 +378,9 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	purged := json.RawMessage{value[0]}
 	for n, v := range parts(value, value[0]) {
 		switch {
-		case len(path) > 0 && string(plain(n)) == path[0]:
+		case len(path) > 0 && string(nameOf(n)) == path[0]:
 			v = Purge(v, name, path[1:]...)
-		case len(path) == 0 && n != nil && string(plain(n)) == name:
+		case len(path) == 0 && n != nil && string(nameOf(n)) == name:
 			v = nil
 		case len(path) == 0:
 			v = Purge(v, name)
