@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 )
 
 // This file is what tests need beside a server that runs: one that goes away and returns, and a
@@ -30,10 +31,13 @@ func FindPrograms(names ...string) string { return firstWith(names, postgresDirs
 // PairPrograms are the programs that StartPair needs.
 var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
 
-// StartPair starts a primary and a standby for which its commits wait, where FindPrograms has found PairPrograms.
-// Both are durable, and their data are removed in the end. With an error it has started neither.
+// StartPair starts a primary and a standby for which its commits wait. Both are durable, and their
+// data are removed in the end. With an error it has started neither.
 func StartPair(ctx context.Context) (primary, standby *Server, err error) {
 	bin := FindPrograms(PairPrograms...)
+	if bin == "" {
+		return nil, nil, errors.New("no directory has " + strings.Join(PairPrograms, ", "))
+	}
 	primary, err = start(ctx, bin, "", []string{"synchronous_commit=on", "synchronous_standby_names=standby"})
 	if err != nil {
 		return nil, nil, err
