@@ -394,7 +394,7 @@ func (p *page) showList(list *List) error {
 			if first = cmp.Or(first, cell.URL); i == len(columns)-1 {
 				cell.URL = cmp.Or(cell.URL, first)
 			}
-			writeTexts(&rows, `<td data-name="`, cell.Label, `">`)
+			writeTexts(&rows, `<td data-name="`, cell.Label, `">`) // the command's own word
 			cell.write(&rows)
 			rows.WriteString("</td>")
 		}

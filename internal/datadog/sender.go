@@ -93,7 +93,7 @@ func (s *traceSender) add(spans []*Span) {
 func (s *traceSender) flush(ctx, stopping context.Context) {
 	s.mu.Lock()
 	b := s.batch
-	s.batch = batch{json: make([]byte, 0, min(cap(b.json), 2*len(b.json)))}
+	s.batch = batch{json: make([]byte, 0, min(cap(b.json), 2*len(b.json)))} // enough for as many spans again
 	s.mu.Unlock()
 	if b.traces == 0 {
 		return
@@ -163,7 +163,7 @@ func (s *traceSender) appendSpan(buf []byte, span *Span, first bool) []byte {
 		buf = appendTags(buf, given(spanTag{"_dd.origin", span.trace.product})...)
 	}
 	buf = appendTags(buf, span.tags...)
-	if span.kind == "sql" {
+	if span.kind == "sql" { // then the resource is the statement
 		buf = append(appendKey(buf, "db.statement"), resource...)
 	}
 	buf = append(buf, `},"metrics":{`...)
