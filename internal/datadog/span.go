@@ -77,7 +77,8 @@ func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 // StartSpan starts a span, as a child of the one in ctx, if any, and returns its context. It must be finished.
 //
 // The name is the operation, such as "http.request"; the kind is Datadog's span type, such as "web", "http",
-// "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}".
+// "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}". Of the
+// kind "sql" it is the statement.
 func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
 	if !c.tracing() {
 		return ctx, nil
