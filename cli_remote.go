@@ -269,10 +269,7 @@ func (c *cli) printCurl(ctx context.Context, command *Command) error {
 		words = append(words, "-H", shellQuote("Accept: "+kind))
 	}
 	if req.Body != nil {
-		body, err := io.ReadAll(req.Body)
-		if err != nil {
-			return err
-		}
+		body, _ := io.ReadAll(req.Body) // it is in memory
 		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
 	}
 	target := shellQuote(req.URL.String())

@@ -161,13 +161,11 @@ func writeResult(w io.Writer, value any) error {
 func (l *List) write(w io.Writer) error {
 	text := append(rawjson.AppendQuoted([]byte{'{'}, l.Name), ':', '[')
 	for row, err := range l.Rows {
-		if err == nil {
-			_, err = w.Write(text)
-		}
-		if err == nil {
-			_, err = w.Write(row)
-		}
 		if err != nil {
+			return err
+		}
+		text = append(text, row...)
+		if _, err := w.Write(text); err != nil {
 			return err
 		}
 		text = append(text[:0], ',')

@@ -27,7 +27,6 @@ import (
 
 	"app/internal/datadog"
 	"app/internal/rawjson"
-	"app/internal/spelling"
 )
 
 const (
@@ -280,18 +279,14 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return pattern == noRoute || isUnclean(r.URL.Path)
 	})
 	if len(allow) == 0 {
-		hint := ""
-		if near := s.nearestPath(path.Clean(r.URL.Path)); near != "" {
-			hint = ", did you mean " + near + "?"
-		}
-		w.refuse(fail(notFound, "there is no route %s %s%s", r.Method, cut(r.URL.Path), hint))
+		w.refuse(fail(notFound, "there is no route %s %s%s", r.Method, cut(r.URL.Path), s.nearestPath(path.Clean(r.URL.Path))))
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allow, ", "))
 	w.refuse(fail(wrongMethod, "%s takes %s", r.URL.Path, strings.Join(allow, ", ")))
 }
 
-// nearestPath returns the path of a route that differs least from the given one, or "" if all differ a lot.
+// nearestPath ends a message about a path with that of the route that differs least from it, unless all differ a lot.
 func (s *server) nearestPath(given string) string {
 	segments := strings.Split(given, "/")
 	var near []string
@@ -304,7 +299,7 @@ func (s *server) nearestPath(given string) string {
 		}
 		near = append(near, strings.Join(filled, "/"))
 	}
-	return spelling.Nearest(cut(given), near)
+	return didYouMean(given, near)
 }
 
 // serveCommand answers a request that the command's route matches.

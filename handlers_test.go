@@ -81,8 +81,8 @@ func TestUnknownRoute(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	for path, want := range map[string]string{
-		"/nowhere": "", "/items/": ", did you mean /items?", "/itmes": ", did you mean /items?",
-		"/reprots/7": ", did you mean /reports/7?", "/reports/../wich": ", did you mean /which?",
+		"/nowhere": "", "/items/": `, did you mean "/items"?`, "/itmes": `, did you mean "/items"?`,
+		"/reprots/7": `, did you mean "/reports/7"?`, "/reports/../wich": `, did you mean "/which"?`,
 	} {
 		assert.Equal(t, "there is no route GET "+path+want, f.get(path).requireProblem(404, "not-found"))
 	}

@@ -214,10 +214,9 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 		return jsonObject{"tools": column(allowed(s.commands, s.readOnly), (*Command).tool)}, nil
 	case m.method == "tools/call":
 		return s.call(ctx, m)
-	case m.latest:
-		return nil, rpcFail(http.StatusNotFound, rpcNoMethod, "there is no method %q", cut(m.method))
 	}
-	return nil, rpcFail(http.StatusOK, rpcNoMethod, "there is no method %q", cut(m.method))
+	status := map[bool]int{true: http.StatusNotFound, false: http.StatusOK}[m.latest]
+	return nil, rpcFail(status, rpcNoMethod, "there is no method %q", cut(m.method))
 }
 
 // toolName is the command's name in letters that all clients take.

@@ -56,13 +56,15 @@ type page struct {
 	given   url.Values // for the command's parameters
 	id      string     // of the thing that is shown, or ""
 
-	Root, Style, Title  string        // Root leads to the root of the service, also below a prefix
+	Root, Style         string // Root leads to the root of the service, also below a prefix
+	Heading, Title      string
 	Nav                 template.HTML // the links to what can be read without an id
 	Trail, Links        []link
+	Header              http.Header // of the response
 	Failure             *problem
 	Question            string
-	Search              *form  // of the command itself
-	Forms               []form // of others, or one that is open
+	Search, Form        *form         // of the command itself
+	Folded              template.HTML // the forms of others
 	Text                Text
 	Table               *table
 	Members             []member
@@ -70,10 +72,7 @@ type page struct {
 	Occurrence, Summary *thingView
 }
 
-type link struct {
-	Text, URL string
-	IsCurrent bool
-}
+type link struct{ Text, URL string }
 
 type table struct {
 	Head, Rows template.HTML
@@ -83,19 +82,20 @@ type table struct {
 
 // A member is a named value as a page shows it.
 type member struct {
-	Label, Text string
-	URL         string // of the thing that it names, or ""
-	At          string // RFC 3339, for a time
-	IsTag       bool   // it has a colour
-	IsLong      bool   // it is folded
+	name, things string // things is the URL of those that it may name, or ""
+	Label, Text  string
+	URL          string // of the thing that it names, or ""
+	At           string // RFC 3339, for a time
+	IsTag        bool   // it has a colour
+	IsLong       bool   // it is folded
 }
 
 // A form runs an operation.
 type form struct {
-	Command                        *Command
-	Action, Method, Back           string // Method is what a browser cannot send
-	Fields                         []field
-	IsRead, IsOpen, IsConfirmation bool
+	Command                *Command
+	Action, Method, Back   string // Method is what a browser cannot send
+	Fields                 []field
+	IsRead, IsConfirmation bool
 }
 
 type field struct {
@@ -105,27 +105,36 @@ type field struct {
 	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
 }
 
-// emptyFields are the fields of parameters, *param, as HTML. A template takes long, and a page has many.
-var emptyFields sync.Map
+// keptHTML is what templates made under keys: a template takes long, and a page has many.
+var keptHTML sync.Map
+
+// kept returns what the template makes of the data, which it does once for each key but nil.
+func kept(key any, name string, data any) template.HTML {
+	html, isKept := keptHTML.Load(key)
+	if !isKept {
+		var text strings.Builder
+		if err := pageTemplates().ExecuteTemplate(&text, name, data); err != nil {
+			panic(err) // a mistake in a template
+		}
+		if html = template.HTML(text.String()); key != nil {
+			keptHTML.Store(key, html)
+		}
+	}
+	return html.(template.HTML)
+}
 
 // HTML returns the fields that are places, or the others, as HTML.
-func (f form) HTML(places bool) (_ template.HTML, err error) {
-	var all strings.Builder
+func (f form) HTML(places bool) (all template.HTML) {
 	for _, field := range f.Fields {
-		if field.IsPlace != places {
-			continue
+		var key any
+		if field.Values == nil {
+			key = field.param
 		}
-		html, isKnown := emptyFields.Load(field.param)
-		if !isKnown || field.Values != nil {
-			var text strings.Builder
-			err = cmp.Or(err, pageTemplates().ExecuteTemplate(&text, "field", field))
-			if html = text.String(); field.Values == nil {
-				emptyFields.Store(field.param, html)
-			}
+		if field.IsPlace == places {
+			all += kept(key, "field", field)
 		}
-		all.WriteString(html.(string))
 	}
-	return template.HTML(all.String()), err
+	return all
 }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
@@ -137,7 +146,7 @@ func (s *server) newPage(w *response, r *http.Request) *page {
 	if s.admit(r) != nil {
 		usable = slices.DeleteFunc(usable, func(c *Command) bool { return !c.Open })
 	}
-	return &page{app: s.app, w: w, usable: usable, Root: root, Style: root + stylePath[1:]}
+	return &page{app: s.app, w: w, usable: usable, Root: root, Style: root + stylePath[1:], Header: w.Header()}
 }
 
 // withoutEmpty removes the fields that were left empty from a query or a form.
@@ -193,9 +202,8 @@ func (p *page) respond(result any) {
 	switch asked, isQuestion := result.(confirmation); {
 	case isQuestion:
 		about, _ := asked.about.(json.RawMessage)
-		f := p.form(p.command, p.given)
-		f.IsConfirmation, f.IsOpen, f.Back = true, true, p.URL(p.back())
-		p.Question, p.Forms = p.command.ask(about, asked.args), []form{f}
+		p.Question, p.Form = p.command.ask(about, asked.args), new(p.form(p.command, p.given))
+		p.Form.IsConfirmation, p.Form.Back = true, p.URL(p.back())
 		p.render()
 	case p.w.form == nil:
 		if err := p.show(result); err != nil {
@@ -212,12 +220,11 @@ func (p *page) respond(result any) {
 
 // fail makes the page of a failure, with the form that led to it.
 func (p *page) fail(f *Failure) {
-	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style}
+	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style, Header: p.Header}
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
 	failed.Failure.Detail = p.detail(f)
 	if slices.Contains(p.usable, p.command) {
-		failed.Forms = []form{p.form(p.command, p.given)}
-		failed.Forms[0].IsOpen = true
+		failed.Form = new(p.form(p.command, p.given))
 	}
 	failed.render()
 }
@@ -227,10 +234,9 @@ func (p *page) detail(err error) string { return string(p.w.mask.Bytes([]byte(fa
 
 func (p *page) render() {
 	p.w.note()
-	h := p.w.Header()
-	h["Content-Type"] = []string{"text/html; charset=utf-8"}
-	h["Content-Security-Policy"] = []string{pagePolicy}
-	h["Referrer-Policy"] = []string{"no-referrer"}
+	p.Header["Content-Type"] = []string{"text/html; charset=utf-8"}
+	p.Header["Content-Security-Policy"] = []string{pagePolicy}
+	p.Header["Referrer-Policy"] = []string{"no-referrer"}
 	p.navigate()
 	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
 	case p.w.lost != nil:
@@ -257,8 +263,6 @@ func (p *page) back() string {
 
 // URL returns the path, which begins with a slash, as a relative URL.
 func (p *page) URL(path string) string { return p.Root + path[1:] }
-
-func (p *page) Header() http.Header { return p.w.Header() }
 
 // fill returns the path of a route with the fields of this request, or of the thing that is shown.
 func (p *page) fill(path string) string {
@@ -295,7 +299,7 @@ func (p *page) owner(c *Command) *Command {
 	return p.usable[slices.IndexFunc(p.usable, func(c *Command) bool { return strings.HasPrefix(c.Route, "GET ") })]
 }
 
-// navigate makes the links to what can be read without an id, and those from there to this page.
+// navigate makes the links to what can be read without an id, and to what this page is a part of.
 func (p *page) navigate() {
 	var nav, others strings.Builder
 	for _, c := range p.usable {
@@ -322,8 +326,10 @@ func (p *page) navigate() {
 	for segment := range strings.SplitSeq(path[1:], "/") {
 		at += "/" + segment
 		if name, _ := url.PathUnescape(p.fill(segment)); at == path || p.find("GET "+at) != nil {
-			p.Trail = append(p.Trail, link{Text: name, URL: p.URL(p.fill(at)), IsCurrent: at == path})
-			p.Title = strings.TrimSpace(name + " " + p.Title)
+			p.Heading, p.Title = name, strings.TrimSpace(name+" "+p.Title)
+			if at != path {
+				p.Trail = append(p.Trail, link{name, p.URL(p.fill(at))})
+			}
 		}
 	}
 }
@@ -346,9 +352,13 @@ func (p *page) show(result any) (err error) {
 			p.Search = new(p.form(c, p.given))
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
-			p.Forms = append(p.Forms, p.form(c, nil))
+			var key any
+			if len(c.names(inPath)) == 0 { // on each page, it is the same
+				key = [2]any{c, p.Root}
+			}
+			p.Folded += kept(key, "folded", p.form(c, nil))
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
-			p.Links = append(p.Links, link{Text: path[strings.LastIndexByte(path, '/')+1:], URL: p.URL(p.fill(path))})
+			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}
 	}
 	return err
@@ -381,7 +391,7 @@ func (p *page) showList(list *List) error {
 	p.Table = &table{Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
 	var rows strings.Builder
 	rows.Grow(16 << 10)
-	read := fieldsOf(columns)
+	read, cells := fieldsOf(columns), column(columns, func(name string) member { return p.Member(noun, name) })
 	for row, err := range list.Rows {
 		if err != nil {
 			return err
@@ -389,7 +399,7 @@ func (p *page) showList(list *List) error {
 		rows.WriteString("<tr>")
 		first := ""
 		for i, value := range read(row) {
-			cell := p.Member(noun, columns[i], value)
+			cell := cells[i].Of(value)
 			cell.Text = shorten(cell.Text, 300)
 			if first = cmp.Or(first, cell.URL); i == len(columns)-1 {
 				cell.URL = cmp.Or(cell.URL, first)
@@ -404,7 +414,7 @@ func (p *page) showList(list *List) error {
 	p.Table.Rows = template.HTML(rows.String())
 	for name, value := range rawjson.Members(list.Rest) {
 		if name != "next" && !isNull(value) {
-			p.Table.Rest = append(p.Table.Rest, p.Member("", name, value))
+			p.Table.Rest = append(p.Table.Rest, p.Member("", name).Of(value))
 		}
 	}
 	return nil
@@ -421,7 +431,7 @@ func (p *page) showThing(value any) error {
 		p.id = string(rawjson.Get(thing, "id"))
 	}
 	for name, value := range rawjson.Members(thing) {
-		p.Members = append(p.Members, p.Member(p.command.words()[0], name, value))
+		p.Members = append(p.Members, p.Member(p.command.words()[0], name).Of(value))
 	}
 	switch {
 	case reflect.TypeOf(p.command.Shape) == reflect.TypeFor[Item]():
@@ -434,24 +444,33 @@ func (p *page) showThing(value any) error {
 	return nil
 }
 
-// Member returns a member of a thing of the noun ("items"). Of a name such as data.level the end counts. A number whose
-// name ends with _id, such as last_occurrence_id, is a thing of another noun.
-func (p *page) Member(noun, name string, value json.RawMessage) member {
+// Member returns a member, without its value, of things of the noun ("items"). Of a name such as data.level the end
+// counts. One that ends with _id, such as last_occurrence_id, names things of another noun.
+func (p *page) Member(noun, name string) member {
 	name = lastName(name)
-	m := member{Label: words(name), Text: textOrDash(value)}
+	m := member{name: name, Label: words(name), IsTag: slices.Contains([]string{"level", "status", "state"}, name)}
 	of, isID := strings.CutSuffix("_"+name, "_id")
 	if isID && of != "" {
 		noun = of[strings.LastIndexByte(of, '_')+1:] + "s"
 	}
-	switch at, isTime := timeOf(name, value); {
+	if isID && p.find("GET /"+noun+"/{id}") != nil {
+		m.things = p.URL("/" + noun + "/")
+	}
+	return m
+}
+
+// Of returns the member with a value.
+func (m member) Of(value json.RawMessage) member {
+	m.Text = textOrDash(value)
+	switch at, isTime := timeOf(m.name, value); {
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case isID && strings.Trim(m.Text, "0123456789") == "" && p.find("GET /"+noun+"/{id}") != nil:
-		m.URL = p.URL("/" + noun + "/" + m.Text)
+	case m.things != "" && strings.Trim(m.Text, "0123456789") == "":
+		m.URL = m.things + m.Text
 	case !isNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}
-	m.IsTag = !isNull(value) && slices.Contains([]string{"level", "status", "state"}, name)
+	m.IsTag = m.IsTag && !isNull(value)
 	return m
 }
 

@@ -100,7 +100,7 @@ func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
 	for name, is := range rawjson.Members(now) {
 		was := rawjson.Get(old, name)
 		if was != nil && !rawjson.Equal(was, is) && (name == "total_occurrences" || !slices.Contains(counters, name)) {
-			changes = append(changes, fieldChange{p.Member("", name, was), p.Member("", name, is)})
+			changes = append(changes, fieldChange{p.Member("", name).Of(was), p.Member("", name).Of(is)})
 		}
 	}
 	return changes

@@ -237,6 +237,12 @@ func TestForms(t *testing.T) {
 	byCounter := f.submit("POST", "/items/1?by=counter", method("PATCH", "level", "info"))
 	byCounter.requireLead("/items/1?by=counter")
 
+	for _, id := range f.sandbox.ItemIDs() {
+		action := fmt.Sprintf(`<form action="../items/%d" method="post">`, id)
+		page := f.submit("GET", fmt.Sprintf("/items/%d", id), nil).body
+		assert.Equal(t, 3, strings.Count(page, action), "to resolve it, to change it and to delete it")
+	}
+
 	bad := method("PATCH", "title", `<"x">`, "level", "fatal")
 	tests := []struct {
 		name, path string

@@ -56,8 +56,7 @@ const (
 	kindOther  paramKind = "other" // a type with UnmarshalText
 )
 
-// An Opt is an optional parameter: absent, null or a value. Null is accepted where the field has the tag
-// null:"true".
+// An Opt is an optional parameter: absent, null or a value. Null is accepted where the tag null:"true" is.
 type Opt[T any] struct {
 	Set, Null bool
 	Value     T
@@ -281,8 +280,7 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, counted back
-// from now.
+// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, back from now.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}

@@ -222,9 +222,8 @@ type outbox struct {
 	counted time.Time // or zero
 }
 
-// A lane is the occurrences that are sent with one of Rollbar's tokens, and held up by nothing else. It also
-// tracks the outage that its process sees: a run of failures that ends with the first success, including that
-// of a request.
+// A lane is the occurrences that are sent with one of Rollbar's tokens, and held up by nothing else. It also tracks
+// the outage that its process sees: a run of failures that ends with the first success, including that of a request.
 type lane struct {
 	outbox    *outbox
 	scope     scope // of the token

@@ -129,9 +129,8 @@ func (s *Store) Close() {
 	}
 }
 
-// check returns an error unless the primary answers within a second and takes what creates write, which it
-// tries ten times a second at most. A connection that died idle in the pool proves nothing, so another one is
-// tried.
+// check returns an error unless the primary answers within a second and takes what creates write, which it tries ten
+// times a second at most. A connection that died idle in the pool proves nothing, so another one is tried.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -86,8 +86,7 @@ func (l *List) writeCSV(w io.Writer, columns []string) error {
 	return err
 }
 
-// csvField returns a value as a field of CSV. A text that a spreadsheet would run as a formula gets an
-// apostrophe.
+// csvField returns a value as a field of CSV. A text that a spreadsheet would run as a formula gets an apostrophe.
 func csvField(column string, value json.RawMessage) string {
 	text := string(value)
 	switch at, isTime := timeOf(column, value); {

@@ -39,8 +39,7 @@ func countOperation(client *datadog.Client, operation, surface string, outcome f
 	client.Latency("app.operations.latency", took, tags...)
 }
 
-// startCommand starts the span of a subcommand or a tool. The returned function ends the span and counts the
-// operation.
+// startCommand starts the span of a subcommand or a tool. The returned function ends it and counts the operation.
 func startCommand(ctx context.Context, client *datadog.Client, c *Command, surface string) (context.Context, func(value any, err error)) {
 	began := time.Now()
 	ctx, span := client.StartSpan(ctx, "app.command", "custom", c.Route)

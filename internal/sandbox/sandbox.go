@@ -1,7 +1,6 @@
-// Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox] is an
-// [http.Handler] with one project of invented items, which knows Rollbar's tokens, rate limits and the delay
-// between accepting an occurrence and showing it. [Sandbox.Control] is for tests: it makes the sandbox fail and
-// looks inside.
+// Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox] is an [http.Handler]
+// with one project of invented items, which knows Rollbar's tokens, rate limits and the delay between accepting an
+// occurrence and showing it. [Sandbox.Control] is for tests: it makes the sandbox fail and looks inside.
 //
 // It follows Rollbar's documentation and published answers. What neither of them shows is marked as a guess.
 package sandbox

@@ -23,8 +23,7 @@ func nearest(name string, names []string, most int) (near string) {
 	return near
 }
 
-// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that turn a
-// into b.
+// editDistance returns the number of insertions, deletions, replacements and swaps of neighbours that turn a into b.
 func editDistance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
