@@ -250,7 +250,7 @@ func tokenOf(r *http.Request) string {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return ""
 	}
-	return token
+	return strings.TrimLeft(token, " ")
 }
 
 // isOneOf reports whether somebody has sent one of the tokens. The time that takes says nothing about them.

@@ -205,14 +205,14 @@ func TestAPIToken(t *testing.T) {
 		assert.Equal(t, 200, f.get(path).status)
 	}
 	for _, header := range []string{"", "first-token", "Bearer", "Bearer third-token",
-		"Bearer first-token, second-token", "Basic first-token", "Bearerfirst-token", "Bearer  first-token"} {
+		"Bearer first-token, second-token", "Basic first-token", "Bearerfirst-token"} {
 		got := f.do("GET", "/items", "", "Authorization", header)
 		detail := got.requireProblem(401, "auth")
 		assert.Equal(t, "Bearer", got.header.Get("WWW-Authenticate"))
 		assert.NotContains(t, detail, "first-token")
 	}
 	f.get("/nowhere").requireProblem(401, "auth")
-	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "bearer first-token").status)
+	assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "bearer  first-token").status)
 	for _, token := range []string{"first-token", "second-token"} {
 		assert.Equal(t, 200, f.do("GET", "/items", "", "Authorization", "Bearer "+token).status)
 	}

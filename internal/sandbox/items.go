@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -134,7 +135,9 @@ func (s *Sandbox) patchItem(r *request) answer {
 		return errorf(422, "Invalid format. %s", strings.Join(refused, " ")) // the texts are guesses
 	}
 	var changes map[string]any
-	_ = json.Unmarshal(sent, &changes) // valid
+	decoder := json.NewDecoder(bytes.NewReader(sent))
+	decoder.UseNumber()
+	_ = decoder.Decode(&changes) // valid
 	s.change(it, changes)
 	return result(changes)
 }
@@ -147,8 +150,8 @@ func (s *Sandbox) change(it item, changes map[string]any) {
 		it["resolved_in_version"] = nil
 	}
 	for name, value := range changes {
-		if n, isNumber := value.(float64); isNumber {
-			value = int64(n)
+		if n, isNumber := value.(json.Number); isNumber {
+			value, _ = n.Int64()
 			changes[name] = value
 		}
 		switch name {

@@ -450,7 +450,7 @@ func TestPatches(t *testing.T) {
 	path := fmt.Sprintf("/item/%d", c.ItemIDs()[1])
 	for _, sent := range []string{
 		`{"status":"resolved","resolved_in_version":"4.2.0"}`,
-		`{"title":"größer \"<neu>\"","level":"critical","assigned_user_id":null}`,
+		`{"title":"größer \"<neu>\"","level":"critical","assigned_user_id":null,"assigned_team_id":9007199254740993}`,
 		`{"snooze_enabled":true,"snooze_expiration_in_seconds":3600}`,
 	} {
 		assert.JSONEq(t, sent, c.do("PATCH "+path, sent).at("result"), "what was sent, and no more")
@@ -460,7 +460,7 @@ func TestPatches(t *testing.T) {
 	assert.Equal(t, `"active"`, one.at("snooze_status"))
 	for name, want := range map[string]string{
 		"resolved_in_version": `"4.2.0"`, "title": `"größer \"<neu>\""`, "title_lock": "1", "level": `"critical"`,
-		"level_lock": "1", "assigned_user_id": "null",
+		"level_lock": "1", "assigned_user_id": "null", "assigned_team_id": "9007199254740993",
 	} {
 		assert.Equal(t, want, list.at("items", "0", name), name)
 	}
