@@ -103,12 +103,7 @@ type Health struct {
 	Status string `json:"status" enum:"OK,KO"`
 }
 
-func (h Health) outcome() outcome {
-	if h.Status != "OK" {
-		return outage
-	}
-	return done
-}
+func (h Health) outcome() outcome { return map[string]outcome{"OK": done, "KO": outage}[h.Status] }
 
 func (Health) outcomes() []outcome { return []outcome{done, outage} }
 

@@ -121,8 +121,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 
 // mediaType returns the response's Content-Type without parameters.
 func mediaType(res *http.Response) string {
-	kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";")
-	return kind
+	return strings.Split(res.Header.Get("Content-Type"), ";")[0]
 }
 
 // remoteResult returns the result or the failure in a response.
@@ -177,6 +176,7 @@ func nextPage(res *http.Response) url.Values {
 // remoteLines returns the list that a server sends one element a line, read as it arrives.
 func remoteLines(config *Config, res *http.Response) *List {
 	return &List{
+		Next: nextPage(res),
 		Rows: func(yield func(json.RawMessage, error) bool) {
 			defer res.Body.Close()
 			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
@@ -240,11 +240,6 @@ func appURL(config *Config) string {
 // printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a line for
 // a shell. The token stays in the environment.
 func (c *cli) printCurl(ctx context.Context, command *Command) error {
-	for _, name := range append(command.names(inFlag), "fields") {
-		if len(c.args.values[name]) > 0 || name == "fields" && c.fields != nil {
-			return fail(invalid, "-%s works only on the command line: no single request does the same", name)
-		}
-	}
 	base := "http://" + localAddress(c.config.Addr)
 	if c.config.AppURL != "" {
 		base = appURL(c.config)

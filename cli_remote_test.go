@@ -140,12 +140,12 @@ func TestAskServerThatRedirects(t *testing.T) {
 	assert.Equal(t, []string{"POST /items"}, datadogtest.Drained(asked))
 }
 
-// A table names the next page, also when a server has made it.
+// A table and lines name the next page, also when a server has made it.
 func TestNextPageOfAServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
 	for _, args := range []string{"items list -limit 3 -o table", "items list -limit 3 -page 2 -o table",
-		"reports list -limit 3 -o table"} {
+		"reports list -limit 3 -o table", "reports list -limit 3 -o ndjson"} {
 		here, there := f.run(strings.Fields(args)...),
 			runShell(t, "", append(strings.Fields(args), "-app-url", f.url)...)
 		assert.Equal(t, here, there)

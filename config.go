@@ -203,7 +203,7 @@ func parseTokens(value string) (tokens []string, err error) {
 var (
 	parseTimeout = checked(time.ParseDuration, func(d time.Duration) bool { return d > 0 }, "must be a duration such as 10s or 1m30s")
 	parseAge     = checked(age, func(d time.Duration) bool { return d > 0 }, "must be an age such as 36h, 400d or 52w")
-	parseCount   = checked(strconv.Atoi, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
+	parseCount   = checked(func(text string) (int, error) { n, err := literal{text: text}.int(); return int(n), err }, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
 	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
 )
 
@@ -252,7 +252,12 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	}
 	names := os.Environ() // cut at the equals sign below
 	parse := func(r io.Reader, set func(name, value string) error) error {
-		return dotenv.Parse(r, func(name, value string) error { names = append(names, name); return set(name, value) })
+		return dotenv.Parse(r, func(name, value string) error {
+			if names = append(names, name); name != strings.ToUpper(name) { // ff would take it for the name of a flag
+				return nil
+			}
+			return set(name, value)
+		})
 	}
 	info, statErr := os.Stat(envFile)
 	irregular := statErr == nil && !info.Mode().IsRegular() // reading a pipe could block

@@ -132,6 +132,7 @@ func TestBadSettings(t *testing.T) {
 		{"no time", "0s", "", "ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s"},
 		{"no age", "", "REPORTS_KEEP=0d", "line 1 of .env: REPORTS_KEEP must be an age such as 36h, 400d or 52w"},
 		{"no count", "", "QUEUE_LIMIT=0", "line 1 of .env: QUEUE_LIMIT must be a whole number at least 1"},
+		{"a count with a sign", "", "QUEUE_LIMIT=+5", "line 1 of .env: QUEUE_LIMIT must be a whole number at least 1"},
 		{"no level", "", "LOG_LEVEL=loud", "line 1 of .env: LOG_LEVEL must be debug, info, warn or error"},
 		{"no switch", "", "READ_ONLY=maybe", "line 1 of .env: READ_ONLY must be true or false"},
 		{"no address", "", "ADDR=8080", "line 1 of .env: ADDR must be an address such as 127.0.0.1:8080 or :8080"},
@@ -259,7 +260,11 @@ func TestMisspeltSettings(t *testing.T) {
 		"app: ROLLBAR_RAED_TOKEN is not a setting, did you mean ROLLBAR_READ_TOKEN?",
 	}, lines)
 
-	config, err := loadConfig(nil, ".env.example")
+	config, err := loadConfig(nil, writeEnv(t, "sandbox=true\nlog-level=loud\n"))
+	require.NoError(t, err)
+	assert.False(t, config.Sandbox, "a flag's name is none in a file")
+
+	config, err = loadConfig(nil, ".env.example")
 	require.NoError(t, err)
 	assert.Len(t, config.misspelt, 2, "the environment's alone")
 }
@@ -270,5 +275,6 @@ func TestBadFlagAndBadSetting(t *testing.T) {
 	assert.Equal(t, 3, runShell(t, "", "items", "list").exit)
 	assert.Equal(t, 2, runShell(t, "", "items", "list", "-limit", "0").exit)
 	assert.Equal(t, 2, runShell(t, "", "items", "list", "-addr", "x").exit)
+	assert.Equal(t, 2, runShell(t, "", "items", "list", "-all", "-as-curl").exit)
 	assert.Equal(t, 0, runShell(t, "", "items", "list", "-h").exit)
 }

@@ -283,7 +283,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allow, ", "))
-	w.refuse(fail(wrongMethod, "%s takes %s", r.URL.Path, strings.Join(allow, ", ")))
+	w.refuse(fail(wrongMethod, "%s takes %s%s", r.URL.Path, strings.Join(allow, ", "), map[bool]string{true: " while READ_ONLY is set"}[s.config.ReadOnly]))
 }
 
 // nearestPath ends a message about a path with that of the route that differs least from it, unless all differ a lot.

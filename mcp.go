@@ -479,7 +479,7 @@ func readLines(in io.Reader, handle func(line []byte)) (err error) {
 		}
 	}
 	if err != io.EOF {
-		return fmt.Errorf("standard input: %w", err)
+		return fail(invalid, "standard input cannot be read: %w", err)
 	}
 	return nil
 }
