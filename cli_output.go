@@ -26,9 +26,7 @@ type console struct {
 
 // setFields takes the columns of a table or of CSV.
 func (c *cli) setFields(text string) error {
-	for name := range strings.SplitSeq(text, ",") {
-		c.fields = append(c.fields, strings.TrimSpace(name))
-	}
+	c.fields = append(c.fields, column(strings.Split(text, ","), strings.TrimSpace)...)
 	if slices.Contains(c.fields, "") {
 		return errors.New("must be names of members, separated by commas, such as id,title,data.level")
 	}
@@ -74,7 +72,9 @@ func (c *cli) print(command *Command, value any) error {
 		return writeResult(c.std.out, value)
 	}
 	for name := range list.Next {
-		fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
+		if err == nil {
+			fmt.Fprintf(c.stderr(), "next page: -%s %s\n", name, list.Next.Get(name))
+		}
 	}
 	return err
 }
@@ -95,8 +95,7 @@ func printRows(t *terminal.Table, columns []string, list *List) error {
 		}
 		cells := column(columns, func(column string) string { return cell(t, column, fieldOf(row, column), false) })
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
-		count++
-		if count%alignedRows == 0 {
+		if count++; count%alignedRows == 0 {
 			t.Flush()
 		}
 	}

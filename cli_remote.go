@@ -285,6 +285,4 @@ func localAddress(address string) string {
 }
 
 // shellQuote quotes a word for a shell.
-func shellQuote(word string) string {
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-}
+func shellQuote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }

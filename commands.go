@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -170,14 +171,9 @@ func (l *List) write(w io.Writer) error {
 		}
 		text = append(text[:0], ',')
 	}
-	if text[0] == ',' {
-		text = text[:0]
-	}
-	text = append(text, ']')
+	text = append(bytes.TrimPrefix(text, []byte{','}), ']', '}')
 	if len(l.Rest) > len(`{}`) {
-		text = append(append(text, ','), l.Rest[1:]...)
-	} else {
-		text = append(text, '}')
+		text = append(append(text[:len(text)-1], ','), l.Rest[1:]...)
 	}
 	_, err := w.Write(append(text, '\n'))
 	return err

@@ -161,10 +161,7 @@ func parseDatabase(value string) (string, error) {
 
 func parseURL(value string) (string, error) {
 	u, err := url.Parse(value)
-	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		return value, errors.New("must be a URL such as https://host/path")
-	case strings.ContainsAny(value, "?#"):
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.ContainsAny(value, "?#") {
 		return value, errors.New("must be a URL such as https://host/path, without ? and #")
 	}
 	return value, nil
@@ -203,9 +200,15 @@ func parseTokens(value string) (tokens []string, err error) {
 var (
 	parseTimeout = checked(time.ParseDuration, func(d time.Duration) bool { return d > 0 }, "must be a duration such as 10s or 1m30s")
 	parseAge     = checked(age, func(d time.Duration) bool { return d > 0 }, "must be an age such as 36h, 400d or 52w")
-	parseCount   = checked(func(text string) (int, error) { n, err := literal{text: text}.int(); return int(n), err }, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
+	parseCount   = checked(number, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
 	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
 )
+
+// number parses a whole number, by the same rules as those of parameters.
+func number(text string) (int, error) {
+	n, err := literal{text: text}.int()
+	return int(n), err
+}
 
 // checked returns a function that parses a value and refuses, with the message, what is not valid.
 func checked[T any](parse func(string) (T, error), isValid func(T) bool, message string) func(string) (T, error) {
@@ -253,7 +256,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	names := os.Environ() // cut at the equals sign below
 	parse := func(r io.Reader, set func(name, value string) error) error {
 		return dotenv.Parse(r, func(name, value string) error {
-			if names = append(names, name); name != strings.ToUpper(name) { // ff would take it for the name of a flag
+			if names = append(names, name); name != strings.ToUpper(name) { // it may be the name of a flag, which ff would accept
 				return nil
 			}
 			return set(name, value)
@@ -294,7 +297,7 @@ func misspelt(names []string) (remarks []string) {
 	valid := column(new(Config).settings(), func(s setting) string { return strings.ToLower(s.env()) })
 	for _, name := range names {
 		name, _, _ = strings.Cut(name, "=")
-		if near := strings.ToUpper(spelling.Slip(name, valid)); near != "" && near != name {
+		if near := strings.ToUpper(spelling.Slip(strings.ReplaceAll(name, "-", "_"), valid)); near != "" && near != name {
 			remarks = append(remarks, fmt.Sprintf("%s is not a setting, did you mean %s?", cut(name), near))
 		}
 	}

@@ -136,7 +136,8 @@ func TestBadSettings(t *testing.T) {
 		{"no level", "", "LOG_LEVEL=loud", "line 1 of .env: LOG_LEVEL must be debug, info, warn or error"},
 		{"no switch", "", "READ_ONLY=maybe", "line 1 of .env: READ_ONLY must be true or false"},
 		{"no address", "", "ADDR=8080", "line 1 of .env: ADDR must be an address such as 127.0.0.1:8080 or :8080"},
-		{"no URL", "", "APP_URL=host:80", "line 1 of .env: APP_URL must be a URL such as https://host/path"},
+		{"no URL", "", "APP_URL=host:80",
+			"line 1 of .env: APP_URL must be a URL such as https://host/path, without ? and #"},
 		{"a URL with a query", "", "APP_URL=http://host/?x",
 			"line 1 of .env: APP_URL must be a URL such as https://host/path, without ? and #"},
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
@@ -250,7 +251,8 @@ func TestMisspeltSettings(t *testing.T) {
 		t.Setenv(name, "s3cret")
 	}
 	var stderr bytes.Buffer
-	env := writeEnv(t, "ROLLBAR_RAED_TOKEN=s3cret\nAPI_TOKENS=\nDD_API_KEY=s3cret\nLOG_LEVEL=info\n")
+	env := writeEnv(t, "ROLLBAR_RAED_TOKEN=s3cret\nAPI_TOKENS=\nDD_API_KEY=s3cret\nLOG_LEVEL=info\n"+
+		"rollbar-read-token=s3cret\n")
 	exit := run(t.Context(), []string{"which"}, console{nil, io.Discard, &stderr, env})
 	assert.Equal(t, 0, exit)
 	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
@@ -258,11 +260,12 @@ func TestMisspeltSettings(t *testing.T) {
 		"app: READONLY is not a setting, did you mean READ_ONLY?",
 		"app: read_only is not a setting, did you mean READ_ONLY?",
 		"app: ROLLBAR_RAED_TOKEN is not a setting, did you mean ROLLBAR_READ_TOKEN?",
+		"app: rollbar-read-token is not a setting, did you mean ROLLBAR_READ_TOKEN?",
 	}, lines)
 
 	config, err := loadConfig(nil, writeEnv(t, "sandbox=true\nlog-level=loud\n"))
 	require.NoError(t, err)
-	assert.False(t, config.Sandbox, "a flag's name is none in a file")
+	assert.False(t, config.Sandbox, "the name of a flag sets nothing in a file")
 
 	config, err = loadConfig(nil, ".env.example")
 	require.NoError(t, err)

@@ -408,7 +408,7 @@ func TestReadOnly(t *testing.T) {
 	f.serve(newHandler(f.app, allowed(commands, true), &Config{ReadOnly: true}))
 	id := f.sandbox.ItemIDs()[0]
 	detail := f.do("POST", "/items", `{"message":"x"}`).requireProblem(405, "usage")
-	assert.Equal(t, "/items takes GET, HEAD while READ_ONLY is set", detail)
+	assert.Equal(t, "/items takes GET, HEAD (READ_ONLY is set)", detail)
 	f.do("DELETE", "/reports", "").requireProblem(405, "usage")
 	f.do("PATCH", fmt.Sprintf("/items/%d", id), `{"status":"muted"}`).requireProblem(405, "usage")
 	f.do("POST", "/reports/deliver", "").requireProblem(405, "usage")

@@ -283,10 +283,11 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allow, ", "))
-	w.refuse(fail(wrongMethod, "%s takes %s%s", r.URL.Path, strings.Join(allow, ", "), map[bool]string{true: " while READ_ONLY is set"}[s.config.ReadOnly]))
+	w.refuse(fail(wrongMethod, "%s takes %s%s", r.URL.Path, strings.Join(allow, ", "), map[bool]string{true: " (READ_ONLY is set)"}[s.config.ReadOnly]))
 }
 
-// nearestPath ends a message about a path with that of the route that differs least from it, unless all differ a lot.
+// nearestPath returns the end of a message about an unknown path: the path of the route that differs least from it, or
+// "" if all differ a lot.
 func (s *server) nearestPath(given string) string {
 	segments := strings.Split(given, "/")
 	var near []string

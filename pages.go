@@ -82,7 +82,7 @@ type table struct {
 
 // A member is a named value as a page shows it.
 type member struct {
-	name, things string // things is the URL of those that it may name, or ""
+	name, things string // things is the URL below which the things are that it may name, or ""
 	Label, Text  string
 	URL          string // of the thing that it names, or ""
 	At           string // RFC 3339, for a time
@@ -105,18 +105,18 @@ type field struct {
 	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
 }
 
-// keptHTML is what templates made under keys: a template takes long, and a page has many.
+// keptHTML holds what templates made, by key: to run a template takes long, and a page needs many.
 var keptHTML sync.Map
 
-// kept returns what the template makes of the data, which it does once for each key but nil.
-func kept(key any, name string, data any) template.HTML {
+// kept returns what the template makes of the data. With keep, it runs only once for the key.
+func kept(keep bool, key any, name string, data any) template.HTML {
 	html, isKept := keptHTML.Load(key)
-	if !isKept {
+	if !keep || !isKept {
 		var text strings.Builder
 		if err := pageTemplates().ExecuteTemplate(&text, name, data); err != nil {
 			panic(err) // a mistake in a template
 		}
-		if html = template.HTML(text.String()); key != nil {
+		if html = template.HTML(text.String()); keep {
 			keptHTML.Store(key, html)
 		}
 	}
@@ -126,12 +126,8 @@ func kept(key any, name string, data any) template.HTML {
 // HTML returns the fields that are places, or the others, as HTML.
 func (f form) HTML(places bool) (all template.HTML) {
 	for _, field := range f.Fields {
-		var key any
-		if field.Values == nil {
-			key = field.param
-		}
 		if field.IsPlace == places {
-			all += kept(key, "field", field)
+			all += kept(field.Values == nil, field.param, "field", field)
 		}
 	}
 	return all
@@ -276,10 +272,8 @@ func (p *page) fill(path string) string {
 
 // find returns the command with the route, or nil if the caller has none.
 func (p *page) find(route string) *Command {
-	for _, c := range p.usable {
-		if c.Route == route {
-			return c
-		}
+	if i := slices.IndexFunc(p.usable, func(c *Command) bool { return c.Route == route }); i >= 0 {
+		return p.usable[i]
 	}
 	return nil
 }
@@ -352,11 +346,8 @@ func (p *page) show(result any) (err error) {
 			p.Search = new(p.form(c, p.given))
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
-			var key any
-			if len(c.names(inPath)) == 0 { // on each page, it is the same
-				key = [2]any{c, p.Root}
-			}
-			p.Folded += kept(key, "folded", p.form(c, nil))
+			isSame := len(c.names(inPath)) == 0 // for all things
+			p.Folded += kept(isSame, [2]any{c, p.Root}, "folded", p.form(c, nil))
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}
@@ -444,8 +435,8 @@ func (p *page) showThing(value any) error {
 	return nil
 }
 
-// Member returns a member, without its value, of things of the noun ("items"). Of a name such as data.level the end
-// counts. One that ends with _id, such as last_occurrence_id, names things of another noun.
+// Member returns the member of that name, still without a value, of things of the noun ("items"). Of a name such as
+// data.level the end counts. A member whose name ends with _id, such as last_occurrence_id, names a thing of another noun.
 func (p *page) Member(noun, name string) member {
 	name = lastName(name)
 	m := member{name: name, Label: words(name), IsTag: slices.Contains([]string{"level", "status", "state"}, name)}

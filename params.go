@@ -56,7 +56,7 @@ const (
 	kindOther  paramKind = "other" // a type with UnmarshalText
 )
 
-// An Opt is an optional parameter: absent, null or a value. Null is accepted where the tag null:"true" is.
+// An Opt is an optional parameter: absent, null (in a field with the tag null:"true") or a value.
 type Opt[T any] struct {
 	Set, Null bool
 	Value     T
@@ -280,7 +280,7 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age such as 36h, back from now.
+// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age before now such as 36h.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
