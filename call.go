@@ -62,7 +62,7 @@ func (c *Call) remarks() (remarks []string) {
 	return remarks
 }
 
-// report shows progress where someone looks at it: how much of what is done, of a total or 0 if that is unknown.
+// report shows progress where someone looks at it: how much of what is done, of a total, 0 for none, -1 without speed.
 func (c *Call) report(done, total int64, what string) {
 	if c.progress != nil {
 		c.progress(done, total, what)

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"app/internal/async"
 	"app/internal/datadog"
 	"app/internal/rawjson"
 )
@@ -98,6 +99,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		req.Header.Set("Accept", ndjson)
 	}
 	datadog.SpanFrom(ctx).Inject(req.Header)
+	defer showWaiting(ctx)()
 	res, err := remoteClient.Do(req)
 	if err != nil {
 		return nil, noResponse(config, err)
@@ -117,6 +119,17 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		return nil, noResponse(config, err)
 	}
 	return remoteResult(config, c, res, text)
+}
+
+// showWaiting shows for how many seconds the server has been at work, until stop is called.
+func showWaiting(ctx context.Context) (stop func()) {
+	ctx, stop = context.WithCancel(ctx)
+	go func() {
+		for seconds := int64(1); async.Sleep(ctx, time.Second); seconds++ {
+			callOf(ctx).report(seconds, -1, "s: waiting for the server")
+		}
+	}()
+	return stop
 }
 
 // mediaType returns the response's Content-Type without parameters.

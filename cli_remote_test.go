@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -207,4 +209,21 @@ func TestAsCurl(t *testing.T) {
 	uuid := rawjson.Unquote(rawjson.Get(bytes.TrimSpace(out), "uuid"))
 	assert.Equal(t, "it's $HOME \\ \"x\"",
 		rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
+}
+
+// On a terminal, a server that takes its time is not silence.
+func TestWaitingForAServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var shown []string
+		call := &Call{progress: func(done, total int64, what string) {
+			shown = append(shown, fmt.Sprintf("%d/%d %s", done, total, what))
+		}}
+		stop := showWaiting(withCall(t.Context(), call))
+		time.Sleep(2500 * time.Millisecond)
+		stop()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		assert.Equal(t, []string{"1/-1 s: waiting for the server", "2/-1 s: waiting for the server"}, shown)
+	})
 }

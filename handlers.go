@@ -286,8 +286,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 	w.refuse(fail(wrongMethod, "%s takes %s%s", r.URL.Path, strings.Join(allow, ", "), map[bool]string{true: " (READ_ONLY is set)"}[s.config.ReadOnly]))
 }
 
-// nearestPath returns the end of a message about an unknown path: the path of the route that differs least from it, or
-// "" if all differ a lot.
+// nearestPath ends a message about an unknown path: with that of the route that differs least, unless all differ a lot.
 func (s *server) nearestPath(given string) string {
 	segments := strings.Split(given, "/")
 	var near []string

@@ -181,13 +181,16 @@ type Progress struct {
 	shown bool
 }
 
-// Show shows how much of what is done, of a total unless that is 0, how fast and until when.
+// Show shows how much of what is done, of a total unless that is 0, how fast and until when. Below 0, only how much.
 func (p *Progress) Show(done, total int64, what string) {
 	rate := float64(done) / time.Since(p.Began).Seconds()
-	text := fmt.Sprintf("%d %s, %.1f/s", done, what, rate)
-	if total >= done && done > 0 {
+	text := fmt.Sprintf("%d %s", done, what)
+	switch {
+	case total >= done && done > 0:
 		left := time.Duration(float64(total-done) / rate * float64(time.Second))
 		text = fmt.Sprintf("%d of %d %s, %.1f/s, %v left", done, total, what, rate, left.Round(time.Second))
+	case total >= 0:
+		text += fmt.Sprintf(", %.1f/s", rate)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -61,5 +61,9 @@ func TestProgress(t *testing.T) {
 	line.Show(30, 0, "items")
 	fmt.Fprint(result, "17\n")
 	line.End()
-	assert.Equal(t, "\r\x1b[K10 items, 1.0/s\r\x1b[K20 of 100 items, 2.0/s, 40s left\r\x1b[KID\n17\n", screen.String())
+	later := &Progress{Out: &screen, Began: time.Now()}
+	later.Show(3, -1, "s")
+	later.End()
+	assert.Equal(t, "\r\x1b[K10 items, 1.0/s\r\x1b[K20 of 100 items, 2.0/s, 40s left\r\x1b[KID\n17\n"+
+		"\r\x1b[K3 s\r\x1b[K", screen.String())
 }
