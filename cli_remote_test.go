@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -211,19 +210,26 @@ func TestAsCurl(t *testing.T) {
 		rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
 }
 
-// On a terminal, a server that takes its time is not silence.
+// On a terminal, a server that takes its time is not silence. This one takes it until something is shown.
 func TestWaitingForAServer(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var shown []string
-		call := &Call{progress: func(done, total int64, what string) {
-			shown = append(shown, fmt.Sprintf("%d/%d %s", done, total, what))
-		}}
-		stop := showWaiting(withCall(t.Context(), call))
-		time.Sleep(2500 * time.Millisecond)
-		stop()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		assert.Equal(t, []string{"1/-1 s: waiting for the server", "2/-1 s: waiting for the server"}, shown)
-	})
+	shown := make(chan string, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		select {
+		case text := <-shown:
+			fmt.Fprintln(w, text)
+		case <-time.After(waitLimit):
+		}
+	}))
+	t.Cleanup(server.Close)
+	call := &Call{progress: func(done, total int64, what string) {
+		select {
+		case shown <- fmt.Sprintf("%d/%d %s", done, total, what):
+		default:
+		}
+	}}
+	got, err := askServer(withCall(t.Context(), call), &Config{AppURL: server.URL}, whichCmd, arguments{})
+	require.NoError(t, err)
+	assert.Equal(t, Text("1/-1 s: waiting for the server"), got)
 }
