@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"math"
 	"net/url"
@@ -40,7 +39,7 @@ type Synced struct {
 const (
 	chunkPages  = 20      // that are stored together
 	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
-	chunksAhead = 3       // in progress at the same time
+	chunksAhead = 4       // in progress at the same time
 )
 
 // itemsSync reads all pages of items and stores them. One that is interrupted begins again with the next one: what
@@ -50,13 +49,13 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		return Synced{}, err
 	}
 	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
-	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent}
+	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent, isLarge: make(chan struct{})}
 	ahead := chunksAhead
 	if in.Recent { // most likely the first page is the last
 		run.chunkPages, ahead = 1, 1
 	}
 	var total Synced
-	for chunk, err := range run.chunks(ctx, ahead) {
+	for chunk, err := range async.ReadAhead(ctx, 0, math.MaxInt64, ahead, run.readChunk) {
 		if err != nil {
 			return Synced{}, err
 		}
@@ -88,6 +87,7 @@ type syncRun struct {
 	chunkPages int64
 	read       atomic.Int64 // items
 	recent     bool
+	isLarge    chan struct{} // closed when the first chunk was read and is not the last
 }
 
 // A syncChunk is the outcome of some pages in a row.
@@ -97,18 +97,8 @@ type syncChunk struct {
 	isLast  bool  // an empty page was among them
 }
 
-// chunks yields the chunks in order. A small project is read to its end before anything is read ahead in vain.
-func (s *syncRun) chunks(ctx context.Context, ahead int) iter.Seq2[syncChunk, error] {
-	return func(yield func(syncChunk, error) bool) {
-		first, err := s.readChunk(ctx, 0)
-		if !yield(first, err) {
-			return
-		}
-		async.ReadAhead(ctx, 1, math.MaxInt64, ahead, s.readChunk)(yield)
-	}
-}
-
-// readChunk reads and stores the chunk with the number, from 0. What it read before an error is stored.
+// readChunk reads and stores the chunk with the number, from 0. What it read before an error is stored. A small
+// project is read to its end before anything is read ahead in vain.
 func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, err error) {
 	var batch []observation
 	size := 0
@@ -119,6 +109,13 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 		done.updated += int64(stats.updated)
 		batch, size = batch[:0], 0
 		return err
+	}
+	if number > 0 {
+		select {
+		case <-s.isLarge:
+		case <-ctx.Done():
+			return done, ctx.Err()
+		}
 	}
 	first := number*s.chunkPages + 1
 	for n := first; n < first+s.chunkPages; n++ {
@@ -141,6 +138,9 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 				return done, err
 			}
 		}
+	}
+	if number == 0 && !done.isLast {
+		close(s.isLarge)
 	}
 	return done, flush(ctx)
 }

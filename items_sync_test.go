@@ -29,6 +29,15 @@ func TestSyncBeginsAgain(t *testing.T) {
 	assert.Equal(t, "0", f.do("POST", "/items/sync", "").at("changed"))
 }
 
+// A small project costs its pages and the empty one behind them: nothing is read ahead in vain.
+func TestSyncOfSmallProject(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 150)
+	before := len(f.sandbox.Requests())
+	require.Equal(t, 200, f.do("POST", "/items/sync", "").status)
+	assert.Len(t, f.sandbox.Requests()[before:], 3)
+}
+
 // A sync reads what it finds itself, and not what another one was told before a change.
 func TestSyncBesideAnother(t *testing.T) {
 	t.Parallel()
