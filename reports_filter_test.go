@@ -97,7 +97,7 @@ func TestFindIsRight(t *testing.T) {
 	defer conn.Release()
 	for _, sql := range []string{
 		`INSERT INTO seen SELECT id, now() - id % 50 * interval '1 minute' FROM reports WHERE id % 14 = 7`,
-		`UPDATE reports SET level = 'error', words = words || '{changed}' WHERE id % 11 = 0`,
+		`UPDATE reports SET level = 'error', words = words || '{changed,6,7,8,9,10,11,12,13,behind}' WHERE id % 11 = 0`,
 		`DELETE FROM reports WHERE id BETWEEN 4000 AND 9000`,
 		`INSERT INTO reports (uuid, state, level, first_seen, last_seen, words, data)
 			SELECT 'u' || g, 'queued', 'error', now() - g * interval '1 minute', now() - g * interval '1 minute',
@@ -152,7 +152,7 @@ func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duratio
 			Level:       maybe("error", "info"),
 			Environment: maybe("production", "staging", "nowhere"),
 			State:       maybe("current", "superseded", "superseded", "queued", "delivered"),
-			Q:           maybe("", "", "", "alpha", "w3000", "alpha beta", "Read changed", "late", "nothing"),
+			Q:           maybe("", "", "", "alpha", "w3000", "alpha beta", "Changed behind", "late", "nothing"),
 			Since:       moment(),
 			Until:       moment(),
 			Latest:      random.IntN(4) == 0,
