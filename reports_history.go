@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -500,12 +501,9 @@ const maxTitle = 255
 
 // titleWords are the different words of a title or a search: runs of letters and digits, in lower case.
 func titleWords(title string) []string {
-	count := 0
-	for i := range title {
-		if count++; count > maxTitle {
-			title = title[:i]
-			break
-		}
+	if len(title) > maxTitle {
+		runes := []rune(title[:min(len(title), maxTitle*utf8.UTFMax)])
+		title = string(runes[:min(len(runes), maxTitle)])
 	}
 	words := strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r)

@@ -222,6 +222,7 @@ func measure(text []byte) (value json.RawMessage, deepest int) {
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
+		case !isSyntax[c]:
 		case c == '"':
 			i += stringLen(text[i:]) - 1
 		case c == '{' || c == '[':
@@ -235,6 +236,8 @@ func measure(text []byte) (value json.RawMessage, deepest int) {
 	}
 	return text, deepest
 }
+
+var isSyntax = [256]bool{'"': true, ',': true, '{': true, '}': true, '[': true, ']': true}
 
 // stringLen returns the length of the string that the text begins with, quotes included.
 func stringLen(text []byte) int {
