@@ -139,7 +139,7 @@ func mediaType(res *http.Response) string {
 
 // remoteResult returns the result or the failure in a response.
 func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (any, error) {
-	document, err := rawjson.Compact(text)
+	document, err := rawjson.Compact(bytes.Clone(text))
 	switch {
 	case c == checkCmd && res.StatusCode == outage.status && string(document) == `{"status":"KO"}`:
 		return Health{"KO"}, nil

@@ -232,9 +232,6 @@ var refusals = map[int]failureKind{
 func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (json.RawMessage, error) {
 	status := res.StatusCode
 	answer, err := rawjson.Compact(text)
-	if len(answer) > 0 && &answer[0] != &text[0] { // it is a copy
-		memory.Own(answer)
-	}
 	members := rawjson.Pick(answer, "err", "result", "message")
 	if members[0] == nil {
 		return nil, &Failure{

@@ -10,24 +10,27 @@ import (
 	"fmt"
 	"iter"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// Compact checks that the text is one JSON value and returns it, or a copy if there is white space to leave out.
+// Compact checks that the text is one JSON value and returns it without white space. It uses the text's memory, so
+// the text is of no more use.
 func Compact(text []byte) (json.RawMessage, error) {
-	text = bytes.TrimRight(text, " \n\r\t") // so that a line needs no copy
-	c := compactor{text: text}
+	text = bytes.TrimRight(text, " \n\r\t")
+	c := compactor{text: text, compact: text[:0]}
 	if ok := c.space() && c.value(0); !ok || c.at < len(text) {
-		return nil, json.Unmarshal(text, new(any)) // says what is wrong, and where
+		if c.kept > 0 {
+			text = append(append(c.compact, ' '), text[c.kept:]...) // there is room for the space
+		}
+		return nil, json.Unmarshal(text, new(any)) // says what is wrong
 	}
-	if c.compact == nil {
-		return text, nil
+	if c.kept > 0 {
+		text = append(c.compact, text[c.kept:]...)
 	}
-	return append(c.compact, text[c.kept:]...), nil
+	return text, nil
 }
 
 // A compactor checks JSON by the rules of encoding/json, about twice as fast. Its methods skip what they are
@@ -46,7 +49,7 @@ func (c *compactor) space() bool {
 		c.at++
 	}
 	if c.at > from {
-		c.compact = append(slices.Grow(c.compact, len(c.text)-c.kept), c.text[c.kept:from]...) // grows once
+		c.compact = append(c.compact, c.text[c.kept:from]...)
 		c.kept = c.at
 	}
 	return true
@@ -424,7 +427,7 @@ func Storable(text json.RawMessage) json.RawMessage {
 
 // Object returns the members of the JSON object that the text is. It refuses names that are given twice.
 func Object(text []byte) (map[string]json.RawMessage, error) {
-	compact, err := Compact(text)
+	compact, err := Compact(bytes.Clone(text))
 	switch {
 	case !utf8.Valid(text):
 		return nil, errors.New("it is not UTF-8")
