@@ -291,7 +291,7 @@ func (c *cli) flag(p *param) cliFlag {
 	switch {
 	case p.file:
 		f.value = "FILE"
-		f.help += "; use - for standard input"
+		f.help += fmt.Sprintf("; the file holds {%q:{…}}; use - for standard input", p.name)
 	case f.isSwitch:
 		f.preset = ""
 	}
@@ -392,12 +392,9 @@ func (c *cli) prepare(ctx context.Context, command *Command, words []string) (pr
 		files := c.args.values[p.name]
 		delete(c.args.values, p.name)
 		for _, file := range files {
-			body, err := c.readBody(ctx, file.text)
+			body, err := c.readBody(ctx, command, file.text)
 			if err != nil {
 				return nil, err
-			}
-			if err := command.checkNames("field", maps.Keys(body), inQuery, inBody); err != nil {
-				return nil, fmt.Errorf("%s: %w", file.text, err)
 			}
 			for name, value := range body {
 				c.args.values[name] = append(c.args.values[name], literal{text: string(value), json: true})
@@ -412,12 +409,16 @@ func (c *cli) prepare(ctx context.Context, command *Command, words []string) (pr
 	return command.Run.prepare(c.args)
 }
 
-// readBody reads a JSON body from a file, or from standard input if the name is "-".
-func (c *cli) readBody(ctx context.Context, name string) (body map[string]json.RawMessage, err error) {
+// readBody reads the command's JSON body from a file, or from standard input if the name is "-".
+func (c *cli) readBody(ctx context.Context, command *Command, name string) (body map[string]json.RawMessage, err error) {
+	isFile := name != "-"
+	if !isFile {
+		name = "standard input"
+	}
 	var text []byte
 	err = async.Interruptible(ctx, func() (err error) {
 		source := c.std.in
-		if name != "-" {
+		if isFile {
 			file, err := os.Open(name)
 			if err != nil {
 				return err
@@ -432,12 +433,15 @@ func (c *cli) readBody(ctx context.Context, name string) (body map[string]json.R
 	case errors.Is(err, context.Canceled):
 		return nil, err
 	case err != nil:
-		return nil, fail(invalid, "cannot read the JSON body: %w", err)
+		return nil, fail(invalid, "cannot read the file with the JSON body: %w", err)
 	case len(text) > maxBody:
 		return nil, fail(tooLarge, "%s is larger than %d bytes", name, maxBody)
 	}
 	if body, err = rawjson.Object(text); err != nil {
 		return nil, fail(invalid, "%s is not valid: %w", name, err)
+	}
+	if err = command.checkNames("field", maps.Keys(body), inQuery, inBody); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return body, nil
 }

@@ -241,7 +241,8 @@ func TestCommandLineRefused(t *testing.T) {
 		{"unknown format", "which -o xml", "-output must be one of table, json, ndjson, csv"},
 		{"deletion without a terminal", "items delete 5", "standard input is not a terminal: add -yes"},
 		{"cleaning without a terminal", "reports clean", "standard input is not a terminal: add -yes"},
-		{"file that is not there", "items create -data nowhere.json", "cannot read the JSON body: open nowhere.json"},
+		{"file that is not there", "items create -data nowhere.json",
+			"cannot read the file with the JSON body: open nowhere.json"},
 		{"argument for serve", "serve now", `unexpected argument "now"`},
 		{"argument for mcp", "mcp now", `unexpected argument "now"`},
 		{"argument for version", "version now", `unexpected argument "now"`},
@@ -356,7 +357,7 @@ func TestPayloadFromFile(t *testing.T) {
 
 	typo := f.runWith(`{"date":{}}`, "items", "create", "-data", "-")
 	assert.Equal(t, 2, typo.exit)
-	assert.Contains(t, typo.err, `unknown field "date", did you mean "data"?`)
+	assert.Contains(t, typo.err, `standard input: unknown field "date", did you mean "data"?`)
 	both := f.runWith(payload, "items", "create", "-data", "-", "-level", "info")
 	assert.Equal(t, 2, both.exit)
 	assert.Contains(t, both.err, "nothing else can be given with it")
