@@ -133,10 +133,8 @@ func (c *comparison) replay(w http.ResponseWriter, r *http.Request) {
 		page = recorder
 		c.pages.Store(r.URL.String(), page)
 	}
-	recorded := page.(*httptest.ResponseRecorder)
-	maps.Copy(w.Header(), recorded.Header())
-	w.Header().Set("Content-Length", strconv.Itoa(recorded.Body.Len()))
-	_, _ = w.Write(recorded.Body.Bytes())
+	maps.Copy(w.Header(), page.(*httptest.ResponseRecorder).Header())
+	_, _ = w.Write(page.(*httptest.ResponseRecorder).Body.Bytes())
 }
 
 func (c *comparison) env(more ...string) []string {
@@ -260,8 +258,8 @@ func (c *comparison) list(n int) {
 	c.exec("TRUNCATE reports, seen, blocks RESTART IDENTITY")
 }
 
-// copied writes the JSON of n items, a multiple of 100, into a file as psql copies it.
-func (c *comparison) copied(n int) (path string) {
+// itemsFile writes the JSON of n items, a multiple of 100, into a file as psql copies it.
+func (c *comparison) itemsFile(n int) (path string) {
 	var lines []byte
 	for _, item := range bulkItems(c, 1, 100) {
 		lines = append(append(lines, bytes.ReplaceAll(item.JSON, []byte(`\`), []byte(`\\`))...), '\n')
@@ -282,7 +280,7 @@ func (c *comparison) copy(path string, n int) float64 {
 
 func (c *comparison) compareSync(n int) {
 	c.list(n)
-	path := c.copied(n)
+	path := c.itemsFile(n)
 	var first, again, copied sample
 	for range *yardstickRounds {
 		copied = append(copied, c.copy(path, n))
