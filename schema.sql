@@ -66,7 +66,7 @@ END $$;
 -- PostgreSQL puts the expression in the place of the function, which takes half the time of a loop. Few titles
 -- have more than twelve different words.
 CREATE OR REPLACE FUNCTION report_terms(block bigint, words text[], state text DEFAULT NULL, status text DEFAULT NULL,
-	level text DEFAULT NULL, environment text DEFAULT NULL) RETURNS bigint[] LANGUAGE sql IMMUTABLE PARALLEL SAFE COST 1
+	level text DEFAULT NULL, environment text DEFAULT NULL) RETURNS bigint[] LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN array_remove(ARRAY[
 	(block << 32) + hashtext(state || '/' || coalesce(status, '') || '/' || coalesce(level, '') || '/' || coalesce(environment, '')),
 	(block << 32) + hashtext(words[1]),  (block << 32) + hashtext(words[2]),  (block << 32) + hashtext(words[3]),
@@ -151,7 +151,7 @@ BEGIN
 		FROM blocks o
 		WHERE (o.block, o.state, o.status, o.level, o.environment) = (n.block, n.state, n.status, n.level, n.environment)
 	) IS NOT TRUE
-	HAVING count(*) > 0; -- most often the times are wide enough for what is created
+	HAVING count(*) > 0; -- often the times are wide enough, which widen_blocks would take longer to find out
 	RETURN NULL;
 END $$;
 
