@@ -240,6 +240,7 @@ func measure(text []byte) (value json.RawMessage, deepest int) {
 	return text, deepest
 }
 
+// isSyntax says which bytes measure must look at.
 var isSyntax = [256]bool{'"': true, ',': true, '{': true, '}': true, '[': true, ']': true}
 
 // stringLen returns the length of the string that the text begins with, quotes included.
