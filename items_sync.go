@@ -39,7 +39,8 @@ type Synced struct {
 const (
 	chunkPages  = 20      // that are stored together
 	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
-	chunksAhead = 4       // in progress at the same time
+	chunksAhead = 6       // in progress at the same time
+	chunkWrites = 2       // at the same time: more of them would wait for the same pages of indexes
 )
 
 // itemsSync reads all pages of items and stores them. One that is interrupted begins again with the next one: what
@@ -49,7 +50,8 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 		return Synced{}, err
 	}
 	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
-	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent, isLarge: make(chan struct{})}
+	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent,
+		isLarge: make(chan struct{}), writes: make(chan struct{}, chunkWrites)}
 	ahead := chunksAhead
 	if in.Recent { // most likely the first page is the last
 		run.chunkPages, ahead = 1, 1
@@ -88,6 +90,7 @@ type syncRun struct {
 	read       atomic.Int64 // items
 	recent     bool
 	isLarge    chan struct{} // closed when the first chunk was read and is not the last
+	writes     chan struct{} // holds one for each chunk that is being stored
 }
 
 // A syncChunk is the outcome of some pages in a row.
@@ -100,9 +103,10 @@ type syncChunk struct {
 // readChunk reads and stores the chunk with the number, from 0. What it read before an error is stored. A small
 // project is read to its end before anything is read ahead in vain.
 func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, err error) {
-	var batch []observation
-	size := 0
+	batch, size := []observation{}, 0
 	flush := func(ctx context.Context) error {
+		s.writes <- struct{}{}
+		defer func() { <-s.writes }()
 		stats, err := s.app.store.observe(ctx, batch)
 		done.Items += int64(len(batch))
 		done.Changed += int64(stats.reports)

@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"app/internal/rawjson"
 )
@@ -104,17 +105,17 @@ func (app *App) tryToStore(ctx context.Context, things string, n int, store func
 func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	pending := make(map[int64]observation, len(seen))
-	for _, o := range seen {
-		pending[o.itemID] = o
+	pending := make(map[int64]*observation, len(seen))
+	for i := range seen {
+		pending[seen[i].itemID] = &seen[i]
 	}
 	var stats historyStats
 	for len(pending) > 0 {
-		seen := slices.SortedFunc(maps.Values(pending), func(a, b observation) int { return cmp.Compare(a.itemID, b.itemID) })
+		seen := slices.SortedFunc(maps.Values(pending), func(a, b *observation) int { return cmp.Compare(a.itemID, b.itemID) })
 		err := s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			open, err := observeOnce(ctx, conn, seen, &stats)
 			if err == nil {
-				maps.DeleteFunc(pending, func(id int64, _ observation) bool { return open[id] == nil })
+				maps.DeleteFunc(pending, func(id int64, _ *observation) bool { return open[id] == nil })
 			}
 			return err
 		})
@@ -130,7 +131,7 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 
 // observeOnce compares the observations with the reports and writes the differences. It returns those that are
 // still open, by item, since somebody else changed the report meanwhile.
-func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats *historyStats) (map[int64]*difference, error) {
+func observeOnce(ctx context.Context, conn *pgx.Conn, seen []*observation, stats *historyStats) (map[int64]*difference, error) {
 	differences, err := compare(ctx, conn, seen)
 	for tries := 1; tries < 5 && slices.ContainsFunc(differences, func(d difference) bool { return d.isUnsure }); tries++ {
 		differences, err = compare(ctx, conn, seen)
@@ -142,7 +143,7 @@ func observeOnce(ctx context.Context, conn *pgx.Conn, seen []observation, stats 
 		return nil, err
 	}
 	differences = slices.DeleteFunc(differences, func(d difference) bool { return d.isOld && d.target != nil })
-	open := map[int64]*difference{}
+	open := make(map[int64]*difference, len(differences))
 	for i := range differences {
 		open[differences[i].itemID] = &differences[i]
 	}
@@ -175,7 +176,7 @@ type difference struct {
 
 // compare returns the differences between the observations and the current reports. The LIMIT keeps PostgreSQL
 // from reading all reports, which seems cheap as long as they are few.
-func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]difference, error) {
+func compare(ctx context.Context, conn *pgx.Conn, seen []*observation) ([]difference, error) {
 	asked := time.Now()
 	rows, _ := conn.Query(ctx, `
 		SELECT s.n, r.id, r.version::text, coalesce(r.digests, ''), CASE WHEN strpos(r.digests, s.digest) = 0 THEN r.data END,
@@ -193,8 +194,8 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 		OR r.last_seen < now() - interval '1 minute'
 		OR @exact`,
 		replan, pgx.NamedArgs{
-			"ids":     column(seen, func(o observation) int64 { return o.itemID }),
-			"digests": column(seen, func(o observation) string { return o.digest }),
+			"ids":     column(seen, func(o *observation) int64 { return o.itemID }),
+			"digests": column(seen, func(o *observation) string { return o.digest }),
 			"exact":   seen[0].when == nil, // an update is of one item
 		})
 	var n int64
@@ -203,7 +204,7 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []observation) ([]differe
 	var stored json.RawMessage
 	var lastSeen *time.Time
 	var clock time.Time
-	var differences []difference
+	differences := make([]difference, 0, len(seen))
 	_, err := pgx.ForEachRow(rows, []any{&n, &row.reportID, &row.version, &known, &stored, &lastSeen, &clock}, func() error {
 		if o := seen[n-1]; o.isEvent && isOlder(o.data, stored) {
 			return nil
@@ -238,7 +239,7 @@ func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.T
 }
 
 // differ works out what is different from the current report. stored is nil where the digest is known already.
-func (d *difference) differ(seen observation, known string, stored json.RawMessage) {
+func (d *difference) differ(seen *observation, known string, stored json.RawMessage) {
 	var merged json.RawMessage
 	switch {
 	case d.reportID == nil:
@@ -355,9 +356,9 @@ func isOlder(event, report json.RawMessage) bool {
 // which the condition held: the report is as it was when it was compared. Of first reports it writes all, or
 // none where somebody else has inserted one of them meanwhile.
 func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) (done []int64, _ error) {
-	var first, others []difference
-	for _, d := range differences {
-		if d.reportID == nil {
+	var first, others []*difference
+	for i := range differences {
+		if d := &differences[i]; d.reportID == nil {
 			first = append(first, d)
 		} else {
 			others = append(others, d)
@@ -373,7 +374,7 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 		if err != nil {
 			return nil, err
 		}
-		done = column(first, func(d difference) int64 { return d.itemID })
+		done = column(first, func(d *difference) int64 { return d.itemID })
 	}
 	if len(others) == 0 {
 		return done, nil
@@ -385,8 +386,8 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 // writeOthers writes what changes about items that have reports. It first locks the current reports, also for
 // an older answer, and those that become current again, in the order of ids, so that writers of the same items
 // wait for each other in turn.
-func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) ([]int64, error) {
-	buckets := column(differences, func(d difference) bucket { return bucketOf(d.data) })
+func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference) ([]int64, error) {
+	buckets := column(differences, func(d *difference) bucket { return bucketOf(d.data) })
 	return queryIDs(ctx, conn, `
 		WITH input AS (
 			SELECT *
@@ -443,39 +444,35 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []difference) 
 		UNION ALL
 		SELECT item_id FROM inserted`,
 		pgx.NamedArgs{
-			"items":    column(differences, func(d difference) int64 { return d.itemID }),
-			"reports":  column(differences, func(d difference) *int64 { return d.reportID }),
-			"versions": column(differences, func(d difference) *string { return d.version }),
-			"targets":  column(differences, func(d difference) *int64 { return d.target }),
-			"old":      column(differences, func(d difference) bool { return d.isOld }),
-			"seen":     column(differences, func(d difference) time.Time { return d.seen }),
-			"digests":  column(differences, func(d difference) string { return d.digests }),
-			"data":     column(differences, func(d difference) json.RawMessage { return d.data }),
+			"items":    column(differences, func(d *difference) int64 { return d.itemID }),
+			"reports":  column(differences, func(d *difference) *int64 { return d.reportID }),
+			"versions": column(differences, func(d *difference) *string { return d.version }),
+			"targets":  column(differences, func(d *difference) *int64 { return d.target }),
+			"old":      column(differences, func(d *difference) bool { return d.isOld }),
+			"seen":     column(differences, func(d *difference) time.Time { return d.seen }),
+			"digests":  column(differences, func(d *difference) string { return d.digests }),
+			"data":     column(differences, func(d *difference) json.RawMessage { return d.data }),
 
-			"status":      column(buckets, func(b bucket) *string { return b.status }),
-			"level":       column(buckets, func(b bucket) *string { return b.level }),
-			"environment": column(buckets, func(b bucket) *string { return b.environment }),
+			"status":      column(buckets, func(b bucket) pgtype.Text { return b.status }),
+			"level":       column(buckets, func(b bucket) pgtype.Text { return b.level }),
+			"environment": column(buckets, func(b bucket) pgtype.Text { return b.environment }),
 			"title":       column(buckets, func(b bucket) string { return strings.Join(b.words, " ") }),
-			"total":       column(buckets, func(b bucket) *int64 { return b.total }),
+			"total":       column(buckets, func(b bucket) pgtype.Int8 { return b.total }),
 		})
 }
 
-// A bucket is the values that reports are filtered and counted by; nil for one that the data lack.
+// A bucket is the values that reports are filtered and counted by; null for one that the data lack.
 type bucket struct {
-	status, level, environment *string
-	words                      []string // of the title, never nil
-	total                      *int64   // occurrences
+	status, level, environment pgtype.Text
+	words                      []string    // of the title, never nil
+	total                      pgtype.Int8 // occurrences
 }
 
 // bucketOf returns the bucket of the data of an item or of a created occurrence.
 func bucketOf(data json.RawMessage) bucket {
 	b := bucket{words: []string{}}
-	text := func(value json.RawMessage) *string {
-		if value[0] != '"' {
-			return nil
-		}
-		text := rawjson.Unquote(value)
-		return &text
+	text := func(value json.RawMessage) pgtype.Text {
+		return pgtype.Text{String: rawjson.Unquote(value), Valid: value[0] == '"'}
 	}
 	for name, value := range rawjson.RawMembers(data) {
 		switch string(name) {
@@ -488,9 +485,7 @@ func bucketOf(data json.RawMessage) bucket {
 		case `"title"`:
 			b.words = titleWords(rawjson.Unquote(value))
 		case `"total_occurrences"`:
-			if n, ok := rawjson.Int(value); ok {
-				b.total = &n
-			}
+			b.total.Int64, b.total.Valid = rawjson.Int(value)
 		}
 	}
 	return b

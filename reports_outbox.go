@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"app/internal/datadog"
 	"app/internal/rawjson"
@@ -128,8 +129,8 @@ func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) p
 		pgx.NamedArgs{
 			"uuids":        column(entries, (*entry).key),
 			"clients":      column(entries, func(e *entry) bool { return postScope(e.data) == scopePostClient }),
-			"levels":       column(buckets, func(b bucket) *string { return b.level }),
-			"environments": column(buckets, func(b bucket) *string { return b.environment }),
+			"levels":       column(buckets, func(b bucket) pgtype.Text { return b.level }),
+			"environments": column(buckets, func(b bucket) pgtype.Text { return b.environment }),
 			"words":        column(entries, func(e *entry) string { return strings.Join(titleWords(occurrenceTitle(e.data)), " ") }),
 			"data":         column(entries, func(e *entry) json.RawMessage { return e.data }),
 			"leased":       column(entries, func(e *entry) bool { return e.leased }),
