@@ -78,9 +78,9 @@ RETURN array_remove(ARRAY[
 CREATE INDEX IF NOT EXISTS reports_terms ON reports
 USING gin (report_terms(id / 4096, words, state, status, level, environment)) WITH (gin_pending_list_limit = 64);
 
--- No plan needs to know how often a term or a word is there, which takes PostgreSQL half a second to find out.
+-- No plan needs to know how often a term, a word or a digest is there, which takes PostgreSQL half a second to find out.
 ALTER INDEX reports_terms ALTER COLUMN 1 SET STATISTICS 0;
-ALTER TABLE reports ALTER COLUMN words SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0;
+ALTER TABLE reports ALTER COLUMN words SET STATISTICS 0, ALTER COLUMN digests SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0;
 
 -- When the reports of each bucket were seen, so that lists pass over blocks that are too old or too
 -- new. Triggers widen the times and never narrow them: a look at a block in vain is the only cost.

@@ -64,7 +64,7 @@ func (b *Budget) Add(n int) {
 
 // Own takes the bytes of a text until it is garbage.
 func (b *Budget) Own(text []byte) {
-	if n := cap(text); n > 0 {
+	if n := cap(text); n > 4<<10 { // to count smaller ones would cost more than they do
 		b.Add(n)
 		runtime.AddCleanup(&text[:1][0], b.Add, -n)
 	}
@@ -75,7 +75,7 @@ func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text
 	taken, grows := 0, false
 	for err == nil && len(text) <= most {
 		if len(text) == taken {
-			next := min(max(2*taken, size+1, 4<<10), most+1) // one byte more, to see the end
+			next := min(max(2*taken, size+1, 1<<10), most+1) // one byte more, to see the end
 			if taken > 0 && next > b.Small && !grows {
 				if err = b.wait(ctx, b.growing.TryLock); err != nil {
 					break

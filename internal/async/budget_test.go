@@ -65,7 +65,11 @@ func TestBudgetReadAll(t *testing.T) {
 			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(given), size, most)
 			require.NoError(t, err)
 			assert.Equal(t, min(n, most+1), len(got))
-			assert.Equal(t, cap(got), b.held)
+			if cap(got) > 4<<10 {
+				assert.Equal(t, cap(got), b.held)
+			} else {
+				assert.Zero(t, b.held)
+			}
 		}
 	}
 	b := &Budget{Bytes: 10_000, Wait: time.Millisecond, Full: errFull}
