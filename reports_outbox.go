@@ -256,17 +256,15 @@ func (o *outbox) complete(ctx context.Context, ids []int64) ([]struct{}, error) 
 	_, err := o.app.store.exec(ctx, `
 		WITH relaxed AS MATERIALIZED (
 			SELECT set_config('synchronous_commit', 'off', TRUE)
-		), locked AS (
-			SELECT id
-			FROM reports
-			WHERE id = ANY(@ids) AND state = 'queued' AND EXISTS (SELECT FROM relaxed)
-			ORDER BY id
-			FOR UPDATE
+		), locked AS MATERIALIZED ( -- one by one, since PostgreSQL would rather look through all that were queued lately
+			SELECT r.id, r.state
+			FROM (SELECT unnest(@ids::bigint[]) AS id FROM relaxed ORDER BY 1) AS i
+			CROSS JOIN LATERAL (SELECT id, state FROM reports WHERE id = i.id LIMIT 1 FOR UPDATE) AS r
 		)
 		UPDATE reports r
 		SET state = 'delivered', last_seen = now(), next_lookup = now() + @lookup
 		FROM locked
-		WHERE r.id = locked.id`,
+		WHERE r.id = locked.id AND locked.state = 'queued'`,
 		pgx.NamedArgs{"ids": ids, "lookup": lookupWaits[0]})
 	if err != nil {
 		o.app.log.WarnContext(ctx, "occurrences could not be marked as delivered", "reports", ids, "error", err)
