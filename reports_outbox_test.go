@@ -501,6 +501,20 @@ func TestOutboxReschedules(t *testing.T) {
 	assert.Equal(t, uuids[0], f.claim().uuid)
 }
 
+// Only what is still queued becomes delivered: not what was refused meanwhile, nor what was delivered before.
+func TestOutboxCompletesTheQueued(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.enqueue(3)
+	refused, before, queued := f.claim(), f.claim(), f.claim()
+	f.app.outbox.reject(t.Context(), refused, fail(invalid, "no"))
+	f.exec(fmt.Sprintf(`UPDATE reports SET state = 'delivered' WHERE id = %d`, before.id))
+	_, err := f.app.outbox.complete(t.Context(), []int64{queued.id, 12345, before.id, refused.id})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"rejected false", "delivered false", "delivered true"},
+		f.rows(`SELECT state || ' ' || (next_lookup IS NOT NULL)::text FROM reports ORDER BY id`))
+}
+
 // What waits after an outage becomes due, oldest first, behind what is due already.
 func TestOutboxMakesAllAvailable(t *testing.T) {
 	t.Parallel()
