@@ -84,10 +84,7 @@ type Created struct {
 }
 
 func (c Created) outcome() outcome {
-	if c.State == "queued" {
-		return accepted
-	}
-	return created
+	return map[string]outcome{"delivered": created, "queued": accepted}[c.State]
 }
 
 func (Created) outcomes() []outcome { return []outcome{created, accepted} }

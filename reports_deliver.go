@@ -244,7 +244,6 @@ func newOutbox(app *App) *outbox {
 		o.lanes[s].recovered.Store(true)
 	}
 	o.entries.Run, o.entries.Key = o.enqueueAll, (*entry).key
-	o.entries.Pause = 200 * time.Microsecond
 	o.entries.Limit, o.entries.Alone = storeTimeout, itemAtFault
 	app.store.deliveries.Run = o.complete
 	return o

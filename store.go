@@ -66,7 +66,7 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 		}
 	}
 	s.deliveries.Key = func(id int64) string { return strconv.FormatInt(id, 10) }
-	s.deliveries.Pause = 2 * time.Millisecond // nobody waits for them
+	s.deliveries.Pause = 10 * time.Millisecond // reads end it
 	s.deliveries.Limit, s.deliveries.Alone = storeTimeout, itemAtFault
 	return s, nil
 }

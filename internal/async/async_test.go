@@ -84,6 +84,37 @@ func TestBatcherFlush(t *testing.T) {
 	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
 }
 
+// What comes during a pause is one batch. A Flush ends the pause, and none follows a full batch.
+func TestBatcherPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		sizes := make(chan int, 5) // of batches
+		b := &Batcher[int, string]{
+			Pause: time.Hour, Limit: time.Second, Key: strconv.Itoa,
+			Run: func(_ context.Context, items []int) ([]string, error) {
+				sizes <- len(items)
+				return make([]string, len(items)), nil
+			},
+		}
+		began := time.Now()
+		b.Put(0)
+		synctest.Wait()
+		for n := range 250 {
+			b.Put(n)
+		}
+		b.Flush(t.Context())
+		assert.Zero(t, time.Since(began))
+		assert.Equal(t, []int{1, 100, 100, 50}, []int{<-sizes, <-sizes, <-sizes, <-sizes})
+		b.Put(1)
+		b.Put(2)
+		synctest.Wait()
+		assert.Empty(t, sizes)
+		assert.Equal(t, 2, <-sizes)
+		assert.Equal(t, time.Hour, time.Since(began)) // of the bubble's time
+		b.Flush(t.Context())                          // so that the worker ends
+	})
+}
+
 // When a batch fails for what one of its items is, the others are done all the same; when
 // PostgreSQL is down, nothing is tried again.
 func TestBatcherFailures(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 type Batcher[T, R any] struct {
 	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
 	Key   func(T) string                                    // items with the same key are never in one batch
-	Pause time.Duration                                     // after a batch of several, so that the next one is larger
+	Pause time.Duration                                     // after a batch that was not full, so that the next one is larger; a Flush ends it
 	Limit time.Duration                                     // of the time for one batch
 	Alone func(error) bool                                  // an item may be to blame for the error, so that each runs alone
 
@@ -25,8 +25,12 @@ type Batcher[T, R any] struct {
 	waiting []*batched[T, R]
 	last    *batched[T, R] // the newest
 	working bool
-	took    time.Duration // by the last batch
+	took    time.Duration   // by the last batch
+	pause   context.Context // after the batch that runs; hurry ends it
+	hurry   func()
 }
+
+const largestBatch = 100
 
 type batched[T, R any] struct {
 	pending[R]
@@ -60,6 +64,9 @@ func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	b.mu.Lock()
 	last := b.last
+	if b.hurry != nil {
+		b.hurry()
+	}
 	b.mu.Unlock()
 	if last != nil {
 		_, _ = last.wait(ctx)
@@ -69,13 +76,13 @@ func (b *Batcher[T, R]) Flush(ctx context.Context) {
 func (b *Batcher[T, R]) work() {
 	for batch := b.take(); len(batch) > 0; batch = b.take() {
 		b.runBatch(batch)
-		if len(batch) > 1 {
-			time.Sleep(b.Pause)
+		if len(batch) < largestBatch {
+			Sleep(b.pause, b.Pause)
 		}
 	}
 }
 
-// take returns the next batch, of at most 100. If there is none, the work ends.
+// take returns the next batch. If there is none, the work ends.
 func (b *Batcher[T, R]) take() []*batched[T, R] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -91,7 +98,7 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 		case one.ctx.Err() != nil || isLate:
 			one.err = cmp.Or(one.ctx.Err(), context.DeadlineExceeded)
 			close(one.done)
-		case len(batch) == 100 || keys[key]:
+		case len(batch) == largestBatch || keys[key]:
 			return false
 		default:
 			keys[key] = true
@@ -100,6 +107,7 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 		return true
 	})
 	b.working = len(batch) > 0
+	b.pause, b.hurry = context.WithCancel(context.Background())
 	return batch
 }
 

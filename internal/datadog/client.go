@@ -93,9 +93,7 @@ const quietTime = time.Minute // at least, between two log lines
 func (d *drops) add(spans, packets int, reason error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.spans += spans
-	d.packets += packets
-	d.reason = reason
+	d.spans, d.packets, d.reason = d.spans+spans, d.packets+packets, reason
 }
 
 // report logs the drops since the last line, unless there are none or that line is too recent.
