@@ -77,32 +77,30 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 		missing = slices.DeleteFunc(missing, func(e *entry) bool { return stored[e.uuid] != nil })
 		return err
 	}
-	err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		room, err := o.room(ctx, conn, len(missing))
-		if err == nil && room < len(missing) { // those that are there already take none
-			err = collect(acknowledge(ctx, conn, missing))
-			missing = slices.DeleteFunc(missing, func(e *entry) bool {
-				room--
-				if room < 0 && !e.leased {
-					stored[e.uuid] = &entry{refused: true}
-				}
-				return stored[e.uuid] != nil
-			})
-		}
-		if err != nil {
-			return err
-		}
-		for len(missing) > 0 { // again if one was deleted between the statements
-			if err := collect(o.insert(ctx, conn, missing)); err != nil || len(missing) == 0 {
-				return err
+	run := func(statement func(context.Context, *pgx.Conn, []*entry) pgx.Rows) error {
+		return o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error { return collect(statement(ctx, conn, missing)) })
+	}
+	recall := func() error { // marking deliveries needs a connection, so none is held meanwhile
+		o.app.store.deliveries.Flush(ctx)
+		return run(acknowledge)
+	}
+	room, err := o.room(ctx, len(missing))
+	if err == nil && room < len(missing) { // those that are there already take none
+		err = recall()
+		missing = slices.DeleteFunc(missing, func(e *entry) bool {
+			room--
+			if room < 0 && !e.leased {
+				stored[e.uuid] = &entry{refused: true}
 			}
-			o.app.store.deliveries.Flush(ctx)
-			if err := collect(acknowledge(ctx, conn, missing)); err != nil {
-				return err
-			}
+			return stored[e.uuid] != nil
+		})
+	}
+	for err == nil && len(missing) > 0 { // again if one was deleted between the statements
+		err = run(o.insert)
+		if err == nil && len(missing) > 0 {
+			err = recall()
 		}
-		return nil
-	})
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, e := range stored {
@@ -170,13 +168,15 @@ func (e *entry) rejection() error {
 
 // room returns how many more occurrences may be queued. It counts them only where it has to: an estimate that
 // leaves room for n, and is not old, is low enough.
-func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
+func (o *outbox) room(ctx context.Context, n int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.app.queueLimit-o.length < n || time.Since(o.counted) > time.Second {
 		began := time.Now()
-		err := conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
-			replan, pgx.NamedArgs{"most": o.app.queueLimit + 1}).Scan(&o.length)
+		err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			return conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
+				replan, pgx.NamedArgs{"most": o.app.queueLimit + 1}).Scan(&o.length)
+		})
 		if err != nil {
 			return 0, err
 		}
@@ -187,12 +187,8 @@ func (o *outbox) room(ctx context.Context, conn *pgx.Conn, n int) (int, error) {
 
 // isOver reports whether more occurrences are queued than may be.
 func (o *outbox) isOver(ctx context.Context) bool {
-	room := 0
-	_ = o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) { // there is room if nobody knows
-		room, err = o.room(ctx, conn, 0)
-		return err
-	})
-	return room < 0
+	room, err := o.room(ctx, 0)
+	return err == nil && room < 0 // there is room if nobody knows
 }
 
 // full returns the failure of an occurrence that was not queued.

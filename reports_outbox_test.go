@@ -226,6 +226,17 @@ func TestCleanAfterDeliveries(t *testing.T) {
 	}
 }
 
+// What was delivered a moment ago is delivered for who sends it again, also where the queue is full.
+func TestRepeatOfTheDelivered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 1 })
+	for range 20 {
+		uuid := newUUID()
+		assert.Equal(t, 201, f.create(uuid).status)
+		assert.JSONEq(t, fmt.Sprintf(`{"uuid":%q,"state":"delivered"}`, uuid), f.create(uuid).body)
+	}
+}
+
 // Cleaning keeps what is queued.
 func TestCleanKeepsTheQueue(t *testing.T) {
 	t.Parallel()
