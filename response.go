@@ -88,17 +88,15 @@ func (w *response) Write(p []byte) (int, error) {
 		w.body = spareBodies.Get().(*[heldBack]byte)[:0]
 		w.use(heldBack)
 	}
-	if len(w.body)+len(p) > heldBack {
-		if err := w.send(w.body); err != nil {
+	all := len(p)
+	for n := heldBack - len(w.body); n < len(p); n = heldBack {
+		if err := w.send(append(w.body, p[:n]...)); err != nil {
 			return 0, err
 		}
-		w.body = w.body[:0]
-		if len(p) > heldBack {
-			return len(p), w.send(p)
-		}
+		w.body, p = w.body[:0], p[n:]
 	}
 	w.body = append(w.body, p...)
-	return len(p), nil
+	return all, nil
 }
 
 // send sends a part of the body, the first one behind the header, and moves the client's deadline on.

@@ -124,12 +124,15 @@ func TestGzip(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 200)
 	f.do("POST", "/items/sync", "")
+	f.do("POST", "/items", fmt.Sprintf(`{"message":%q}`, strings.Repeat("checkout ", 40_000)))
+	large := "/reports/" + f.rows(`SELECT max(id)::text FROM reports`)[0]
 	for _, tt := range []struct {
 		path, accepted, kind, want string
 	}{
 		{"/reports?limit=100", "gzip, deflate", "", "gzip"},
 		{"/reports", "gzip", ndjson, "gzip"},
-		{"/reports?limit=1", "gzip", "", ""},
+		{"/reports?limit=1&state=current", "gzip", "", ""},
+		{large, "gzip", "", "gzip"},
 		{"/reports?limit=100", "deflate, gzip;q=0", "", ""},
 		{"/reports?limit=100", "gzip;v=1;q=0", "", ""},
 		{"/reports?limit=100", "gzip;q=5", "", ""},
