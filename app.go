@@ -29,13 +29,13 @@ var buildVersion = sync.OnceValue(func() string {
 })
 
 // shutdownLimit is how long running work may take to end once the service is told to.
-const shutdownLimit = 24 * time.Second
+const shutdownLimit = 20 * time.Second
 
 // App is what operations work with.
 type App struct {
 	rollbar    *Rollbar
 	store      *Store  // nil where no database is set
-	outbox     *outbox // and so is this
+	outbox     *outbox // nil without a database, too
 	retention  retention
 	queueLimit int // of occurrences
 	log        *slog.Logger

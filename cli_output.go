@@ -50,7 +50,7 @@ func (c *cli) print(command *Command, value any) error {
 	_, isText := value.(Text)
 	summary, isSummary := value.(Summary)
 	if text, isRemote := value.(json.RawMessage); isRemote && command.Run.out == reflect.TypeFor[Summary]() {
-		isSummary = json.Unmarshal(text, &summary) == nil
+		isSummary = json.Unmarshal(text, &summary) == nil && len(summary.Days) > 0
 	}
 	columns := c.fields
 	if columns == nil {

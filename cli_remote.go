@@ -110,7 +110,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	if age, err := strconv.ParseInt(res.Header.Get("Age"), 10, 32); err == nil && res.Header.Get("Report-Source") == "archive" {
 		callOf(ctx).fromArchive(time.Now().Add(-time.Duration(age) * time.Second))
 	}
-	if res.StatusCode == http.StatusOK && mediaType(res) == ndjson {
+	if callOf(ctx).stream && res.StatusCode == http.StatusOK && mediaType(res) == ndjson {
 		return remoteLines(config, res), nil
 	}
 	defer res.Body.Close()
@@ -194,15 +194,18 @@ func remoteLines(config *Config, res *http.Response) *List {
 			defer res.Body.Close()
 			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
 				line, err := lines.ReadBytes('\n')
+				row, invalid := rawjson.Compact(line)
 				switch {
 				case err == io.EOF && len(line) == 0:
 					return
 				case err != nil:
 					err = noResponse(config, err)
-				case bytes.HasPrefix(line, []byte(`{"error":`)):
-					err = remoteFailure(config, res, rawjson.Get(line, "error"))
+				case invalid != nil:
+					err = strangeResponse(config, res)
+				case bytes.HasPrefix(row, []byte(`{"error":`)):
+					err = remoteFailure(config, res, rawjson.Get(row, "error"))
 				}
-				if !yield(bytes.TrimSuffix(line, []byte("\n")), err) || err != nil {
+				if !yield(row, err) || err != nil {
 					return
 				}
 			}

@@ -60,6 +60,8 @@ func TestAskStranger(t *testing.T) {
 		{"a proxy's error", "text/html", `<html>Bad Gateway</html>`, 502, 7},
 		{"a proxy's text", "text/plain", `upstream connect error`, 503, 7},
 		{"lines with an error's status", ndjson, `{"id":1}`, 500, 7},
+		{"lines that are not JSON", ndjson, `{"error":` + "\n", 200, 7},
+		{"an object", "application/json", `{}`, 200, 0},
 		{"another JSON", "application/json", `{"error":"x"}`, 200, 0},
 		{"null", "application/json", `null`, 200, 7},
 		{"a list", "application/json", `[]`, 200, 7},
@@ -80,7 +82,7 @@ func TestAskStranger(t *testing.T) {
 			}))
 			defer stranger.Close()
 			for _, args := range []string{"check", "items list", "items list -all", "items list -o ndjson",
-				"reports list", "items get 5", "items create -message m", "items delete 5 -yes"} {
+				"reports list", "reports list -o table", "reports summary -o table", "items get 5", "items create -message m", "items delete 5 -yes"} {
 				exit := tt.exit
 				if tt.exit == 0 && strings.Contains(args, "list") { // no list
 					exit = 7

@@ -98,12 +98,12 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 
 // isLast reports whether no page can follow: this one is empty, or the total shows it to be the last. A short
 // page need not be the last, since Rollbar may return fewer items than the limit, but hardly fewer than the 100
-// that it returns without one.
+// that it returns without one, or than it returned here.
 func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
 	n := int64(len(page.Items))
 	total, counted := rawjson.Int(page.Total)
 	size := cmp.Or(in.Limit.Value, 100)
-	return n == 0 || counted && (number == 1 && n >= total || size <= 100 && (number-1)*size+n == total)
+	return n == 0 || counted && (number == 1 && n >= total || size <= max(100, n) && (number-1)*size+n == total)
 }
 
 // followPages appends to the list, which is the page with the number, the items of all pages behind it, up to

@@ -58,7 +58,7 @@ func (app *App) findItem(ctx context.Context) (found bool, err error) {
 	case err == nil, isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits): // it may stay unknown
 		_, err = app.store.exec(ctx, `
 			UPDATE reports
-			SET item_id = nullif(@item, 0::bigint), next_lookup = NULL
+			SET item_id = coalesce(nullif(@item, 0::bigint), item_id), next_lookup = NULL
 			WHERE id = @id`,
 			pgx.NamedArgs{"id": id, "item": item.ID})
 	case isKind(err, notFound):

@@ -368,6 +368,10 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 	}
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL AND item_id IS NULL)::text FROM reports`))
 
+	f.rows(`UPDATE reports SET next_lookup = now(), item_id = 5 RETURNING ''`)
+	f.findItem()
+	assert.Equal(t, []string{"5"}, f.rows(`SELECT item_id::text FROM reports`), "it was named meanwhile")
+
 	f.rows(`UPDATE reports SET next_lookup = now() RETURNING ''`)
 	f.sandbox.SetFault(sandbox.Down)
 	_, err := f.app.findItem(t.Context())

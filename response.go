@@ -223,6 +223,7 @@ func (w *response) refuse(err error) {
 	w.body = w.body[:0]
 	h := w.Header()
 	h["Content-Type"] = problemType
+	h.Del("Link") // of a list that fails at its beginning
 	if w.failure.wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(w.failure.retryAfter()))
 	}

@@ -39,6 +39,23 @@ func TestRetention(t *testing.T) {
 	assert.Contains(t, f.log.String(), "deleted what was too old")
 }
 
+// One connection holds the lock while another deletes, however few there may be.
+func TestRetentionWithFewConnections(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) {
+		c.ReportsKeep, c.DatabaseURL = 24*time.Hour, c.DatabaseURL+"&pool_max_conns=1"
+	})
+	require.Equal(t, 201, f.create(newUUID()).status)
+	f.app.store.deliveries.Flush(t.Context())
+	_, err := f.app.store.exec(t.Context(), `
+		UPDATE reports
+		SET last_seen = now() - interval '2 days', first_seen = now() - interval '2 days'`, nil)
+	require.NoError(t, err)
+	reports, _, err := f.app.store.expire(t.Context(), f.app.retention)
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, reports)
+}
+
 func TestRetentionIsOff(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)

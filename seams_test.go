@@ -121,6 +121,10 @@ func TestLastPageBehindShortOnes(t *testing.T) {
 	assert.True(t, in.isLast(page(50), 3))
 	assert.True(t, in.isLast(page(250), 1))
 	assert.True(t, in.isLast(page(0), 4))
+	in.Limit = Opt[int64]{Value: 125, Set: true}
+	assert.True(t, in.isLast(page(125), 2))
+	in.Limit.Value = 200
+	assert.False(t, in.isLast(page(50), 2), "Rollbar may have given fewer than 200 before")
 }
 
 // An occurrence that is read names the item that a created one became, also long after Rollbar was asked for it.

@@ -91,13 +91,11 @@ func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()
 func (app *App) awaitDatabase(ctx context.Context) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := app.store.writeSlowly(ctx, func(context.Context, *pgx.Conn) error { return nil })
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			return
 		}
 		app.log.WarnContext(ctx, "PostgreSQL is not ready yet", "error", err)
-		if !async.Sleep(ctx, wait) {
-			return
-		}
+		async.Sleep(ctx, wait)
 	}
 }
 

@@ -79,6 +79,7 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	if !strings.Contains(url, "pool_max_conns") {
 		config.MaxConns = 16 // concurrent commits share an fsync
 	}
+	config.MaxConns = max(2, config.MaxConns) // retention holds a lock on one and deletes on another
 	connect := config.ConnConfig
 	connect.ConnectTimeout = min(cmp.Or(connect.ConnectTimeout, storeTimeout), storeTimeout)
 	connect.RuntimeParams["application_name"] = cmp.Or(connect.RuntimeParams["application_name"], "app")
