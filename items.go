@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -340,11 +341,14 @@ type itemsOccurrencesInput struct {
 	Cursor Opt[occurrencePlace] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
+// An occurrencePlace is a page of an item's occurrences, and the last one on the page before, or 0.
+type occurrencePlace struct{ page, last int64 }
+
 // String returns the place as callers see it: opaque, as a reportCursor.
-func (p occurrencePlace) String() string { return reportCursor{p.page, p.before}.String() }
+func (p occurrencePlace) String() string { return reportCursor{p.page, p.last}.String() }
 
 func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
-	p.page, p.before, err = cursorNumbers(text)
+	p.page, p.last, err = cursorNumbers(text)
 	return err
 }
 
@@ -355,20 +359,21 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 	if err != nil {
 		return nil, err
 	}
-	occurrences, next, err := app.rollbar.Occurrences(ctx, id, place, in.Limit)
+	page, err := app.rollbar.Occurrences(ctx, id, place.page, in.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
-	app.archive(ctx, occurrences...)
-	list := &List{Name: "occurrences", Rows: sliceRows(occurrences, func(o Occurrence) json.RawMessage { return o.JSON })}
+	app.archive(ctx, page...)
+	shown := slices.IndexFunc(page, func(o Occurrence) bool { return o.ID == place.last }) // others came since
+	list := &List{Name: "occurrences", Rows: sliceRows(page[shown+1:], func(o Occurrence) json.RawMessage { return o.JSON })}
 	switch {
 	case place.page > 2:
 		list.Prev = url.Values{"cursor": {occurrencePlace{page: place.page - 1}.String()}}
 	case place.page == 2:
 		list.Prev = url.Values{"cursor": nil}
 	}
-	if next != nil {
-		list.Next = url.Values{"cursor": {next.String()}}
+	if n := len(page); int64(n) == in.Limit {
+		list.Next = url.Values{"cursor": {occurrencePlace{place.page + 1, page[n-1].ID}.String()}}
 	}
 	list.Rest = restWithCursor(list.Next)
 	return list, nil

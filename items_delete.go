@@ -101,12 +101,15 @@ func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int
 // archiveBeforeDelete lists an item's occurrences, until there are more than the maximum, archives those that
 // are not known, and returns their ids. What cannot be archived is an error, unless there is no database.
 func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, known map[int64]bool) (ids []int64, err error) {
-	var page []Occurrence
-	for place := (&occurrencePlace{page: 1}); place != nil && int64(len(ids)) <= maximum; {
-		if page, place, err = app.rollbar.Occurrences(ctx, item, *place, min(maximum+1, 100)); err != nil {
+	limit := min(maximum+1, 100)
+	for number, more := int64(1), true; more && int64(len(ids)) <= maximum; number++ {
+		page, err := app.rollbar.Occurrences(ctx, item, number, limit)
+		if err != nil {
 			return nil, fmt.Errorf("occurrences of item %d: %w", item, err)
 		}
+		isFull := int64(len(page)) == limit
 		page = slices.DeleteFunc(page, func(o Occurrence) bool { return known[o.ID] })
+		more = isFull && len(page) > 0
 		if unstored := app.archive(ctx, page...); unstored != "" && app.store != nil {
 			return nil, fail(unavailable, "occurrences of item %d are not deleted, because they must be archived first: %s", item, unstored)
 		}

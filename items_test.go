@@ -239,6 +239,35 @@ func TestItemsOccurrences(t *testing.T) {
 	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`), "occurrences are not stored")
 }
 
+// Within a second, Rollbar's order is not that of the ids. All occurrences are listed, once, also when others come
+// meanwhile, and all are deleted.
+func TestOccurrencesOfOneSecond(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	now := time.Now()
+	f.sandbox.Set(func(s *sandbox.Settings) { s.Now = func() time.Time { return now } })
+	storm := func() { assert.Equal(t, 201, f.do("POST", "/items", `{"message":"storm"}`).status) }
+	for range 130 {
+		storm()
+	}
+	item := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
+	first := f.get(item + "/occurrences?limit=50")
+	listed := first.list("occurrences")
+	storm()
+	for _, got := range f.walk(first.link("next"), "next") {
+		listed = append(listed, got.list("occurrences")...)
+	}
+	seen := map[string]bool{}
+	for _, o := range listed {
+		seen[string(rawjson.Get(o, "id"))] = true
+	}
+	assert.Len(t, seen, len(listed))
+	assert.GreaterOrEqual(t, len(listed), 130)
+	f.do("DELETE", item+"?max=130", "").requireProblem(409, "conflict")
+	assert.Contains(t, f.do("DELETE", item+"?max=131", "").body, `"deleted_occurrences":131`)
+	assert.Empty(t, f.get(item+"/occurrences").list("occurrences"))
+}
+
 func TestItemsSync(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)

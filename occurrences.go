@@ -194,8 +194,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 		if !async.Sleep(ctx, app.rollbar.limits[scopeRead].throttle()) {
 			return SyncedOccurrences{}, ctx.Err()
 		}
-		// Cursors would pass over some: ids are not quite in the order of time.
-		page, _, err := app.rollbar.Occurrences(ctx, 0, occurrencePlace{page: total.Pages + 1}, pageSize)
+		page, err := app.rollbar.Occurrences(ctx, 0, total.Pages+1, pageSize)
 		if err != nil {
 			return SyncedOccurrences{}, fmt.Errorf("page %d of the occurrences: %w", total.Pages+1, err)
 		}

@@ -376,20 +376,13 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 	return read.result, err
 }
 
-// An occurrencePlace is a page in a list of occurrences: those with ids below before, or else the page with the
-// number, whose contents shift as occurrences come.
-type occurrencePlace struct{ page, before int64 }
-
-// Occurrences reads one page of the item's occurrences, or with 0 of the project's, at most limit of them, and
-// returns the place of the next page, nil behind the last one. They are nearly in the order of their ids,
-// newest first: Rollbar sorts by time.
-func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrencePlace, limit int64) ([]Occurrence, *occurrencePlace, error) {
+// Occurrences reads one page of the item's occurrences, or with 0 of the project's, newest first. The last page has
+// fewer than the limit, and pages move on as occurrences come. Rollbar's lastId would pass over some: the order
+// within a second is not that of the ids.
+func (r *Rollbar) Occurrences(ctx context.Context, item, page, limit int64) ([]Occurrence, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
-	switch {
-	case place.before > 0:
-		query.Set("lastId", strconv.FormatInt(place.before, 10))
-	case place.page > 1:
-		query.Set("page", strconv.FormatInt(place.page, 10))
+	if page > 1 {
+		query.Set("page", strconv.FormatInt(page, 10))
 	}
 	path := "/instances"
 	if item > 0 {
@@ -401,10 +394,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item int64, place occurrenceP
 	for i := range occurrences {
 		occurrences[i].ItemID = cmp.Or(occurrences[i].ItemID, item)
 	}
-	if err != nil || int64(len(occurrences)) < limit {
-		return occurrences, nil, err
-	}
-	return occurrences, &occurrencePlace{place.page + 1, slices.MinFunc(occurrences, byID).ID}, nil
+	return occurrences, err
 }
 
 func byID(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) }
