@@ -490,6 +490,19 @@ func TestQueueLimit(t *testing.T) {
 	assert.True(t, e.isNew)
 }
 
+// What was delivered a moment ago takes no room.
+func TestQueueLimitBesideDeliveries(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 1 })
+	for range 20 {
+		require.Equal(t, 201, f.create(newUUID()).status)
+		e, err := f.app.outbox.enqueue(t.Context(), "one", occurrence("one"), false)
+		require.NoError(t, err)
+		assert.True(t, e.isNew)
+		f.app.outbox.discard(t.Context(), e)
+	}
+}
+
 // Of many at once, as many are queued as there is room for.
 func TestQueueLimitOfMany(t *testing.T) {
 	t.Parallel()

@@ -172,6 +172,7 @@ func (o *outbox) room(ctx context.Context, n int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.app.queueLimit-o.length < n || time.Since(o.counted) > time.Second {
+		o.app.store.deliveries.Flush(ctx) // they do not wait any more
 		began := time.Now()
 		err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			return conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
