@@ -708,6 +708,30 @@ func TestQueueWithoutReadToken(t *testing.T) {
 	f.app.findItems(t.Context()) // returns at once
 }
 
+// That all connections in the pool have died, as in a restart of PostgreSQL, is noticed by nobody.
+func TestConnectionsThatDied(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5, func(c *Config) { c.DatabaseURL += "&application_name=mortal" })
+	for name, request := range map[string]func(){
+		"read":   func() { assert.Equal(t, 200, f.get("/reports").status) },
+		"sync":   func() { assert.Equal(t, 200, f.do("POST", "/items/sync", "").status) },
+		"store":  func() { assert.Empty(t, f.get("/items").header.Get("Report-Stored")) },
+		"check":  func() { assert.Equal(t, 200, f.get("/check").status) },
+		"create": func() { assert.Empty(t, f.create(newUUID()).header.Get("Report-Stored")) },
+	} {
+		var readers sync.WaitGroup
+		for range 8 {
+			readers.Go(func() { f.get("/reports") })
+		}
+		readers.Wait()
+		assert.NotEmpty(t, f.rows(`
+			SELECT pg_terminate_backend(pid)::text
+			FROM pg_stat_activity
+			WHERE application_name = 'mortal' AND pid <> pg_backend_pid()`), name)
+		request()
+	}
+}
+
 // A backend that PostgreSQL ends in the middle of its work is as good as a PostgreSQL that is down.
 func TestBackendsThatDie(t *testing.T) {
 	t.Parallel()

@@ -131,26 +131,17 @@ func (s *Store) Close() {
 }
 
 // check returns an error unless the primary answers within a second and takes what creates write, which it tries ten
-// times a second at most. A connection that died idle in the pool proves nothing, so another one is tried.
+// times a second at most while that works.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	for {
-		var err error
-		if s.writable.Load() && !s.tryDue.CompareAndSwap(true, false) {
-			err = s.pool.Ping(ctx)
-		} else {
-			err = s.onPrimary(ctx, tryWriting)
-			s.writable.Store(err == nil)
-			time.AfterFunc(100*time.Millisecond, func() { s.tryDue.Store(true) })
-		}
-		var connect *pgconn.ConnectError
-		var answer *pgconn.PgError
-		isFinal := errors.As(err, &connect) || errors.As(err, &answer) && answer.SeverityUnlocalized != "FATAL"
-		if err == nil || isFinal || ctx.Err() != nil {
-			return databaseError(err)
-		}
+	if s.writable.Load() && !s.tryDue.CompareAndSwap(true, false) && s.pool.Ping(ctx) == nil {
+		return nil
 	}
+	err := s.onPrimary(ctx, tryWriting)
+	s.writable.Store(err == nil)
+	time.AfterFunc(100*time.Millisecond, func() { s.tryDue.Store(true) })
+	return databaseError(err)
 }
 
 // tryWriting runs a statement that needs the rights of a create and of the archive, and writes no row.
@@ -248,8 +239,19 @@ func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Con
 	return databaseError(err)
 }
 
-// onPool runs do on a connection, for which it waits, but not longer than storeTimeout.
+// onPool runs do on a connection. If that turns out to be dead, as all in the pool are after a restart of PostgreSQL,
+// it runs do once more, on a new one.
 func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) error {
+	isDead, err := onConn(ctx, pool, do)
+	if isDead {
+		pool.Reset()
+		_, err = onConn(ctx, pool, do)
+	}
+	return err
+}
+
+// onConn runs do on a connection, for which it waits, but not longer than storeTimeout.
+func onConn(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) (isDead bool, err error) {
 	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	conn, err := pool.Acquire(waiting)
@@ -258,12 +260,13 @@ func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *p
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && pool.Stat().AcquiredConns() == pool.Config().MaxConns:
-		return errCrowded(err)
+		return false, errCrowded(err)
 	case err != nil:
-		return databaseError(err)
+		return false, databaseError(err)
 	}
 	defer conn.Release()
-	return do(ctx, conn.Conn())
+	err = do(ctx, conn.Conn())
+	return err != nil && ctx.Err() == nil && conn.Conn().IsClosed(), err
 }
 
 // replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps from
