@@ -35,6 +35,8 @@ type completion struct {
 	Command string // "items list"
 	Flag    string // "-status", or ""
 	Words   []string
+
+	isSwitch bool // the flag needs no value
 }
 
 // Place is what stands before the words.
@@ -52,14 +54,14 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	}
 	for _, f := range own {
 		for _, flag := range f.names {
-			flags = append(flags, completion{name, flag, f.values})
+			flags = append(flags, completion{name, flag, f.values, f.isSwitch})
 		}
 	}
 	slices.SortFunc(flags, func(a, b completion) int { return cmp.Compare(a.Flag, b.Flag) })
 	here := completion{Command: name, Words: at.childNames()}
 	for _, f := range flags {
 		here.Words = append(here.Words, f.Flag)
-		if len(f.Words) > 0 {
+		if !f.isSwitch {
 			below = append(below, f)
 		}
 	}

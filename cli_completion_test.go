@@ -73,6 +73,9 @@ func TestCompletion(t *testing.T) {
 				assert.Equal(t, []string{"critical"}, completedBy(t, shell, "app items list -level=c"))
 				assert.Equal(t, []string{"debug", "info", "warning", "error", "critical"},
 					completedBy(t, shell, "app items list --level "))
+				assert.Equal(t, []string{"debug", "info", "warn", "error"}, completedBy(t, shell, "app -log-level "))
+				assert.Empty(t, completedBy(t, shell, "app items create -data "), "bash completes files then")
+				assert.Contains(t, completedBy(t, shell, "app items list -all "), "-level", "behind a switch")
 			}
 		})
 	}

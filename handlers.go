@@ -351,7 +351,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx = withCall(ctx, &w.call)
-	if w.form != nil && c.Confirm != nil && !w.form.Has(confirmField) {
+	if w.form != nil && c.Confirm != nil && w.form.Get(confirmField) != "yes" {
 		thing, err := c.About.run(ctx, s.app, args)
 		return confirmation{thing, args}, err
 	}

@@ -220,7 +220,11 @@ func (p *page) fail(f *Failure) {
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
 	failed.Failure.Detail = p.detail(f)
 	if slices.Contains(p.usable, p.command) {
-		failed.Form = new(p.form(p.command, p.given))
+		given := p.given
+		if len(template.HTMLEscapeString(fmt.Sprint(given))) > 8<<10 { // of the 16 kB that a failure may have
+			given = nil
+		}
+		failed.Form = new(p.form(p.command, given))
 	}
 	failed.render()
 }

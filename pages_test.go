@@ -231,6 +231,9 @@ func TestForms(t *testing.T) {
 	made := url.Values{"message": {"made by a form"}, "custom": {`{"a":1}`}, "data": {""}}
 	f.submit("POST", "/items", made).requireLead("/reports")
 	assert.Equal(t, `{"a":1}`, f.get("/reports?state=delivered").at("reports", "0", "data", "custom"))
+	report := f.browse("/reports/" + f.get("/reports?state=delivered").at("reports", "0", "id"))
+	assert.Contains(t, report.body, "<pre dir=\"auto\">made by a form</pre>")
+	assert.NotContains(t, report.body, "/occurrences/", "it has the id of a report")
 	f.submit("POST", "/items/sync", url.Values{"level": {"debug", "error", ""},
 		"recent": {"true"}}).requireLead("/items")
 	f.submit("POST", "/reports/deliver", url.Values{}).requireLead("/reports")
@@ -243,6 +246,11 @@ func TestForms(t *testing.T) {
 		assert.Equal(t, 3, strings.Count(page, action), "to resolve it, to change it and to delete it")
 	}
 
+	made.Set("message", "")
+	made.Set("title", strings.Repeat(`"`, 100_000))
+	long := f.submit("POST", "/items", made)
+	long.requirePage(400)
+	assert.Less(t, len(long.body), 16<<10)
 	bad := method("PATCH", "title", `<"x">`, "level", "fatal")
 	tests := []struct {
 		name, path string
@@ -284,6 +292,8 @@ func TestFormsAsk(t *testing.T) {
 	for name := range form {
 		assert.Contains(t, asked.body, fmt.Sprintf(`<input type="hidden" name="%s" value="%s">`, name, form.Get(name)))
 	}
+	form.Set("_confirm", "no")
+	f.submit("POST", "/reports", form).requirePage(200)
 	form.Set("_confirm", "yes")
 	form.Del("state")
 	f.submit("POST", "/reports", form).requireLead("/reports")

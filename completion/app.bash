@@ -10,7 +10,7 @@ bashcompinit
 _app_choices() {
 	local choices=
 	case "$1" in
-{{range .Places}}		{{printf "%q" .Place}}) choices={{printf "%q" (join .Words " ")}} ;;
+{{range .Places}}		{{printf "%q" .Place}}) choices={{with join .Words " "}}{{printf "%q" .}}{{else}}" "{{end}} ;;
 {{end}}		"-") choices={{printf "%q" (join .Settings " ")}} ;;
 	esac
 	echo "$choices"
@@ -26,6 +26,7 @@ _app() {
 	[[ "$before" == = ]] && before="${COMP_WORDS[COMP_CWORD-2]}"
 	before="${before/#--/-}"
 	[[ "$before" == -* ]] && choices="$(_app_choices "${line:+$line }$before")"
+	[[ "$before" == -* && -z "$choices" ]] && choices="$(_app_choices "serve $before")" # a setting
 	[[ -n "$choices" ]] || choices="$(_app_choices "$line")"
 	[[ "$line" != serve && "$current" == -*[a-z]* ]] && choices="$choices $(_app_choices -)"
 	[[ "$current" == --* ]] && choices=" $choices" && choices="${choices// -/ --}"

@@ -14,7 +14,7 @@ function __app_at
 	test "$words" = "$argv[1]"
 end
 {{range $at := .Places}}{{if .Flag -}}
-complete -c app -n '__app_at {{printf "%q" .Command}}' -o {{slice .Flag 1}} -xa '{{join .Words " "}}'
+complete -c app -n '__app_at {{printf "%q" .Command}}' -o {{slice .Flag 1}} {{with .Words}}-xa '{{join . " "}}'{{else}}-r{{end}}
 {{else}}{{range .Words}}{{if eq (slice . 0 1) "-" -}}
 complete -c app -n '__app_at {{printf "%q" $at.Command}}' -o {{slice . 1}}
 complete -c app -n '__app_at {{printf "%q" $at.Command}}' -n __app_long -l {{slice . 1}}
