@@ -129,9 +129,6 @@ func (c *cli) printMembers(value any) error {
 	return c.table.Flush()
 }
 
-// cellWidth is the number of columns after which a table cuts a value, unless the terminal is wider.
-const cellWidth = 100
-
 // cell returns a JSON value as one line, without characters that a terminal would take for commands. A time is
 // an age, or both if it isExact.
 func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) string {
@@ -148,7 +145,11 @@ func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) s
 	case value[0] == '"':
 		text = rawjson.Unquote(value)
 	}
-	return terminal.Fit(terminal.Printable(text), max(cellWidth, t.Width))
+	text = terminal.Printable(text)
+	if t.Width > 0 {
+		text = terminal.Fit(text, t.Width)
+	}
+	return text
 }
 
 // safe returns the stream, made safe if it is a terminal.
