@@ -8,10 +8,10 @@ import (
 )
 
 // A Call is one run of an operation, whichever surface it came from: what the run may spend, what the
-// caller wants of it beside the input, and what there is to say beside the result.
+// caller wants of it besides the input, and what there is to say besides the result.
 type Call struct {
-	retries  retryBudget                          // for retries of calls of Rollbar
-	upstream stopwatch                            // runs while calls of Rollbar do
+	retries  retryBudget                          // for retries of calls to Rollbar
+	upstream stopwatch                            // runs during calls to Rollbar
 	stream   bool                                 // the caller reads a list element by element, so it may be endless
 	progress func(done, total int64, what string) // shows how far long work has come; may be nil
 	unstored atomic.Pointer[string]               // why the result was not stored; nil if it was
@@ -51,7 +51,7 @@ func (c *Call) age() time.Duration {
 	return max(0, time.Since(*c.lastSeen.Load())).Truncate(time.Second)
 }
 
-// remarks returns what there is to say beside the result, for a person.
+// remarks returns what there is to say besides the result, for a person.
 func (c *Call) remarks() (remarks []string) {
 	if why := c.unstored.Load(); why != nil {
 		remarks = append(remarks, "nothing is stored: "+*why)
@@ -62,7 +62,7 @@ func (c *Call) remarks() (remarks []string) {
 	return remarks
 }
 
-// report shows progress where someone looks at it: how much of what is done, of a total, 0 for none, -1 without speed.
+// report shows progress if someone watches: how much of what is done out of a total, 0 if unknown, -1 to omit the speed.
 func (c *Call) report(done, total int64, what string) {
 	if c.progress != nil {
 		c.progress(done, total, what)

@@ -149,7 +149,7 @@ func failureWithCause(err error) *Failure {
 type subcommand struct {
 	name  string
 	help  func() string
-	flags []cliFlag // beside the settings
+	flags []cliFlag // other than the settings
 	below []*subcommand
 	run   func(ctx context.Context, words []string, refused error) error // refused is what is wrong with the flags
 }
@@ -563,7 +563,7 @@ func unknownFlag(name string, flags, settings []cliFlag) error {
 	return fail(invalid, "%s", unknown("flag", "-"+name, append(valid, "the settings that app -h lists")))
 }
 
-// cutFlag returns the name of a flag such as -name or --name=value, and the value behind the equals sign. The
+// cutFlag returns the name of a flag such as -name or --name=value, and the value after the equals sign. The
 // name is empty if the argument is not a flag.
 func cutFlag(arg string) (name, value string, hasValue bool) {
 	dashed, isFlag := strings.CutPrefix(arg, "-")

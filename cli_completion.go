@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"embed"
 	"slices"
@@ -35,8 +34,6 @@ type completion struct {
 	Command string // "items list"
 	Flag    string // "-status", or ""
 	Words   []string
-
-	isSwitch bool // the flag needs no value
 }
 
 // Place is what stands before the words.
@@ -44,7 +41,7 @@ func (c completion) Place() string { return strings.TrimSpace(c.Command + " " + 
 
 // completions returns the completions of the subcommand and of all below it.
 func (c *cli) completions(at *subcommand, name string) []completion {
-	var flags, below []completion
+	var below []completion
 	for _, sub := range at.below {
 		below = append(below, c.completions(sub, strings.TrimSpace(name+" "+sub.name))...)
 	}
@@ -52,20 +49,17 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	if at.name == "serve" { // see settingWords for the others
 		own = append(own, c.settingFlags()...)
 	}
+	var flags []string
 	for _, f := range own {
+		flags = append(flags, f.names...)
 		for _, flag := range f.names {
-			flags = append(flags, completion{name, flag, f.values, f.isSwitch})
+			if !f.isSwitch {
+				below = append(below, completion{name, flag, f.values})
+			}
 		}
 	}
-	slices.SortFunc(flags, func(a, b completion) int { return cmp.Compare(a.Flag, b.Flag) })
-	here := completion{Command: name, Words: at.childNames()}
-	for _, f := range flags {
-		here.Words = append(here.Words, f.Flag)
-		if !f.isSwitch {
-			below = append(below, f)
-		}
-	}
-	return append([]completion{here}, below...)
+	slices.Sort(flags)
+	return append([]completion{{Command: name, Words: append(at.childNames(), flags...)}}, below...)
 }
 
 // settingWords returns the flags that are settings. There are many, so that other commands than serve complete

@@ -37,7 +37,7 @@ func (c *cli) setFields(text string) error {
 func (c *cli) checkOutput(command *Command) error {
 	switch {
 	case c.output == "csv" && command.Columns == "":
-		return fail(invalid, "-output csv is for lists: %s is none", command.Name)
+		return fail(invalid, "-output csv is for lists: %s is not one", command.Name)
 	case c.fields != nil && c.output != "csv" && c.output != "table":
 		return fail(invalid, "-fields chooses the columns of a table or of CSV: add -output table or -output csv")
 	}
@@ -136,7 +136,7 @@ func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) s
 	switch at, isTime := timeOf(name, value); {
 	case value == nil:
 		return ""
-	case isNull(value):
+	case rawjson.IsNull(value):
 		return "-"
 	case isTime && isExact:
 		return at.UTC().Format(time.RFC3339) + " (" + ago(time.Since(at)) + ")"

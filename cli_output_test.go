@@ -28,7 +28,7 @@ func TestOutputFormats(t *testing.T) {
 	rows := strings.Split(strings.TrimSpace(table.out), "\n")
 	require.Len(t, rows, 4)
 	assert.Equal(t, []string{"ID", "LEVEL", "STATUS", "LAST_SEEN", "COUNT", "TITLE"}, strings.Fields(rows[0]))
-	assert.Contains(t, rows[1], "two lines  [31m and "+strings.Repeat("more ", 39)+"more", "there is no terminal to fit")
+	assert.Contains(t, rows[1], "two lines  [31m and "+strings.Repeat("more ", 39)+"more", "there is no terminal")
 	assert.Equal(t, "next page: -page 2\n", table.err)
 
 	one := f.run("items", "get", fmt.Sprint(ids[1]), "-o", "table").out

@@ -82,7 +82,9 @@ func TestAskStranger(t *testing.T) {
 			}))
 			defer stranger.Close()
 			for _, args := range []string{"check", "items list", "items list -all", "items list -o ndjson",
-				"reports list", "reports list -o table", "reports summary -o table", "items get 5", "items create -message m", "items delete 5 -yes"} {
+				"reports list",
+				"reports list -o table", "reports summary -o table", "items get 5", "items create -message m",
+				"items delete 5 -yes"} {
 				exit := tt.exit
 				if tt.exit == 0 && strings.Contains(args, "list") { // no list
 					exit = 7

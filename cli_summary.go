@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -29,11 +27,8 @@ func printSummary(w *terminal.Table, s Summary) error {
 		bar = min(bar, most)
 	}
 	for _, group := range groups {
-		names := slices.SortedFunc(maps.Keys(group.counts), func(a, b string) int {
-			return cmp.Or(cmp.Compare(group.counts[b], group.counts[a]), cmp.Compare(a, b))
-		})
 		fmt.Fprintf(w, "%s\tITEMS\t\n", group.title)
-		for _, name := range names {
+		for _, name := range byCount(group.counts) {
 			count := group.counts[name]
 			fmt.Fprintf(w, "%s\t%d\t%s\n", terminal.Printable(name), count, strings.Repeat("█", int(count*int64(bar)/max(1, s.Items.Total))))
 		}

@@ -26,11 +26,11 @@ type Command struct {
 	Short   string    // one line of help
 	Long    string    // more help, or ""
 	Confirm question  // asked first on the command line; nil for none
-	About   *Command  // reads what the question is about from the same arguments; without a Route not at a server
+	About   *Command  // reads what the question is about, from the same arguments; without a Route only in this process
 	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
 	Shape   any       // of the type of a list's elements or of a raw JSON result, for OpenAPI; nil if unknown
 	Open    bool      // callers need no API token
-	Changes bool      // it changes something at Rollbar or deletes reports
+	Changes bool      // it changes something at Rollbar, or deletes reports or archived occurrences
 	Run     operation // made by typed
 }
 
@@ -141,7 +141,7 @@ type List struct {
 	Rows iter.Seq2[json.RawMessage, error] // the elements as compact JSON, each valid until the next; read once; an error is the last
 	Rest json.RawMessage                   // the other members, as a compact object
 	Prev url.Values                        // the parameters that lead to the page before, nil for none
-	Next url.Values                        // the parameters that lead to the page behind, nil for none
+	Next url.Values                        // the parameters that lead to the next page, nil for none
 }
 
 // writeResult writes the result of an operation as one line: JSON, or the text that it is.
@@ -282,7 +282,7 @@ func (c *Command) checkNames(what string, given iter.Seq[string], other place, i
 	var wrong []fieldError
 	hint := ""
 	for _, name := range names[:min(len(names), maxFields)] {
-		message := fmt.Sprintf("%q belongs into the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
+		message := fmt.Sprintf("%q belongs in the %s", name, map[place]string{inBody: "JSON body", inQuery: "query"}[other])
 		if !c.has(other, name) {
 			message = fmt.Sprintf("unknown %s %q", what, cut(name)) + didYouMean(name, valid)
 			hint = validNames(valid)

@@ -93,7 +93,7 @@ func (c *Config) settings() []setting {
 		{"rollbar-post-client-token", "Rollbar access token with the scope post_client_item, for occurrences of browsers and apps (default ROLLBAR_TOKEN)", "", parsed(&c.postClientToken, parseToken)},
 		{"rollbar-timeout", "time limit for one call to Rollbar", "10s", parsed(&c.RollbarTimeout, parseTimeout)},
 		{"api-token", "token that callers of the service must send; several are separated by commas", "", parsed(&c.apiTokens, parseTokens)},
-		{"api-read-token", "token of callers who may only do what read-only leaves; several are separated by commas", "", parsed(&c.apiReadTokens, parseTokens)},
+		{"api-read-token", "token of callers who may use only what read-only leaves enabled; several are separated by commas", "", parsed(&c.apiReadTokens, parseTokens)},
 		{"relay-token", "token that Rollbar's SDKs send to /api/1/item/, which delivers what they report; several are separated by commas", "", parsed(&c.relayTokens, parseTokens)},
 		{"webhook-token", "token in the URL of Rollbar's webhooks, /webhooks/rollbar?token=…; several are separated by commas", "", parsed(&c.webhookTokens, parseTokens)},
 		{"queue-limit", "how many occurrences may wait for delivery", "100000", parsed(&c.QueueLimit, parseCount)},
@@ -135,7 +135,7 @@ func parseAddress(value string) (string, error) {
 	return net.JoinHostPort(host, strconv.Itoa(number)), nil
 }
 
-// databaseValue is a URL whose only @ is behind the password, or keywords that are known, each with a value. pgx would
+// databaseValue is a URL whose only @ follows the password, or keywords that are known, each with a value. pgx would
 // take a part of the password for the host, all else for keywords, and a keyword for the value of one without.
 var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|^((host|port|dbname|database|user|password|passfile|service` +
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +

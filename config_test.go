@@ -143,7 +143,7 @@ func TestBadSettings(t *testing.T) {
 		{"UTF-16", "", "\xFF\xFEA\x00", ".env: the file is in UTF-16: save it as UTF-8"},
 		{"quote that is not closed", "", "A=b\nAPI_TOKEN=\"s3cret\n\n", "line 2 of .env: a quote is not closed"},
 		{"something behind a quote", "", "API_TOKEN='s3cret' s3cret",
-			"line 1 of .env: there is something behind the closing quote"},
+			"line 1 of .env: there is something after the closing quote"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -21,33 +21,34 @@ type failureKind struct {
 }
 
 var (
-	internal        = failureKind{"internal", 500, 1, "Internal error"}
-	invalid         = failureKind{"usage", 400, 2, "Invalid request"}
-	wrongMethod     = failureKind{"usage", 405, 2, "Method not allowed"}
-	notAcceptable   = failureKind{"usage", 406, 2, "Not acceptable"}
-	tooLarge        = failureKind{"usage", 413, 2, "Too large"}
-	wrongMedia      = failureKind{"usage", 415, 2, "Not JSON"}
-	unprocessable   = failureKind{"usage", 422, 2, "Refused as invalid"}
-	misconfigured   = failureKind{"config", 500, 3, "Missing or bad setting"}
-	notFound        = failureKind{"not-found", 404, 4, "Not found"}
-	unauthorized    = failureKind{"auth", 401, 5, "Not authorized"}
-	forbidden       = failureKind{"auth", 403, 5, "Not allowed"}
-	wrongHost       = failureKind{"auth", 421, 5, "Not a local host name"}
-	rollbarAuth     = failureKind{"rollbar-auth", 502, 5, "Rollbar refused the service's token"}
-	rateLimited     = failureKind{"rate-limited", 429, 6, "Rollbar's rate limit is reached"}
-	badGateway      = failureKind{"unavailable", 502, 7, "Rollbar does not answer as it should"}
-	unavailable     = failureKind{"unavailable", 503, 7, "Not available now"}
-	queueFull       = failureKind{"unavailable", 503, 7, "The queue is full"}
-	upstreamTimeout = failureKind{"unavailable", 504, 7, "Rollbar did not answer in time"}
-	conflict        = failureKind{"conflict", 409, 8, "Conflict"}
-	interrupted     = failureKind{"interrupted", 499, 130, "Interrupted"}
+	internal        = row("internal", 500, 1, "Internal error")
+	invalid         = row("usage", 400, 2, "Invalid request")
+	wrongMethod     = row("usage", 405, 2, "Method not allowed")
+	notAcceptable   = row("usage", 406, 2, "Not acceptable")
+	tooLarge        = row("usage", 413, 2, "Too large")
+	wrongMedia      = row("usage", 415, 2, "Not JSON")
+	unprocessable   = row("usage", 422, 2, "Refused as invalid")
+	misconfigured   = row("config", 500, 3, "Missing or bad setting")
+	notFound        = row("not-found", 404, 4, "Not found")
+	unauthorized    = row("auth", 401, 5, "Not authorized")
+	forbidden       = row("auth", 403, 5, "Not allowed")
+	wrongHost       = row("auth", 421, 5, "Not a local host name")
+	rollbarAuth     = row("rollbar-auth", 502, 5, "Rollbar refused the service's token")
+	rateLimited     = row("rate-limited", 429, 6, "Rollbar's rate limit is reached")
+	badGateway      = row("unavailable", 502, 7, "Rollbar does not answer as it should")
+	unavailable     = row("unavailable", 503, 7, "Not available now")
+	queueFull       = row("unavailable", 503, 7, "The queue is full")
+	upstreamTimeout = row("unavailable", 504, 7, "Rollbar did not answer in time")
+	conflict        = row("conflict", 409, 8, "Conflict")
+	interrupted     = row("interrupted", 499, 130, "Interrupted")
 )
 
-// failureKinds are all rows, for kindOf.
-var failureKinds = []failureKind{
-	internal, invalid, wrongMethod, notAcceptable, tooLarge, wrongMedia, unprocessable, misconfigured, notFound,
-	unauthorized, forbidden, wrongHost, rollbarAuth, rateLimited, badGateway, unavailable, queueFull,
-	upstreamTimeout, conflict, interrupted,
+// failureKinds are all rows of the table, for kindOf.
+var failureKinds []failureKind
+
+func row(name string, status, exit int, title string) failureKind {
+	failureKinds = append(failureKinds, failureKind{name, status, exit, title})
+	return failureKinds[len(failureKinds)-1]
 }
 
 // kindOf returns the row for a problem's type and status, if there is one.

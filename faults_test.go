@@ -246,7 +246,7 @@ func TestTooManyReaders(t *testing.T) {
 		f.app.store.readers <- struct{}{}
 	}
 	got := f.get("/reports")
-	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already",
+	assert.Equal(t, "list reports: too many requests are already waiting for PostgreSQL",
 		got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, 200, f.get("/check").status)
@@ -264,7 +264,7 @@ func TestTooManyConnections(t *testing.T) {
 	other, err := f.app.store.writer(t.Context()) // there are two at least
 	require.NoError(t, err)
 	got := f.get("/reports")
-	assert.Equal(t, "list reports: too many requests wait for PostgreSQL already",
+	assert.Equal(t, "list reports: too many requests are already waiting for PostgreSQL",
 		got.requireProblem(503, "unavailable"))
 	assert.Equal(t, "1", got.header.Get("Retry-After"))
 	assert.Equal(t, "false", f.get("/items").header.Get("Report-Stored"))

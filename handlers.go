@@ -121,7 +121,7 @@ func isUnclean(path string) bool {
 	return !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "/.")
 }
 
-// saneID is without a count, which would take 0.2 ms at each start.
+// saneID has no {1,128}: compiling that would add 0.2 ms to each start.
 var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]+$`) // of a request, from its caller
 
 // requestID returns the caller's id of the request, or a new one.
@@ -219,7 +219,7 @@ func (s *server) admit(r *http.Request) error {
 		return fail(unauthorized, "send one of the service's tokens: Authorization: Bearer …, or as the password of Basic")
 	}
 	if _, _, isBasic := r.BasicAuth(); isBasic {
-		return s.checkOrigin(r, "signed in by Basic")
+		return s.checkOrigin(r, "while signed in with Basic")
 	}
 	return nil
 }
@@ -238,7 +238,7 @@ func (s *server) mayChange(r *http.Request) bool {
 }
 
 func refuseReadToken(c *Command) *Failure {
-	return fail(forbidden, "%s needs one of the tokens in API_TOKEN: yours is for what changes nothing", c.Name)
+	return fail(forbidden, "%s needs one of the tokens in API_TOKEN: yours may not change anything", c.Name)
 }
 
 // tokenOf returns the token that the caller sent, which is the password of Basic whatever the name, or "".
@@ -335,7 +335,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 		return nil, refuseReadToken(c)
 	}
 	if w.columns = c.Columns; w.columns == "" && w.wanted == csvType && preference(r, "Accept", anyJSON...) == 0 {
-		return nil, fail(notAcceptable, "only lists are there as %s: %s is none", csvType, c.Name)
+		return nil, fail(notAcceptable, "only lists are available as %s: %s is not one", csvType, c.Name)
 	}
 	args, err := s.arguments(w, r, c)
 	if err != nil {
@@ -427,7 +427,7 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	case "gzip", "x-gzip":
 		content, err = gzip.NewReader(content)
 	default:
-		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip, or none, and is %q", cut(encoding))
+		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip or absent, not %q", cut(encoding))
 	}
 	if err == nil {
 		text, err = memory.ReadAll(r.Context(), content, 0, int(limit))

@@ -107,7 +107,7 @@ func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
 	return n == 0 || counted && (number == 1 && n >= total || size <= max(100, n) && (number-1)*size+n == total)
 }
 
-// followPages appends to the list, which is the page with the number, the items of all pages behind it, up to
+// followPages appends to the list, which is the page with the number, the items of all later pages, up to
 // an empty page. Pages of a changing list overlap, so an item that was yielded is left out.
 func followPages(ctx context.Context, list *List, number int64, read func(number int64) (*List, error)) {
 	rows, total := list.Rows, int64(0)

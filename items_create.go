@@ -107,7 +107,7 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 
 // identified returns the data with a timestamp, since they may arrive hours later, and with a uuid.
 func identified(data json.RawMessage) (json.RawMessage, string) {
-	if isNull(rawjson.Get(data, "timestamp")) {
+	if rawjson.IsNull(rawjson.Get(data, "timestamp")) {
 		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
 	}
 	uuid := rawjson.Unquote(rawjson.Get(data, "uuid"))
@@ -219,7 +219,7 @@ func (c *payloadCheck) refuse(field, format string, args ...any) {
 // optional checks the kind of a value and the length of a text. Null stands for no value.
 func (c *payloadCheck) optional(field string, value json.RawMessage, kind string, limit int) {
 	switch {
-	case isNull(value):
+	case rawjson.IsNull(value):
 	case !strings.HasPrefix(kind, jsonKind(value)):
 		c.refuse(field, "must be %s", kind)
 	case limit > 0 && utf8.RuneCountInString(rawjson.Unquote(value)) > limit:
@@ -229,13 +229,11 @@ func (c *payloadCheck) optional(field string, value json.RawMessage, kind string
 
 // required checks the kind of a value that must be there.
 func (c *payloadCheck) required(field string, value json.RawMessage, kind string) {
-	if isNull(value) {
+	if rawjson.IsNull(value) {
 		c.refuse(field, "is required and must be %s", kind)
 	}
 	c.optional(field, value, kind, 0)
 }
-
-func isNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
 
 var jsonKinds = map[byte]string{'"': "a string", '{': "an object", '[': "an array", 't': "a boolean", 'f': "a boolean"}
 
@@ -255,7 +253,7 @@ func checkPayload(data json.RawMessage, within string) error {
 		}
 	}
 	switch environment := get("environment"); {
-	case isNull(environment):
+	case rawjson.IsNull(environment):
 		c.refuse("environment", "is required")
 	case string(environment) == `""`:
 		c.refuse("environment", "must not be empty")
@@ -270,8 +268,8 @@ func checkPayload(data json.RawMessage, within string) error {
 	id := get("person", "id")
 	_, isInteger := rawjson.Int(id)
 	switch person := get("person"); {
-	case isNull(person) || jsonKind(person) != "an object" || isInteger:
-	case isNull(id) || string(id) == `""`:
+	case rawjson.IsNull(person) || jsonKind(person) != "an object" || isInteger:
+	case rawjson.IsNull(id) || string(id) == `""`:
 		c.refuse("person.id", "is required in %sperson", within)
 	default:
 		c.optional("person.id", id, "a string", 40)

@@ -28,7 +28,7 @@ const (
 	mcpPath     = "/mcp"
 	mcpLatest   = "2026-07-28"               // the revision without initialize
 	mcpKeys     = "io.modelcontextprotocol/" // begins names in _meta
-	maxToolList = 30_000                     // bytes of a list in a result; clients cut longer ones, and then they are no JSON
+	maxToolList = 30_000                     // bytes of a list in a result; clients cut longer ones, which leaves invalid JSON
 	mcpEndGrace = 500 * time.Millisecond     // for calls that run when the input ends
 )
 
@@ -108,7 +108,7 @@ func (m *mcpMessage) parse(text []byte) *rpcError {
 		return rpcFail(http.StatusBadRequest, rpcInvalidRequest, "id must be a string or an integer")
 	case rawjson.Unquote(object["jsonrpc"]) != "2.0" || m.method == "":
 		return rpcFail(http.StatusBadRequest, rpcInvalidRequest, `jsonrpc must be "2.0", and method a string`)
-	case isNull(m.params):
+	case rawjson.IsNull(m.params):
 		m.params = json.RawMessage(`{}`)
 	case m.params[0] != '{':
 		return rpcFail(http.StatusBadRequest, rpcInvalidParams, "params must be an object")
@@ -286,7 +286,7 @@ func (s *mcpServer) runTool(ctx context.Context, c *Command, given json.RawMessa
 // toolArguments takes the command's arguments out of a JSON object.
 func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 	args := arguments{map[string][]literal{}, paramName}
-	if isNull(given) {
+	if rawjson.IsNull(given) {
 		return args, nil
 	}
 	object, err := rawjson.Object(given)

@@ -17,12 +17,12 @@ import (
 
 const openAPIPath = "/openapi.json"
 
-// openAPIFrame is what the document says beside the commands.
+// openAPIFrame is what the document says besides the commands.
 //
 //go:embed openapi.json
 var openAPIFrame []byte
 
-// A jsonObject is an object of the document; its members are written in the order of their names.
+// A jsonObject is written with its members in the order of their names.
 type jsonObject map[string]any
 
 // openAPI is the OpenAPI 3.1 document of the commands, whose names are its operation ids.

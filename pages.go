@@ -408,7 +408,7 @@ func (p *page) showList(list *List) error {
 	p.Table.Head = template.HTML(`<th scope="col">` + strings.Join(column(columns, words), `</th><th scope="col">`) + "</th>")
 	p.Table.Rows = template.HTML(rows.String())
 	for name, value := range rawjson.Members(list.Rest) {
-		if name != "next" && !isNull(value) {
+		if name != "next" && !rawjson.IsNull(value) {
 			p.Table.Rest = append(p.Table.Rest, p.Member("", name).Of(value))
 		}
 	}
@@ -462,10 +462,10 @@ func (m member) Of(value json.RawMessage) member {
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
 	case m.things != "" && strings.Trim(m.Text, "0123456789") == "":
 		m.URL = m.things + m.Text
-	case !isNull(value) && (value[0] == '{' || value[0] == '['):
+	case !rawjson.IsNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}
-	m.IsTag = m.IsTag && !isNull(value)
+	m.IsTag = m.IsTag && !rawjson.IsNull(value)
 	return m
 }
 

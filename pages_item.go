@@ -146,7 +146,7 @@ func text(value json.RawMessage) string {
 
 // textOrDash is text, with a dash for what would be nothing to see or to click on.
 func textOrDash(value json.RawMessage) string {
-	if text := text(value); !isNull(value) && strings.TrimSpace(text) != "" {
+	if text := text(value); !rawjson.IsNull(value) && strings.TrimSpace(text) != "" {
 		return text
 	}
 	return "–"
@@ -164,7 +164,7 @@ func indented(value json.RawMessage) string {
 
 // get returns what a path such as data.body leads to, nil also for null.
 func get(object json.RawMessage, path string) json.RawMessage {
-	if value := rawjson.Get(object, strings.Split(path, ".")...); !isNull(value) {
+	if value := rawjson.Get(object, strings.Split(path, ".")...); !rawjson.IsNull(value) {
 		return value
 	}
 	return nil

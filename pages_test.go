@@ -452,7 +452,7 @@ func TestPageOfTheSummary(t *testing.T) {
 	page := f.browse("/reports/summary?since=7d")
 	page.requirePage(200)
 	assert.Contains(t, page.body, `<h1>8 items</h1>`)
-	assert.Contains(t, page.body, `<a href="../reports?latest=true&amp;status=active">active</a></th><td>5</td>`)
+	assert.Contains(t, page.body, `<a href="../reports?state=current&amp;status=active">active</a></th><td>5</td>`)
 	assert.Contains(t, page.body, `role="img" aria-label="New items on each of 8 days;`)
 	assert.Contains(t, page.body, `height="100"><title>`)
 	assert.Contains(t, page.body, "The days as a table")

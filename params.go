@@ -299,7 +299,7 @@ func age(text string) (time.Duration, error) {
 	return unit * min(time.Duration(n), longestAge/unit), nil
 }
 
-// momentForm keeps time.Parse to RFC 3339: it takes one digit for an hour, a comma, and 24 hours beside UTC.
+// momentForm holds time.Parse to RFC 3339: it also takes a one-digit hour, a comma, and offsets of 24 hours.
 var momentForm = regexp.MustCompile(`T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):\d\d)$`)
 
 // UnmarshalText reads these forms.

@@ -55,6 +55,8 @@ func writeOperation(text *strings.Builder, c *Command) {
 		}
 		switch {
 		case values != "":
+		case p.kind == kindText && p.bounds("") == " at least 1":
+			values = "text, not empty"
 		case p.kind == kindText:
 			values = strings.TrimSpace("text" + p.bounds(" characters"))
 		case p.kind != kindOther: // whose help says it

@@ -69,7 +69,7 @@ func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
 		return "", fail(forbidden, "invalid access token")
 	case err != nil:
 		return "", err
-	case isNull(data) || jsonKind(data) != "an object":
+	case rawjson.IsNull(data) || jsonKind(data) != "an object":
 		return "", fail(invalid, "data must be an object")
 	}
 	data = rawjson.Storable(withSender(data, senderOf(r)))
@@ -115,7 +115,7 @@ func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) e
 		app.telemetry.Count("app.queue.queued", 1)
 		lane.notify()
 		if err := app.rollbar.require(lane.scope); err != nil {
-			app.log.WarnContext(ctx, "occurrence waits for a token of Rollbar's", "uuid", uuid, "error", err)
+			app.log.WarnContext(ctx, "occurrence is waiting for a Rollbar token", "uuid", uuid, "error", err)
 		}
 		return nil
 	case err == nil || ctx.Err() != nil:

@@ -21,11 +21,10 @@ import (
 )
 
 var reportsListCmd = &Command{
-	Name:  "reports.list",
-	Route: "GET /reports",
-	Short: "List stored reports, newest first, without asking Rollbar",
-	Long: "A report is one state of an item, kept in PostgreSQL. With latest, each item is there once, as Rollbar\n" +
-		"last showed it.",
+	Name:    "reports.list",
+	Route:   "GET /reports",
+	Short:   "List stored reports, newest first, without asking Rollbar",
+	Long:    "A report is one state of an item, kept in PostgreSQL. With latest, superseded states are left out.",
 	Columns: "id item_id state last_seen data.level data.status data.total_occurrences title",
 	Shape:   Report{},
 	Run:     typed(reportsList),
@@ -94,7 +93,7 @@ type rowPage struct {
 
 // A rowPart is the rows that are in memory.
 type rowPart struct {
-	text []byte // rows as JSON, one behind the other
+	text []byte // rows as JSON, one after the other
 	ends []int  // of the rows in text
 }
 
@@ -105,7 +104,7 @@ var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*List, error) {
 	p.store, p.rowPart, p.limit = app.store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
 	if callOf(ctx).stream && !limit.Set {
-		p.endless, p.limit = p.cursor.from == 0, endlessPage // there are links behind a page on the way up
+		p.endless, p.limit = p.cursor.from == 0, endlessPage // a page on the way up has links after it
 	}
 	if err := p.read(ctx, (*rowPage).begin); err != nil {
 		p.release()
@@ -231,7 +230,7 @@ func selectReports(ids string) string {
 		ORDER BY id DESC`
 }
 
-// rows yields the rows of the page as JSON, and where all are wanted those of the pages behind it.
+// rows yields the rows of the page as JSON, and where all are wanted those of the later pages.
 func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		defer p.release()

@@ -104,7 +104,7 @@ func (l *lane) deliver(ctx context.Context) {
 	o := l.outbox
 	if err := o.app.rollbar.require(l.scope); err != nil {
 		if ids, _ := l.queued(ctx); len(ids) > 0 {
-			o.app.log.WarnContext(ctx, "occurrences wait for a token of Rollbar's", "occurrences", len(ids), "error", err)
+			o.app.log.WarnContext(ctx, "occurrences are waiting for a Rollbar token", "occurrences", len(ids), "error", err)
 		}
 		return
 	}

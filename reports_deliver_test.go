@@ -446,7 +446,7 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 			if test.post == "" || test.client == "" {
 				until(t, "it is said", func() bool {
 					return strings.Contains(f.log.String(),
-						"occurrences wait for a token")
+						"occurrences are waiting for a Rollbar token")
 				})
 				assert.Equal(t, []string{"0"},
 					f.rows(`SELECT max(attempts)::text FROM reports WHERE uuid = '`+held[0]+`'`))

@@ -37,7 +37,7 @@ func addReports(t testing.TB, store *Store, n int) {
 			(ARRAY['critical', 'error', 'warning', 'info', 'debug'])[1 + g % 5],
 			(ARRAY['production', 'staging', 'development'])[1 + g % 3],
 			ARRAY['cannot', 'property', 'read', (ARRAY['alpha', 'beta', 'gamma'])[1 + g % 3], 'w' || g],
-			json_build_object('id', g)
+			format('{"id":%s}', g)::json
 		FROM generate_series(1, @n) AS g`, pgx.NamedArgs{"n": n})
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), `INSERT INTO seen SELECT id, last_seen + interval '1 second' FROM reports WHERE `+

@@ -84,7 +84,7 @@ func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string
 	})
 }
 
-// tryToStore runs store for so many things, even if the context ends, or returns why it could not. What comes behind
+// tryToStore runs store for so many things, even if the context ends, or returns why it could not. What comes after
 // a failure does not wait for another one.
 func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
 	if app.store == nil {

@@ -23,7 +23,7 @@ const longestPause = 5 * time.Minute
 
 // An entry is a created occurrence: a report that is queued, delivered or rejected. A process works on it while it
 // holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest at the head. One
-// that fails moves behind them, to the time of its next attempt.
+// that fails moves after them, to the time of its next attempt.
 type entry struct {
 	id           int64
 	uuid         string
@@ -317,7 +317,7 @@ func (o *outbox) mark(ctx context.Context, e *entry, what, sql string, args pgx.
 	o.app.telemetry.Count("app.queue."+what, 1)
 }
 
-// makeAllAvailable makes all waiting entries of the lane due, behind those that are due already. It takes small
+// makeAllAvailable makes all waiting entries of the lane due, after those that are due already. It takes small
 // batches: a trigger runs for each row.
 func (l *lane) makeAllAvailable(ctx context.Context) error {
 	const batch = 500

@@ -173,12 +173,17 @@ func (c *ItemCounts) keepFrequentEnvironments() {
 	for _, counts := range []map[string]int64{c.ByStatus, c.ByLevel, c.ByEnvironment} {
 		delete(counts, "")
 	}
-	names := slices.SortedFunc(maps.Keys(c.ByEnvironment), func(a, b string) int {
-		return cmp.Or(cmp.Compare(c.ByEnvironment[b], c.ByEnvironment[a]), cmp.Compare(a, b))
-	})
+	names := byCount(c.ByEnvironment)
 	for _, name := range names[min(20, len(names)):] {
 		delete(c.ByEnvironment, name)
 	}
+}
+
+// byCount returns the names with the highest counts first.
+func byCount(counts map[string]int64) []string {
+	return slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
+		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
+	})
 }
 
 func (s *Summary) readTop(ctx context.Context, tx pgx.Tx) error {

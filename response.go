@@ -19,7 +19,7 @@ import (
 	"app/internal/secrets"
 )
 
-// Media types beside JSON.
+// Media types other than JSON.
 const (
 	ndjson   = "application/x-ndjson"
 	csvType  = "text/csv"
@@ -33,7 +33,7 @@ var anyJSON = []string{"application/json", "application/*", "*/*"}
 const (
 	heldBack    = 256 << 10 // bytes of a body that are held back at most
 	worthZip    = 4 << 10   // bytes; compressing less costs more time than it saves
-	shortEnough = 1 << 10   // bytes; net/http itself finds out the length of such a body
+	shortEnough = 1 << 10   // bytes; net/http sets the length of such a body itself
 	zipperSize  = 1 << 20   // bytes of a gzip.Writer, about
 )
 
@@ -99,7 +99,7 @@ func (w *response) Write(p []byte) (int, error) {
 	return all, nil
 }
 
-// send sends a part of the body, the first one behind the header, and moves the client's deadline on.
+// send sends a part of the body, the first one after the header, and moves the client's deadline on.
 func (w *response) send(part []byte) error {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
 	if !w.started {
@@ -201,7 +201,7 @@ func (w *response) respond(result any) {
 	}
 }
 
-// respondLines writes the elements of a list one a line. A failure behind the first one is the last line.
+// respondLines writes the elements of a list one a line. A failure after the first one is the last line.
 func (w *response) respondLines(list *List) error {
 	err := list.writeLines(w)
 	if err == nil || len(w.body) == 0 && !w.started {
@@ -245,7 +245,7 @@ func (w *response) refuse(err error) {
 	_ = writeResult(w.mask.Writer(w), body) // fits what is held back
 }
 
-// note says what the call left to say beside the result.
+// note says what the call left to say besides the result.
 func (w *response) note() {
 	h := w.Header()
 	if w.call.unstored.Load() != nil {
@@ -257,7 +257,7 @@ func (w *response) note() {
 	}
 }
 
-// isKnown gives a single thing that is read its ETag, and reports whether the caller has it already.
+// isKnown sets the ETag of a single thing that is read, and reports whether the caller already has it.
 func (w *response) isKnown(thing json.RawMessage) bool {
 	if w.request.Method != http.MethodGet && w.request.Method != http.MethodHead {
 		return false
@@ -295,7 +295,7 @@ func neighbour(page *url.URL, changes url.Values) string {
 	return "?" + query.Encode()
 }
 
-// wantedType returns the media type that the caller prefers. JSON stands back for another one that is named
+// wantedType returns the media type that the caller prefers. JSON yields to another one that is named
 // and wanted as much, but for a page only where JSON is not named.
 func wantedType(r *http.Request) string {
 	if len(r.Header["Accept"]) == 0 {

@@ -23,7 +23,7 @@ func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
 		reports, occurrences, err := app.store.expire(ctx, app.retention)
 		if err != nil && ctx.Err() == nil {
-			app.log.WarnContext(ctx, "not all that is too old is deleted", "error", err)
+			app.log.WarnContext(ctx, "some of what is too old was not deleted", "error", err)
 		}
 		if reports+occurrences > 0 {
 			app.log.InfoContext(ctx, "deleted what was too old", "reports", reports, "occurrences", occurrences)

@@ -303,9 +303,10 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 	return Occurrence{id, item, purged}, nil
 }
 
+const year10000 = 253_402_300_800 // Unix seconds
+
 // time returns when it occurred, in UTC, and false if its timestamp does not say.
 func (o Occurrence) time() (time.Time, bool) {
-	const year10000 = 253_402_300_800
 	seconds, ok := rawjson.Int(rawjson.Get(o.JSON, "timestamp"))
 	return time.Unix(seconds, 0).UTC(), ok && 0 <= seconds && seconds < year10000
 }

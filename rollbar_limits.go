@@ -16,7 +16,7 @@ import (
 const (
 	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
 	maxAttempts = 4               // of one call, the first one included
-	trusted     = 5 * time.Minute // for which a rate limit is taken for true: it may be lifted
+	trusted     = 5 * time.Minute // for which a rate limit is believed: it may have been lifted
 )
 
 // The memory of the process is one calculation. Compose's mem_limit is the first line.

@@ -77,7 +77,7 @@ func TestItemPageWithoutPostgreSQL(t *testing.T) {
 	page := f.browse(fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0]))
 	page.requirePage(200)
 	assert.Contains(t, page.body, "PostgreSQL at DATABASE_URL")
-	assert.NotContains(t, page.body, "No state of it is stored")
+	assert.NotContains(t, page.body, "No state of this item is stored")
 }
 
 // What an update reads on its way is stored, and of what Rollbar echoes only what was sent counts.

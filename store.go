@@ -46,7 +46,7 @@ type Store struct {
 	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
 	current    atomic.Bool   // the database has this program's schema
 	writable   atomic.Bool   // writing worked when it was last tried
-	tryDue     atomic.Bool   // which was some time ago
+	tryDue     atomic.Bool   // check is to try writing again
 }
 
 // openStore makes a store of one or two connection URLs. It does not connect: PostgreSQL may come later.
@@ -284,7 +284,7 @@ func noDatabase() error {
 }
 
 func errCrowded(err error) error {
-	return &Failure{kind: unavailable, detail: "too many requests wait for PostgreSQL already", wait: time.Second, err: err}
+	return &Failure{kind: unavailable, detail: "too many requests are already waiting for PostgreSQL", wait: time.Second, err: err}
 }
 
 // schemaLock is the advisory lock under which the schema is changed.
@@ -319,7 +319,7 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 		s.current.Store(true)
 		return nil
 	case errors.As(err, &answer) && (answer.Code[:2] == "42" || answer.Code[:2] == "3F"):
-		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let us make our tables: %w; a right is missing, or a name is "+
+		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let the service create its tables: %w; a right is missing, or a name is "+
 			"taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)", quoted{err})
 	}
 	return fmt.Errorf("schema: %w", databaseError(err))
@@ -350,7 +350,7 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		if is, err := isApplied(ctx); is || err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others wait behind us
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others wait for us
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO schema_version (digest) VALUES ($1)`, digest)

@@ -31,7 +31,7 @@ func fieldsOf(columns []string) func(thing json.RawMessage) []json.RawMessage {
 				values[i] = inside[i]
 			case depth > 0:
 				values[i] = rawjson.Get(values[i], strings.Split(column, ".")[1:]...)
-			case column == "title" && isNull(values[i]) && !isNull(data):
+			case column == "title" && rawjson.IsNull(values[i]) && !rawjson.IsNull(data):
 				title := rawjson.Unquote(inside[i])
 				if title == "" {
 					title = occurrenceTitle(data)
@@ -51,7 +51,6 @@ func lastName(column string) string { return column[strings.LastIndexByte(column
 // timeOf returns the time that a column holds: RFC 3339, or Unix seconds where its name says so.
 func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 	if strings.HasSuffix(column, "timestamp") {
-		const year10000 = 253402300800
 		if seconds, err := strconv.ParseFloat(string(value), 64); err == nil {
 			return time.UnixMilli(int64(seconds * 1000)).UTC(), seconds >= 0 && seconds < year10000
 		}
@@ -90,7 +89,7 @@ func (l *List) writeCSV(w io.Writer, columns []string) error {
 func csvField(column string, value json.RawMessage) string {
 	text := string(value)
 	switch at, isTime := timeOf(column, value); {
-	case isNull(value):
+	case rawjson.IsNull(value):
 		text = ""
 	case value[0] == '"':
 		if text = rawjson.Unquote(value); text != "" && strings.IndexByte("=+-@\t\r", text[0]) >= 0 {

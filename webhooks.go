@@ -86,7 +86,7 @@ func lastOfEvent(event json.RawMessage) (*Item, []Occurrence) {
 	return &item, []Occurrence{last}
 }
 
-// numbered are the names behind the numbers that events have where the API has names.
+// numbered are the names for the numbers that events have where the API has names.
 var numbered = map[string][]string{
 	"level":    {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"},
 	"status":   {1: "active", 2: "resolved", 3: "muted"},

@@ -1,5 +1,5 @@
 // Package async has what goroutines share: one batch for the items of several, one read for all that want it,
-// results that are computed ahead, and panics that become errors.
+// results that are computed ahead, a budget of memory, and panics that become errors.
 package async
 
 import (

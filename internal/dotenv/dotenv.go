@@ -116,9 +116,9 @@ func scan(text string) (value string, n int, err error) {
 	bare := strings.TrimSpace(comment.ReplaceAllString(rest, ""))
 	switch {
 	case n > 0 && bare != "":
-		return "", n, errors.New("there is something behind the closing quote")
+		return "", n, errors.New("there is something after the closing quote")
 	case strings.HasPrefix(bare, "#"):
-		return "", n, errors.New("a # right behind the = begins no comment for Docker Compose: write the value in quotes")
+		return "", n, errors.New("a # directly after the = does not begin a comment for Docker Compose: write the value in quotes")
 	case strings.Contains(bare, "$"):
 		return "", n, errDollar
 	}

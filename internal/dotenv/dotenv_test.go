@@ -62,8 +62,8 @@ func TestParseErrors(t *testing.T) {
 		form   = "must be NAME=value, a comment or blank"
 		dollar = "a $ begins a variable for Docker Compose: write the value in single quotes"
 		escape = `a \ in double quotes must begin \n, \r, \t, \" or \\: write the value in single quotes`
-		hash   = "a # right behind the = begins no comment for Docker Compose: write the value in quotes"
-		behind = "there is something behind the closing quote"
+		hash   = "a # directly after the = does not begin a comment for Docker Compose: write the value in quotes"
+		behind = "there is something after the closing quote"
 		open   = "a quote is not closed"
 		utf8   = "must be text in UTF-8, without NUL"
 	)

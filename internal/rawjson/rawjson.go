@@ -63,7 +63,7 @@ func (c *compactor) next(b byte) bool {
 	return false
 }
 
-// value also skips the white space behind the value.
+// value also skips the white space after the value.
 func (c *compactor) value(depth int) (ok bool) {
 	if c.at == len(c.text) {
 		return false
@@ -79,7 +79,7 @@ func (c *compactor) value(depth int) (ok bool) {
 	return ok && c.space()
 }
 
-// nested skips an object or an array. In ASCII, a closing bracket is the second character behind its opening one.
+// nested skips an object or an array. In ASCII, a closing bracket is the second character after its opening one.
 func (c *compactor) nested(opening byte, depth int) bool {
 	c.at++
 	if c.space() && c.next(opening+2) {
@@ -269,6 +269,9 @@ func stringLen(text []byte) int {
 		}
 	}
 }
+
+// IsNull reports whether the value is null or missing.
+func IsNull(value json.RawMessage) bool { return value == nil || string(value) == "null" }
 
 // Unquote returns the text of a string, and "" for any other value.
 func Unquote(value json.RawMessage) string {

@@ -93,7 +93,7 @@ func New(n int) *Sandbox {
 	return s
 }
 
-// WithNewIDs makes new ids begin behind those of any sandbox before it that made less than a thousand a second.
+// WithNewIDs makes new ids begin after those of any sandbox before it that made less than a thousand a second.
 func (s *Sandbox) WithNewIDs() *Sandbox {
 	s.skipped = time.Since(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)).Milliseconds()
 	s.lastOcc += s.skipped

@@ -29,7 +29,7 @@ func New(secrets ...string) *Mask {
 			continue
 		}
 		m.add(secret)
-		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what it is behind moves the bits
+		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what precedes it moves the bits
 			text := base64.RawStdEncoding.EncodeToString([]byte("::"[:skip] + secret))
 			text = text[(skip*8+5)/6 : (skip+len(secret))*8/6] // that depends on nothing else
 			m.add(text)
