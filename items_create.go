@@ -262,7 +262,7 @@ func checkPayload(data json.RawMessage, within string) error {
 		c.refuse("level", "must be one of %s", strings.Join(levels, ", "))
 	}
 	uuid := rawjson.Unquote(get("uuid"))
-	if get("uuid") != nil && (!payloadUUID.MatchString(uuid) || utf8.RuneCountInString(uuid) > 36) {
+	if !rawjson.IsNull(get("uuid")) && (!payloadUUID.MatchString(uuid) || utf8.RuneCountInString(uuid) > 36) {
 		c.refuse("uuid", "must be a UUID, or another text of up to 36 Latin-1 characters")
 	}
 	id := get("person", "id")
