@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -245,7 +246,9 @@ func newOutbox(app *App) *outbox {
 	}
 	o.entries.Run, o.entries.Key = o.enqueueAll, (*entry).key
 	o.entries.Limit, o.entries.Alone = storeTimeout, itemAtFault
-	app.store.deliveries.Run = o.complete
+	d := &app.store.deliveries
+	d.Run, d.Key = o.complete, func(id int64) string { return strconv.FormatInt(id, 10) }
+	d.Limit, d.Alone, d.Pause = storeTimeout, itemAtFault, 10*time.Millisecond // reads end the pause
 	return o
 }
 

@@ -38,7 +38,7 @@ type Store struct {
 
 	telemetry *datadog.Client
 
-	deliveries async.Batcher[int64, struct{}] // reports that Rollbar took, to be marked; run is the App's
+	deliveries async.Batcher[int64, struct{}] // reports that Rollbar took, to be marked as delivered; newOutbox sets it up
 
 	readTimeout time.Duration
 
@@ -65,9 +65,6 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 			return nil, err
 		}
 	}
-	s.deliveries.Key = func(id int64) string { return strconv.FormatInt(id, 10) }
-	s.deliveries.Pause = 10 * time.Millisecond // reads end it
-	s.deliveries.Limit, s.deliveries.Alone = storeTimeout, itemAtFault
 	return s, nil
 }
 
