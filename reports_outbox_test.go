@@ -229,11 +229,13 @@ func TestCleanAfterDeliveries(t *testing.T) {
 // What was delivered a moment ago is delivered for who sends it again, also where the queue is full.
 func TestRepeatOfTheDelivered(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 1 })
-	for range 20 {
-		uuid := newUUID()
-		assert.Equal(t, 201, f.create(uuid).status)
-		assert.JSONEq(t, fmt.Sprintf(`{"uuid":%q,"state":"delivered"}`, uuid), f.create(uuid).body)
+	for _, limit := range []int{1, 1000} {
+		f := newFixture(t, 0, func(c *Config) { c.QueueLimit = limit })
+		for range 20 {
+			uuid := newUUID()
+			assert.Equal(t, 201, f.create(uuid).status)
+			assert.JSONEq(t, fmt.Sprintf(`{"uuid":%q,"state":"delivered"}`, uuid), f.create(uuid).body)
+		}
 	}
 }
 
