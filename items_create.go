@@ -248,8 +248,8 @@ func checkPayload(data json.RawMessage, within string) error {
 	get := func(first string, path ...string) json.RawMessage { return rawjson.Get(members[first], path...) }
 	for _, f := range payloadFields {
 		for name := range strings.FieldsSeq(f.names) {
-			path := strings.Split(name, ".")
-			c.optional(name, get(path[0], path[1:]...), f.kind, f.limit)
+			first, rest, _ := strings.Cut(name, ".")
+			c.optional(name, get(first, strings.Fields(rest)...), f.kind, f.limit)
 		}
 	}
 	switch environment := get("environment"); {

@@ -75,7 +75,7 @@ func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text
 	taken, grows := 0, false
 	for err == nil && len(text) <= most {
 		if len(text) == taken {
-			next := min(max(2*taken, size+1, 1<<10), most+1) // one byte more, to see the end
+			next := min(max(2*taken, size+1, 512), most+1) // one byte more, to see the end
 			if taken > 0 && next > b.Small && !grows {
 				if err = b.wait(ctx, b.growing.TryLock); err != nil {
 					break
