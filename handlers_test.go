@@ -307,7 +307,7 @@ func TestBodyEncodings(t *testing.T) {
 		"usage")
 	f.do("POST", "/items", message, "Content-Encoding", "gzip").requireProblem(400, "usage")
 	assert.Contains(t, f.do("POST", "/items", message, "Content-Encoding", "br").requireProblem(415, "usage"),
-		`must be gzip, or none, and is "br"`)
+		`must be gzip or absent, not "br"`)
 	for _, header := range []string{fmt.Sprint("Content-Length: ", maxBody+1),
 		"Content-Length: 9\r\nContent-Type: text/xml"} {
 		got := f.rawAnswers("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n" +
