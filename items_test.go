@@ -244,7 +244,9 @@ func TestItemsOccurrences(t *testing.T) {
 func TestOccurrencesOfOneSecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
-	at := func(now time.Time) { f.sandbox.Set(func(s *sandbox.Settings) { s.Now = func() time.Time { return now } }) }
+	at := func(now time.Time) {
+		f.sandbox.Set(func(s *sandbox.Settings) { s.Now = func() time.Time { return now } })
+	}
 	at(time.Now())
 	storm := func() { assert.Equal(t, 201, f.do("POST", "/items", `{"message":"storm"}`).status) }
 	for range 130 {
