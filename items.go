@@ -364,7 +364,7 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
 	app.archive(ctx, page...)
-	shown := slices.IndexFunc(page, func(o Occurrence) bool { return o.ID == place.last }) // others came since
+	shown := slices.IndexFunc(page, func(o Occurrence) bool { return o.ID == place.last }) // it is here if others came since
 	list := &List{Name: "occurrences", Rows: sliceRows(page[shown+1:], func(o Occurrence) json.RawMessage { return o.JSON })}
 	switch {
 	case place.page > 2:
