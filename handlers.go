@@ -269,7 +269,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 		return
 	}
 	if w.page != nil && r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
-		w.page.lead("/reports/summary")
+		w.page.redirect("/reports/summary")
 		return
 	}
 	other := r.Clone(r.Context())

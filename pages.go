@@ -105,19 +105,19 @@ type field struct {
 	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
 }
 
-// keptHTML holds what templates made, by key: to run a template takes long, and a page needs many.
-var keptHTML sync.Map
+// cachedHTML holds what templates made, by key: to run a template takes long, and a page needs many.
+var cachedHTML sync.Map
 
-// kept returns what the template makes of the data. With keep, it runs only once for the key.
-func kept(keep bool, key any, name string, data any) template.HTML {
-	html, isKept := keptHTML.Load(key)
-	if !keep || !isKept {
+// cached returns what the template makes of the data. With keep, it runs only once for the key.
+func cached(keep bool, key any, name string, data any) template.HTML {
+	html, isCached := cachedHTML.Load(key)
+	if !keep || !isCached {
 		var text strings.Builder
 		if err := pageTemplates().ExecuteTemplate(&text, name, data); err != nil {
 			panic(err) // a mistake in a template
 		}
 		if html = template.HTML(text.String()); keep {
-			keptHTML.Store(key, html)
+			cachedHTML.Store(key, html)
 		}
 	}
 	return html.(template.HTML)
@@ -127,7 +127,7 @@ func kept(keep bool, key any, name string, data any) template.HTML {
 func (f form) HTML(places bool) (all template.HTML) {
 	for _, field := range f.Fields {
 		if field.IsPlace == places {
-			all += kept(field.Values == nil, field.param, "field", field)
+			all += cached(field.Values == nil, field.param, "field", field)
 		}
 	}
 	return all
@@ -208,9 +208,9 @@ func (p *page) respond(result any) {
 		}
 		p.render()
 	case len(p.command.names(inPath)) == 0 && slices.Contains([]outcome{created, accepted}, outcomeOf(result)):
-		p.lead("/reports")
+		p.redirect("/reports")
 	default:
-		p.lead(p.back())
+		p.redirect(p.back())
 	}
 }
 
@@ -246,8 +246,8 @@ func (p *page) render() {
 	}
 }
 
-// lead leads the browser to another page.
-func (p *page) lead(path string) {
+// redirect sends the browser to another page.
+func (p *page) redirect(path string) {
 	p.w.Header().Set("Location", p.URL(path))
 	p.w.WriteHeader(http.StatusSeeOther)
 }
@@ -351,7 +351,7 @@ func (p *page) show(result any) (err error) {
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
 			isSame := len(c.names(inPath)) == 0 // for all things
-			p.Folded += kept(isSame, [2]any{c, p.Root}, "folded", p.form(c, nil))
+			p.Folded += cached(isSame, [2]any{c, p.Root}, "folded", p.form(c, nil))
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}

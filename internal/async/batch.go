@@ -21,13 +21,13 @@ type Batcher[T, R any] struct {
 	Limit time.Duration                                     // of the time for one batch
 	Alone func(error) bool                                  // an item may be to blame for the error, so that each runs alone
 
-	mu      sync.Mutex
-	waiting []*batched[T, R]
-	last    *batched[T, R] // the newest
-	working bool
-	took    time.Duration   // by the last batch
-	pause   context.Context // after the batch that runs; hurry ends it
-	hurry   func()
+	mu       sync.Mutex
+	waiting  []*batched[T, R]
+	last     *batched[T, R] // the newest
+	working  bool
+	took     time.Duration   // by the last batch
+	pause    context.Context // after the batch that runs
+	endPause func()
 }
 
 const largestBatch = 100
@@ -64,8 +64,8 @@ func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
 func (b *Batcher[T, R]) Flush(ctx context.Context) {
 	b.mu.Lock()
 	last := b.last
-	if b.hurry != nil {
-		b.hurry()
+	if b.endPause != nil {
+		b.endPause()
 	}
 	b.mu.Unlock()
 	if last != nil {
@@ -107,7 +107,7 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 		return true
 	})
 	b.working = len(batch) > 0
-	b.pause, b.hurry = context.WithCancel(context.Background())
+	b.pause, b.endPause = context.WithCancel(context.Background())
 	return batch
 }
 
