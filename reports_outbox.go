@@ -80,13 +80,9 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 	run := func(statement func(context.Context, *pgx.Conn, []*entry) pgx.Rows) error {
 		return o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error { return collect(statement(ctx, conn, missing)) })
 	}
-	recall := func() error { // marking deliveries needs a connection, so none is held meanwhile
-		o.app.store.deliveries.Flush(ctx)
-		return run(acknowledge)
-	}
 	room, err := o.room(ctx, len(missing))
 	if err == nil && room < len(missing) { // those that are there already take none
-		err = recall()
+		err = run(acknowledge)
 		missing = slices.DeleteFunc(missing, func(e *entry) bool {
 			room--
 			if room < 0 && !e.leased {
@@ -98,7 +94,8 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 	for err == nil && len(missing) > 0 { // again if one was deleted between the statements
 		err = run(o.insert)
 		if err == nil && len(missing) > 0 {
-			err = recall()
+			o.app.store.deliveries.Flush(ctx) // not within run, since it needs a connection, too
+			err = run(acknowledge)
 		}
 	}
 	o.mu.Lock()
