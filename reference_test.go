@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 )
@@ -55,7 +56,7 @@ func writeOperation(text *strings.Builder, c *Command) {
 		}
 		switch {
 		case values != "":
-		case p.kind == kindText && p.bounds("") == " at least 1":
+		case p.kind == kindText && p.min == 1 && p.max == math.MaxInt64:
 			values = "text, not empty"
 		case p.kind == kindText:
 			values = strings.TrimSpace("text" + p.bounds(" characters"))
