@@ -28,7 +28,7 @@ var buildVersion = sync.OnceValue(func() string {
 	return version
 })
 
-// shutdownLimit is how long running work may take to end once the service is told to.
+// shutdownLimit is how long running work may take to end, of the 30 s in which the service exits when told to.
 const shutdownLimit = 20 * time.Second
 
 // App is what operations work with.
