@@ -16,7 +16,8 @@ import (
 )
 
 // The service refuses the payloads that Rollbar refuses, and no others. The sandbox has its own rules,
-// so a mistake in one of the two shows. The payloads are good ones with one member changed or removed.
+// so a mistake in one of the two shows. It gets them as the service would send them. The payloads are good ones
+// with one member changed or removed.
 func TestPayloadVerdicts(t *testing.T) {
 	t.Parallel()
 	rollbar := sandbox.New(0)

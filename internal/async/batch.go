@@ -12,8 +12,8 @@ import (
 	"app/internal/datadog"
 )
 
-// A Batcher processes the items of several goroutines together: while one batch runs or pauses, the next one
-// gathers. Otherwise an item does not wait.
+// A Batcher processes the items of several goroutines together: while one batch runs, and in the pause after it,
+// the next one gathers. Otherwise an item does not wait.
 type Batcher[T, R any] struct {
 	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
 	Key   func(T) string                                    // items with the same key are never in one batch
