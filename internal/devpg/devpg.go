@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -40,44 +41,8 @@ type Server struct {
 	err        error               // how it ended
 }
 
-// supervisor is the shell's script, after the functions of one kind of server. Its arguments are directories to
-// remove in the end. Each line of its input is one more call: the tests send "stop immediate" and "start", for
-// a database that goes away and returns.
-const supervisor = `
-rm -f log
-{ start && { while read -r order && $order; do :; done; end; }; } >log 2>&1
-status=$?
-[ $status = 0 ] || tail -n 8 log
-cd / && rm -rf "$@"
-exit $status`
-
-// The directory data appears once it is complete. A server that was not started here is left alone.
-const localPostgres = `
-started=
-start() {
-	if ! [ -d data ]; then
-		rm -rf new
-		if [ -n "$PRIMARY" ]; then
-			"$BIN/pg_basebackup" -d "$PRIMARY" -D new -R -c fast
-		else
-			"$BIN/initdb" -D new -U postgres --auth=trust -E UTF8 --no-locale --no-sync >/dev/null
-		fi && mv new data || return
-	fi
-	"$BIN/pg_ctl" start -s -t 600 -D data -o "$OPTIONS" && started=yes
-}
-stop() {
-	[ -z "$started" ] || "$BIN/pg_ctl" stop -s -D data -m "$1" && started=
-}
-end() { stop fast; }`
-
-const dockerPostgres = `
-start() {
-	docker start "$NAME" 2>/dev/null ||
-		docker run -d --name "$NAME" -p "$ADDRESS:5432" $VOLUME -e POSTGRES_PASSWORD "$IMAGE" $OPTIONS ||
-		{ end; return 1; }
-}
-stop() { if [ "$1" = fast ]; then docker stop "$NAME"; else docker kill "$NAME"; fi; }
-end() { docker logs --tail 5 "$NAME"; docker rm -f -v "$NAME"; }`
+//go:embed server.sh
+var script string
 
 // Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once it takes connections.
 // An empty dir means a throw-away server: quick instead of durable, with room for many connections, its data
@@ -258,7 +223,7 @@ func (p *Server) startLocal(ctx context.Context, bin string, settings, env []str
 	}
 	p.URL = "postgres://postgres@:5432/postgres?host=" + sockets
 	settings = append(settings, "listen_addresses=", "unix_socket_directories="+sockets)
-	return p.supervise(ctx, localPostgres, settings, append(env, "BIN="+bin)...)
+	return p.supervise(ctx, "local", settings, append(env, "BIN="+bin)...)
 }
 
 // awaitUnused returns an error if another server uses the data, unless that ends within two seconds.
@@ -301,14 +266,14 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 		volume = "-v app-postgres-" + strings.ToLower(secret) + ":/var/lib/postgresql/data"
 	}
 	p.URL = fmt.Sprintf("postgres://postgres:%s@%s/postgres?sslmode=disable", secret, address)
-	return p.supervise(ctx, dockerPostgres, settings, "IMAGE="+image, "ADDRESS="+address, "VOLUME="+volume,
+	return p.supervise(ctx, "docker", settings, "IMAGE="+image, "ADDRESS="+address, "VOLUME="+volume,
 		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+secret)
 }
 
-// supervise starts the shell with one kind of server, and returns once that takes connections.
-func (p *Server) supervise(ctx context.Context, functions string, settings []string, env ...string) (err error) {
+// supervise starts the script with one kind of server, and returns once that takes connections.
+func (p *Server) supervise(ctx context.Context, kind string, settings []string, env ...string) (err error) {
 	// The context has no say here: it may end long before the server.
-	args := append([]string{"-c", functions + supervisor, "sh"}, p.remove...)
+	args := append([]string{"-c", script, "sh", kind}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
 	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
 	if p.orders, err = shell.StdinPipe(); err != nil {
