@@ -168,7 +168,7 @@ func remoteList(res *http.Response, document json.RawMessage) *List {
 		if value[0] != '[' {
 			continue
 		}
-		rows := sliceRows(elements(value), func(row json.RawMessage) json.RawMessage { return row })
+		rows := sliceRows(rawjson.Elements(value), func(row json.RawMessage) json.RawMessage { return row })
 		return &List{Name: name, Rows: rows, Rest: rawjson.Set(document, name, nil), Next: nextPage(res)}
 	}
 	return nil

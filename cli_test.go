@@ -331,7 +331,7 @@ func TestListAll(t *testing.T) {
 	got := f.run("items", "list", "-all", "-limit", "60")
 	require.Equal(t, 0, got.exit, got.err)
 	seen := map[string]bool{}
-	for item := range rawjson.Elements(rawjson.Get([]byte(got.out), "items")) {
+	for _, item := range rawjson.Elements(rawjson.Get([]byte(got.out), "items")) {
 		seen[string(rawjson.Get(item, "id"))] = true
 	}
 	assert.Equal(t, string(rawjson.Get([]byte(got.out), "total_count")), fmt.Sprint(len(seen)))

@@ -287,7 +287,7 @@ func (c *payloadCheck) body(body json.RawMessage) {
 	parts := maps.Collect(rawjson.Members(body))
 	trace, chain, message, report := parts["trace"], parts["trace_chain"], parts["message"], parts["crash_report"]
 	given := slices.DeleteFunc([]json.RawMessage{trace, chain, message, report}, func(v json.RawMessage) bool { return v == nil })
-	traces := slices.Collect(rawjson.Elements(chain))
+	traces := rawjson.Elements(chain)
 	switch {
 	case len(given) != 1:
 		c.refuse("body", "must be an object with exactly one of trace, trace_chain, message, crash_report")
@@ -303,7 +303,7 @@ func (c *payloadCheck) body(body json.RawMessage) {
 	for i, trace := range traces {
 		c.trace(fmt.Sprintf("body.trace_chain[%d]", i), trace)
 	}
-	for i, entry := range slices.Collect(rawjson.Elements(parts["telemetry"])) {
+	for i, entry := range rawjson.Elements(parts["telemetry"]) {
 		c.optional(fmt.Sprintf("body.telemetry[%d].timestamp_ms", i), rawjson.Get(entry, "timestamp_ms"), "a number, Unix milliseconds", 0)
 	}
 }
@@ -321,7 +321,7 @@ func occurrenceTitle(data json.RawMessage) string {
 		return title
 	}
 	exception := rawjson.Get(data, "body", "trace", "exception")
-	for first := range rawjson.Elements(rawjson.Get(data, "body", "trace_chain")) {
+	for _, first := range rawjson.Elements(rawjson.Get(data, "body", "trace_chain")) {
 		exception = rawjson.Get(first, "exception")
 		break
 	}

@@ -162,7 +162,7 @@ func at(value json.RawMessage, path ...string) json.RawMessage {
 			continue
 		}
 		n := 0
-		for element := range rawjson.Elements(value) {
+		for _, element := range rawjson.Elements(value) {
 			if fmt.Sprint(n) == name {
 				value = element
 				break
@@ -177,7 +177,7 @@ func at(value json.RawMessage, path ...string) json.RawMessage {
 func (a *answer) list(name string) []json.RawMessage {
 	a.t.Helper()
 	var list []json.RawMessage
-	for element := range rawjson.Elements([]byte(a.at(name))) {
+	for _, element := range rawjson.Elements([]byte(a.at(name))) {
 		list = append(list, element)
 	}
 	return list

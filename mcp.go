@@ -300,7 +300,7 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 		}
 		values := []json.RawMessage{value}
 		if p.repeated && value[0] == '[' {
-			values = slices.Collect(rawjson.Elements(value))
+			values = rawjson.Elements(value)
 		}
 		args.values[p.name] = column(values, p.toolLiteral)
 	}

@@ -133,7 +133,7 @@ func callTool(c *Command, arguments string) string {
 // toolResult returns the texts in the answer to a call, and whether it is a failure.
 func toolResult(t *testing.T, answer string) (texts []string, failed bool) {
 	t.Helper()
-	for block := range rawjson.Elements(rawjson.Get([]byte(answer), "result", "content")) {
+	for _, block := range rawjson.Elements(rawjson.Get([]byte(answer), "result", "content")) {
 		assert.Equal(t, `"text"`, string(rawjson.Get(block, "type")))
 		texts = append(texts, rawjson.Unquote(rawjson.Get(block, "text")))
 	}
@@ -145,7 +145,7 @@ func toolResult(t *testing.T, answer string) (texts []string, failed bool) {
 func TestMCPTools(t *testing.T) {
 	t.Parallel()
 	list := runShell(t, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, "mcp")
-	tools := slices.Collect(rawjson.Elements(rawjson.Get([]byte(list.out), "result", "tools")))
+	tools := rawjson.Elements(rawjson.Get([]byte(list.out), "result", "tools"))
 	require.Len(t, tools, len(commands))
 	assert.NotRegexp(t, `"(\$ref|oneOf|anyOf|allOf|outputSchema)"`, list.out)
 	assert.LessOrEqual(t, len(mcpInstructions), 2000)
@@ -224,7 +224,7 @@ func TestMCPLongLists(t *testing.T) {
 		for name, value := range rawjson.Members([]byte(strings.TrimSpace(texts[0]))) {
 			if value[0] == '[' {
 				assert.Contains(t, []string{"items", "reports", "occurrences"}, name)
-				list = slices.Collect(rawjson.Elements(value))
+				list = rawjson.Elements(value)
 			}
 		}
 		return list, texts[0], texts[1]

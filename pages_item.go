@@ -116,8 +116,8 @@ type codeLine struct {
 // codeLines returns the line of a frame with those around it.
 func codeLines(frame json.RawMessage) (lines []codeLine) {
 	number, _ := rawjson.Int(rawjson.Get(frame, "lineno"))
-	pre := elements(rawjson.Get(frame, "context", "pre"))
-	all := slices.Concat(pre, []json.RawMessage{get(frame, "code")}, elements(get(frame, "context.post")))
+	pre := rawjson.Elements(rawjson.Get(frame, "context", "pre"))
+	all := slices.Concat(pre, []json.RawMessage{get(frame, "code")}, rawjson.Elements(get(frame, "context.post")))
 	for i, code := range all {
 		if code != nil {
 			lines = append(lines, codeLine{number - int64(len(pre)-i), text(code), i == len(pre)})
@@ -128,10 +128,14 @@ func codeLines(frame json.RawMessage) (lines []codeLine) {
 
 // templateFuncs take JSON apart, whatever is in it.
 var templateFuncs = template.FuncMap{
-	"get": get, "text": text, "indented": indented, "elements": elements, "codeLines": codeLines,
+	"get": get, "text": text, "indented": indented, "elements": rawjson.Elements, "codeLines": codeLines,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName,
-	"headline":  func(thing json.RawMessage) string { return textOrDash(fieldOf(thing, "title")) },
-	"backwards": func(array json.RawMessage) []json.RawMessage { e := elements(array); slices.Reverse(e); return e },
+	"headline": func(thing json.RawMessage) string { return textOrDash(fieldOf(thing, "title")) },
+	"backwards": func(array json.RawMessage) []json.RawMessage {
+		elements := rawjson.Elements(array)
+		slices.Reverse(elements)
+		return elements
+	},
 }
 
 const longestText = 10_000 // bytes of one value that a page shows
@@ -170,13 +174,9 @@ func get(object json.RawMessage, path string) json.RawMessage {
 	return nil
 }
 
-func elements(array json.RawMessage) []json.RawMessage {
-	return slices.Collect(rawjson.Elements(array))
-}
-
 // most returns the largest number among the values, or among their members of the name.
 func most(values json.RawMessage, name ...string) (largest int64) {
-	rows := elements(values)
+	rows := rawjson.Elements(values)
 	for _, value := range rawjson.Members(values) {
 		rows = append(rows, value)
 	}

@@ -99,7 +99,7 @@ type timing struct{ sent, received time.Time }
 
 // A reading is the member result of an answer, which callers may share.
 type reading struct {
-	result json.RawMessage
+	result rawjson.Part
 	when   *timing
 	page   func() (*ItemPage, error) // takes the result for a page of items, once for all callers
 }
@@ -229,20 +229,20 @@ var refusals = map[int]failureKind{
 }
 
 // result returns the member result of a response, or the failure that the response reports.
-func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (json.RawMessage, error) {
+func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (none rawjson.Part, _ error) {
 	status := res.StatusCode
-	answer, err := rawjson.Compact(text)
-	members := rawjson.Pick(answer, "err", "result", "message")
-	if members[0] == nil {
-		return nil, &Failure{
+	answer, err := rawjson.Parse(text, 3) // down to the items of a page
+	failed := answer.Member("err").Value
+	if failed == nil {
+		return none, &Failure{
 			kind: badGateway, upstream: status, transient: true, err: err,
 			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", status),
 		}
 	}
-	if status/100 == 2 && string(members[0]) == "0" {
-		return members[1], nil
+	if status/100 == 2 && string(failed) == "0" {
+		return answer.Member("result"), nil
 	}
-	return nil, r.refusal(call, res, rawjson.Unquote(members[2]))
+	return none, r.refusal(call, res, rawjson.Unquote(answer.Member("message").Value))
 }
 
 // refusal returns the failure that a response with a message reports.
@@ -338,18 +338,18 @@ func (r *Rollbar) Items(ctx context.Context, filter url.Values) (*ItemPage, erro
 }
 
 func itemsOf(read reading) (*ItemPage, error) {
-	members := rawjson.Pick(read.result, "items", "total_count")
-	items, err := elementsOf(members[0], "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
-	return &ItemPage{Items: items, Total: json.RawMessage(cmp.Or(string(members[1]), "null"))}, err
+	items, err := elementsOf(read.result, "items", func(raw json.RawMessage) (Item, error) { return itemOf(raw, read.when) })
+	return &ItemPage{Items: items, Total: json.RawMessage(cmp.Or(string(read.result.Member("total_count").Value), "null"))}, err
 }
 
-// elementsOf returns the elements of a list, which a result must hold: one that is missing is not an empty one.
-func elementsOf[T any](list json.RawMessage, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
-	if len(list) == 0 || list[0] != '[' {
+// elementsOf returns the elements of the list that a result must hold: one that is missing is not an empty one.
+func elementsOf[T any](result rawjson.Part, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
+	list := result.Member(name)
+	if !bytes.HasPrefix(list.Value, []byte("[")) {
 		return nil, unusable("Rollbar's response does not hold a list of " + name)
 	}
-	for raw := range rawjson.Elements(list) {
-		element, err := of(raw)
+	for _, part := range list.Parts {
+		element, err := of(part.Value)
 		if err != nil {
 			return nil, err
 		}
@@ -368,13 +368,13 @@ func (r *Rollbar) Item(ctx context.Context, key, value string) (Item, error) {
 	if key == "id" {
 		path, query = "/item/"+value, nil
 	}
-	return fetch(ctx, r, path, query, func(read reading) (Item, error) { return itemOf(read.result, read.when) })
+	return fetch(ctx, r, path, query, func(read reading) (Item, error) { return itemOf(read.result.Value, read.when) })
 }
 
 // UpdateItem changes the item and returns the fields that Rollbar says it changed, not the whole item.
 func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
 	read, err := r.do(ctx, upstreamCall{scope: scopeWrite, method: http.MethodPatch, path: fmt.Sprintf("/item/%d", id), body: changes})
-	return read.result, err
+	return read.result.Value, err
 }
 
 // Occurrences reads one page of the item's occurrences, or with 0 of the project's, newest first. The last page has
@@ -390,7 +390,7 @@ func (r *Rollbar) Occurrences(ctx context.Context, item, page, limit int64) ([]O
 		path = fmt.Sprintf("/item/%d/instances", item)
 	}
 	occurrences, err := fetch(ctx, r, path, query, func(read reading) ([]Occurrence, error) {
-		return elementsOf(rawjson.Get(read.result, "instances"), "instances", occurrenceOf)
+		return elementsOf(read.result, "instances", occurrenceOf)
 	})
 	for i := range occurrences {
 		occurrences[i].ItemID = cmp.Or(occurrences[i].ItemID, item)
@@ -402,7 +402,7 @@ func byID(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) }
 
 func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) {
 	path := fmt.Sprintf("/instance/%d", id)
-	return fetch(ctx, r, path, nil, func(read reading) (Occurrence, error) { return occurrenceOf(read.result) })
+	return fetch(ctx, r, path, nil, func(read reading) (Occurrence, error) { return occurrenceOf(read.result.Value) })
 }
 
 // DeleteOccurrence deletes one occurrence and reports whether it was there. Rollbar's lists still show it for

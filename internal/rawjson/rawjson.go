@@ -1,10 +1,11 @@
 // Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers stay as
-// they are digit for digit, and unknown members keep their places. All functions but Compact and Object expect
+// they are digit for digit, and unknown members keep their places. All functions but Compact, Parse and Object expect
 // compact JSON, as Compact returns it.
 package rawjson
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,18 +20,43 @@ import (
 // Compact checks that the text is one JSON value and returns it without white space. It uses the text's memory, so
 // the text is of no more use.
 func Compact(text []byte) (json.RawMessage, error) {
+	whole, err := Parse(text, 0)
+	return whole.Value, err
+}
+
+// A Part is a value and, where it was taken apart, its members or elements.
+type Part struct {
+	Name, Value json.RawMessage // a member's name is in quotes, an element's is empty
+	Parts       []Part
+}
+
+// Member returns the member with the name, or an empty part. Of members with the same name the last counts.
+func (p Part) Member(name string) (member Part) {
+	for _, part := range p.Parts {
+		if len(part.Name) > 0 && string(nameOf(part.Name)) == name {
+			member = part
+		}
+	}
+	return member
+}
+
+const maxParts = 100_000 // each takes more memory than a short value
+
+// Parse is Compact, and in the same pass takes the value apart, so many levels deep. It refuses one of too many parts.
+func Parse(text []byte, levels int) (whole Part, _ error) {
 	text = bytes.TrimRight(text, " \n\r\t")
-	c := compactor{text: text, compact: text[:0]}
-	if ok := c.space() && c.value(0); !ok || c.at < len(text) {
+	c := compactor{text: text, compact: text[:0], levels: levels}
+	if ok := c.space() && c.value(0, &whole); !ok || c.at < len(text) {
 		if c.kept > 0 {
 			text = append(append(c.compact, ' '), text[c.kept:]...) // there is room for the space
 		}
-		return nil, json.Unmarshal(text, new(any)) // says what is wrong
+		syntax := json.Unmarshal(text, new(json.RawMessage)) // says what is wrong
+		return Part{}, cmp.Or(syntax, fmt.Errorf("it has more than %d parts", maxParts))
 	}
 	if c.kept > 0 {
-		text = append(c.compact, text[c.kept:]...)
+		c.compact = append(c.compact, text[c.kept:]...)
 	}
-	return text, nil
+	return whole, nil
 }
 
 // A compactor checks JSON by the rules of encoding/json, about twice as fast. Its methods skip what they are
@@ -40,7 +66,12 @@ type compactor struct {
 	text     []byte
 	at, kept int
 	compact  []byte
+	levels   int // to take apart
+	parts    int // so far
 }
+
+// end is where the text before at ends, or will end, in compact.
+func (c *compactor) end() int { return len(c.compact) + c.at - c.kept }
 
 // space always returns true, since white space may be missing.
 func (c *compactor) space() bool {
@@ -63,31 +94,42 @@ func (c *compactor) next(b byte) bool {
 	return false
 }
 
-// value also skips the white space after the value.
-func (c *compactor) value(depth int) (ok bool) {
+// value also skips the white space after the value, which becomes the part's unless that is nil.
+func (c *compactor) value(depth int, part *Part) (ok bool) {
 	if c.at == len(c.text) {
 		return false
 	}
+	from := c.end()
 	switch b := c.text[c.at]; b {
 	case '"':
 		ok = c.string()
 	case '{', '[':
-		ok = depth < 10_000 && c.nested(b, depth+1) // the limit of encoding/json
+		ok = depth < 10_000 && c.nested(b, depth+1, part) // the limit of encoding/json
 	default:
 		ok = c.plain()
+	}
+	if part != nil {
+		part.Value = c.text[from:c.end():c.end()] // in the place where it will be
 	}
 	return ok && c.space()
 }
 
 // nested skips an object or an array. In ASCII, a closing bracket is the second character after its opening one.
-func (c *compactor) nested(opening byte, depth int) bool {
+func (c *compactor) nested(opening byte, depth int, whole *Part) bool {
 	c.at++
 	if c.space() && c.next(opening+2) {
 		return true
 	}
-	for more := true; more; more = c.next(',') && c.space() {
+	for more := true; more; more = c.parts <= maxParts && c.next(',') && c.space() {
+		from := c.end()
 		isNamed := opening == '[' || c.string() && c.space() && c.next(':') && c.space()
-		if !isNamed || !c.value(depth) {
+		var part *Part
+		if whole != nil && depth <= c.levels {
+			c.parts++
+			whole.Parts = append(whole.Parts, Part{Name: c.text[from:max(from, c.end()-1)]})
+			part = &whole.Parts[len(whole.Parts)-1]
+		}
+		if !isNamed || !c.value(depth, part) {
 			return false
 		}
 	}
@@ -157,11 +199,12 @@ func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 // RawMembers is Members with the names in quotes, as they are written.
 func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] { return parts(object, '{') }
 
-// Elements yields the values of a JSON array, and nothing for any other value.
-func Elements(array []byte) iter.Seq[json.RawMessage] {
-	return func(yield func(json.RawMessage) bool) {
-		parts(array, '[')(func(_, value json.RawMessage) bool { return yield(value) })
+// Elements returns the values of a JSON array, and nothing for any other value.
+func Elements(array []byte) (elements []json.RawMessage) {
+	for _, value := range parts(array, '[') {
+		elements = append(elements, value)
 	}
+	return elements
 }
 
 // parts yields the members of an object or, without names, the elements of an array.
@@ -334,19 +377,11 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 	return append(object, value...)
 }
 
-// isPlain says which bytes are in a JSON string as they are.
-var isPlain = func() (plain [256]bool) {
-	for c := ' '; c <= '~'; c++ {
-		plain[c] = c != '"' && c != '\\'
-	}
-	return plain
-}()
-
 // AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
 	quick, plain := append(buf, '"'), 0
 	for i := range len(text) {
-		if isPlain[text[i]] {
+		if c := text[i]; ' ' <= c && c <= '~' && c != '"' && c != '\\' {
 			continue
 		}
 		short := strings.IndexByte("\n\t\r\"\\", text[i])

@@ -20,6 +20,18 @@ func TestDepth(t *testing.T) {
 	require.ErrorContains(t, err, "depth")
 }
 
+// What would become many times as large as it is, is refused.
+func TestParseTooMuch(t *testing.T) {
+	t.Parallel()
+	text := "[[" + strings.Repeat("1,", 2*maxParts) + "1]]"
+	whole, err := Parse([]byte(text), 1)
+	require.NoError(t, err)
+	require.Equal(t, text, string(whole.Value))
+	require.Len(t, whole.Parts, 1)
+	_, err = Parse([]byte(text), 2)
+	require.EqualError(t, err, "it has more than 100000 parts")
+}
+
 func TestEqual(t *testing.T) {
 	t.Parallel()
 	require.True(t, Equal(json.RawMessage(`{"a":1,"b":"\u0041"}`), json.RawMessage(`{"b":"A","a":1}`)))
@@ -71,10 +83,14 @@ func FuzzParts(f *testing.F) {
 		}
 		value, _ := measure(answer)
 		require.Equal(t, answer, value)
+		whole, err := Parse(bytes.Clone(text), 2)
+		require.NoError(t, err)
+		require.Equal(t, answer, whole.Value)
+		requireParts(t, whole, 2)
 		for _, value := range Members(answer) {
 			require.True(t, json.Valid(value))
 		}
-		for value := range Elements(answer) {
+		for _, value := range Elements(answer) {
 			require.True(t, json.Valid(value))
 		}
 		stored := Storable(answer)
@@ -96,6 +112,29 @@ func FuzzParts(f *testing.F) {
 			Pick(changed, "no such", "\"new\n", "nor this"))
 		require.True(t, json.Valid(Set(changed, "\"new\n", nil)))
 	})
+}
+
+// requireParts checks that a value was taken apart, so many levels deep.
+func requireParts(t *testing.T, whole Part, levels int) {
+	var want []Part
+	for name, value := range RawMembers(whole.Value) {
+		want = append(want, Part{Name: name, Value: value})
+	}
+	for _, value := range Elements(whole.Value) {
+		want = append(want, Part{Value: value})
+	}
+	if levels == 0 {
+		want = nil
+	}
+	require.Len(t, whole.Parts, len(want))
+	for i, part := range whole.Parts {
+		require.Equal(t, string(want[i].Name), string(part.Name))
+		require.Equal(t, string(want[i].Value), string(part.Value))
+		if len(part.Name) > 0 {
+			require.Equal(t, Get(whole.Value, string(nameOf(part.Name))), whole.Member(string(nameOf(part.Name))).Value)
+		}
+		requireParts(t, part, levels-1)
+	}
 }
 
 func mustMarshal(t *testing.T, value any) []byte {
@@ -191,7 +230,7 @@ func BenchmarkParts(b *testing.B) {
 }
 
 func forEach(page []byte, f func(json.RawMessage)) {
-	for item := range Elements(page) {
+	for _, item := range Elements(page) {
 		f(item)
 	}
 }

@@ -105,7 +105,7 @@ func (s *Sandbox) occur(o *occurrence) {
 // titleOf returns the title that an occurrence gives to its item.
 func titleOf(data json.RawMessage) string {
 	report, _, _ := strings.Cut(textAt(data, "body", "crash_report", "raw"), "\n")
-	traces := slices.Collect(rawjson.Elements(rawjson.Get(data, "body", "trace_chain")))
+	traces := rawjson.Elements(rawjson.Get(data, "body", "trace_chain"))
 	exception := rawjson.Get(append(traces, rawjson.Get(data, "body", "trace"))[0], "exception")
 	return cmp.Or(textAt(data, "title"), textAt(data, "body", "message", "body"), report,
 		textAt(exception, "class")+": "+textAt(exception, "message"))

@@ -57,7 +57,7 @@ func (rs rules) refusals(path string, object json.RawMessage) (refused []string)
 			case !slices.Contains(kinds, kind):
 				refused = append(refused, path+name+" should be "+kinds[0]+".")
 			case kind == "array":
-				for i, element := range slices.Collect(rawjson.Elements(value)) {
+				for i, element := range rawjson.Elements(value) {
 					refused = append(refused, r.Members.refusals(fmt.Sprintf("%s%s[%d].", path, name, i), element)...)
 				}
 			case kind == "object":
