@@ -267,7 +267,7 @@ func (c *cli) operation(name string, command *Command) *subcommand {
 		flags = append(flags, switchFlag("-yes", "do not ask for confirmation", &c.yes))
 	}
 	if command.hasFields() {
-		const help = "columns of a table or of csv: names of members, separated by commas, a dot going deeper"
+		const help = "columns of a table or of csv: member names separated by commas, with dots for nested ones"
 		flags = append(flags, cliFlag{names: []string{"-fields"}, help: help, value: "NAME,…", set: c.setFields})
 	}
 	flags = append(flags, cliFlag{

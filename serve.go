@@ -128,7 +128,7 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
 	if err := server.Shutdown(limit); err != nil {
-		log.Warn("requests that were still running are cut off", "error", err)
+		log.Warn("cutting off requests that are still running", "error", err)
 		return server.Close()
 	}
 	return nil
