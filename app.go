@@ -14,7 +14,7 @@ import (
 // version is the service's version. A release sets it with -ldflags "-X main.version=1.2.3".
 var version = "dev"
 
-// buildVersion is the version, with the commit where the build knows no other.
+// buildVersion is the version, with the commit added if the build is not a release.
 var buildVersion = sync.OnceValue(func() string {
 	info, ok := debug.ReadBuildInfo()
 	if version != "dev" || !ok {
@@ -28,16 +28,16 @@ var buildVersion = sync.OnceValue(func() string {
 	return version
 })
 
-// shutdownLimit is how long running work may take to end, of the 30 s in which the service exits when told to.
+// shutdownLimit is how long running work may take to finish, out of the 30 s within which the service shuts down.
 const shutdownLimit = 20 * time.Second
 
-// App is what operations work with.
+// App holds what operations work with.
 type App struct {
 	rollbar    *Rollbar
-	store      *Store  // nil where no database is set
-	outbox     *outbox // nil without a database, too
+	store      *Store  // nil if no database is set
+	outbox     *outbox // nil without a store
 	retention  retention
-	queueLimit int // of occurrences
+	queueLimit int // in occurrences
 	log        *slog.Logger
 	mask       *secrets.Mask
 	telemetry  *datadog.Client
@@ -66,7 +66,7 @@ func newApp(config *Config, log *slog.Logger, telemetry *datadog.Client) (*App, 
 	return app, nil
 }
 
-// Close lets go of the connections. A nil App has none.
+// Close closes the connections. A nil App has none.
 func (app *App) Close() {
 	if app == nil {
 		return
@@ -98,7 +98,7 @@ var checkCmd = &Command{
 	Run:   typed(check),
 }
 
-// Health is what check found: OK or KO.
+// Health is the result of check: OK or KO.
 type Health struct {
 	Status string `json:"status" enum:"OK,KO"`
 }
@@ -114,7 +114,7 @@ func check(ctx context.Context, app *App, _ struct{}) (Health, error) {
 	if err := app.store.check(ctx); ctx.Err() != nil {
 		return Health{}, ctx.Err()
 	} else if err != nil {
-		app.log.WarnContext(ctx, "nothing is stored", "error", err) // the answer is to say nothing else
+		app.log.WarnContext(ctx, "nothing is stored", "error", err) // the response must not say why
 		callOf(ctx).notStored(err.Error())
 		return Health{"KO"}, nil
 	}

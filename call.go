@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// A Call is one run of an operation, whichever surface it came from: what the run may spend, what the
-// caller wants of it besides the input, and what there is to say besides the result.
+// A Call is one run of an operation, from any surface: its retry budget, the caller's options
+// besides the input, and remarks to add to the result.
 type Call struct {
 	retries  retryBudget                          // for retries of calls to Rollbar
 	upstream stopwatch                            // runs during calls to Rollbar
 	stream   bool                                 // the caller reads a list element by element, so it may be endless
-	progress func(done, total int64, what string) // shows how far long work has come; may be nil
+	progress func(done, total int64, what string) // shows the progress of long work; may be nil
 	unstored atomic.Pointer[string]               // why the result was not stored; nil if it was
-	lastSeen atomic.Pointer[time.Time]            // when Rollbar last showed a result from the archive; nil for another
+	lastSeen atomic.Pointer[time.Time]            // when Rollbar last showed an archived result; nil for any other result
 }
 
 type callKey struct{}
@@ -28,7 +28,7 @@ func withCall(ctx context.Context, call *Call) context.Context {
 	return context.WithValue(ctx, callKey{}, call)
 }
 
-// callOf returns the call that the context belongs to, and a new one outside of any.
+// callOf returns the context's call, or a new one if it has none.
 func callOf(ctx context.Context) *Call {
 	if call, ok := ctx.Value(callKey{}).(*Call); ok {
 		return call
@@ -36,14 +36,14 @@ func callOf(ctx context.Context) *Call {
 	return &Call{}
 }
 
-// notStored notes that the result could not be stored, and why, unless that is "".
+// notStored records why the result could not be stored. "" records nothing.
 func (c *Call) notStored(why string) {
 	if why != "" {
 		c.unstored.Store(&why)
 	}
 }
 
-// fromArchive notes that the result does not come from Rollbar, which showed it last at that time.
+// fromArchive records that the result comes from the archive, and when Rollbar last showed it.
 func (c *Call) fromArchive(lastSeen time.Time) { c.lastSeen.Store(&lastSeen) }
 
 // age returns how long ago a result from the archive was last seen.
@@ -51,7 +51,7 @@ func (c *Call) age() time.Duration {
 	return max(0, time.Since(*c.lastSeen.Load())).Truncate(time.Second)
 }
 
-// remarks returns what there is to say besides the result, for a person.
+// remarks returns what a person should know besides the result.
 func (c *Call) remarks() (remarks []string) {
 	if why := c.unstored.Load(); why != nil {
 		remarks = append(remarks, "nothing is stored: "+*why)
@@ -62,7 +62,7 @@ func (c *Call) remarks() (remarks []string) {
 	return remarks
 }
 
-// report shows progress if someone watches: how much of what is done out of a total, 0 if unknown, -1 to omit the speed.
+// report shows progress, if anyone is watching, as done of total. A total of 0 is unknown; -1 also omits the speed.
 func (c *Call) report(done, total int64, what string) {
 	if c.progress != nil {
 		c.progress(done, total, what)

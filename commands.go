@@ -17,28 +17,28 @@ import (
 	"app/internal/spelling"
 )
 
-// A Command is one operation of the service: a route and a subcommand. It knows neither HTTP nor flags: the surfaces
-// pass on what they were given as arguments, so that names, defaults, ranges and conversions are checked once.
+// A Command is one operation of the service: a route and a subcommand. It knows neither HTTP nor flags: surfaces turn
+// their input into arguments, so that names, defaults, ranges and conversions are handled in one place.
 type Command struct {
 	Name    string    // "items.list", noun and verb, or one word such as "check"
 	Route   string    // a net/http pattern: "GET /items/{id}"
 	Also    string    // a second route to the same operation, or ""
 	Short   string    // one line of help
 	Long    string    // more help, or ""
-	Confirm question  // asked first on the command line; nil for none
-	About   *Command  // reads what the question is about, from the same arguments; without a Route only in this process
-	Columns string    // the members that a table shows, separated by spaces; a dot goes deeper
-	Shape   any       // of the type of a list's elements or of a raw JSON result, for OpenAPI; nil if unknown
+	Confirm question  // asked before the command runs, on the command line and on pages; nil for none
+	About   *Command  // reads the subject of the question, with the same arguments; without a Route, only in this process
+	Columns string    // the members that a table shows, separated by spaces, with dots for nested ones
+	Shape   any       // a value of the type of a list's elements or of a raw JSON result, for OpenAPI; nil if unknown
 	Open    bool      // callers need no API token
 	Changes bool      // it changes something at Rollbar, or deletes reports or archived occurrences
 	Run     operation // made by typed
 }
 
-// A question is made of what it is about, nil if that is not known, and of the filters that were given, as the
-// caller wrote them.
+// A question returns the text to ask, given its subject, nil if unknown, and the filters as the caller wrote
+// them.
 type question func(about json.RawMessage, filters string) string
 
-// ask returns the question of the command.
+// ask returns the command's question.
 func (c *Command) ask(about json.RawMessage, args arguments) string {
 	var filters []string
 	for _, p := range c.Run.params {
@@ -55,17 +55,17 @@ func (c *Command) ask(about json.RawMessage, args arguments) string {
 type operation struct {
 	params   []*param
 	out      reflect.Type                      // of its result
-	outcomes func() []outcome                  // all ways in which it can end without an error
+	outcomes func() []outcome                  // all ways to end without an error
 	prepare  func(arguments) (prepared, error) // checks the arguments, and does nothing else
 }
 
-// prepared is an operation with its input.
+// prepared is an operation bound to its checked input.
 type prepared func(context.Context, *App) (any, error)
 
 // A checker is an input with rules that tags cannot express.
 type checker interface{ check() error }
 
-// typed makes an operation of a function whose input is a struct with tags:
+// typed turns a function whose input is a struct with tags into an operation:
 //
 //	path:"id"        a field of the route, an argument on the command line
 //	query:"status"   a query parameter, a flag
@@ -74,7 +74,7 @@ type checker interface{ check() error }
 //	default:"20"     the value when it is not given; without this tag it is required
 //	enum:"a,b"       the values that are valid
 //	min, max         the range of a number, or of a text's length in characters
-//	unless:"data"    required, unless the other parameter is given, which then stands alone
+//	unless:"data"    required, unless the named parameter is given, which excludes all others
 //	file:"true"      the flag names a file that holds the JSON body
 //	help:"…"         what it means
 //
@@ -110,8 +110,8 @@ func (c *Command) run(ctx context.Context, app *App, args arguments) (any, error
 	return operation(ctx, app)
 }
 
-// A result is a value that says how the operation ended, where that can be more than "done". It also has a
-// method outcomes, which lists all ways.
+// A result is a value that says how the operation ended, for operations with outcomes other than done. Its
+// method outcomes lists them all.
 type result interface{ outcome() outcome }
 
 // An outcome is a way in which an operation ends without an error.
@@ -134,17 +134,17 @@ func outcomeOf(value any) outcome {
 // Text is a result that is a line of text, not JSON.
 type Text string
 
-// A List is a result that is a JSON object with an array of elements in it. The elements are written while they
-// are read, so that no list is ever whole in memory.
+// A List is a result that is a JSON object with an array of elements in it. The elements are written as they are
+// read, so that no list has to be in memory as a whole.
 type List struct {
 	Name string                            // of the array: "items"
-	Rows iter.Seq2[json.RawMessage, error] // the elements as compact JSON, each valid until the next; read once; an error is the last
+	Rows iter.Seq2[json.RawMessage, error] // the elements as compact JSON, each valid until the next; readable once; an error comes last
 	Rest json.RawMessage                   // the other members, as a compact object
-	Prev url.Values                        // the parameters that lead to the page before, nil for none
-	Next url.Values                        // the parameters that lead to the next page, nil for none
+	Prev url.Values                        // the parameters of the previous page, nil for none
+	Next url.Values                        // the parameters of the next page, nil for none
 }
 
-// writeResult writes the result of an operation as one line: JSON, or the text that it is.
+// writeResult writes the result of an operation as one line of JSON or text.
 func writeResult(w io.Writer, value any) error {
 	switch value := value.(type) {
 	case Text, json.RawMessage:
@@ -179,7 +179,7 @@ func (l *List) write(w io.Writer) error {
 	return err
 }
 
-// writeLines writes the elements alone, one a line.
+// writeLines writes only the elements, one per line.
 func (l *List) writeLines(w io.Writer) error {
 	for row, err := range l.Rows {
 		if err != nil {
@@ -192,7 +192,7 @@ func (l *List) writeLines(w io.Writer) error {
 	return nil
 }
 
-// restWithCursor is the Rest of a list whose next page a cursor leads to.
+// restWithCursor returns the Rest of a list that is paged by cursors.
 func restWithCursor(next url.Values) json.RawMessage {
 	if next == nil {
 		return json.RawMessage(`{"next":null}`)
@@ -200,7 +200,7 @@ func restWithCursor(next url.Values) json.RawMessage {
 	return fmt.Appendf(nil, `{"next":%q}`, next.Get("cursor"))
 }
 
-// sliceRows yields elements that are in memory.
+// sliceRows yields elements from memory.
 func sliceRows[T any](elements []T, text func(T) json.RawMessage) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		for _, e := range elements {
@@ -228,12 +228,12 @@ func (c *Command) names(in ...place) []string {
 	return names
 }
 
-// has reports whether there is a parameter of the name in the place.
+// has reports whether the place has a parameter with the name.
 func (c *Command) has(in place, name string) bool {
 	return slices.ContainsFunc(c.Run.params, func(p *param) bool { return p.in == in && p.name == name })
 }
 
-// hasFields reports whether the result is a list or a thing, of which a table can show some members.
+// hasFields reports whether the result is a list or an object, so that a table can show selected members.
 func (c *Command) hasFields() bool {
 	return c.Columns != "" || c.Run.out == reflect.TypeFor[json.RawMessage]()
 }
@@ -263,16 +263,16 @@ func (c *Command) usage() string {
 	return usage
 }
 
-// pathField is a field in a route.
+// pathField matches a field in a route.
 var pathField = regexp.MustCompile(`\{([a-z_]+)\}`)
 
-// allowed returns the commands, without those that change something where readOnly is set.
+// allowed returns the commands, without those that change something if readOnly is set.
 func allowed(commands []*Command, readOnly bool) []*Command {
 	return slices.DeleteFunc(slices.Clone(commands), func(c *Command) bool { return readOnly && c.Changes })
 }
 
-// checkNames refuses names that the command does not have in the places, of which it says the valid ones once.
-// what is their kind: "field". Names of the other place are said to belong there.
+// checkNames refuses names that the command does not have in the places, and lists the valid ones once. what is
+// the kind of name, such as "field". Names from the other place are reported as belonging there.
 func (c *Command) checkNames(what string, given iter.Seq[string], other place, in ...place) error {
 	valid := c.names(in...)
 	names := slices.DeleteFunc(slices.Sorted(given), func(name string) bool { return slices.Contains(valid, name) })
@@ -289,12 +289,12 @@ func (c *Command) checkNames(what string, given iter.Seq[string], other place, i
 		}
 		wrong = append(wrong, fieldError{cut(name), message})
 	}
-	f := invalidFields(append(wrong, make([]fieldError, len(names)-len(wrong))...)) // which counts the others
+	f := invalidFields(append(wrong, make([]fieldError, len(names)-len(wrong))...)) // it counts the rest
 	f.detail += hint
 	return f
 }
 
-// validNames ends a message about names that are not valid.
+// validNames returns the end of a message about invalid names.
 func validNames(names []string) string {
 	if len(names) == 0 {
 		return ": there are none here"
@@ -302,10 +302,10 @@ func validNames(names []string) string {
 	return " (valid: " + strings.Join(names, ", ") + ")"
 }
 
-// cut shortens a text that a caller sent, for messages.
+// cut shortens a caller's text for messages.
 func cut(text string) string { return shorten(text, 100) }
 
-// shorten cuts a text to about so many bytes.
+// shorten truncates a longer text to at most that many bytes and an ellipsis.
 func shorten(text string, most int) string {
 	if len(text) <= most {
 		return text
@@ -313,7 +313,7 @@ func shorten(text string, most int) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
-// unknown returns the message about a name that is not valid, with the nearest valid one. what is the kind of
+// unknown returns the message about an invalid name, with the nearest valid one. what is the kind of
 // name: "flag", "query parameter".
 func unknown(what, name string, valid []string) string {
 	return fmt.Sprintf("unknown %s %q", what, cut(name)) + didYouMean(name, valid) + validNames(valid)

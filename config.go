@@ -37,18 +37,18 @@ type Config struct {
 	QueueLimit                   int
 	LogLevel                     slog.Level
 	RollbarTimeout               time.Duration
-	ReportsKeep, OccurrencesKeep time.Duration // 0 for ever
+	ReportsKeep, OccurrencesKeep time.Duration // 0: forever
 
 	token, readToken, writeToken, postToken, postClientToken string
 
-	apiTokens     []string // any of which callers must send; without one, every caller on this machine may call
-	apiReadTokens []string // of callers who may change nothing
-	relayTokens   []string // of Rollbar's SDKs; without one there is no relay
-	webhookTokens []string // in the URL of Rollbar's webhooks; without one they are not taken
+	apiTokens     []string // callers must send one of them; if there are none, anyone on this machine may call
+	apiReadTokens []string // for callers who may change nothing
+	relayTokens   []string // for Rollbar's SDKs; if there are none, there is no relay
+	webhookTokens []string // for the URL of Rollbar's webhooks; if there are none, webhooks are not accepted
 
 	telemetry datadog.Settings
 
-	misspelt []string // what there is to say of names in the environment and in .env that nearly are settings
+	misspelt []string // remarks on names in the environment and in .env that look like misspelt settings
 }
 
 // placeholderToken is the API_TOKEN in .env.example. Everybody knows it, so only the sandbox accepts it.
@@ -59,11 +59,11 @@ type setting struct {
 	name   string // of the flag: "database-url"
 	help   string
 	preset string                   // the default as text, or ""
-	set    func(value string) error // the texts of its errors continue the name: "must be …"
+	set    func(value string) error // its errors follow the name: "must be …"
 }
 
-// parse sets the setting to a value that was given, unless that is blank. Quotes around it are never meant, but
-// what reads no shell syntax, such as docker's --env-file, passes them on.
+// parse sets the setting to the given value, unless it is blank. Quotes around a value are never intended, but
+// parsers without shell syntax, such as docker's --env-file, pass them on.
 func (s setting) parse(value string) error {
 	switch value = strings.TrimSpace(value); {
 	case value == "":
@@ -135,13 +135,13 @@ func parseAddress(value string) (string, error) {
 	return net.JoinHostPort(host, strconv.Itoa(number)), nil
 }
 
-// databaseValue is a URL whose only @ follows the password, or keywords that are known, each with a value. pgx would
-// take a part of the password for the host, all else for keywords, and a keyword for the value of one without.
+// databaseValue matches a URL whose only @ follows the password, or known keywords, each with a value. pgx would
+// mistake part of a password for the host, other text for keywords, and a keyword for the missing value before it.
 var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|^((host|port|dbname|database|user|password|passfile|service` +
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
 	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=(\s*'(\\.|[^\\'])*'|(\\.|[^\\\s'])+|\s+(\\.|[^\\\s'=])+)\s*)*$`)
 
-// parseDatabase returns the trimmed value, or an error that quotes nothing of a password.
+// parseDatabase returns the trimmed value, or an error that quotes no part of a password.
 func parseDatabase(value string) (string, error) {
 	value = strings.TrimSpace(value)
 	_, err := pgxpool.ParseConfig(value)
@@ -167,7 +167,7 @@ func parseURL(value string) (string, error) {
 	return value, nil
 }
 
-// parseRollbarURL refuses an endpoint of Rollbar's API, as SDKs are given it, since the setting is its base.
+// parseRollbarURL refuses the URL of an endpoint, as SDKs are given it, since the setting is the API's base URL.
 func parseRollbarURL(value string) (string, error) {
 	if base := strings.TrimRight(value, "/"); strings.HasSuffix(base, "/item") || strings.HasSuffix(base, "/items") {
 		return value, errors.New("must be the base of Rollbar's API, such as https://api.rollbar.com/api/1, without the path of a call")
@@ -204,13 +204,13 @@ var (
 	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
 )
 
-// number parses a whole number, by the same rules as those of parameters.
+// number parses a whole number by the same rules as parameters.
 func number(text string) (int, error) {
 	n, err := literal{text: text}.int()
 	return int(n), err
 }
 
-// checked returns a function that parses a value and refuses, with the message, what is not valid.
+// checked returns a function that parses a value and refuses an invalid one with the message.
 func checked[T any](parse func(string) (T, error), isValid func(T) bool, message string) func(string) (T, error) {
 	return func(value string) (T, error) {
 		v, err := parse(value)
@@ -229,7 +229,7 @@ func parseLevel(value string) (level slog.Level, err error) {
 }
 
 // loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment and
-// the .env file, which may be missing. The Config with an error holds what was read until then.
+// the .env file, which may be missing. With an error, the Config holds what was read until then.
 func loadConfig(flags []string, envFile string, only ...string) (*Config, error) {
 	config := &Config{telemetry: datadog.Settings{DefaultService: "app", DefaultVersion: buildVersion()}}
 	fs := flag.NewFlagSet("settings", flag.ContinueOnError)
@@ -240,7 +240,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 		}
 		_ = s.set(s.preset) // defaults are valid
 		if strings.TrimSpace(os.Getenv(s.env())) == "" {
-			os.Unsetenv(s.env()) // or a blank one would hide that of the file
+			os.Unsetenv(s.env()) // otherwise a blank value would hide the file's
 		}
 		define := fs.Func
 		if s.isSwitch() {
@@ -253,7 +253,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 			return nil
 		})
 	}
-	names := os.Environ() // cut at the equals sign below
+	names := os.Environ() // misspelt cuts them at the equals sign
 	parse := func(r io.Reader, set func(name, value string) error) error {
 		return dotenv.Parse(r, func(name, value string) error {
 			if names = append(names, name); name != strings.ToUpper(name) { // it may be the name of a flag, which ff would accept
@@ -269,7 +269,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	}
 	err := ff.Parse(fs, flags, ff.WithEnvVars(), ff.WithConfigFile(envFile), ff.WithConfigFileParser(parse),
 		ff.WithAllowMissingConfigFile(true), ff.WithIgnoreUndefined(true))
-	var bad *Failure // within the parser's error, which quotes the value
+	var bad *Failure // wrapped in the parser's error, which quotes the value
 	var line *dotenv.Error
 	var file *os.PathError
 	switch {
@@ -292,7 +292,7 @@ func loadConfig(flags []string, envFile string, only ...string) (*Config, error)
 	return config, nil
 }
 
-// misspelt returns what there is to say of names that nearly are settings. A value may follow a name.
+// misspelt returns remarks on names that look like misspelt settings. A name may come with a value, as in NAME=value.
 func misspelt(names []string) (remarks []string) {
 	valid := column(new(Config).settings(), func(s setting) string { return strings.ToLower(s.env()) })
 	for _, name := range names {
@@ -305,7 +305,7 @@ func misspelt(names []string) (remarks []string) {
 	return slices.Compact(remarks)
 }
 
-// mask returns a mask for the secrets among the settings. A password that is also the user's name is none.
+// mask returns a mask for the secrets among the settings. A database password equal to the user name is not one.
 func (c *Config) mask() *secrets.Mask {
 	known := slices.Concat([]string{c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken}, c.apiTokens, c.apiReadTokens, c.relayTokens, c.webhookTokens)
 	for _, address := range []string{c.RollbarURL, c.AppURL} {
@@ -325,7 +325,7 @@ func (c *Config) mask() *secrets.Mask {
 	return secrets.New(known...)
 }
 
-// startTelemetry returns a client of the Datadog Agent, or nil if none is set.
+// startTelemetry returns a client of the Datadog Agent, or nil if no agent is set.
 func (c *Config) startTelemetry(log *slog.Logger) (*datadog.Client, error) {
 	c.telemetry.Mask, c.telemetry.Log = c.mask(), log
 	client, err := datadog.Start(c.telemetry)
@@ -354,7 +354,7 @@ func (c *Config) tokens() map[scope]accessToken {
 // asksForTokens reports whether callers must send a token.
 func (c *Config) asksForTokens() bool { return len(c.apiTokens)+len(c.apiReadTokens) > 0 }
 
-// ownTokens returns the tokens that the command line sends one of, and the setting that they came from.
+// ownTokens returns the tokens of which the command line sends the first, and the setting they came from.
 func (c *Config) ownTokens() (tokens []string, setting string) {
 	if len(c.apiTokens) > 0 {
 		return c.apiTokens, "API_TOKEN"
@@ -376,10 +376,10 @@ func (c *Config) startSandbox() error {
 	return nil
 }
 
-// devToken is the token of SDKs and webhooks for serve -dev, unless there are others.
+// devToken is the token for SDKs and webhooks in serve -dev, unless others are set.
 const devToken = "dev"
 
-// useDev sets what serve -dev brings along.
+// useDev turns on what serve -dev provides: the sandbox, the relay and webhooks.
 func (c *Config) useDev() {
 	c.Sandbox = true
 	for _, tokens := range []*[]string{&c.relayTokens, &c.webhookTokens} {
@@ -413,7 +413,7 @@ func (c *Config) checkServe() error {
 	return nil
 }
 
-// isLoopback reports whether a host is this machine's own. An empty one is not: it listens on all addresses.
+// isLoopback reports whether a host is a loopback address. An empty host is not: it means all addresses.
 func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }

@@ -12,7 +12,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// A failureKind is one row of the table of failures, which alone decides what a surface answers.
+// A failureKind is one row of the table of failures, which alone decides how a surface reports a failure.
 type failureKind struct {
 	name   string // the problem's type is /problems/NAME
 	status int    // over HTTP
@@ -43,7 +43,7 @@ var (
 	interrupted     = row("interrupted", 499, 130, "Interrupted")
 )
 
-// failureKinds are all rows of the table, for kindOf.
+// failureKinds holds all rows of the table, for kindOf.
 var failureKinds []failureKind
 
 func row(name string, status, exit int, title string) failureKind {
@@ -69,13 +69,13 @@ type Failure struct {
 	fields    []fieldError  // one for each refused parameter
 	upstream  int           // the status of Rollbar's response, or 0
 	wait      time.Duration // before another attempt, or 0
-	limit     int           // that was reached, where a caller is told
+	limit     int           // the limit that was reached, if a caller is told; or 0
 	setting   string        // the setting that is missing, or ""
 	transient bool          // another attempt may succeed
 	err       error         // the cause, for logs; may be nil
 }
 
-// A fieldError is what is wrong with one parameter.
+// A fieldError says what is wrong with one parameter.
 type fieldError struct {
 	Field   string `json:"field"`
 	Message string `json:"message"`
@@ -93,7 +93,7 @@ func fail(kind failureKind, format string, args ...any) *Failure {
 // maxFields is how many refused parameters a failure names.
 const maxFields = 8
 
-// invalidFields returns the failure of refused parameters.
+// invalidFields returns the failure for refused parameters.
 func invalidFields(fields []fieldError) *Failure {
 	more := max(0, len(fields)-maxFields)
 	fields = fields[:len(fields)-more]
@@ -104,21 +104,21 @@ func invalidFields(fields []fieldError) *Failure {
 	return &Failure{kind: invalid, detail: strings.Join(messages, "; "), fields: fields}
 }
 
-// invalidField returns the failure of one parameter. The message continues its name: "must be …".
+// invalidField returns the failure for one parameter. The message follows its name: "must be …".
 func invalidField(name, message string) *Failure {
 	return invalidFields([]fieldError{{name, name + " " + message}})
 }
 
-// missingSetting returns the failure of an operation that needs a setting. On the command line it is of the
-// kind misconfigured, whatever its kind over HTTP.
+// missingSetting returns the failure of an operation that needs a setting. On the command line its kind is
+// misconfigured, whatever it is over HTTP.
 func missingSetting(kind failureKind, name, why string) *Failure {
 	f := fail(kind, "%s is not set: %s; set it in the environment or in .env", name, why)
 	f.setting = name
 	return f
 }
 
-// failureOf returns the failure that an error is to the caller, in less than 16 kB. An unforeseen error is
-// internal, and its text is not shown.
+// failureOf converts an error to the failure that its caller is shown, in less than 16 kB. An unforeseen error
+// becomes internal, and its text is not shown.
 func failureOf(err error) *Failure {
 	var f *Failure
 	switch {
@@ -137,7 +137,7 @@ func failureOf(err error) *Failure {
 	}
 }
 
-// onCommandLine returns the failure as the command line reports it: misconfigured where a setting is missing.
+// onCommandLine returns the failure as the command line reports it: misconfigured if a setting is missing.
 func (f *Failure) onCommandLine() *Failure {
 	if f.setting != "" {
 		f.kind = misconfigured
@@ -169,5 +169,5 @@ func (f *Failure) problem(requestID string) problem {
 	}
 }
 
-// retryAfter returns the wait in whole seconds, rounded up, as the header Retry-After has it.
+// retryAfter returns the wait in whole seconds, rounded up, for the header Retry-After.
 func (f *Failure) retryAfter() int { return int(math.Ceil(f.wait.Seconds())) }

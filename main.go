@@ -1,11 +1,11 @@
 // App is Rollbar over HTTP and the shell, with every state of every item kept in your own PostgreSQL.
 //
-// Run it beside your services. Colleagues and scripts read, create, update and delete Rollbar's items through
+// Run it next to your services. Colleagues and scripts read, create, update and delete Rollbar's items through
 // one REST API and one command line, without holding Rollbar's tokens. Each state of an item that passes
-// through becomes a report in PostgreSQL, and what is created while Rollbar is down is delivered later.
+// through becomes a report in PostgreSQL, and occurrences created while Rollbar is down are delivered later.
 //
-// Each operation is a Command in the list commands, which every surface reads: a route, a subcommand, its help and
-// its description in OpenAPI follow from it.
+// Each operation is a Command in the list commands. Every surface reads that list, so an operation's route,
+// subcommand, help and OpenAPI description all follow from its Command.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	"syscall"
 )
 
-// commands are the operations, in the order of help.
+// commands lists the operations in the order in which help shows them.
 var commands = []*Command{
 	whichCmd,
 	checkCmd,
@@ -43,7 +43,7 @@ func main() {
 		debug.SetMemoryLimit(usualHeap)
 	}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200) // a tenth more requests a second while there is little garbage
+		debug.SetGCPercent(200) // 10% more requests per second while there is little garbage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once

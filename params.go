@@ -25,7 +25,7 @@ const (
 	inPath  place = "path"
 	inQuery place = "query"
 	inBody  place = "json"
-	inFlag  place = "flag" // none: the parameter is the command line's
+	inFlag  place = "flag" // in no part: only the command line has it
 )
 
 // A param is one parameter of an operation.
@@ -35,14 +35,14 @@ type param struct {
 	help     string
 	value    string // the default, "" for none
 	required bool
-	unless   string // the other parameter without which it is required and beside which nothing may be, or ""
+	unless   string // the parameter that replaces this required one and excludes all others, or ""
 	enum     []string
-	min, max int64 // of a number, or of a text's length
+	min, max int64 // bounds of a number or of a text's length
 	file     bool  // the flag names a file that holds the JSON body
 	kind     paramKind
 	repeated bool
 	nullable bool
-	field    []int // in the input struct
+	field    []int // its index in the input struct
 }
 
 // A paramKind is the type of a parameter's values.
@@ -87,7 +87,7 @@ type literal struct {
 	json bool
 }
 
-// arguments are the values given for an operation's parameters, by name. The surface has refused unknown names.
+// arguments are the values given for an operation's parameters, by name. The surface has already refused unknown names.
 type arguments struct {
 	values map[string][]literal
 	label  func(*param) string // names a parameter in messages as the surface's users know it
@@ -96,7 +96,7 @@ type arguments struct {
 // paramsOf reads the tags of an input struct.
 func paramsOf(input reflect.Type) (params []*param) {
 	for _, field := range reflect.VisibleFields(input) {
-		if !field.Anonymous { // the fields of such a one are visible themselves
+		if !field.Anonymous { // VisibleFields lists the fields of an embedded struct, too
 			params = append(params, paramOf(field))
 		}
 	}
@@ -146,7 +146,7 @@ func paramOf(field reflect.StructField) *param {
 	return p
 }
 
-// fill checks the arguments and sets the fields of the input. Its error names all that is wrong.
+// fill checks the arguments and sets the fields of the input. Its error names everything that is wrong.
 func (a arguments) fill(params []*param, input reflect.Value) error {
 	var wrong []fieldError
 	refuse := func(p *param, message string) {
@@ -176,8 +176,8 @@ func (a arguments) fill(params []*param, input reflect.Value) error {
 	return nil
 }
 
-// set converts the literal and stores it in target, a pointer to a field of an input. The texts of its errors
-// continue the parameter's name: "must be …".
+// set converts the literal and stores it in target, a pointer to a field of an input. Its errors are phrased to
+// follow the parameter's name: "must be …".
 func (p *param) set(target any, value literal) error {
 	if o, ok := target.(optional); ok {
 		if p.nullable && value.text == "null" {
@@ -212,10 +212,10 @@ func (p *param) set(target any, value literal) error {
 	return nil
 }
 
-// wholeNumber matches the only form of a whole number outside of JSON.
+// wholeNumber matches the only valid form of whole numbers outside JSON.
 var wholeNumber = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
 
-// int returns the whole number that the literal is. In JSON, 5.0 and 5e0 are 5.
+// int parses the literal as a whole number. In JSON, 5.0 and 5e0 are 5.
 func (l literal) int() (int64, error) {
 	text := l.text
 	if near, err := strconv.ParseFloat(text, 64); l.json && len(text) < 30 && err == nil && math.Abs(near) < 1e19 {
@@ -229,7 +229,7 @@ func (l literal) int() (int64, error) {
 	return strconv.ParseInt(text, 10, 64)
 }
 
-// setText checks a literal that is a text and stores it in target.
+// setText checks a text and stores it in target.
 func (p *param) setText(target any, value literal) error {
 	text := value.text
 	switch {
@@ -280,7 +280,7 @@ func (p *param) orNull() string {
 	return ""
 }
 
-// A Moment is a point in time: RFC 3339, a date for its beginning in UTC, or an age before now such as 36h.
+// A Moment is a point in time, given as RFC 3339, a date (its beginning in UTC) or an age such as 36h.
 type Moment struct{ time.Time }
 
 var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour}
@@ -288,7 +288,7 @@ var ageUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 
 // longestAge is about the longest time that a time.Duration can hold.
 const longestAge = 290 * 365 * 24 * time.Hour
 
-// age parses a whole number of minutes, hours, days or weeks, which counts as longestAge at most.
+// age parses a whole number of minutes, hours, days or weeks, capped at longestAge.
 func age(text string) (time.Duration, error) {
 	last := max(0, len(text)-1)
 	n, err := literal{text: text[:last]}.int()
@@ -299,10 +299,10 @@ func age(text string) (time.Duration, error) {
 	return unit * min(time.Duration(n), longestAge/unit), nil
 }
 
-// momentForm holds time.Parse to RFC 3339: it also takes a one-digit hour, a comma, and offsets of 24 hours.
+// momentForm rejects what time.Parse takes beyond RFC 3339: a one-digit hour, a comma, and offsets of 24 hours.
 var momentForm = regexp.MustCompile(`T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):\d\d)$`)
 
-// UnmarshalText reads these forms.
+// UnmarshalText parses these forms.
 func (m *Moment) UnmarshalText(text []byte) (err error) {
 	if ago, err := age(string(text)); err == nil {
 		m.Time = time.Now().Add(-ago)

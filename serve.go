@@ -24,12 +24,12 @@ import (
 // serve runs the service until the context ends. With dev it needs no settings: it uses a private PostgreSQL
 // and the sandbox.
 func serve(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the service does not end when nobody reads its log
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // keep running when nobody reads the log
 	log := slog.New(newLogHandler(config.mask().Writer(std.out), terminal.Is(std.out), config))
 	slog.SetDefault(log) // net/http prints through the standard logger
 	switch {
 	case dev && config.DatabaseURL != "":
-		db, _ := pgx.ParseConfig(config.DatabaseURL) // valid, as its setting checked
+		db, _ := pgx.ParseConfig(config.DatabaseURL) // the setting has validated it
 		fmt.Fprintf(std.err, "using the database %s at %s of -database-url …\n", db.Database, db.Host)
 	case dev:
 		fmt.Fprintln(std.err, "starting a private PostgreSQL in .dev …")
@@ -68,8 +68,8 @@ func serve(ctx context.Context, config *Config, commands []*Command, dev bool, s
 	return serveUntilDone(ctx, listener, newHandler(app, allowed(commands, config.ReadOnly), config), log)
 }
 
-// startBackground starts what the service does without a request, and returns a function that stops it and
-// waits for its end.
+// startBackground starts the service's background work, and returns a function that stops it and waits for it
+// to finish.
 func (app *App) startBackground(ctx context.Context, readOnly bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var background sync.WaitGroup
@@ -99,8 +99,8 @@ func (app *App) awaitDatabase(ctx context.Context) {
 	}
 }
 
-// newHTTPServer returns a server with limits for clients. It has no limit for writing a response: the handler
-// extends that deadline as long as the client reads.
+// newHTTPServer returns a server with limits for clients. It has no timeout for writing a response: the
+// handler extends the write deadline as long as the client reads.
 func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
@@ -109,11 +109,11 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 
-		DisableGeneralOptionsHandler: true, // whose responses lack our headers
+		DisableGeneralOptionsHandler: true, // its responses lack our headers
 	}
 }
 
-// serveUntilDone serves requests until the context ends, and then finishes the running ones.
+// serveUntilDone serves requests until the context ends, and then waits for the running ones.
 func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
 	server := newHTTPServer(handler, log)
 	log.Info("listening", "address", listener.Addr().String(), "version", buildVersion())
@@ -134,7 +134,7 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 	return nil
 }
 
-// printExports prints the settings with which another shell uses this service, also after a restart, and what
+// printExports prints the settings for using this service from another shell, also after a restart, and what
 // SDKs and webhooks would send.
 func printExports(std console, config *Config, addr net.Addr) {
 	values := map[string]string{"Addr": addr.String(), "Webhook": shown(config.webhookTokens, "WEBHOOK_TOKEN")}
@@ -147,7 +147,7 @@ func printExports(std console, config *Config, addr net.Addr) {
 	_ = template.Must(template.ParseFS(helpFiles, "help/dev.txt")).Execute(std.err, values)
 }
 
-// shown is how a shell that has the setting writes the first of its tokens, unless everybody knows it.
+// shown returns the shell's expression for the first token in the setting, or devToken itself, which is no secret.
 func shown(tokens []string, setting string) string {
 	if tokens[0] == devToken {
 		return devToken

@@ -28,7 +28,7 @@ func newLogHandler(w io.Writer, terminal bool, config *Config) slog.Handler {
 	}})
 }
 
-// countOperation counts an operation that ended. The outcome is ok or the kind of its failure. docs/datadog.md
+// countOperation counts a finished operation. The outcome is ok or the kind of its failure. docs/datadog.md
 // describes all metrics.
 func countOperation(client *datadog.Client, operation, surface string, outcome failureKind, took time.Duration) {
 	if client == nil {
