@@ -31,12 +31,12 @@ import (
 type cli struct {
 	std      console
 	commands []*Command
-	leftOut  []*Command // by READ_ONLY
+	leftOut  []*Command // all commands, including those that READ_ONLY leaves out
 	serve    func(ctx context.Context, config *Config, commands []*Command, dev bool, std console) error
 
 	args        arguments // given for the operation
-	output      string    // the format asked for, or ""
-	fields      []string  // the columns asked for, or nil
+	output      string    // the requested format, or ""
+	fields      []string  // the requested columns, or nil
 	asCurl, yes bool
 	settings    []string // the settings given as flags: -name=value
 	refused     error    // the first thing wrong with the flags, or nil
@@ -45,7 +45,7 @@ type cli struct {
 	mask      *secrets.Mask // nil until the settings are loaded
 	telemetry *datadog.Client
 	app       *App            // nil with APP_URL
-	table     *terminal.Table // that shows the result
+	table     *terminal.Table // shows the result
 	exit      int             // the exit code of a run without an error
 }
 
@@ -75,7 +75,7 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	return c.exit
 }
 
-// customary returns the arguments with other programs' words for help and version in our own.
+// customary translates other programs' words for help and version in the arguments to ours.
 func customary(args []string) []string {
 	switch {
 	case len(args) > 0 && args[0] == "help":
@@ -86,8 +86,8 @@ func customary(args []string) []string {
 	return args
 }
 
-// lookAhead finds two flags before all are parsed, and whatever is wrong with others: READ_ONLY decides which
-// subcommands exist, and the output format how errors are printed.
+// lookAhead finds two flags before all are parsed, even if others are wrong: READ_ONLY decides which subcommands
+// exist, and the output format decides how errors are printed.
 func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 	var given []string
 	for i, arg := range args {
@@ -106,7 +106,7 @@ func lookAhead(args []string, envFile string) (readOnly bool, output string) {
 	return config.ReadOnly, output
 }
 
-// loadConfig loads the settings and reports misspelt ones. From then on standard error shows none of the secrets.
+// loadConfig loads the settings and reports misspelt ones. From then on, standard error shows no secrets.
 func (c *cli) loadConfig() (err error) {
 	c.config, err = loadConfig(c.settings, c.std.envFile)
 	c.mask = c.config.mask()
@@ -118,7 +118,7 @@ func (c *cli) loadConfig() (err error) {
 
 func (c *cli) stderr() io.Writer { return c.mask.Writer(c.safe(c.std.err)) }
 
-// fail prints the error, as a problem if JSON was asked for and else as one line, and returns the exit code.
+// fail prints the error, as a problem if JSON was asked for and otherwise as one line, and returns the exit code.
 func (c *cli) fail(err error) int {
 	f := failureWithCause(err)
 	if unwritten, ok := errors.AsType[*fs.PathError](err); ok && f.kind == internal && unwritten.Op == "write" {
@@ -145,7 +145,7 @@ func failureWithCause(err error) *Failure {
 	return f
 }
 
-// A subcommand is a word of the command line, and what may follow it.
+// A subcommand is a word of the command line with what may follow it.
 type subcommand struct {
 	name  string
 	help  func() string
@@ -159,17 +159,17 @@ type cliFlag struct {
 	names    []string // -output, -o
 	help     string
 	preset   string                   // the default, or ""
-	value    string                   // stands for the value in help, or ""
-	values   []string                 // all that are valid, or nil for many
+	value    string                   // placeholder of the value in help, or ""
+	values   []string                 // the valid ones, or nil if they cannot be listed
 	isSwitch bool                     // it needs no value
-	set      func(value string) error // the texts of its errors continue the name: "must be …"
+	set      func(value string) error // its errors follow the name: "must be …"
 }
 
 func switchFlag(name, help string, target *bool) cliFlag {
 	return cliFlag{names: []string{name}, help: help, isSwitch: true, set: parsed(target, parseBool)}
 }
 
-// settingFlags returns the settings as flags, which each subcommand takes.
+// settingFlags returns the settings as flags, which every subcommand accepts.
 func (c *cli) settingFlags() (flags []cliFlag) {
 	for _, s := range new(Config).settings() {
 		f := cliFlag{names: []string{"-" + s.name}, help: s.help, isSwitch: s.isSwitch(), set: func(value string) error {
@@ -187,7 +187,7 @@ func (c *cli) settingFlags() (flags []cliFlag) {
 	return flags
 }
 
-// tree makes the subcommands of the registry and those that exist only on the command line.
+// tree builds the subcommands of the registry and those that exist only on the command line.
 func (c *cli) tree() *subcommand {
 	root := c.group("app", c.rootHelp)
 	for _, command := range c.commands {
@@ -206,7 +206,7 @@ func (c *cli) tree() *subcommand {
 	return root
 }
 
-// group makes a subcommand that only has subcommands. Without one it prints its help.
+// group makes a subcommand that only holds others. Called alone, it prints its help.
 func (c *cli) group(name string, help func() string, below ...*subcommand) *subcommand {
 	return &subcommand{name, help, nil, below, func(_ context.Context, _ []string, refused error) error {
 		if refused == nil {
@@ -217,7 +217,7 @@ func (c *cli) group(name string, help func() string, below ...*subcommand) *subc
 	}}
 }
 
-// simple makes a subcommand that is no operation and takes no arguments.
+// simple makes a subcommand that is not an operation and takes no arguments.
 func simple(name string, help func() string, flags []cliFlag, run func(context.Context) error) *subcommand {
 	return &subcommand{name, help, flags, nil, func(ctx context.Context, words []string, refused error) error {
 		switch {
@@ -309,7 +309,7 @@ func label(p *param) string {
 	return "-" + flagName(p)
 }
 
-// start starts what operations need. Its log is silent above the level debug: errors are printed anyway.
+// start sets up what operations need. It logs only if the level is debug, since errors are printed anyway.
 func (c *cli) start() (err error) {
 	log := slog.New(slog.DiscardHandler)
 	if c.config.LogLevel <= slog.LevelDebug {
@@ -331,8 +331,8 @@ func (c *cli) runOperation(ctx context.Context, command *Command, args arguments
 	return operation(ctx, c.app)
 }
 
-// execute runs an operation and prints its result. An error in the arguments is reported before one in the
-// settings, and is counted as the operation's.
+// execute runs an operation and prints its result. An error in the arguments takes precedence over one in the
+// settings, and counts as a failure of the operation.
 func (c *cli) execute(ctx context.Context, command *Command, words []string, err error) error {
 	var operation prepared
 	if err == nil {
@@ -373,7 +373,7 @@ func (c *cli) execute(ctx context.Context, command *Command, words []string, err
 	return nil
 }
 
-// prepare adds the words and the files to the flags, and checks them all.
+// prepare adds the words and the files to the values of the flags, and checks them all.
 func (c *cli) prepare(ctx context.Context, command *Command, words []string) (prepared, error) {
 	if err := c.checkOutput(command); err != nil {
 		return nil, err
@@ -465,7 +465,7 @@ func (c *cli) newCall() (call *Call, end func()) {
 	return call, progress.End
 }
 
-// command makes the subcommand a command of ff, which parses the flags.
+// command converts the subcommand to one of ff, which parses the flags.
 func (c *cli) command(s *subcommand) *ffcli.Command {
 	flags := flag.NewFlagSet(s.name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -487,9 +487,9 @@ func (c *cli) command(s *subcommand) *ffcli.Command {
 	return &ffcli.Command{Name: s.name, FlagSet: flags, Exec: run}
 }
 
-// arrange returns the subcommand that the words lead to, and what is left for it: the flags before the arguments,
-// because package flag stops at the first argument. It refuses unknown flags and subcommands, naming the valid
-// ones, and then returns what came before. All that follows -- is an argument.
+// arrange returns the subcommand that the words select, and the rest with the flags before the arguments, because
+// package flag stops at the first argument. It refuses unknown flags and subcommands, naming the valid ones, and
+// then returns what came before them. Everything after -- is an argument.
 func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selected *subcommand, err error) {
 	var words []string
 	for settings := c.settingFlags(); len(args) > 0; {
@@ -540,7 +540,7 @@ func (s *subcommand) childNames() []string {
 	return column(s.below, func(sub *subcommand) string { return sub.name })
 }
 
-// unknownCommand returns the failure of a word that is no subcommand of the group.
+// unknownCommand returns the failure for a word that is not a subcommand of the group.
 func (c *cli) unknownCommand(group *subcommand, word string) error {
 	if slices.ContainsFunc(c.leftOut, func(o *Command) bool { return o.Name == group.name+"."+word }) {
 		return fail(invalid, "%s %s is left out by READ_ONLY, since it changes something", group.name, word)
@@ -548,7 +548,7 @@ func (c *cli) unknownCommand(group *subcommand, word string) error {
 	return fail(invalid, "%s", unknown("command", word, group.childNames()))
 }
 
-// unknownFlag returns the failure of an unknown flag. Of the settings it names those that may be meant.
+// unknownFlag returns the failure for an unknown flag. Of the settings, it names only likely ones.
 func unknownFlag(name string, flags, settings []cliFlag) error {
 	var valid []string
 	for _, f := range flags {

@@ -8,8 +8,8 @@ import (
 	"text/template"
 )
 
-// completionFiles are templates of scripts. That for bash has functions that find the words of the command in the
-// line and look up what may follow them, which zsh can run, too; that for fish has a rule for each word.
+// completionFiles are templates of scripts. The one for bash, which zsh can run, too, has functions that find the
+// command's words in the line and look up what may follow them. The one for fish has a rule for each word.
 //
 //go:embed completion
 var completionFiles embed.FS
@@ -29,14 +29,14 @@ func (c *cli) completionCommand(root *subcommand) *subcommand {
 	return c.group("completion", helpFrom("completion.txt"), shell("bash", "app.bash"), shell("fish", "app.fish"), shell("zsh", "app.bash"))
 }
 
-// A completion is the words that may follow a command, or those that may follow a flag of it.
+// A completion holds the words that may follow a command or one of its flags.
 type completion struct {
 	Command string // "items list"
 	Flag    string // "-status", or ""
 	Words   []string
 }
 
-// Place is what stands before the words.
+// Place returns the command and the flag before the words.
 func (c completion) Place() string { return strings.TrimSpace(c.Command + " " + c.Flag) }
 
 // completions returns the completions of the subcommand and of all below it.
@@ -62,8 +62,8 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	return append([]completion{{Command: name, Words: append(at.childNames(), flags...)}}, below...)
 }
 
-// settingWords returns the flags that are settings. There are many, so that other commands than serve complete
-// them only once more than a dash is typed.
+// settingWords returns the flags that are settings. There are many, so commands other than serve complete them
+// only once more than a dash is typed.
 func settingWords() []string {
 	return column(new(Config).settings(), func(s setting) string { return "-" + s.name })
 }

@@ -19,7 +19,7 @@ func alignColumns(rows ...string) string {
 	return b.String()
 }
 
-// commandRows returns a row for each operation whose name has the prefix, which is left out.
+// commandRows returns a row for each operation whose name has the prefix, without the prefix.
 func (c *cli) commandRows(prefix string) []string {
 	var rows []string
 	for _, command := range c.commands {
@@ -86,7 +86,7 @@ func commandHelp(c *Command, flags []cliFlag) string {
 	return help + "\n" + alignColumns(rows...) + "\nAll settings are flags, too; app -h lists them.\n\n" + c.usage() + "\n"
 }
 
-// helpFiles are texts that depend on no operation: help, what agents are told, and what serve -dev prints.
+// helpFiles are texts that depend on no operation: help, instructions for agents, and what serve -dev prints.
 //
 //go:embed help
 var helpFiles embed.FS
@@ -94,10 +94,10 @@ var helpFiles embed.FS
 // helpFrom returns a function that returns the text of a file.
 func helpFrom(file string) func() string {
 	return func() string {
-		text, _ := helpFiles.ReadFile("help/" + file) // it is there
+		text, _ := helpFiles.ReadFile("help/" + file) // the file is embedded
 		return string(text)
 	}
 }
 
-// placeholders stand for the values of flags, by their kinds.
+// placeholders stand for the values of flags, by kind.
 var placeholders = map[paramKind]string{kindText: "TEXT", kindOther: "TEXT", kindNumber: "N", kindObject: "JSON"}

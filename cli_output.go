@@ -24,7 +24,7 @@ type console struct {
 	envFile  string
 }
 
-// setFields takes the columns of a table or of CSV.
+// setFields sets the columns of a table or of CSV.
 func (c *cli) setFields(text string) error {
 	c.fields = append(c.fields, column(strings.Split(text, ","), strings.TrimSpace)...)
 	if slices.Contains(c.fields, "") {
@@ -33,7 +33,7 @@ func (c *cli) setFields(text string) error {
 	return nil
 }
 
-// checkOutput refuses an output format that the command does not have, and -fields where there are no columns.
+// checkOutput refuses a format that the command does not support, and -fields with a format without columns.
 func (c *cli) checkOutput(command *Command) error {
 	switch {
 	case c.output == "csv" && command.Columns == "":
@@ -80,7 +80,7 @@ func (c *cli) print(command *Command, value any) error {
 }
 
 // alignedRows is the number of table rows that are aligned and written together, so that a long list appears
-// while it is read.
+// as it is read.
 const alignedRows = 200
 
 // printRows prints the columns of a list.
@@ -102,12 +102,12 @@ func printRows(t *terminal.Table, columns []string, list *List) error {
 	return t.Flush()
 }
 
-// firstMembers are what people look for first in a thing. A dot goes deeper.
+// firstMembers are the members that people look for first. Dots lead to nested ones.
 var firstMembers = strings.Fields(`id counter item_id title state level status data.level data.status environment
 	data.environment total_occurrences data.total_occurrences first_seen first_occurrence_timestamp last_seen
 	last_occurrence_timestamp timestamp uuid`)
 
-// printMembers prints an object as a table with a row for each member, the first ones first.
+// printMembers prints an object as a table with a row for each member, firstMembers on top.
 func (c *cli) printMembers(value any) error {
 	var text strings.Builder
 	if err := writeResult(&text, value); err != nil {
@@ -129,8 +129,8 @@ func (c *cli) printMembers(value any) error {
 	return c.table.Flush()
 }
 
-// cell returns a JSON value as one line, without characters that a terminal would take for commands. A time is
-// an age, or both if it isExact.
+// cell returns a JSON value as one line, without characters that a terminal would obey. A time is shown as its
+// age, and with isExact also in full.
 func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) string {
 	text := string(value)
 	switch at, isTime := timeOf(name, value); {
@@ -152,7 +152,7 @@ func cell(t *terminal.Table, name string, value json.RawMessage, isExact bool) s
 	return text
 }
 
-// safe returns the stream, made safe if it is a terminal.
+// safe returns a writer to the stream that keeps control characters from a terminal.
 func (c *cli) safe(stream io.Writer) io.Writer {
 	if !terminal.Is(stream) {
 		return stream
@@ -185,7 +185,7 @@ func (c *cli) confirm(ctx context.Context, command *Command) error {
 	return fail(invalid, "not confirmed, so nothing was done")
 }
 
-// about reads what the question is about. It is nil where a server cannot tell.
+// about reads the subject of the question. It is nil if the server cannot tell.
 func (c *cli) about(ctx context.Context, command *Command) (json.RawMessage, error) {
 	about := command.About
 	operation, err := about.Run.prepare(c.args)

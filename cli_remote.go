@@ -67,7 +67,7 @@ func runRemotely(ctx context.Context, config *Config, c *Command, args arguments
 	if len(all) == 0 || all[0].text != "true" {
 		return askServer(ctx, config, c, args)
 	}
-	callOf(ctx).stream = false // a page is read as one document, which holds more than the items
+	callOf(ctx).stream = false // asks for whole documents, since lines hold only the items
 	first, err := askServer(ctx, config, c, args)
 	if err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func runRemotely(ctx context.Context, config *Config, c *Command, args arguments
 	return list, nil
 }
 
-// remoteClient follows no redirects, since that would turn a change into a read.
+// remoteClient follows no redirects, since they would turn a change into a read.
 var remoteClient = &http.Client{CheckRedirect: refuseRedirects}
 
 // askServer sends one request to the server at APP_URL and returns the result in its response.
@@ -121,7 +121,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 	return remoteResult(config, c, res, text)
 }
 
-// showWaiting shows for how many seconds the server has been at work, until stop is called.
+// showWaiting shows how many seconds the server has taken so far, until stop is called.
 func showWaiting(ctx context.Context) (stop func()) {
 	ctx, stop = context.WithCancel(ctx)
 	go func() {
@@ -162,7 +162,7 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 	return nil, strangeResponse(config, res)
 }
 
-// remoteList returns the list in a JSON document, whose elements are the first array, or nil if there is none.
+// remoteList returns the list in a JSON document, whose first array holds the elements, or nil if there is no array.
 func remoteList(res *http.Response, document json.RawMessage) *List {
 	for name, value := range rawjson.Members(document) {
 		if value[0] != '[' {
@@ -174,19 +174,19 @@ func remoteList(res *http.Response, document json.RawMessage) *List {
 	return nil
 }
 
-// nextLink is the parameter that leads to the next page, in a Link header.
+// nextLink matches the parameter of the next page in a Link header.
 var nextLink = regexp.MustCompile(`[?&]((?:page|cursor)=[^&>]*)[^>]*>; rel="next"`)
 
-// nextPage returns the parameters that lead to the next page, nil for none.
+// nextPage returns the parameters of the next page, nil for none.
 func nextPage(res *http.Response) url.Values {
 	if found := nextLink.FindStringSubmatch(strings.Join(res.Header.Values("Link"), "\n")); found != nil {
-		next, _ := url.ParseQuery(found[1]) // what a stranger sends may be none
+		next, _ := url.ParseQuery(found[1]) // another server may send an invalid query
 		return next
 	}
 	return nil
 }
 
-// remoteLines returns the list that a server sends one element a line, read as it arrives.
+// remoteLines returns the list that a server sends as one element per line, and reads it as it arrives.
 func remoteLines(config *Config, res *http.Response) *List {
 	return &List{
 		Next: nextPage(res),
@@ -213,7 +213,7 @@ func remoteLines(config *Config, res *http.Response) *List {
 	}
 }
 
-// remoteFailure turns problem details back into the failure that they were made of.
+// remoteFailure turns problem details back into the failure that they describe.
 func remoteFailure(config *Config, res *http.Response, text []byte) error {
 	var p problem
 	err := json.Unmarshal(text, &p)
@@ -236,25 +236,25 @@ func noResponse(config *Config, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	if inside, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
+	if inside, ok := errors.AsType[*url.Error](err); ok { // it repeats the URL
 		err = inside.Err
 	}
 	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", appURL(config), err)
 }
 
-// strangeResponse returns the failure of a response that this service does not give.
+// strangeResponse returns the failure for a response that this service would not send.
 func strangeResponse(config *Config, res *http.Response) error {
 	return fail(badGateway, "the server at APP_URL, %s, answered %d, but not as this service would: check APP_URL and any proxy in front of it", appURL(config), res.StatusCode)
 }
 
 // appURL returns APP_URL without the password.
 func appURL(config *Config) string {
-	u, _ := url.Parse(config.AppURL) // valid, as its setting checked
+	u, _ := url.Parse(config.AppURL) // the setting has validated it
 	return u.Redacted()
 }
 
-// printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a line for
-// a shell. The token stays in the environment.
+// printCurl prints the request that runs the operation on the server at APP_URL or else at ADDR, as a shell
+// command. The token stays in the environment.
 func (c *cli) printCurl(ctx context.Context, command *Command) error {
 	base := "http://" + localAddress(c.config.Addr)
 	if c.config.AppURL != "" {
@@ -284,7 +284,7 @@ func (c *cli) printCurl(ctx context.Context, command *Command) error {
 		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
 	}
 	target := shellQuote(req.URL.String())
-	if u, _ := url.Parse(c.config.AppURL); u.User != nil { // which stays in the environment
+	if u, _ := url.Parse(c.config.AppURL); u.User != nil { // the user and the password stay in the environment
 		target = `"${APP_URL%/}"` + shellQuote(strings.TrimPrefix(req.URL.String(), strings.TrimRight(base, "/")))
 	}
 	_, err = fmt.Fprintln(c.std.out, strings.Join(words, " "), target)

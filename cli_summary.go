@@ -9,14 +9,14 @@ import (
 	"app/internal/terminal"
 )
 
-// printSummary prints a summary as bars, and the days as lines of eighths.
+// printSummary prints a summary as bars, and the days as sparklines.
 func printSummary(w *terminal.Table, s Summary) error {
 	groups := []struct {
 		title  string
 		counts map[string]int64
 	}{{"STATUS", s.Items.ByStatus}, {"LEVEL", s.Items.ByLevel}, {"ENVIRONMENT", s.Items.ByEnvironment}}
 	bar, most := 40, len(s.Days)
-	if w.Width > 0 { // beside the first two columns
+	if w.Width > 0 { // the bars get what the first two columns leave
 		first := len("SINCE 2006-01-02")
 		for _, group := range groups {
 			for name := range group.counts {

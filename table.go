@@ -11,8 +11,8 @@ import (
 	"app/internal/rawjson"
 )
 
-// fieldOf returns what a column holds of a thing: its member of the name, or one further inside. The title of a
-// report or an occurrence is made of its payload, on one line.
+// fieldOf returns the value of a column for a thing: the member with that name, or a nested one. The title of a
+// report or an occurrence comes from its payload, on one line.
 func fieldOf(thing json.RawMessage, column string) json.RawMessage {
 	return fieldsOf([]string{column})(thing)[0]
 }
@@ -48,7 +48,7 @@ func fieldsOf(columns []string) func(thing json.RawMessage) []json.RawMessage {
 // lastName returns the name at the end of a column such as data.level.
 func lastName(column string) string { return column[strings.LastIndexByte(column, '.')+1:] }
 
-// timeOf returns the time that a column holds: RFC 3339, or Unix seconds where its name says so.
+// timeOf returns the time in a column: RFC 3339, or Unix seconds if the column's name says so.
 func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 	if strings.HasSuffix(column, "timestamp") {
 		if seconds, err := strconv.ParseFloat(string(value), 64); err == nil {
@@ -62,7 +62,7 @@ func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 	return at, err == nil && lastName(column) != "title"
 }
 
-// writeCSV writes the columns of the list's elements as RFC 4180 has it, below their names.
+// writeCSV writes the columns of the list's elements as CSV (RFC 4180), below a header line.
 func (l *List) writeCSV(w io.Writer, columns []string) error {
 	line, read := strings.Join(columns, ",")+"\r\n", fieldsOf(columns)
 	for row, err := range l.Rows {
@@ -74,7 +74,7 @@ func (l *List) writeCSV(w io.Writer, columns []string) error {
 			fields[i] = csvField(columns[i], value)
 		}
 		if len(fields) == 1 && fields[0] == "" {
-			fields[0] = `""` // an empty line is no record
+			fields[0] = `""` // an empty line would not be a record
 		}
 		if _, err := io.WriteString(w, line+strings.Join(fields, ",")+"\r\n"); err != nil {
 			return err
@@ -104,7 +104,7 @@ func csvField(column string, value json.RawMessage) string {
 	return text
 }
 
-// headings are those of columns in a table of text that differ from their names.
+// headings are the headings in text tables that differ from the column's name.
 var headings = map[string]string{"last_occurrence_timestamp": "LAST_SEEN", "total_occurrences": "COUNT"}
 
 func heading(column string) string {
@@ -112,7 +112,7 @@ func heading(column string) string {
 	return cmp.Or(headings[name], strings.ToUpper(name))
 }
 
-// colours are the colours of levels and statuses, as terminals number them.
+// colours are the terminal's codes for the colours of levels and statuses.
 var colours = map[string]int{
 	"critical": 35, "error": 31, "warning": 33, "info": 36, "debug": 90,
 	"active": 33, "resolved": 32, "muted": 90, "archived": 90,
