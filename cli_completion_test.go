@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// completedBy has a shell complete a line with the script for it, and returns the choices.
+// completedBy completes a line in a shell with our script for it, and returns the choices.
 func completedBy(t *testing.T, shell, line string) []string {
 	t.Helper()
 	script := runShell(t, "", "completion", shell)
@@ -33,7 +33,7 @@ func completedBy(t *testing.T, shell, line string) []string {
 	return strings.Fields(string(out))
 }
 
-// Each shell that is there completes commands, flags and values.
+// Each installed shell completes commands, flags and values.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	for _, shell := range []string{"bash", "fish"} {
@@ -79,7 +79,7 @@ func TestCompletion(t *testing.T) {
 			}
 		})
 	}
-	// completes at a terminal only: bash's function, which it must be able to run
+	// zsh completes only at a terminal, so it just runs the function that bash uses
 	if path, err := exec.LookPath("zsh"); err == nil {
 		script := filepath.Join(t.TempDir(), "script")
 		require.NoError(t, os.WriteFile(script, []byte(runShell(t, "", "completion", "zsh").out), 0o600))

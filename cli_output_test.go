@@ -38,7 +38,7 @@ func TestOutputFormats(t *testing.T) {
 	assert.Equal(t, 1, strings.Count("\n"+one, "\nstatus "), "each member once")
 }
 
-// A long table appears while it is read, and a failure leaves what came before it.
+// A long table appears as it is read, and the rows before a failure are printed.
 func TestTableAppearsWhileItIsRead(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder

@@ -48,8 +48,8 @@ func TestAskServer(t *testing.T) {
 	assert.Contains(t, nobody.err, "the server at APP_URL, http://127.0.0.1:1, does not answer")
 }
 
-// What a server at APP_URL answers that is not this service, or what something before it answers,
-// never looks like success.
+// A response from another kind of server at APP_URL, or from a proxy in front of it, never counts
+// as success.
 func TestAskStranger(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -86,7 +86,7 @@ func TestAskStranger(t *testing.T) {
 				"reports list -o table", "reports summary -o table", "items get 5", "items create -message m",
 				"items delete 5 -yes"} {
 				exit := tt.exit
-				if tt.exit == 0 && strings.Contains(args, "list") { // no list
+				if tt.exit == 0 && strings.Contains(args, "list") { // not a list
 					exit = 7
 				}
 				got := runShell(t, "", append(strings.Fields(args), "-app-url", stranger.URL)...)
@@ -103,7 +103,7 @@ func TestAskStranger(t *testing.T) {
 	}
 }
 
-// A failure of the server is told as it is, and a list that breaks off is one.
+// A failure of the server is passed on unchanged, and a truncated list counts as a failure.
 func TestAskServerThatFails(t *testing.T) {
 	t.Parallel()
 	const more = `"upstream_status":403,"errors":[{"field":"level","message":"other"}]}`
@@ -130,7 +130,7 @@ func TestAskServerThatFails(t *testing.T) {
 	assert.Contains(t, got.err, "does not answer")
 }
 
-// A redirect is not followed: it would make a read of what should change something.
+// Redirects are not followed, since they would turn a change into a read.
 func TestAskServerThatRedirects(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 10)
@@ -145,7 +145,7 @@ func TestAskServerThatRedirects(t *testing.T) {
 	assert.Equal(t, []string{"POST /items"}, datadogtest.Drained(asked))
 }
 
-// A table and lines name the next page, also when a server has made it.
+// Tables and ndjson name the next page, also with APP_URL.
 func TestNextPageOfAServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
@@ -158,8 +158,8 @@ func TestNextPageOfAServer(t *testing.T) {
 	}
 }
 
-// The request is printed and not made. The token stays in the environment, and a shell takes the line as
-// it is.
+// The request is printed instead of being sent. The token stays in the environment, and the line runs in a
+// shell unchanged.
 func TestAsCurl(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -214,7 +214,7 @@ func TestAsCurl(t *testing.T) {
 		rawjson.Unquote(rawjson.Get(f.sandbox.DataOf(uuid), "body", "message", "body")), "%s", out)
 }
 
-// On a terminal, a server that takes its time is not silence. This one takes it until something is shown.
+// A terminal shows progress while a slow server works. This one responds only after something is shown.
 func TestWaitingForAServer(t *testing.T) {
 	t.Parallel()
 	shown := make(chan string, 1)

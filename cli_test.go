@@ -42,8 +42,7 @@ func requireGolden(t *testing.T, name, got string) {
 	require.Equal(t, string(want), got)
 }
 
-// Every operation gives the same JSON through all doors, and a status and an exit code that belong
-// together.
+// Every operation gives the same JSON on all surfaces, and a status and an exit code that match.
 func TestParity(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 120)
@@ -180,7 +179,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// Other programs' words for help and version work, too.
+// Other programs' conventions for help and version work, too.
 func TestCustomaryWords(t *testing.T) {
 	t.Parallel()
 	for custom, own := range map[string]string{
@@ -193,7 +192,7 @@ func TestCustomaryWords(t *testing.T) {
 	}
 }
 
-// Help that cannot be written is no success.
+// Output that cannot be written is a failure.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	full := writerFunc(func([]byte) (int, error) { // as an *os.File does
@@ -339,7 +338,7 @@ func TestListAll(t *testing.T) {
 	assert.Equal(t, []string{fmt.Sprint(len(seen))}, f.rows(`SELECT count(*)::text FROM reports`))
 
 	f.sandbox.FailOnly("GET /items", -1, sandbox.None)
-	// nothing is counted, and pages go on until an empty one
+	// without a total_count, pages are read until an empty one
 	f.sandbox.Set(func(s *sandbox.Settings) { s.LargeProject = 10 })
 	assert.Len(t, strings.Split(f.run("items", "list", "-all", "-o", "ndjson").out, "\n"), len(seen)+1)
 }
@@ -363,7 +362,7 @@ func TestPayloadFromFile(t *testing.T) {
 	assert.Contains(t, both.err, "nothing else can be given with it")
 }
 
-// Here the one who runs the command hears why PostgreSQL does not answer.
+// Unlike a server's caller, the user of the command line is told why PostgreSQL does not answer.
 func TestReasonOnTheCommandLine(t *testing.T) {
 	t.Parallel()
 	got := runShell(t, "", "reports", "list", "-database-url", "postgres://app:hunter2@127.0.0.1:1/app")

@@ -36,7 +36,7 @@ func (in *testInput) check() error {
 	return nil
 }
 
-// fillTestInput hands values to an operation as a door would.
+// fillTestInput passes values to an operation as a surface would.
 func fillTestInput(values map[string][]literal) (testInput, error) {
 	var got testInput
 	op := typed(func(_ context.Context, _ *App, in testInput) (any, error) { got = in; return nil, nil })
@@ -134,7 +134,7 @@ func TestArgumentsWithRulesOfTheirOwn(t *testing.T) {
 	assert.EqualError(t, err, "size must be at most 30 with deep")
 }
 
-// In JSON a whole number may be written with a fraction or an exponent, elsewhere with digits alone.
+// In JSON, a whole number may have a fraction or an exponent. Elsewhere it is only digits.
 func TestWholeNumbers(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int64{
@@ -158,7 +158,7 @@ func TestMoment(t *testing.T) {
 		require.NoError(t, m.UnmarshalText([]byte(text)))
 		assert.WithinDuration(t, time.Now().Add(-age), m.Time, time.Minute, text)
 	}
-	for _, text := range []string{"4000000000w", "200000d", "1500-01-01T00:00:00Z"} { // as old as can be, but not none
+	for _, text := range []string{"4000000000w", "200000d", "1500-01-01T00:00:00Z"} { // very old, but not the zero time
 		var m Moment
 		require.NoError(t, m.UnmarshalText([]byte(text)))
 		assert.False(t, m.IsZero(), text)
@@ -168,7 +168,7 @@ func TestMoment(t *testing.T) {
 	require.NoError(t, lower.UnmarshalText([]byte("2026-01-31t12:00:00z")))
 	assert.Equal(t, "2026-01-31T12:00:00Z", lower.Format(time.RFC3339))
 	var m Moment
-	require.NoError(t, m.UnmarshalText([]byte("2026-01-31T12:00:00 01:00"))) // its plus sign came as a space
+	require.NoError(t, m.UnmarshalText([]byte("2026-01-31T12:00:00 01:00"))) // the plus sign arrived as a space
 	assert.Equal(t, "2026-01-31T11:00:00Z", m.UTC().Format(time.RFC3339))
 	require.NoError(t, m.UnmarshalText([]byte("2026-01-31")))
 	assert.Equal(t, time.Date(2026, 1, 31, 0, 0, 0, 0, time.UTC), m.Time)
@@ -190,7 +190,7 @@ func TestUnknownNamesTheNearest(t *testing.T) {
 	assert.Equal(t, `unknown field "x": there are none here`, unknown("field", "x", nil))
 }
 
-// The registry is right where the compiler does not look: names and routes, and the tags of inputs.
+// The registry is correct where the compiler cannot check it: names, routes, and the tags of inputs.
 func TestRegistry(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
@@ -227,7 +227,7 @@ func TestRegistry(t *testing.T) {
 			assert.Equal(t, reflect.TypeFor[json.RawMessage](), c.About.Run.out, c.Name)
 			assert.False(t, c.About.Changes, "%s changes something before it asks", c.Name)
 			assert.True(t, c.About.Route != "" || slices.Equal(c.names(inQuery), c.About.names(inQuery)), c.Name)
-			for _, p := range c.About.Run.params { // which gets the same arguments
+			for _, p := range c.About.Run.params { // it gets the same arguments
 				assert.True(t, c.has(p.in, p.name) || !p.required, "%s has no %s to ask about", c.Name, p.name)
 			}
 		}

@@ -52,7 +52,7 @@ func TestConfigPrecedence(t *testing.T) {
 	assert.Equal(t, accessToken{"old", "ROLLBAR_TOKEN"}, config.tokens()[scopeRead])
 }
 
-// Tokens are separated by commas; white space around them is none of theirs.
+// Tokens are separated by commas; white space around them is ignored.
 func TestTokens(t *testing.T) {
 	t.Setenv("API_TOKEN", " first-token,\tsecond ,, third\n")
 	t.Setenv("ROLLBAR_READ_TOKEN", "read\n")
@@ -62,7 +62,7 @@ func TestTokens(t *testing.T) {
 	assert.Equal(t, "read", config.readToken)
 }
 
-// READ_ONLY is found whatever else is wrong, and a flag beats the environment.
+// READ_ONLY is found even if other settings are invalid, and a flag beats the environment.
 func TestLookAhead(t *testing.T) {
 	for _, tt := range []struct {
 		env, args string
@@ -76,7 +76,7 @@ func TestLookAhead(t *testing.T) {
 		{"", "-read-only", true},
 		{"", "items -read-only=1 delete", true},
 		{"false", "items delete --read-only=TRUE", true},
-		{"", "-read-only=soon", false}, // is refused anyhow
+		{"", "-read-only=soon", false}, // refused later
 	} {
 		t.Setenv("READ_ONLY", tt.env)
 		t.Setenv("LOG_LEVEL", "loud")
@@ -96,7 +96,7 @@ func TestEnvironmentSetsNoParameters(t *testing.T) {
 	assert.Equal(t, 2, f.run("reports", "clean").exit, "-yes is still wanted")
 }
 
-// With these settings serve starts; TestMissingSettings has those with which it does not.
+// serve starts with these settings; TestMissingSettings has those that it refuses.
 func TestServeSettings(t *testing.T) {
 	t.Parallel()
 	for _, flags := range []string{"-sandbox -addr=localhost:0", "-rollbar-post-client-token=x -addr=[::1]:0",
@@ -155,7 +155,7 @@ func TestBadSettings(t *testing.T) {
 	}
 }
 
-// What pgx would mistake for something else is refused and not repeated. What pgx refuses is said in its words.
+// A value that pgx would misread is refused and not quoted. What pgx itself refuses is reported in its words.
 func TestDatabaseURL(t *testing.T) {
 	const usage = "must be a PostgreSQL URL such as postgres://user:password@host:5432/database, " +
 		"with %40 for an @ in the password"
@@ -219,7 +219,7 @@ func TestDatabaseURL(t *testing.T) {
 	}
 }
 
-// What is not a regular file is never opened, since reading a pipe would block. The other settings count.
+// Only a regular file is opened, since reading a pipe would block. Settings from elsewhere still apply.
 func TestDotEnvIsRegularFile(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), ".env")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
@@ -231,7 +231,7 @@ func TestDotEnvIsRegularFile(t *testing.T) {
 	}
 }
 
-// White space around a value is not meant, such as a secret store's line end.
+// White space around a value, such as a line end from a secret store, is ignored.
 func TestSpaceAroundSettings(t *testing.T) {
 	t.Setenv("DATABASE_URL", " postgres://app@db/app\n")
 	t.Setenv("DD_ENV", "\t\n")
@@ -245,7 +245,7 @@ func TestSpaceAroundSettings(t *testing.T) {
 	assert.True(t, config.Sandbox)
 }
 
-// A name that nearly is a setting is reported, once and without its value.
+// A name that looks like a misspelt setting is reported once, without its value.
 func TestMisspeltSettings(t *testing.T) {
 	for _, name := range []string{"READONLY", "read_only", "PORT", "POSTGRES_PASSWORD", "DD_DOGSTATSD_HOST", "HOST"} {
 		t.Setenv(name, "s3cret")

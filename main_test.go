@@ -33,7 +33,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// TestMain keeps the developer's settings out of the tests, but for TEST_DATABASE_URL.
+// TestMain keeps the developer's settings out of the tests, except TEST_DATABASE_URL.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if only := flag.Lookup("test.run"); *update && only.Value.String() == "" {
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var testDir string // for the binary; removed in the end
+var testDir string // holds the binary; removed at the end
 
 // testBinary builds the program, once.
 var testBinary = sync.OnceValues(func() (string, error) {
@@ -79,7 +79,7 @@ func newFixture(t testing.TB, n int, change ...func(*Config)) *fixture {
 	f := &fixture{t: t, sandbox: sandbox.New(n).Control(), log: &datadogtest.LogLines{}}
 	rollbar := httptest.NewServer(f.sandbox)
 	t.Cleanup(rollbar.Close)
-	t.Cleanup(func() { f.sandbox.SetFault(sandbox.None) }) // lets slow answers go
+	t.Cleanup(func() { f.sandbox.SetFault(sandbox.None) }) // releases slow responses
 	var err error
 	f.config, err = loadConfig([]string{"-database-url=" + devpgtest.Schema(t)}, "")
 	require.NoError(t, err)
@@ -115,7 +115,7 @@ func (f *fixture) newApp() *App {
 	return app
 }
 
-// An answer is what the service answered.
+// An answer is a response of the service.
 type answer struct {
 	t      testing.TB
 	url    *url.URL // of the request
@@ -147,7 +147,7 @@ func (f *fixture) do(method, path, body string, header ...string) *answer {
 
 func (f *fixture) get(path string) *answer { f.t.Helper(); return f.do("GET", path, "") }
 
-// at returns the JSON text of a member of the body: "errors", "0", "field" goes into arrays, too.
+// at returns the JSON text of a member of the body. A path such as "errors", "0", "field" goes through arrays.
 func (a *answer) at(path ...string) string {
 	a.t.Helper()
 	value, err := rawjson.Compact([]byte(a.body))
@@ -183,7 +183,7 @@ func (a *answer) list(name string) []json.RawMessage {
 	return list
 }
 
-// link returns the path to which a Link header leads from the path of the request, or "".
+// link returns the path of the Link header with the relation, resolved against the request, or "".
 func (a *answer) link(rel string) string {
 	for _, link := range a.header.Values("Link") {
 		target, found := strings.CutSuffix(link, `>; rel="`+rel+`"`)
@@ -196,7 +196,7 @@ func (a *answer) link(rel string) string {
 	return ""
 }
 
-// walk yields the page at the path and all to which the links of a relation lead from there, with their
+// walk yields the page at the path and every page reached from it by links of the relation, with their
 // paths.
 func (f *fixture) walk(path, rel string) iter.Seq2[string, *answer] {
 	return func(yield func(string, *answer) bool) {
@@ -270,7 +270,7 @@ func (f *fixture) rows(sql string) []string {
 	return values
 }
 
-// serve puts a handler in the service's place.
+// serve starts a server with the handler, which replaces the fixture's service.
 func (f *fixture) serve(handler http.Handler) {
 	service := httptest.NewUnstartedServer(handler)
 	service.Config = newHTTPServer(handler, f.app.log)
@@ -289,18 +289,18 @@ func (f *fixture) exec(sql string) {
 	require.NoError(f.t, err)
 }
 
-// What tests wait for is there soon, or never.
+// Whatever a test waits for happens soon, or never.
 const (
 	waitLimit = 30 * time.Second
 	waitTick  = 5 * time.Millisecond
 )
 
-// newContext is a context that a test can end before it ends itself.
+// newContext returns a context that a test can cancel before the test itself ends.
 func newContext(t testing.TB) (context.Context, context.CancelFunc) {
 	return context.WithCancel(context.WithoutCancel(t.Context()))
 }
 
-// withTimeout sets the time-out of calls of Rollbar.
+// withTimeout sets the timeout of calls to Rollbar.
 func withTimeout(d time.Duration) func(*Config) {
 	return func(c *Config) { c.RollbarTimeout = d }
 }
@@ -310,13 +310,13 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// atoi returns the number that a text is, or 0.
+// atoi parses a number and returns 0 if the text is not one.
 func atoi(text string) int {
 	n, _ := strconv.Atoi(text)
 	return n
 }
 
-// writer returns a connection to the primary, whose schema is up to date. Release it.
+// writer returns a connection to the primary after updating its schema. The caller must release it.
 func (s *Store) writer(ctx context.Context) (*pgxpool.Conn, error) {
 	if err := s.writeSlowly(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A process is the real program, running.
+// A process is a run of the real program.
 type process struct {
 	t   testing.TB
 	cmd *exec.Cmd
@@ -46,8 +46,8 @@ func (p *process) stdout() string {
 	return p.out.String()
 }
 
-// program prepares a run of the program in an empty folder, with nothing in its environment but what
-// is given.
+// program prepares a run of the program in an empty folder, with nothing in its environment but PATH,
+// HOME and env.
 func program(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := testBinary()
@@ -98,7 +98,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// wait waits for the process and returns its exit code, -1 for one that a signal ended.
+// wait waits for the process and returns its exit code, or -1 if a signal ended it.
 func (p *process) wait() int {
 	p.t.Helper()
 	ended := make(chan struct{})
@@ -111,7 +111,7 @@ func (p *process) wait() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// env are the fixture's settings as an environment.
+// env returns the fixture's settings as an environment.
 func (f *fixture) env() []string {
 	return []string{
 		"DATABASE_URL=" + f.config.DatabaseURL, "ROLLBAR_URL=" + f.config.RollbarURL,
@@ -127,7 +127,7 @@ func (f *fixture) at(p *process) *fixture {
 	return &other
 }
 
-// await waits until the sandbox has seen a request that begins so.
+// await waits until the sandbox has seen a request that starts with the text.
 func (f *fixture) await(request string) {
 	f.t.Helper()
 	require.Eventually(f.t, func() bool {
@@ -140,7 +140,7 @@ func (f *fixture) await(request string) {
 	}, waitLimit, waitTick)
 }
 
-// Told to end, the service finishes the requests that run, refuses new ones, and exits with 0.
+// On a signal, the service finishes running requests, refuses new ones, and exits with 0.
 func TestServeEndsInGoodOrder(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -187,7 +187,7 @@ func TestServeEndsAtOnceOnTheSecondSignal(t *testing.T) {
 	assert.Equal(t, -1, p.wait())
 }
 
-// `serve | head -1` goes on when head has ended.
+// `serve | head -1` keeps running after head has exited.
 func TestServeWithoutAReaderOfItsLog(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -220,7 +220,7 @@ func TestServeOnATakenPort(t *testing.T) {
 		"use; free that address, or set ADDR to another one such as 127.0.0.1:8081\n", address)}, got)
 }
 
-// The service starts without PostgreSQL, as KO, and makes its tables when PostgreSQL comes.
+// The service starts without PostgreSQL, as KO, and creates its tables once PostgreSQL answers.
 func TestServeBeforePostgreSQL(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
@@ -244,8 +244,8 @@ func TestServeBeforePostgreSQL(t *testing.T) {
 	assert.Len(t, f.get("/reports").list("reports"), 3)
 }
 
-// On an empty machine, `serve -dev` brings all it needs, and says how a second shell gets to it. The
-// environment's database is not touched.
+// `serve -dev` works on an empty machine, and prints how a second shell reaches it. The environment's
+// database is not touched.
 func TestServeDev(t *testing.T) {
 	t.Parallel()
 	ambient := devpgtest.Schema(t)
@@ -281,7 +281,7 @@ func TestServeDev(t *testing.T) {
 	assert.Equal(t, 0, p.wait(), p.stderr())
 }
 
-// Another database is used only when the flag says so, and is named.
+// Another database is used only if the flag names it, and is printed.
 func TestServeDevOnAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	chosen := devpgtest.Schema(t)
@@ -294,7 +294,7 @@ func TestServeDevOnAnotherDatabase(t *testing.T) {
 	assert.NotContains(t, p.stderr(), "hunter2")
 }
 
-// What is printed on standard error is one line, and standard output stays clean.
+// An error is one line on standard error, and standard output stays empty.
 func TestBinary(t *testing.T) {
 	t.Parallel()
 	out, err := program(t, nil, "version").Output()
@@ -311,7 +311,7 @@ func TestBinary(t *testing.T) {
 	assert.Equal(t, "app: line 2 of .env: ROLLBAR_TIMEOUT must be a duration such as 10s or 1m30s\n", stderr.String())
 }
 
-// Interrupted, a subcommand ends with 130.
+// An interrupted subcommand exits with 130.
 func TestInterruptedSubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -327,7 +327,7 @@ func TestInterruptedSubcommand(t *testing.T) {
 	stdin, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	_, err = stdin.Write(bytes.Repeat([]byte{' '}, 256<<10)) // more than a pipe holds: it reads, and waits for the rest
+	_, err = stdin.Write(bytes.Repeat([]byte{' '}, 256<<10)) // more than a pipe holds: it is reading, and waits
 	require.NoError(t, err)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
 	cmd.Wait()

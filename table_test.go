@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// listOf is a list of elements that are given as JSON.
+// listOf returns a list of the elements, which are JSON.
 func listOf(elements ...string) *List {
 	return &List{Rows: sliceRows(elements, func(e string) json.RawMessage { return json.RawMessage(e) })}
 }
@@ -126,7 +126,7 @@ func TestCSVOnAllSurfaces(t *testing.T) {
 	assert.Contains(t, curl, "-H 'Accept: text/csv'")
 }
 
-// Only a list can be CSV. Whatever else is asked for so is refused before anything happens.
+// Only a list can be CSV. A request for anything else as CSV is refused before anything happens.
 func TestNoCSV(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
