@@ -30,25 +30,25 @@ import (
 )
 
 const (
-	maxBody = 1 << 20 // bytes of a request's body
-	noRoute = "/"     // the pattern of the route for all that no other route matches
+	maxBody = 1 << 20 // bytes; the largest body of a request
+	noRoute = "/"     // the catch-all route's pattern
 )
 
 type server struct {
 	app    *App
 	config *Config
-	mux    *http.ServeMux // ends with a route for all that no other route matches
+	mux    *http.ServeMux // its last route is the catch-all
 	origin *http.CrossOriginProtection
-	paths  []string // of the routes, as patterns
+	paths  []string // patterns of the routes' paths
 
 	commands []*Command
-	document func() ([]byte, error) // that describes the routes
+	document func() ([]byte, error) // returns the OpenAPI document
 
-	// clientTimeout is how long a client may take to send its body, or to take a part of a response.
+	// clientTimeout is how long a client may take to send its body, or to read one part of a response.
 	clientTimeout time.Duration
 }
 
-// newHandler returns the service as a handler. Callers must send one of the API's tokens, if there are any.
+// newHandler returns the service as a handler. Callers must send one of the API tokens, if any are set.
 func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 	s := &server{
 		app: app, config: config, mux: http.NewServeMux(), origin: http.NewCrossOriginProtection(), commands: commands,
@@ -95,7 +95,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.recovered(x, r, caught)
 		}
 	}()
-	if r.Body != http.NoBody { // also for a body that only net/http reads, to discard it
+	if r.Body != http.NoBody { // also bounds a body that net/http reads only to discard it
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(s.clientTimeout))
 	}
 	maps.Copy(w.Header(), commonHeader)
@@ -116,15 +116,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.finish()
 }
 
-// isUnclean reports whether a ServeMux would answer a path itself, in HTML and to anybody, or not at all.
+// isUnclean reports whether a ServeMux would answer the path itself (in HTML, without a token) or not at all.
 func isUnclean(path string) bool {
 	return !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.Contains(path, "/.")
 }
 
-// saneID has no {1,128}: compiling that would add 0.2 ms to each start.
-var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]+$`) // of a request, from its caller
+// saneID matches a caller's request id. It has no {1,128}, since compiling that would add 0.2 ms to each start.
+var saneID = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
 
-// requestID returns the caller's id of the request, or a new one.
+// requestID returns the caller's id for the request, or a new one.
 func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); len(id) <= 128 && saneID.MatchString(id) {
 		return id
@@ -132,7 +132,7 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
-// recovered answers a request whose handler panicked, unless it did so to cut off the response.
+// recovered answers a request whose handler panicked. It panics again if that was to cut off the response.
 func (s *server) recovered(w *response, r *http.Request, caught any) {
 	if caught == http.ErrAbortHandler {
 		panic(caught)
@@ -143,7 +143,7 @@ func (s *server) recovered(w *response, r *http.Request, caught any) {
 	w.finish()
 }
 
-// finishRequest reports an answered request: a line in the log, metrics, and the end of its span.
+// finishRequest logs an answered request, counts it in the metrics and ends its span.
 func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span, began time.Time) {
 	took := time.Since(began)
 	s.logRequest(w, r, began, took)
@@ -153,7 +153,7 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 	case w.failure != nil:
 		outcome, err = w.failure.kind, w.failure
 	case w.status >= 500:
-		outcome = unavailable // of check
+		outcome = unavailable // check answered KO
 	}
 	if !w.counted {
 		countOperation(s.app.telemetry, w.operation, "http", outcome, took)
@@ -164,7 +164,7 @@ func (s *server) finishRequest(w *response, r *http.Request, span *datadog.Span,
 	span.FinishRequest(r, strings.TrimSuffix(strings.TrimPrefix(r.Pattern, noRoute), "{$}"), w.status, err)
 }
 
-// logRequest writes the line about a request, without its place in the program, which would double the cost.
+// logRequest writes a request's log line. It leaves out the source position, which would double the cost.
 func (s *server) logRequest(w *response, r *http.Request, began time.Time, took time.Duration) {
 	level, log := slog.LevelInfo, s.app.log.Handler()
 	switch {
@@ -173,7 +173,7 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 	case w.status >= 500:
 		level = slog.LevelWarn
 	case w.failure == nil && (w.operation == whichCmd.Name || w.operation == checkCmd.Name):
-		level = slog.LevelDebug // a monitor's, every few seconds
+		level = slog.LevelDebug // monitors call these every few seconds
 	}
 	if !log.Enabled(r.Context(), level) {
 		return
@@ -183,7 +183,7 @@ func (s *server) logRequest(w *response, r *http.Request, began time.Time, took 
 		slog.String("operation", w.operation),
 		slog.String("http.method", r.Method),
 		slog.String("http.url_details.path", r.URL.Path),
-		slog.String("network.client.ip", withoutPort(r.RemoteAddr)), // which can be that of a proxy
+		slog.String("network.client.ip", withoutPort(r.RemoteAddr)), // possibly a proxy's
 		slog.Int("http.status_code", w.status),
 		slog.Duration("duration", took),
 		slog.Duration("upstream_duration", w.call.upstream.total()),
@@ -205,9 +205,9 @@ func withoutPort(address string) string {
 	return address
 }
 
-// admit refuses a caller without a valid token. Without tokens anybody on this machine may call, but
-// not a web page in a browser: neither across origins nor by a host name that leads here. A browser sends
-// the password of Basic to our origin whoever made the page, so that is not enough to change anything.
+// admit refuses callers without a valid token. If no tokens are set, anyone on this machine may call, except web
+// pages in a browser, whether cross-origin or by DNS rebinding. A browser sends its Basic password with requests
+// from any page, so a change that is authenticated by Basic must also come from our own origin.
 func (s *server) admit(r *http.Request) error {
 	if !s.config.asksForTokens() {
 		if !isLoopback(strings.Trim(withoutPort(r.Host), "[]")) {
@@ -224,7 +224,7 @@ func (s *server) admit(r *http.Request) error {
 	return nil
 }
 
-// checkOrigin refuses a request that a page of another origin had a browser send, unless it only reads.
+// checkOrigin refuses a browser's cross-origin request, unless it only reads.
 func (s *server) checkOrigin(r *http.Request, why string) error {
 	if s.origin.Check(r) != nil {
 		return fail(forbidden, "requests from other origins must not change anything, %s", why)
@@ -232,7 +232,7 @@ func (s *server) checkOrigin(r *http.Request, why string) error {
 	return nil
 }
 
-// mayChange reports whether a caller who is admitted may use the commands that change something.
+// mayChange reports whether an admitted caller may use commands that change something.
 func (s *server) mayChange(r *http.Request) bool {
 	return !s.config.asksForTokens() || isOneOf(tokenOf(r), s.config.apiTokens)
 }
@@ -241,7 +241,7 @@ func refuseReadToken(c *Command) *Failure {
 	return fail(forbidden, "%s needs one of the tokens in API_TOKEN: yours may not change anything", c.Name)
 }
 
-// tokenOf returns the token that the caller sent, which is the password of Basic whatever the name, or "".
+// tokenOf returns the caller's Bearer token, or the Basic password whatever the user name, or "".
 func tokenOf(r *http.Request) string {
 	if _, password, ok := r.BasicAuth(); ok {
 		return password
@@ -253,7 +253,7 @@ func tokenOf(r *http.Request) string {
 	return strings.TrimLeft(token, " ")
 }
 
-// isOneOf reports whether somebody has sent one of the tokens. The time that takes says nothing about them.
+// isOneOf reports whether the given token is one of the tokens. It compares them in constant time.
 func isOneOf(given string, tokens []string) bool {
 	valid := 0
 	for _, token := range tokens {
@@ -262,7 +262,7 @@ func isOneOf(given string, tokens []string) bool {
 	return valid == 1
 }
 
-// serveNoRoute refuses a request that no route matches: its path is unknown, or has other methods.
+// serveNoRoute refuses a request that no route matches: its path is unknown, or takes other methods.
 func (s *server) serveNoRoute(w *response, r *http.Request) {
 	if err := s.admit(r); err != nil {
 		w.refuse(err)
@@ -286,7 +286,7 @@ func (s *server) serveNoRoute(w *response, r *http.Request) {
 	w.refuse(fail(wrongMethod, "%s takes %s%s", r.URL.Path, strings.Join(allow, ", "), map[bool]string{true: " (READ_ONLY is set)"}[s.config.ReadOnly]))
 }
 
-// nearestPath ends a message about an unknown path: with that of the route that differs least, unless all differ a lot.
+// nearestPath returns the end of a message about an unknown path: a suggestion, if a route's path is similar, or "".
 func (s *server) nearestPath(given string) string {
 	segments := strings.Split(given, "/")
 	var near []string
@@ -302,7 +302,7 @@ func (s *server) nearestPath(given string) string {
 	return didYouMean(given, near)
 }
 
-// serveCommand answers a request that the command's route matches.
+// serveCommand answers a request that matches a route of the command.
 func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 	w.operation = c.Name
 	if p := w.page; p != nil {
@@ -317,7 +317,7 @@ func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 	w.answer(result, err)
 }
 
-// answer makes the response of a result or of an error.
+// answer responds with the result, or with the error.
 func (w *response) answer(result any, err error) {
 	if err != nil {
 		w.refuse(err)
@@ -347,7 +347,7 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	}
 	w.call.stream = w.wanted == ndjson
 	ctx := r.Context()
-	if c.Open { // net/http takes a monitor that has closed its half of the connection for one that is gone
+	if c.Open { // net/http cancels the context when a monitor closes only its half of the connection
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx = withCall(ctx, &w.call)
@@ -358,10 +358,10 @@ func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	return operation(ctx, s.app)
 }
 
-// paramName names a parameter as HTTP's users know it.
+// paramName returns the name by which HTTP clients know a parameter.
 func paramName(p *param) string { return p.name }
 
-// arguments takes the command's arguments out of the path, the query and the body, or the form.
+// arguments takes the command's arguments from the path, the query and the body or form.
 func (s *server) arguments(w *response, r *http.Request, c *Command) (arguments, error) {
 	args := arguments{map[string][]literal{}, paramName}
 	for _, name := range c.names(inPath) {
@@ -403,8 +403,8 @@ func literals(texts ...string) []literal {
 	return column(texts, func(text string) literal { return literal{text: text} })
 }
 
-// bodyText reads a request's body, which may be compressed. What its header says about it is checked before it
-// is read. A body of no declared type is JSON, and so is one of the type that a plain `curl -d` declares.
+// bodyText reads a request's body, which may be compressed, after it has checked the header. A body without a
+// Content-Type counts as JSON, and so does the form type that a plain `curl -d` declares.
 func (s *server) bodyText(w *response, r *http.Request) ([]byte, error) {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == http.NoBody {
 		return nil, nil
@@ -432,7 +432,7 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	if err == nil {
 		text, err = memory.ReadAll(r.Context(), content, 0, int(limit))
 	}
-	if copied := 2 * len(text); err == nil { // which stay until the response is over
+	if copied := 2 * len(text); err == nil { // kept until the response is over
 		if err = memory.Take(r.Context(), copied); err == nil {
 			w.held += copied
 		}
@@ -448,6 +448,6 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	case err != nil:
 		return nil, fail(invalid, "the body cannot be read: %w", err)
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // the work may take its time
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it was for the body alone
 	return bytes.TrimPrefix(text, []byte("\uFEFF")), nil
 }

@@ -52,7 +52,7 @@ func TestHead(t *testing.T) {
 		get, head := f.get(path), f.do("HEAD", path, "")
 		assert.Equal(t, 200, head.status, path)
 		assert.Empty(t, head.body, path)
-		// but no length: that would take the body's work
+		// no Content-Length: it would take the work of making the body
 		for _, name := range []string{"Content-Type", "Link", "ETag"} {
 			assert.Equal(t, get.header.Values(name), head.header.Values(name), path)
 		}
@@ -187,7 +187,7 @@ func TestValidationErrorsByField(t *testing.T) {
 		{"field":"limit","message":"limit must be a whole number from 1 to 5000"}]`, got.at("errors"))
 }
 
-// A plain `curl -d` declares a form, and a body may declare nothing.
+// A plain `curl -d` declares a form, and some clients send no Content-Type.
 func TestBodiesTakenAsJSON(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -220,7 +220,7 @@ func TestAPIToken(t *testing.T) {
 		"errors.example.com").status)
 }
 
-// Without a token, the browser of somebody on this machine is an attacker's tool.
+// Without a token, web pages could attack through the browser of somebody on this machine.
 func TestBrowsersWithoutAPIToken(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -236,8 +236,8 @@ func TestBrowsersWithoutAPIToken(t *testing.T) {
 	assert.Equal(t, 200, f.do("GET", "/items", "", "Sec-Fetch-Site", "cross-site").status)
 }
 
-// Paths that a ServeMux would lead to a better one are none of ours, and nobody gets past the door by
-// them.
+// Paths that a ServeMux would redirect to a clean path are not found, and do not bypass the check of the
+// caller.
 func TestUncleanPaths(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -263,7 +263,7 @@ func TestUncleanPaths(t *testing.T) {
 		"Connection: close\r\n\r\n"), "there is no route CONNECT")
 }
 
-// What callers may send is bounded, whether they say how much it is or not.
+// The size of requests is bounded, whether or not they declare it.
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -274,7 +274,7 @@ func TestBounds(t *testing.T) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 	require.NoError(t, err)
 	defer conn.Close()
-	go io.WriteString(conn, chunked) // which the service does not read to its end
+	go io.WriteString(conn, chunked) // the service does not read all of it
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	require.NoError(t, err)
 	assert.Equal(t, 413, res.StatusCode)
@@ -287,7 +287,7 @@ func TestBounds(t *testing.T) {
 	assert.Zero(t, server.WriteTimeout, "an answer may take an hour, as long as the client takes it")
 }
 
-// A body may be compressed or begin with a byte order mark. What its header says is refused before it is
+// A body may be compressed or begin with a byte order mark. A bad header is refused before the body is
 // read.
 func TestBodyEncodings(t *testing.T) {
 	t.Parallel()
@@ -316,7 +316,7 @@ func TestBodyEncodings(t *testing.T) {
 	}
 }
 
-// Names that are not valid are listed once, however many there are, and so are the valid ones.
+// However many names are unknown, the message stays short and lists the valid ones once.
 func TestManyUnknownNames(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -335,7 +335,7 @@ func TestManyUnknownNames(t *testing.T) {
 	assert.Less(t, len(got.body), 4_000)
 }
 
-// No failure is longer than 16 kB in an answer or 4 kB in the log, whatever callers and Rollbar send.
+// A failure is at most 16 kB long in an answer and 4 kB in the log, whatever callers and Rollbar send.
 func TestLongFailures(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("\u001b<\u202e", 3_000)
@@ -381,7 +381,7 @@ func TestLongFailures(t *testing.T) {
 	}
 }
 
-// Monitors are answered whatever Host they send, and when they have closed their half of the connection.
+// Monitors are answered whatever Host they send, and even if they have closed their half of the connection.
 func TestMonitors(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -399,7 +399,7 @@ func TestMonitors(t *testing.T) {
 	}
 }
 
-// Which of two forms the caller wants is a matter of its preferences.
+// The caller's preferences decide between JSON and ndjson.
 func TestPreference(t *testing.T) {
 	t.Parallel()
 	for accept, want := range map[string]bool{
@@ -417,8 +417,8 @@ func TestPreference(t *testing.T) {
 	}
 }
 
-// The log says which path was asked for, but not its query, and by whom. Failures of ours stand out, and
-// a monitor's successes do not.
+// The log names the path and the client, but not the query. Our own failures stand out, and a monitor's
+// successes do not.
 func TestLogOfRequests(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -472,7 +472,7 @@ func ids(rows []json.RawMessage) string {
 	return strings.Join(ids, " ")
 }
 
-// Pages are reached by their links alone, none twice, in both directions.
+// Links lead through all pages in both directions, and no element is listed twice.
 func TestPagesByLinks(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
@@ -508,7 +508,7 @@ func TestPagesByLinks(t *testing.T) {
 	}
 }
 
-// A proxy may add a prefix to the paths: the links hold below it.
+// Links stay valid behind a proxy that adds a prefix to the paths.
 func TestLinksBelowAPrefix(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
@@ -530,7 +530,7 @@ func TestLinksBelowAPrefix(t *testing.T) {
 	}
 }
 
-// An answer that fails half way must not look like a whole one.
+// An answer that fails halfway must not look complete.
 func TestListThatFailsHalfWay(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -564,7 +564,7 @@ func TestListThatFailsHalfWay(t *testing.T) {
 	assert.NotEqual(t, "EOF", err.Error())
 }
 
-// A read token opens what READ_ONLY leaves, and nothing else.
+// A read token allows what READ_ONLY leaves, and nothing else.
 func TestAPIReadToken(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

@@ -24,27 +24,27 @@ const (
 	ndjson   = "application/x-ndjson"
 	csvType  = "text/csv"
 	htmlType = "text/html"
-	formType = "application/x-www-form-urlencoded" // of the body that a page's form sends
+	formType = "application/x-www-form-urlencoded" // what a page's form sends
 )
 
-// anyJSON are the names by which a caller accepts JSON.
+// anyJSON are the media ranges that include JSON.
 var anyJSON = []string{"application/json", "application/*", "*/*"}
 
 const (
-	heldBack    = 256 << 10 // bytes of a body that are held back at most
+	heldBack    = 256 << 10 // bytes; the most of a body that is held back
 	worthZip    = 4 << 10   // bytes; compressing less costs more time than it saves
-	shortEnough = 1 << 10   // bytes; net/http sets the length of such a body itself
-	zipperSize  = 1 << 20   // bytes of a gzip.Writer, about
+	shortEnough = 1 << 10   // bytes; net/http sets the length of a shorter body itself
+	zipperSize  = 1 << 20   // bytes that a gzip.Writer takes, roughly
 )
 
-// What the headers of many responses have.
+// Headers that many responses share.
 var (
 	commonHeader = http.Header{"X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}, "Vary": {"Accept"}}
 	jsonType     = []string{"application/json"}
 	problemType  = []string{"application/problem+json"}
 )
 
-// spareBodies and zippers are parts of responses that are used again.
+// spareBodies and zippers are pools of parts of responses.
 var (
 	spareBodies = sync.Pool{New: func() any { return new([heldBack]byte) }}
 	zippers     = sync.Pool{New: func() any {
@@ -53,34 +53,34 @@ var (
 	}}
 )
 
-// A response is the response to one request, and what is known of the request by then. It holds the body back until
-// that is complete or too large, and compresses it where the caller accepts that.
+// A response is the response to one request, with what is known about the request so far. It holds the body back
+// until it is complete or larger than heldBack, and compresses it if the caller accepts that and it is worth it.
 type response struct {
 	http.ResponseWriter // net/http's own
 	request             *http.Request
 	id, operation       string // id is the request's
-	counted             bool   // the operation, by another surface
+	counted             bool   // another surface has counted the operation
 	call                Call
-	wanted, columns     string // the media type, and what a list has as CSV
+	wanted, columns     string // the media type, and a list's columns in CSV
 	mask                *secrets.Mask
 	failure             *Failure
 	page                *page                           // nil for a caller who does not prefer pages
-	form                url.Values                      // what the form of a page gave; nil without one
+	form                url.Values                      // the fields of a page's form; nil without one
 	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
 	timeout             time.Duration                   // for the client to take each part of the body
 
 	status  int          // 0 until it is known
 	started bool         // the header has gone out
-	body    []byte       // that is held back
+	body    []byte       // the part that is held back
 	zipper  *gzip.Writer // nil for a body that is not compressed
-	lost    error        // why the client gets no more
-	held    int          // bytes of the memory
+	lost    error        // why writing to the client failed
+	held    int          // bytes taken from the memory budget
 }
 
 // Unwrap returns net/http's own ResponseWriter, for http.ResponseController.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader sets the status. The header goes out with the beginning of the body.
+// WriteHeader sets the status. The header goes out with the first part of the body.
 func (w *response) WriteHeader(status int) { w.status = status }
 
 func (w *response) Write(p []byte) (int, error) {
@@ -99,7 +99,7 @@ func (w *response) Write(p []byte) (int, error) {
 	return all, nil
 }
 
-// send sends a part of the body, the first one after the header, and moves the client's deadline on.
+// send sends a part of the body, with the header before the first one, and extends the client's deadline.
 func (w *response) send(part []byte) error {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
 	if !w.started {
@@ -125,7 +125,7 @@ func (w *response) send(part []byte) error {
 	return w.lost
 }
 
-// finish sends what is left. A response that was held back to its end gets its length.
+// finish sends the rest of the body. A body that was held back entirely gets a Content-Length.
 func (w *response) finish() {
 	if !w.started && len(w.body) > shortEnough {
 		w.Header().Set("Content-Length", strconv.Itoa(len(w.body)))
@@ -145,7 +145,7 @@ func (w *response) use(n int) {
 	w.held += n
 }
 
-// release makes the parts of the response available to others.
+// release returns the response's memory to the budget and its parts to their pools.
 func (w *response) release() {
 	memory.Add(-w.held)
 	if w.body != nil {
@@ -163,8 +163,8 @@ func (w *response) interrupt() {
 	panic(http.ErrAbortHandler)
 }
 
-// respond makes the response of an operation's result. A list that fails half way is cut off, so that
-// a truncated response cannot pass for a complete one.
+// respond sends an operation's result. A list that fails halfway is cut off, so that a truncated response cannot
+// pass for a complete one.
 func (w *response) respond(result any) {
 	w.note()
 	w.WriteHeader(outcomeOf(result).status)
@@ -188,7 +188,7 @@ func (w *response) respond(result any) {
 			h["Content-Type"], write = []string{csvType + "; charset=utf-8"}, func() error { return value.writeCSV(w, strings.Fields(w.columns)) }
 		}
 		if w.request.Method == http.MethodHead {
-			for range value.Rows { // which lets go of them
+			for range value.Rows { // releases what they hold
 				return
 			}
 			return
@@ -201,19 +201,19 @@ func (w *response) respond(result any) {
 	}
 }
 
-// respondLines writes the elements of a list one a line. A failure after the first one is the last line.
+// respondLines writes a list's elements, one per line. A failure after the first element becomes the last line.
 func (w *response) respondLines(list *List) error {
 	err := list.writeLines(w)
 	if err == nil || len(w.body) == 0 && !w.started {
 		return err
 	}
 	w.failure = failureOf(err)
-	line, _ := json.Marshal(map[string]any{"error": w.failure.problem(w.id)}) // texts and numbers
+	line, _ := json.Marshal(map[string]any{"error": w.failure.problem(w.id)}) // never fails: texts and numbers
 	_, err = w.Write(w.mask.Bytes(append(line, '\n')))
 	return err
 }
 
-// refuse makes the response of a failure. What is held back is dropped; a response that has started is cut off.
+// refuse responds with a failure. A body that is held back is dropped; a response that has started is cut off.
 func (w *response) refuse(err error) {
 	w.failure = failureOf(err)
 	if w.started {
@@ -223,13 +223,13 @@ func (w *response) refuse(err error) {
 	w.body = w.body[:0]
 	h := w.Header()
 	h["Content-Type"] = problemType
-	h.Del("Link") // of a list that fails at its beginning
+	h.Del("Link") // left by a list that failed before anything was sent
 	if w.failure.wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(w.failure.retryAfter()))
 	}
 	switch {
 	case w.failure.kind == unauthorized && w.page != nil:
-		h.Set("WWW-Authenticate", `Basic realm="app", charset="UTF-8"`) // a browser asks for it
+		h.Set("WWW-Authenticate", `Basic realm="app", charset="UTF-8"`) // makes a browser ask for a password
 	case w.failure.kind == unauthorized:
 		h.Set("WWW-Authenticate", "Bearer")
 	}
@@ -242,10 +242,10 @@ func (w *response) refuse(err error) {
 		w.page.fail(w.failure)
 		return
 	}
-	_ = writeResult(w.mask.Writer(w), body) // fits what is held back
+	_ = writeResult(w.mask.Writer(w), body) // never fails: it is short enough to be held back
 }
 
-// note says what the call left to say besides the result.
+// note sets the headers that say that the result was not stored, or that it comes from the archive.
 func (w *response) note() {
 	h := w.Header()
 	if w.call.unstored.Load() != nil {
@@ -257,7 +257,7 @@ func (w *response) note() {
 	}
 }
 
-// isKnown sets the ETag of a single thing that is read, and reports whether the caller already has it.
+// isKnown sets the ETag of a single thing that is read, and reports whether the caller already has that version.
 func (w *response) isKnown(thing json.RawMessage) bool {
 	if w.request.Method != http.MethodGet && w.request.Method != http.MethodHead {
 		return false
@@ -274,7 +274,7 @@ func (w *response) isKnown(thing json.RawMessage) bool {
 	return false
 }
 
-// setLinks sets the links to the neighbouring pages: the query alone, which is right below any prefix of the path.
+// setLinks sets the links to the neighbouring pages. They hold only a query, so they work behind any path prefix.
 func setLinks(h http.Header, page *url.URL, list *List) {
 	add := func(rel, url string) {
 		if url != "" {
@@ -285,7 +285,7 @@ func setLinks(h http.Header, page *url.URL, list *List) {
 	add("next", neighbour(page, list.Next))
 }
 
-// neighbour returns the URL of a page with changed parameters, or "" for nil.
+// neighbour returns a relative URL of the page with the parameters changed, or "" if there are no changes.
 func neighbour(page *url.URL, changes url.Values) string {
 	if changes == nil {
 		return ""
@@ -295,8 +295,8 @@ func neighbour(page *url.URL, changes url.Values) string {
 	return "?" + query.Encode()
 }
 
-// wantedType returns the media type that the caller prefers. JSON yields to another one that is named
-// and wanted as much, but for a page only where JSON is not named.
+// wantedType returns the media type that the caller prefers. On a tie, ndjson and CSV win over JSON, but a page
+// wins only if JSON is accepted by a wildcard alone.
 func wantedType(r *http.Request) string {
 	if len(r.Header["Accept"]) == 0 {
 		return jsonType[0]
@@ -316,8 +316,8 @@ func wantedType(r *http.Request) string {
 
 var qualityForm = regexp.MustCompile(`^(0(\.\d{0,3})?|1(\.0{0,3})?)$`)
 
-// preference returns how much the caller wants a value that a header such as Accept names, by the first of
-// its names that is there: from 0, not at all or not named, to 1. What has no valid quality is not there.
+// preference returns the quality, from 0 to 1, that a header such as Accept gives to the first of the names that
+// it lists, or 0 if it lists none of them. A name whose quality is invalid counts as not listed.
 func preference(r *http.Request, header string, names ...string) float64 {
 	for _, name := range names {
 		for one := range strings.SplitSeq(strings.Join(r.Header[header], ","), ",") {

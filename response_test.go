@@ -18,7 +18,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// Lists one element a line: as many as the limit says, all without one.
+// Lists as one element per line: as many as the limit says, or all without a limit.
 func TestLines(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 150)
@@ -45,7 +45,7 @@ func TestLines(t *testing.T) {
 	assert.Len(t, lines("/reports?limit=7"), 7)
 	assert.Len(t, lines("/reports?level=error"), reports/5)
 	assert.Len(t, lines("/reports?q=alpha&since=1h"), reports/3)
-	assert.Len(t, lines("/items"), 100, "a page") // which is stored
+	assert.Len(t, lines("/items"), 100, "a page") // stores the page
 	assert.Equal(t, `{"status":"OK"}`+"\n", f.do("GET", "/check", "", "Accept", ndjson).body)
 
 	assert.Len(t, strings.Split(f.run("reports", "list", "-o", "ndjson").out, "\n"), reports+100+1)
@@ -54,7 +54,7 @@ func TestLines(t *testing.T) {
 	assert.Equal(t, f.run("reports", "list", "-o", "ndjson").out, remote.out)
 }
 
-// A stream that fails half way says so in its last line; the command line, by its exit code.
+// A stream that fails halfway says so in its last line, and the command line by its exit code.
 func TestLinesThatFail(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -90,7 +90,7 @@ func TestLinesThatFail(t *testing.T) {
 	f.do("GET", "/reports", "", "Accept", ndjson).requireProblem(503, "unavailable")
 }
 
-// A report that the caller has is not sent again, until it changes.
+// A report that the caller already has is not sent again until it changes.
 func TestConditionalRequests(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -119,7 +119,7 @@ func TestConditionalRequests(t *testing.T) {
 	assert.NotEqual(t, tag, changed.header.Get("ETag"))
 }
 
-// Answers are compressed for those who ask, where that pays.
+// Answers are compressed if the caller accepts that and it pays.
 func TestGzip(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 200)
@@ -158,7 +158,7 @@ func TestGzip(t *testing.T) {
 	}
 }
 
-// A stream goes out while it is made: the reader has the first lines long before the last is read.
+// A stream is sent while it is read from the database: the first lines arrive long before the last is read.
 func TestLinesStream(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -180,8 +180,7 @@ func TestLinesStream(t *testing.T) {
 	assert.Less(t, count, 30_000, "what went before it was read is not there")
 }
 
-// The Links of an answer that is too large to be held back are right all the same, and so are those of
-// one without a body.
+// The Links are right even if the answer is too large to be held back, or has no body.
 func TestLinksOfLargePages(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
