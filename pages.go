@@ -23,7 +23,7 @@ import (
 //go:embed pages
 var pageFiles embed.FS
 
-// pageTemplates are read at their first use, which most subcommands never make.
+// pageTemplates are parsed on first use, since most subcommands never need them.
 var pageTemplates = sync.OnceValue(func() *template.Template {
 	return template.Must(template.New("").Funcs(templateFuncs).ParseFS(pageFiles, "pages/*.html"))
 })
@@ -33,38 +33,38 @@ var (
 	stylePath     = fmt.Sprintf("/style-%.4x.css", sha256.Sum256(styleSheet)) // changes with the style sheet
 )
 
-// pagePolicy lets a page load its style sheet, have an icon, and send forms to this service.
+// pagePolicy lets a page load its style sheet, show an icon, and submit forms to this service.
 const pagePolicy = "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
-// Fields of forms that are no parameters: methodField holds the method that is meant where it is not POST,
-// and confirmField says that the question was answered.
+// Form fields that are not parameters: methodField holds the intended method if it is not POST, and confirmField
+// says that the question was answered.
 const methodField, confirmField = "_method", "_confirm"
 
-// A confirmation is what is asked before a form is obeyed: what it is about, and what the form says.
+// A confirmation asks a question before a form is carried out: about holds the thing concerned, args the form's values.
 type confirmation struct {
 	about any
 	args  arguments
 }
 
 // A page is a response to a caller who prefers pages. The template "page" shows its exported fields, among them the
-// other operations on its route. Titles and stack traces are hostile: all text is escaped.
+// other operations on its route. Titles and stack traces may be hostile, so all text is escaped.
 type page struct {
 	app     *App
 	w       *response
 	command *Command   // nil where no route matches
 	usable  []*Command // by the caller
-	given   url.Values // for the command's parameters
+	given   url.Values // of the command's parameters
 	id      string     // of the thing that is shown, or ""
 
-	Root, Style         string // Root leads to the root of the service, also below a prefix
+	Root, Style         string // Root is the relative URL of the service's root, valid behind any prefix
 	Heading, Title      string
-	Nav                 template.HTML // the links to what can be read without an id
+	Nav                 template.HTML // the links to the operations that read without an id
 	Trail, Links        []link
 	Header              http.Header // of the response
 	Failure             *problem
 	Question            string
 	Search, Form        *form         // of the command itself
-	Folded              template.HTML // the forms of others
+	Folded              template.HTML // the forms of other commands
 	Text                Text
 	Table               *table
 	Members             []member
@@ -76,24 +76,24 @@ type link struct{ Text, URL string }
 
 type table struct {
 	Head, Rows template.HTML
-	Rest       []member // of the list's members
+	Rest       []member // the list's other members
 	Prev, Next string
 }
 
 // A member is a named value as a page shows it.
 type member struct {
-	name, things string // things is the URL below which the things are that it may name, or ""
+	name, things string // things is the URL prefix of the things that the value may name, or ""
 	Label, Text  string
 	URL          string // of the thing that it names, or ""
 	At           string // RFC 3339, for a time
-	IsTag        bool   // it has a colour
-	IsLong       bool   // it is folded
+	IsTag        bool   // shown in colour
+	IsLong       bool   // shown folded
 }
 
 // A form runs an operation.
 type form struct {
 	Command                *Command
-	Action, Method, Back   string // Method is what a browser cannot send
+	Action, Method, Back   string // Method is one that browsers' forms cannot send, or ""
 	Fields                 []field
 	IsRead, IsConfirmation bool
 }
@@ -105,10 +105,10 @@ type field struct {
 	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
 }
 
-// cachedHTML holds what templates made, by key: to run a template takes long, and a page needs many.
+// cachedHTML holds the output of templates, by key: running a template is slow, and a page needs many.
 var cachedHTML sync.Map
 
-// cached returns what the template makes of the data. With keep, it runs only once for the key.
+// cached returns the template's output for the data. With keep, the template runs only once for the key.
 func cached(keep bool, key any, name string, data any) template.HTML {
 	html, isCached := cachedHTML.Load(key)
 	if !keep || !isCached {
@@ -123,7 +123,7 @@ func cached(keep bool, key any, name string, data any) template.HTML {
 	return html.(template.HTML)
 }
 
-// HTML returns the fields that are places, or the others, as HTML.
+// HTML renders the fields that are places, or the others.
 func (f form) HTML(places bool) (all template.HTML) {
 	for _, field := range f.Fields {
 		if field.IsPlace == places {
@@ -145,7 +145,7 @@ func (s *server) newPage(w *response, r *http.Request) *page {
 	return &page{app: s.app, w: w, usable: usable, Root: root, Style: root + stylePath[1:], Header: w.Header()}
 }
 
-// withoutEmpty removes the fields that were left empty from a query or a form.
+// withoutEmpty returns a query or a form without its empty fields.
 func withoutEmpty(query string) string {
 	return strings.Join(slices.DeleteFunc(strings.Split(query, "&"), func(field string) bool {
 		_, value, _ := strings.Cut(field, "=")
@@ -153,7 +153,7 @@ func withoutEmpty(query string) string {
 	}), "&")
 }
 
-// takeForm makes the request that a form stands for, unless it is one for an SDK's or an agent's route.
+// takeForm turns a form into the request that it stands for, unless it is for an SDK's or an agent's route.
 func (s *server) takeForm(w *response, r *http.Request) error {
 	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	_, pattern := s.mux.Handler(r)
@@ -183,7 +183,7 @@ func (s *server) takeForm(w *response, r *http.Request) error {
 	return nil
 }
 
-// serveStyle sends the style sheet, to anybody.
+// serveStyle sends the style sheet. It needs no token.
 func serveStyle(w *response, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/css; charset=utf-8")
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
@@ -191,7 +191,7 @@ func serveStyle(w *response, _ *http.Request) {
 	_, _ = w.Write(styleSheet)
 }
 
-// respond makes the page of a result. A form leads to the page that shows what it did.
+// respond renders the page of a result. A form redirects to the page that shows its effect.
 func (p *page) respond(result any) {
 	p.w.note()
 	p.w.WriteHeader(outcomeOf(result).status)
@@ -214,7 +214,7 @@ func (p *page) respond(result any) {
 	}
 }
 
-// fail makes the page of a failure, with the form that led to it.
+// fail renders the page of a failure, with the form that led to it.
 func (p *page) fail(f *Failure) {
 	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style, Header: p.Header}
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
@@ -229,7 +229,7 @@ func (p *page) fail(f *Failure) {
 	failed.render()
 }
 
-// detail returns the detail of an error without secrets.
+// detail returns an error's detail with secrets masked.
 func (p *page) detail(err error) string { return string(p.w.mask.Bytes([]byte(failureOf(err).detail))) }
 
 func (p *page) render() {
@@ -264,7 +264,7 @@ func (p *page) back() string {
 // URL returns the path, which begins with a slash, as a relative URL.
 func (p *page) URL(path string) string { return p.Root + path[1:] }
 
-// fill returns the path of a route with the fields of this request, or of the thing that is shown.
+// fill returns a route's path with its fields filled from this request, or from the thing that is shown.
 func (p *page) fill(path string) string {
 	return pathField.ReplaceAllStringFunc(path, func(name string) string {
 		if name == "{id}" && p.id != "" {
@@ -274,7 +274,7 @@ func (p *page) fill(path string) string {
 	})
 }
 
-// find returns the command with the route, or nil if the caller has none.
+// find returns the command with the route, or nil if the caller may not use it or there is none.
 func (p *page) find(route string) *Command {
 	if i := slices.IndexFunc(p.usable, func(c *Command) bool { return c.Route == route }); i >= 0 {
 		return p.usable[i]
@@ -282,8 +282,8 @@ func (p *page) find(route string) *Command {
 	return nil
 }
 
-// owner returns the command whose page offers the command: the one that reads its path, or the longest part
-// of that. What nothing reads stands on the first page.
+// owner returns the command whose page offers c: the one that reads c's path, or else the longest prefix of it.
+// Without such a page, a change is offered on the first page, and a read nowhere.
 func (p *page) owner(c *Command) *Command {
 	method, path, _ := strings.Cut(c.Route, " ")
 	for ; path != ""; path = path[:strings.LastIndexByte(path, '/')] {
@@ -297,7 +297,7 @@ func (p *page) owner(c *Command) *Command {
 	return p.usable[slices.IndexFunc(p.usable, func(c *Command) bool { return strings.HasPrefix(c.Route, "GET ") })]
 }
 
-// navigate makes the links to what can be read without an id, and to what this page is a part of.
+// navigate makes the links to the operations that read without an id, and to the pages above this one.
 func (p *page) navigate() {
 	var nav, others strings.Builder
 	for _, c := range p.usable {
@@ -359,7 +359,7 @@ func (p *page) show(result any) (err error) {
 	return err
 }
 
-// form returns the form of a command, filled with what was given.
+// form returns the form of a command, filled with the given values.
 func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
 	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet}
@@ -380,7 +380,7 @@ func (p *page) form(c *Command, given url.Values) form {
 	return f
 }
 
-// showList reads a list, of which it keeps what the table shows.
+// showList reads a list, and keeps only what the table shows.
 func (p *page) showList(list *List) error {
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
 	p.Table = &table{Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
@@ -399,7 +399,7 @@ func (p *page) showList(list *List) error {
 			if first = cmp.Or(first, cell.URL); i == len(columns)-1 {
 				cell.URL = cmp.Or(cell.URL, first)
 			}
-			writeTexts(&rows, `<td data-name="`, cell.Label, `">`) // the command's own word
+			writeTexts(&rows, `<td data-name="`, cell.Label, `">`) // from the command, so nothing to escape
 			cell.write(&rows)
 			rows.WriteString("</td>")
 		}
@@ -439,8 +439,8 @@ func (p *page) showThing(value any) error {
 	return nil
 }
 
-// Member returns the member of that name, still without a value, of things of the noun ("items"). Of a name such as
-// data.level the end counts. A member whose name ends with _id, such as last_occurrence_id, names a thing of another noun.
+// Member returns the member with the name, still without a value, of things of the noun ("items"). Of a path such as
+// data.level only the end counts. A name that ends with _id, such as last_occurrence_id, refers to another noun.
 func (p *page) Member(noun, name string) member {
 	name = lastName(name)
 	m := member{name: name, Label: words(name), IsTag: slices.Contains([]string{"level", "status", "state"}, name)}
@@ -476,7 +476,7 @@ func (m member) HTML() template.HTML {
 	return template.HTML(html.String())
 }
 
-// write writes the member's value as HTML. A template would take far longer, and a table has many.
+// write writes the member's value as HTML. A template would be far slower, and a table has many values.
 func (m member) write(html *strings.Builder) {
 	text := template.HTMLEscapeString(m.Text)
 	switch {
@@ -512,5 +512,5 @@ func ago(age time.Duration) string {
 	return fmt.Sprintf("%dd ago", age/(24*time.Hour))
 }
 
-// words returns what a page calls a column or a parameter.
+// words returns the label of a column or a parameter.
 func words(name string) string { return strings.ReplaceAll(lastName(name), "_", " ") }

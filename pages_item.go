@@ -12,16 +12,16 @@ import (
 	"app/internal/rawjson"
 )
 
-// How many reports and occurrences the page of an item shows. Its list of reports has the others.
+// How many reports and occurrences the page of an item shows. The lists that it links to have the others.
 const shownStates, shownOccurrences = 20, 5
 
-// A thingView is a thing with a template of its own, which reads its members by functions.
+// A thingView is a thing with a template of its own. The template reads its members with templateFuncs.
 type thingView struct {
 	Page *page
 	JSON json.RawMessage
 }
 
-// An itemView is an item with what belongs to it.
+// An itemView is an item with its history and its latest occurrences.
 type itemView struct {
 	thingView
 	Change      *form
@@ -34,13 +34,13 @@ type itemView struct {
 // A state is a report in the history of an item.
 type state struct {
 	thingView
-	IsFirst bool // of those that are left
+	IsFirst bool // the oldest that is left
 	Changes []fieldChange
 }
 
 type fieldChange struct{ Old, New member }
 
-// item returns the view of an item. What cannot be read is left out, and the page says why.
+// item returns the view of an item. Parts that cannot be read are left out, and the page says why.
 func (p *page) item(item json.RawMessage) *itemView {
 	v := &itemView{thingView: thingView{p, item}, AllURL: "/occurrences?item_id=" + p.id}
 	if why := p.w.call.unstored.Load(); why != nil {
@@ -58,7 +58,7 @@ func (p *page) item(item json.RawMessage) *itemView {
 	return v
 }
 
-// read returns the beginning of the list that a route gives for the item, nothing without such a route.
+// read returns the first elements of the list that a route gives for the item, or nil if the caller has no such route.
 func (v *itemView) read(route string, limit int, key string) (things []thingView) {
 	p := v.Page
 	c := p.find(route)
@@ -80,13 +80,13 @@ func (v *itemView) read(route string, limit int, key string) (things []thingView
 	return things
 }
 
-// history compares each report with the state before it. One beyond shownStates is only compared with.
+// history compares each report with the state before it. A report beyond shownStates serves only for comparison.
 func (p *page) history(reports []thingView) (states []state) {
 	var before json.RawMessage
 	for _, report := range slices.Backward(reports) {
 		s := state{thingView: report}
 		switch rawjson.Unquote(rawjson.Get(report.JSON, "state")) {
-		case "current", "superseded": // another one was created here
+		case "current", "superseded": // others are occurrences that were created here
 			now := rawjson.Get(report.JSON, "data")
 			s.IsFirst, s.Changes, before = before == nil, p.changes(before, now), now
 		}
@@ -95,7 +95,7 @@ func (p *page) history(reports []thingView) (states []state) {
 	return states[:min(len(states), shownStates)]
 }
 
-// changes returns the fields that both states have and that differ. Of the counters one is enough.
+// changes returns the fields that both states have and that differ. Of the counters only total_occurrences counts.
 func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
 	for name, is := range rawjson.Members(now) {
 		was := rawjson.Get(old, name)
@@ -106,14 +106,14 @@ func (p *page) changes(old, now json.RawMessage) (changes []fieldChange) {
 	return changes
 }
 
-// A codeLine is a line of a program with its number.
+// A codeLine is a line of source code with its number.
 type codeLine struct {
 	Number    int64
 	Text      string
 	IsCurrent bool
 }
 
-// codeLines returns the line of a frame with those around it.
+// codeLines returns a frame's line of code with the lines around it.
 func codeLines(frame json.RawMessage) (lines []codeLine) {
 	number, _ := rawjson.Int(rawjson.Get(frame, "lineno"))
 	pre := rawjson.Elements(rawjson.Get(frame, "context", "pre"))
@@ -126,7 +126,7 @@ func codeLines(frame json.RawMessage) (lines []codeLine) {
 	return lines
 }
 
-// templateFuncs take JSON apart, whatever is in it.
+// templateFuncs read JSON, and accept any value.
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": rawjson.Elements, "codeLines": codeLines,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName,
@@ -148,7 +148,7 @@ func text(value json.RawMessage) string {
 	return shorten(string(value[:min(len(value), longestText+1)]), longestText)
 }
 
-// textOrDash is text, with a dash for what would be nothing to see or to click on.
+// textOrDash is text, or a dash if there would be nothing to see or click.
 func textOrDash(value json.RawMessage) string {
 	if text := text(value); !rawjson.IsNull(value) && strings.TrimSpace(text) != "" {
 		return text
@@ -166,7 +166,7 @@ func indented(value json.RawMessage) string {
 	return shorten(lines.String(), longestText)
 }
 
-// get returns what a path such as data.body leads to, nil also for null.
+// get returns the value at a path such as data.body, or nil if it is missing or null.
 func get(object json.RawMessage, path string) json.RawMessage {
 	if value := rawjson.Get(object, strings.Split(path, ".")...); !rawjson.IsNull(value) {
 		return value
@@ -174,7 +174,7 @@ func get(object json.RawMessage, path string) json.RawMessage {
 	return nil
 }
 
-// most returns the largest number among the values, or among their members of the name.
+// most returns the largest number among the values, or among their members with the name.
 func most(values json.RawMessage, name ...string) (largest int64) {
 	rows := rawjson.Elements(values)
 	for _, value := range rawjson.Members(values) {
@@ -187,7 +187,7 @@ func most(values json.RawMessage, name ...string) (largest int64) {
 	return largest
 }
 
-// scaled returns a number as a part of the largest one, in per cent.
+// scaled returns a number as a percentage of the largest one.
 func scaled(value json.RawMessage, largest int64) float64 {
 	n, _ := rawjson.Int(value)
 	return math.Round(1000*float64(n)/float64(max(1, largest))) / 10

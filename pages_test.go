@@ -23,7 +23,7 @@ import (
 // browserAccept is what browsers send.
 const browserAccept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
-// browse opens a page, without following where it leads.
+// browse opens a page without following redirects.
 func (f *fixture) browse(path string, header ...string) *answer {
 	f.t.Helper()
 	return f.submit("GET", path, nil, header...)
@@ -49,7 +49,7 @@ func (f *fixture) submit(method, path string, form url.Values, header ...string)
 	return &answer{f.t, req.URL, res.StatusCode, res.Header, string(text)}
 }
 
-// requirePage checks that the answer is a page that loads nothing from elsewhere, whatever leads to it.
+// requirePage checks that the answer is a page with the status that loads nothing from elsewhere.
 func (a *answer) requirePage(status int) {
 	a.t.Helper()
 	require.Equal(a.t, status, a.status, a.body)
@@ -62,7 +62,7 @@ func (a *answer) requirePage(status int) {
 	require.NotRegexp(a.t, foreign, strings.ReplaceAll(a.body, `="data:image`, ""))
 }
 
-// requireLead checks that a form leads to a path, by a relative reference.
+// requireLead checks that the answer redirects to a path, by a relative reference.
 func (a *answer) requireLead(path string) {
 	a.t.Helper()
 	require.Equal(a.t, http.StatusSeeOther, a.status, a.body)
@@ -116,7 +116,7 @@ func TestPageOrNot(t *testing.T) {
 	f.get("/").requireProblem(404, "not-found")
 }
 
-// hostileItem is an item whose occurrences and states were made by an attacker, with traces of all kinds.
+// hostileItem gives an item hostile texts and two stored states, and returns its path.
 func hostileItem(f *fixture) string {
 	f.t.Helper()
 	id := f.sandbox.ItemIDs()[0]
@@ -129,7 +129,7 @@ func hostileItem(f *fixture) string {
 	return path
 }
 
-// The pages are golden, but for what differs from run to run: go test -update rewrites them.
+// The pages are golden, except for what varies between runs: go test -update rewrites them.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -166,7 +166,7 @@ func withoutTimes(page string) string {
 	return someMark.ReplaceAllString(somePageTime.ReplaceAllString(page, "TIME"), "${1}MARK")
 }
 
-// A trace is shown with its most recent call first, and with the lines around where they came.
+// A trace is shown with its most recent call first, and with the surrounding lines of code if they were sent.
 func TestPageOfTraces(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -188,12 +188,12 @@ func TestPageOfTraces(t *testing.T) {
 		require.Greater(t, next, at, "%s\n%s", want, page.body)
 		at = next
 	}
-	report := f.browse("/reports/1") // of what was created
+	report := f.browse("/reports/1") // of the created occurrence
 	report.requirePage(200)
 	assert.Contains(t, report.body, "cart.py:17")
 }
 
-// Whatever an occurrence holds in place of a trace, its page comes.
+// The page of an occurrence is rendered whatever it holds in place of a trace.
 func TestPagesOfOddOccurrences(t *testing.T) {
 	t.Parallel()
 	for _, thing := range []string{
@@ -278,7 +278,7 @@ func TestForms(t *testing.T) {
 	f.do("POST", "/items", "message=x").requireProblem(400, "usage") // nobody prefers a page
 }
 
-// Where the command line asks, so do forms.
+// Forms ask for confirmation where the command line does.
 func TestFormsAsk(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)
@@ -302,12 +302,12 @@ func TestFormsAsk(t *testing.T) {
 	asked = f.submit("POST", item, url.Values{"_method": {"DELETE"}})
 	asked.requirePage(200)
 	assert.Equal(t, `"active"`, f.get(item).at("status"))
-	f.submit("POST", item, url.Values{"_method": {"DELETE"}, "max": {"0"}}).requirePage(400) // is not asked about
+	f.submit("POST", item, url.Values{"_method": {"DELETE"}, "max": {"0"}}).requirePage(400) // asks nothing
 	f.submit("POST", item, url.Values{"_method": {"DELETE"}, "_confirm": {"yes"}}).requireLead(item)
 	assert.Equal(t, `"resolved"`, f.get(item).at("status"))
 }
 
-// basicAuth returns the Authorization with which a browser signs in.
+// basicAuth returns the Authorization header of a browser that is signed in.
 func basicAuth(password string) string {
 	r := &http.Request{Header: http.Header{}}
 	r.SetBasicAuth("anybody", password)
@@ -362,7 +362,7 @@ func TestSigningIn(t *testing.T) {
 	f.browse("/items", header...).requirePage(200)
 }
 
-// An operation that is added to the registry has its page, its form and its links.
+// An operation that is added to the registry gets its page, its form and its links.
 func TestPagesOfNewOperations(t *testing.T) {
 	t.Parallel()
 	type listInput struct {
@@ -418,7 +418,7 @@ func TestPagesOfNewOperations(t *testing.T) {
 	f.submit("POST", "/widgets/7/paint", url.Values{"colour": {"blue"}}).requirePage(404)
 }
 
-// The pages of lists lead to their neighbours.
+// The pages of lists link to their neighbours.
 func TestPagesOfLists(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 45)
@@ -444,7 +444,7 @@ func TestPagesOfLists(t *testing.T) {
 	assert.Less(t, packed.Len(), 14<<10)
 }
 
-// The summary has charts, with a table for those who cannot see them, and leads to what it counts.
+// The summary has charts, with a table for those who cannot see them, and links to what it counts.
 func TestPageOfTheSummary(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 8)
@@ -477,7 +477,7 @@ func TestPageOfAnItemFromTheArchive(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)
 	item := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[1])
-	f.browse(item).requirePage(200) // which stores its occurrences
+	f.browse(item).requirePage(200) // stores its occurrences
 	f.sandbox.SetFault(sandbox.BadGateway)
 	page := f.browse(item)
 	page.requirePage(200)
@@ -488,7 +488,7 @@ func TestPageOfAnItemFromTheArchive(t *testing.T) {
 	assert.Contains(t, page.body, fmt.Sprintf(`href="../occurrences?item_id=%d"`, f.sandbox.ItemIDs()[1]))
 }
 
-// Hostile text stays text, whatever kind of value it is.
+// Hostile text is escaped in every kind of value.
 func TestValueIsEscaped(t *testing.T) {
 	t.Parallel()
 	const hostile, escaped = `"><b>'&`, `&#34;&gt;&lt;b&gt;&#39;&amp;`
