@@ -16,12 +16,12 @@ import (
 	"app/internal/rawjson"
 )
 
-// relayPaths are where SDKs post to, as their endpoint may be written. A redirect would lose occurrences.
+// relayPaths are all spellings of the path that SDKs post to. A redirect would lose occurrences.
 var relayPaths = []string{"/api/1/item/{$}", "/api/1/item", "/api/1/items/{$}", "/api/1/items"}
 
-// serveRelay answers an SDK that posts an occurrence, and a browser that asks whether a page may do so: any may. It
-// speaks Rollbar's own protocol, so that an SDK whose endpoint is this service loses nothing while Rollbar is down:
-// an occurrence is acknowledged as soon as PostgreSQL has it. Only what Rollbar is known to refuse is refused.
+// serveRelay answers SDKs that post occurrences, and browsers' preflight requests: every origin is allowed. It speaks
+// Rollbar's own protocol, so that an SDK whose endpoint is this service loses nothing while Rollbar is down: it
+// acknowledges an occurrence as soon as PostgreSQL has it, and refuses only what Rollbar is known to refuse.
 func (s *server) serveRelay(w *response, r *http.Request) {
 	w.operation, w.refusal = "relay.item", relayRefusal
 	h := w.Header()
@@ -40,7 +40,7 @@ func (s *server) serveRelay(w *response, r *http.Request) {
 	w.respond(json.RawMessage(`{"err":0}`))
 }
 
-// relayRefusal is a failure as Rollbar would put it.
+// relayRefusal returns a failure in Rollbar's own form.
 func relayRefusal(h http.Header, f *Failure) any {
 	if f.kind == rateLimited {
 		if f.limit > 0 {
@@ -53,7 +53,7 @@ func relayRefusal(h http.Header, f *Failure) any {
 	return jsonObject{"err": 1, "message": f.detail}
 }
 
-// relay accepts the occurrence in a request and returns its uuid. The SDK's token ends here.
+// relay accepts the occurrence in a request and returns its uuid. The SDK's token goes no further.
 func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
 	token := r.Header.Get("X-Rollbar-Access-Token")
 	var payload json.RawMessage
@@ -80,8 +80,8 @@ func (s *server) relay(w *response, r *http.Request) (uuid string, err error) {
 	return uuid, s.relayData(r, uuid, data)
 }
 
-// relayPayload reads the payload in a request: JSON, or the field of a form that holds it. What the header
-// says about the type counts for nothing, since some SDKs say nothing or something wrong.
+// relayPayload reads the payload of a request: JSON, or a form with the field payload. It ignores the Content-Type,
+// since some SDKs send none or a wrong one.
 func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, error) {
 	text, err := s.readBody(w, r, maxBody)
 	if err != nil {
@@ -95,16 +95,16 @@ func (s *server) relayPayload(w *response, r *http.Request) (json.RawMessage, er
 	payload, err := rawjson.Compact(text)
 	switch {
 	case len(text) == 0:
-		return nil, fail(invalid, "the body is not JSON, nor a form with the field payload")
+		return nil, fail(invalid, "the body is not JSON and not a form with the field payload")
 	case err != nil || payload[0] != '{':
-		return nil, fail(invalid, "the payload is not JSON: %w", cmp.Or(err, errors.New("it is no object")))
+		return nil, fail(invalid, "the payload is not JSON: %w", cmp.Or(err, errors.New("it is not an object")))
 	case form.Has("access_token"):
 		payload = rawjson.Set(payload, "access_token", rawjson.AppendQuoted(nil, form.Get("access_token")))
 	}
 	return payload, nil
 }
 
-// relayData queues an occurrence. What PostgreSQL does not take is sent while the SDK waits.
+// relayData queues an occurrence. If PostgreSQL cannot store it, it is sent to Rollbar while the SDK waits.
 func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) error {
 	app, ctx := s.app, withCall(r.Context(), callWithoutRetries())
 	lane := app.outbox.lanes[postScope(data)]
@@ -138,8 +138,8 @@ func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) e
 	return f
 }
 
-// withSender puts the sender's address into the data where an SDK leaves that to Rollbar, which would take
-// ours. The anonymous form lacks the last 8 bits, of IPv6 the last 80.
+// withSender fills in the sender's address where an SDK leaves that to Rollbar, since Rollbar would take ours. The
+// anonymous form clears the last 8 bits, or the last 80 of IPv6.
 func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
 	bits := 24
 	if sender.Is6() {
@@ -156,7 +156,7 @@ func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
 	return data
 }
 
-// senderOf returns the address of the peer or, where that is a proxy of ours, the one that it names.
+// senderOf returns the address of the peer or, if that is a proxy of ours, the one that the proxy names.
 func senderOf(r *http.Request) netip.Addr {
 	peer := addressOf(r.RemoteAddr)
 	if peer.IsValid() && !peer.IsLoopback() && !peer.IsPrivate() {
@@ -167,7 +167,7 @@ func senderOf(r *http.Request) netip.Addr {
 	return cmp.Or(addressOf(strings.TrimSpace(last)), peer)
 }
 
-// addressOf parses an address, with a port or without.
+// addressOf parses an address with or without a port.
 func addressOf(text string) netip.Addr {
 	address, _ := netip.ParseAddr(strings.Trim(text, "[]"))
 	withPort, _ := netip.ParseAddrPort(text)

@@ -20,7 +20,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// Rollbar's own SDKs report through the relay, in the programs of .ci/clients, which runs this.
+// Rollbar's own SDKs report through the relay, in the programs of .ci/clients, which runs this test.
 var (
 	sdkPrograms = flag.String("sdk", "",
 		"programs for TestSDKs, separated by semicolons, that report to ENDPOINT with TOKEN and print UUIDs sent")
@@ -34,7 +34,7 @@ type sdkRun struct {
 	end  func() error
 
 	mu   sync.Mutex
-	sent []string // the UUIDs of what was answered with 200
+	sent []string // the UUIDs of occurrences that were answered with 200
 }
 
 func (r *sdkRun) uuids() []string {
@@ -77,8 +77,8 @@ func (r *sdkRun) awaitMore(t *testing.T) {
 	require.Eventually(t, func() bool { return len(r.uuids()) > before+10 }, waitLimit, waitTick, r.name)
 }
 
-// Rollbar is down in several ways, and in the middle of that the service is killed and started again. All that
-// the SDKs were told is sent comes to Rollbar once, and is archived with its stack trace.
+// Rollbar fails in several ways, and meanwhile the service is killed and restarted. Every occurrence that was
+// acknowledged to the SDKs reaches Rollbar exactly once, and is archived with its stack trace.
 func TestSDKs(t *testing.T) {
 	require.NotEmpty(t, *sdkPrograms, "-sdk")
 	postgres := devpgtest.Start(t, "", "fsync=on", "synchronous_commit=on")
@@ -120,7 +120,7 @@ func TestSDKs(t *testing.T) {
 	}, *sdkOutage+time.Minute, 100*time.Millisecond)
 	synced := service.do("POST", "/occurrences/sync", "")
 	require.Equal(t, 200, synced.status, synced.body)
-	f.sandbox.SetFault(sandbox.Down) // the archive needs no Rollbar
+	f.sandbox.SetFault(sandbox.Down) // the archive does not need Rollbar
 	reports, archived := map[string]int{}, map[string]int{}
 	traces := map[string]bool{}
 	for _, page := range service.walk("/reports?state=delivered&limit=1000", "next") {

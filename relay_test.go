@@ -21,7 +21,7 @@ import (
 
 const tokenHeader = "X-Rollbar-Access-Token"
 
-// newRelay starts a service with a relay, whose token is sdk-token.
+// newRelay starts a service with a relay that accepts sdk-token.
 func newRelay(t *testing.T, change ...func(*Config)) *fixture {
 	t.Helper()
 	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"other", "sdk-token"} }},
@@ -35,12 +35,12 @@ func (f *fixture) relay(payload string, header ...string) *answer {
 		append([]string{tokenHeader, "sdk-token", "Content-Type", "application/json"}, header...)...)
 }
 
-// sdkPayload is a payload with further members of data.
+// sdkPayload returns a payload with more members in data.
 func sdkPayload(uuid, more string) string {
 	return fmt.Sprintf(`{"data":{"environment":"e","body":{"message":{"body":"x"}},"uuid":%q%s}}`, uuid, more)
 }
 
-// requireRelayed checks that the answer is the one of Rollbar to an occurrence, and returns the uuid.
+// requireRelayed checks that the answer acknowledges an occurrence as Rollbar does, and returns the uuid.
 func (a *answer) requireRelayed() string {
 	a.t.Helper()
 	require.Equal(a.t, 200, a.status, a.body)
@@ -51,7 +51,7 @@ func (a *answer) requireRelayed() string {
 	return uuid
 }
 
-// requireRefused checks that the answer is a failure as Rollbar puts it, and returns the message.
+// requireRefused checks that the answer is a failure in Rollbar's form, and returns the message.
 func (a *answer) requireRefused(status int) string {
 	a.t.Helper()
 	require.Equal(a.t, status, a.status, a.body)
@@ -152,7 +152,7 @@ func TestRelayRefuses(t *testing.T) {
 		{"no JSON", `{"data":`, with("sdk-token"), 400, "not JSON"},
 		{"nothing", "", with("sdk-token"), 400, "not JSON"},
 		{"form without a payload", "a=b&c", with("sdk-token"), 400, "not JSON"},
-		{"form with another payload", "payload=5", with("sdk-token"), 400, "not JSON: it is no object"},
+		{"form with another payload", "payload=5", with("sdk-token"), 400, "not JSON: it is not an object"},
 		{"no data", `{"payload":{}}`, with("sdk-token"), 400, "data must be an object"},
 		{"data that are null", `{"data":null}`, with("sdk-token"), 400, "data must be an object"},
 		{"data that are a text", `{"data":"x"}`, with("sdk-token"), 400, "data must be an object"},
@@ -174,7 +174,7 @@ func TestRelayRefuses(t *testing.T) {
 	f.relay(fits).requireRelayed()
 }
 
-// Tokens open one door each.
+// Each kind of token is valid for its own routes only.
 func TestRelayTokens(t *testing.T) {
 	t.Parallel()
 	f := newRelay(t, func(c *Config) {
@@ -226,7 +226,7 @@ func TestRelayPreflight(t *testing.T) {
 	assert.Equal(t, "OPTIONS, POST", allow)
 }
 
-// What an SDK sends may be odd. What Rollbar takes is never refused, and what PostgreSQL cannot hold is replaced.
+// Odd payloads are not refused if Rollbar takes them, and text that PostgreSQL cannot hold is replaced.
 func TestRelayOfOddPayloads(t *testing.T) {
 	t.Parallel()
 	f := newRelay(t)
@@ -261,7 +261,7 @@ func TestRelayOfOddPayloads(t *testing.T) {
 	assert.InDelta(t, time.Now().Unix(), at, 60)
 }
 
-// A uuid that is there already is not sent again, whatever became of it.
+// An occurrence whose uuid is known is not sent again, whatever its state.
 func TestRelayOfTheSameUUID(t *testing.T) {
 	t.Parallel()
 	f := newRelay(t)
@@ -280,7 +280,7 @@ func TestRelayOfTheSameUUID(t *testing.T) {
 	}
 }
 
-// The SDK waits for PostgreSQL alone.
+// The SDK waits only for PostgreSQL, not for Rollbar.
 func TestRelayWhileRollbarFails(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.Slow, sandbox.Down, sandbox.Error, sandbox.LimitedFar,
@@ -305,13 +305,13 @@ func TestRelayWhileRollbarFails(t *testing.T) {
 	}
 }
 
-// Without PostgreSQL, the answer is Rollbar's as far as an SDK knows what to do with it.
+// Without PostgreSQL, the SDK gets Rollbar's answer if it can handle that, and 503 otherwise.
 func TestRelayWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		fault  sandbox.Fault
-		more   string // of the data
+		more   string // members of data
 		status int
 	}{
 		{"Rollbar takes it", sandbox.None, "", 200},
@@ -327,7 +327,7 @@ func TestRelayWithoutPostgreSQL(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := newRelay(t, func(c *Config) { c.DatabaseURL = "postgres://app@127.0.0.1:1/app" })
-			if strings.Contains(test.more, "refused") { // for a reason that is not known here
+			if strings.Contains(test.more, "refused") { // for a reason that the service does not check
 				refusing := httptest.NewServer(refusal(422))
 				t.Cleanup(refusing.Close)
 				f.app.rollbar.base = refusing.URL
@@ -404,7 +404,7 @@ func TestRelayOfTheSender(t *testing.T) {
 	assert.Equal(t, []string{"203.0.113.7"}, f.rows(`SELECT data -> 'request' ->> 'user_ip' FROM reports`))
 }
 
-// An occurrence that waits for a token that is not set is stored, and that is said.
+// An occurrence that waits for a missing token is stored, and the log says so.
 func TestRelayWithoutAToken(t *testing.T) {
 	t.Parallel()
 	f := newRelay(t, func(c *Config) { c.postClientToken = "" })
@@ -428,7 +428,7 @@ func TestTelemetryOfTheRelay(t *testing.T) {
 	assert.NotContains(t, f.log.String(), "sdk-token")
 }
 
-// refusal answers everything as Rollbar refuses what is wrong, with the status.
+// refusal answers every request with the status, as Rollbar answers invalid ones.
 func refusal(status int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)

@@ -14,7 +14,7 @@ import (
 
 const (
 	maxEvent  = 2 << 20                 // bytes; an occurrence alone may have half of that
-	eventTime = 2500 * time.Millisecond // for storing one: after 3 s Rollbar takes it for lost
+	eventTime = 2500 * time.Millisecond // for storing an event: Rollbar counts one as failed after 3 s
 )
 
 // A Receipt says whether an event held something to store.
@@ -22,15 +22,15 @@ type Receipt struct {
 	Stored bool `json:"stored"`
 }
 
-// serveWebhook answers Rollbar, which sends an event again unless the answer is a success. An event may come twice, or
-// weeks late. Rollbar signs nothing, so a token in the URL is all that tells it from others. No query may get into a log.
+// serveWebhook answers Rollbar, which sends an event again unless the answer is a success. An event may arrive twice,
+// or weeks late. Rollbar signs nothing, so only a token in the URL authenticates it; the query must never be logged.
 func (s *server) serveWebhook(w *response, r *http.Request) {
 	w.operation = "webhooks.rollbar"
 	stored, err := s.webhook(w, r)
 	w.answer(Receipt{stored}, err)
 }
 
-// webhook stores what the event in a request holds.
+// webhook stores the item and the occurrence that the event in a request holds.
 func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) {
 	if !isOneOf(r.URL.Query().Get("token"), s.config.webhookTokens) {
 		return false, fail(unauthorized, "the webhook's URL must end with ?token= and a token in WEBHOOK_TOKEN")
@@ -66,8 +66,8 @@ func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) 
 	return true, nil
 }
 
-// lastOfEvent returns the item in an event as Rollbar's API would show it, or nil, and the item's last
-// occurrence, which is within it or beside it, or missing.
+// lastOfEvent returns the item in an event as Rollbar's API would show it, or nil, and the item's last occurrence,
+// if the event has it inside or next to the item.
 func lastOfEvent(event json.RawMessage) (*Item, []Occurrence) {
 	get := func(object json.RawMessage, path ...string) string {
 		return cmp.Or(string(rawjson.Get(object, path...)), "null")
@@ -86,7 +86,7 @@ func lastOfEvent(event json.RawMessage) (*Item, []Occurrence) {
 	return &item, []Occurrence{last}
 }
 
-// numbered are the names for the numbers that events have where the API has names.
+// numbered maps the numbers that events use to the names that the API uses.
 var numbered = map[string][]string{
 	"level":    {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"},
 	"status":   {1: "active", 2: "resolved", 3: "muted"},
@@ -96,7 +96,7 @@ var numbered = map[string][]string{
 		" fastapi karafka flutter"),
 }
 
-// named returns the item of an event with names for numbers. A number without a name stays.
+// named returns the item of an event with names instead of numbers. A number without a name stays.
 func named(item json.RawMessage) json.RawMessage {
 	for member, names := range numbered {
 		n, ok := rawjson.Int(rawjson.Get(item, member))

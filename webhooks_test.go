@@ -13,7 +13,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// newWebhooks starts a service that takes webhooks, with the token hook+token.
+// newWebhooks starts a service that takes webhooks with the token hook+token.
 func newWebhooks(t *testing.T, items int, change ...func(*Config)) *fixture {
 	t.Helper()
 	return newFixture(t, items, append([]func(*Config){func(c *Config) {
@@ -35,7 +35,7 @@ func (a *answer) requireStored(stored bool) {
 	require.Equal(a.t, fmt.Sprintf(`{"stored":%t}`+"\n", stored), a.body)
 }
 
-// The members of an item as events have them, and some of an occurrence.
+// The members of an item as events send them, and an occurrence with some of its members.
 const (
 	eventItem = `"public_item_id":null,"integrations_data":{},"level_lock":0,"last_activated_timestamp":1700000000,` +
 		`"assigned_user_id":null,"group_status":1,"hash":"5f1d","id":700100200,"environment":"production",` +
@@ -49,7 +49,7 @@ const (
 		`"debug":{"routes":{"access_token":"s3cret","start_time":1}},"timestamp_ms":1700000500123}}`
 )
 
-// event is an event whose item has further or other members.
+// event returns an event. The members in more are added to its item, or replace the item's own.
 func event(name, more string) string {
 	item := json.RawMessage(`{` + eventItem + `}`)
 	for member, value := range rawjson.Members([]byte(`{` + more + `}`)) {
@@ -58,7 +58,7 @@ func event(name, more string) string {
 	return fmt.Sprintf(`{"event_name":%q,"data":{"item":%s}}`, name, item)
 }
 
-// eventHistory returns what the reports of the events' item have as a member, newest first.
+// eventHistory returns the state and one member of each report of the events' item, newest first.
 func (f *fixture) eventHistory(member string) []string {
 	f.t.Helper()
 	return f.rows(`SELECT concat(state, ' ', data ->> '` + member +
@@ -162,7 +162,7 @@ func TestWebhooksRefused(t *testing.T) {
 	newFixture(t, 0).do("POST", "/webhooks/rollbar?token=", good).requireProblem(404, "not-found")
 }
 
-// Numbers become names, and those without a name stay.
+// Numbers become names, and numbers without a name stay.
 func TestWebhooksNameNumbers(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ given, want string }{
@@ -178,7 +178,7 @@ func TestWebhooksNameNumbers(t *testing.T) {
 	}
 }
 
-// An event that comes late undoes nothing; whatever its age, its occurrence is archived.
+// A late event does not undo newer changes. Whatever the event's age, its occurrence is archived.
 func TestWebhooksThatComeLate(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -223,7 +223,7 @@ func TestWebhooksThatComeLate(t *testing.T) {
 	}
 }
 
-// An item has the same state whoever tells of it, so that no report is made by turns.
+// Events and reads yield the same state of an item, so that alternating between them makes no new reports.
 func TestWebhooksAndReadsAgree(t *testing.T) {
 	t.Parallel()
 	f := newWebhooks(t, 1)
@@ -266,7 +266,7 @@ func TestWebhooksAndReadsAgree(t *testing.T) {
 	assert.Equal(t, []string{"superseded", "current"}, reports())
 }
 
-// What PostgreSQL does not take in time is Rollbar's to send again.
+// An event that PostgreSQL does not store in time is refused, so that Rollbar sends it again.
 func TestWebhooksWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	f := newWebhooks(t, 0, func(c *Config) { c.DatabaseURL = "postgres://app@127.0.0.1:1/app" })
@@ -282,7 +282,7 @@ func TestWebhooksWithoutPostgreSQL(t *testing.T) {
 	assert.Less(t, time.Since(began), 3*time.Second)
 }
 
-// The token is in the URL, and nowhere else.
+// The token in the URL appears nowhere else.
 func TestNobodySeesTheWebhooksToken(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t, func(c *Config) { c.webhookTokens = []string{"hook+token"} })
