@@ -67,7 +67,7 @@ func itemsList(ctx context.Context, app *App, in itemsListInput) (*List, error) 
 	return list, err
 }
 
-// read reads the page with the number, and stores its items.
+// read reads the page with the given number, and stores its items.
 func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*List, error) {
 	filter := in.values()
 	filter.Set("page", strconv.FormatInt(number, 10))
@@ -78,7 +78,7 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 	if err != nil {
 		err = fmt.Errorf("page %d of the items: %w", number, err)
 		if isRollbarOut(err) && app.store != nil {
-			err = fmt.Errorf("%w; what is stored is at /reports?latest=true (app reports list -latest)", err)
+			err = fmt.Errorf("%w; the stored items are at /reports?latest=true (app reports list -latest)", err)
 		}
 		return nil, err
 	}
@@ -97,9 +97,9 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 	return list, nil
 }
 
-// isLast reports whether no page can follow: this one is empty, or the total shows it to be the last. A short
-// page need not be the last, since Rollbar may return fewer items than the limit, but hardly fewer than the 100
-// that it returns without one, or than it returned here.
+// isLast reports whether no page can follow: this one is empty, or the total shows that it is the last. A short page
+// need not be the last, since Rollbar may return fewer items than the limit. After page 1 the total decides only if
+// earlier pages are probably full: the limit is at most 100, Rollbar's default, or this page reaches it.
 func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
 	n := int64(len(page.Items))
 	total, counted := rawjson.Int(page.Total)
@@ -107,8 +107,8 @@ func (in *itemsListInput) isLast(page *ItemPage, number int64) bool {
 	return n == 0 || counted && (number == 1 && n >= total || size <= max(100, n) && (number-1)*size+n == total)
 }
 
-// followPages appends to the list, which is the page with the number, the items of all later pages, up to
-// an empty page. Pages of a changing list overlap, so an item that was yielded is left out.
+// followPages extends the list, which is the page with the given number, by the items of all later pages up to an
+// empty one. Pages of a changing list overlap, so items that were already yielded are skipped.
 func followPages(ctx context.Context, list *List, number int64, read func(number int64) (*List, error)) {
 	rows, total := list.Rows, int64(0)
 	if number == 1 {
@@ -153,7 +153,7 @@ var itemsGetCmd = &Command{
 
 type itemsGetInput struct {
 	itemRef
-	Source string `query:"source" default:"auto" enum:"auto,live,archive" help:"where to read it: Rollbar, and its report while Rollbar does not answer (auto), only Rollbar (live), or only its report (archive; by id)"`
+	Source string `query:"source" default:"auto" enum:"auto,live,archive" help:"where to read it: Rollbar, or its report while Rollbar does not answer (auto); only Rollbar (live); only its report (archive, by id)"`
 }
 
 func (in *itemsGetInput) check() error {
@@ -186,7 +186,7 @@ func (in *itemRef) check() error {
 	return nil
 }
 
-// describe adds to an error, or nil, which item it is about, and how else it may be found.
+// describe adds to an error which item it is about, and how else to find it. Nil stays nil.
 func (in *itemRef) describe(err error) error {
 	switch {
 	case err == nil:
@@ -202,10 +202,10 @@ func (app *App) readItem(ctx context.Context, in itemRef) (Item, error) {
 	return item, in.describe(err)
 }
 
-// itemID returns the id of the item that is meant, for which it is read where something else is given.
+// itemID returns the item's id. If a counter or uuid is given instead, it reads the item to find the id.
 func (app *App) itemID(ctx context.Context, in itemRef) (int64, error) {
 	if in.By == "id" {
-		return strconv.ParseInt(in.ID, 10, 64) // valid, as check knows
+		return strconv.ParseInt(in.ID, 10, 64) // valid: check has parsed it
 	}
 	item, err := app.readItem(ctx, in)
 	if err == nil {
@@ -231,12 +231,12 @@ func itemsGet(ctx context.Context, app *App, in itemsGetInput) (json.RawMessage,
 	return item.JSON, nil
 }
 
-// isRollbarOut reports whether Rollbar is down, slow or limits us, rather than refuses the call.
+// isRollbarOut reports whether Rollbar is down, slow or limiting us, rather than refusing the call.
 func isRollbarOut(err error) bool {
 	return isKind(err, badGateway, unavailable, upstreamTimeout, rateLimited)
 }
 
-// lastKnownItem returns the item with the id as its current report has it, and marks the call accordingly.
+// lastKnownItem returns the item from its current report, and marks the call as answered from the archive.
 func (app *App) lastKnownItem(ctx context.Context, id string) (item json.RawMessage, err error) {
 	var lastSeen time.Time
 	err = app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
@@ -304,8 +304,8 @@ func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMe
 	return item, in.describe(err)
 }
 
-// change changes an item at Rollbar and reads it again, since Rollbar returns the changed fields only. It
-// stores what both responses said, of the first one what was sent.
+// change changes an item at Rollbar and reads it again, since Rollbar returns only the changed fields. It stores
+// the item as read, with those fields that were sent and returned but that the read lacks.
 func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (json.RawMessage, error) {
 	echo, err := app.rollbar.UpdateItem(ctx, id, changes)
 	if err != nil {
@@ -313,7 +313,7 @@ func (app *App) change(ctx context.Context, id int64, changes json.RawMessage) (
 	}
 	item, err := app.rollbar.Item(ctx, "id", strconv.FormatInt(id, 10))
 	if err != nil {
-		return nil, fmt.Errorf("it was changed, but not read again: %w", err)
+		return nil, fmt.Errorf("the item was changed, but could not be read again: %w", err)
 	}
 	said := Item{ID: item.ID, JSON: item.JSON} // as of now, the end of the update
 	for name, value := range rawjson.Members(echo) {
@@ -341,10 +341,10 @@ type itemsOccurrencesInput struct {
 	Cursor Opt[occurrencePlace] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
-// An occurrencePlace is a page of an item's occurrences, and the last one on the page before, or 0.
+// An occurrencePlace is a page number of an item's occurrences, and the id of the last one on the page before, or 0.
 type occurrencePlace struct{ page, last int64 }
 
-// String returns the place as callers see it: opaque, as a reportCursor.
+// String returns the place as callers see it: opaque, like a reportCursor.
 func (p occurrencePlace) String() string { return reportCursor{p.page, p.last}.String() }
 
 func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
@@ -364,7 +364,7 @@ func itemsOccurrences(ctx context.Context, app *App, in itemsOccurrencesInput) (
 		return nil, fmt.Errorf("occurrences: %w", in.describe(err))
 	}
 	app.archive(ctx, page...)
-	shown := slices.IndexFunc(page, func(o Occurrence) bool { return o.ID == place.last }) // it is here if others came since
+	shown := slices.IndexFunc(page, func(o Occurrence) bool { return o.ID == place.last }) // found if newer ones moved it to this page
 	list := &List{Name: "occurrences", Rows: sliceRows(page[shown+1:], func(o Occurrence) json.RawMessage { return o.JSON })}
 	switch {
 	case place.page > 2:

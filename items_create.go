@@ -49,7 +49,7 @@ func (in *itemsCreateInput) check() error {
 	case !in.Message.Set:
 		return invalidField("message", "is required, unless data holds Rollbar's own payload")
 	}
-	const deepest = 200 // many programs that read JSON have a bound of their own
+	const deepest = 200 // levels; many JSON parsers have a limit
 	data := in.payload()
 	if rawjson.Depth(data) > deepest {
 		return fail(invalid, "the payload is nested more than %d levels deep", deepest)
@@ -77,7 +77,7 @@ func (in *itemsCreateInput) payload() json.RawMessage {
 	return rawjson.Set(data, "body", fmt.Appendf(nil, `{"message":{"body":%s}}`, rawjson.AppendQuoted(nil, in.Message.Value)))
 }
 
-// Created is what became of a new occurrence.
+// Created says what became of a new occurrence.
 type Created struct {
 	UUID  string `json:"uuid"`
 	State string `json:"state" enum:"delivered,queued"`
@@ -94,9 +94,9 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 	if err := app.rollbar.require(postScope(data)); err != nil {
 		return Created{}, err
 	}
-	const largest = 1 << 20 // bytes that Rollbar takes as one occurrence: 1024 KB, says "Create item"
+	const largest = 1 << 20 // bytes; Rollbar's page "Create item" allows 1024 KB for one occurrence
 	if n := len(data) + len(`{"data":}`); n > largest {
-		return Created{}, fail(tooLarge, "the payload has %d bytes, of which Rollbar takes %d", n, largest)
+		return Created{}, fail(tooLarge, "the payload has %d bytes, but Rollbar takes at most %d", n, largest)
 	}
 	state, err := app.create(ctx, uuid, data)
 	if err != nil {
@@ -105,7 +105,7 @@ func itemsCreate(ctx context.Context, app *App, in itemsCreateInput) (Created, e
 	return Created{uuid, state}, nil
 }
 
-// identified returns the data with a timestamp, since they may arrive hours later, and with a uuid.
+// identified returns the data with a uuid and, since it may reach Rollbar hours later, a timestamp.
 func identified(data json.RawMessage) (json.RawMessage, string) {
 	if rawjson.IsNull(rawjson.Get(data, "timestamp")) {
 		data = rawjson.Set(data, "timestamp", fmt.Appendf(nil, "%d", time.Now().Unix()))
@@ -118,14 +118,14 @@ func identified(data json.RawMessage) (json.RawMessage, string) {
 	return data, uuid
 }
 
-// create stores the occurrence, sends it, and records and returns what became of it. Success promises that Rollbar
-// or PostgreSQL has it. Since it has a uuid before it is first sent, Rollbar drops a second delivery.
+// create stores the occurrence, sends it, and records and returns its state. Success promises that Rollbar or
+// PostgreSQL has it. It has a uuid before the first attempt, so Rollbar drops a repeated delivery.
 func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (state string, err error) {
 	if app.store == nil {
 		callOf(ctx).notStored("DATABASE_URL is not set")
 		return "delivered", app.rollbar.Post(ctx, data)
 	}
-	sending, cancel := context.WithTimeout(ctx, app.outbox.lease()) // until then nobody else sends it
+	sending, cancel := context.WithTimeout(ctx, app.outbox.lease()) // nobody else sends it during the lease
 	defer cancel()
 	e, err := app.outbox.enqueue(ctx, uuid, data, true)
 	switch {
@@ -162,8 +162,8 @@ func (app *App) create(ctx context.Context, uuid string, data json.RawMessage) (
 	return "", err
 }
 
-// createUnstored sends an occurrence that PostgreSQL does not take, for whatever reason. It is acknowledged
-// only if Rollbar takes it.
+// createUnstored sends an occurrence that PostgreSQL did not store, for whatever reason. It succeeds only if Rollbar
+// takes the occurrence.
 func (app *App) createUnstored(ctx context.Context, uuid string, data json.RawMessage, why error) error {
 	app.log.WarnContext(ctx, "occurrence is not stored", "uuid", uuid, "error", why)
 	callOf(ctx).notStored(why.Error())
@@ -187,11 +187,11 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// levels are Rollbar's levels, from the least severe.
+// levels are Rollbar's levels, least severe first.
 var levels = []string{"debug", "info", "warning", "error", "critical"}
 
-// payloadFields are the kinds of optional fields of a payload's data, by Rollbar's page "Create item". Null
-// stands for a missing one. A text has at most so many characters, or any number for 0.
+// payloadFields are the kinds of the optional fields of a payload's data, by Rollbar's page "Create item". Null counts
+// as missing. A text has at most limit characters; 0 means any number.
 var payloadFields = []struct {
 	names, kind string
 	limit       int
@@ -207,7 +207,7 @@ var payloadFields = []struct {
 var payloadUUID = regexp.MustCompile(`^[ -\x{FF}]+$`)
 
 type payloadCheck struct {
-	within string // before the names of fields
+	within string // the prefix of field names
 	wrong  []fieldError
 }
 
@@ -216,7 +216,7 @@ func (c *payloadCheck) refuse(field, format string, args ...any) {
 	c.wrong = append(c.wrong, fieldError{field, field + " " + fmt.Sprintf(format, args...)})
 }
 
-// optional checks the kind of a value and the length of a text. Null stands for no value.
+// optional checks the kind of a value and the length of a text. Null counts as missing.
 func (c *payloadCheck) optional(field string, value json.RawMessage, kind string, limit int) {
 	switch {
 	case rawjson.IsNull(value):
@@ -227,7 +227,7 @@ func (c *payloadCheck) optional(field string, value json.RawMessage, kind string
 	}
 }
 
-// required checks the kind of a value that must be there.
+// required checks the kind of a value that must be present.
 func (c *payloadCheck) required(field string, value json.RawMessage, kind string) {
 	if rawjson.IsNull(value) {
 		c.refuse(field, "is required and must be %s", kind)
@@ -240,11 +240,11 @@ var jsonKinds = map[byte]string{'"': "a string", '{': "an object", '[': "an arra
 // jsonKind names the kind of a JSON value that is not null.
 func jsonKind(value json.RawMessage) string { return cmp.Or(jsonKinds[value[0]], "a number") }
 
-// checkPayload reports what Rollbar would refuse about the data of an occurrence, which is compact JSON, naming
-// fields with what they are within. All that is acknowledged passed it, so that it can arrive.
+// checkPayload reports what Rollbar would refuse about an occurrence's data, which is compact JSON; within is the
+// prefix of the field names. Every occurrence passes it before it is acknowledged, so that it can be delivered.
 func checkPayload(data json.RawMessage, within string) error {
 	c := payloadCheck{within: within}
-	members := maps.Collect(rawjson.Members(data)) // the last of several with the same name, as Get has it
+	members := maps.Collect(rawjson.Members(data)) // of duplicate names the last wins, as in Get
 	get := func(first string, path ...string) json.RawMessage { return rawjson.Get(members[first], path...) }
 	for _, f := range payloadFields {
 		for name := range strings.FieldsSeq(f.names) {
@@ -313,7 +313,7 @@ func (c *payloadCheck) trace(field string, trace json.RawMessage) {
 	c.required(field+".exception.class", rawjson.Get(trace, "exception", "class"), "a string")
 }
 
-// occurrenceTitle is the title that Rollbar would give an occurrence, as far as its payload says.
+// occurrenceTitle returns the title that Rollbar would give an occurrence, as far as its payload shows.
 func occurrenceTitle(data json.RawMessage) string {
 	text := func(path ...string) string { return rawjson.Unquote(rawjson.Get(data, path...)) }
 	report, _, _ := strings.Cut(text("body", "crash_report", "raw"), "\n")

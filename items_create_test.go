@@ -14,7 +14,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// answerAll has Rollbar answer all calls with the method so.
+// answerAll has Rollbar answer all calls with the method in this way.
 func (f *fixture) answerAll(method string, status int, body string) {
 	next := f.app.rollbar.client.Transport
 	f.app.rollbar.client.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -26,8 +26,8 @@ func (f *fixture) answerAll(method string, status int, body string) {
 	})
 }
 
-// What Rollbar refuses for good is passed on with its words, and so it is when it is asked for again,
-// without another call.
+// A final refusal is passed on in Rollbar's words. The same uuid again gets the same answer, without another
+// call.
 func TestCreateRejected(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -58,7 +58,7 @@ func TestCreateRejected(t *testing.T) {
 	}
 }
 
-// A refusal that comes when the queue delivers is as final.
+// A refusal of a queued occurrence is final, too.
 func TestDeliveryRejected(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -70,15 +70,15 @@ func TestDeliveryRejected(t *testing.T) {
 	assert.Contains(t, f.create(uuid).requireProblem(422, "usage"), "Rollbar answered 422")
 }
 
-// What is sent must be small enough for Rollbar, with all that was added: nothing is recorded that
-// cannot arrive. Signs that mean something in HTML are not made longer.
+// A payload that is too large for Rollbar, together with what was added, is not stored, since it could never
+// be delivered. Characters that are special in HTML are not escaped, which would lengthen it.
 func TestCreateTooLarge(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	require.Equal(t, 200, f.get("/reports").status)
 	f.sandbox.SetFault(sandbox.Down)
 	almost := `{"message":"` + strings.Repeat("x", maxBody-20) + `"}`
-	assert.Contains(t, f.do("POST", "/items", almost).requireProblem(413, "usage"), "of which Rollbar takes 1048576")
+	assert.Contains(t, f.do("POST", "/items", almost).requireProblem(413, "usage"), "Rollbar takes at most 1048576")
 	assert.Empty(t, f.rows(`SELECT uuid FROM reports`))
 
 	f.sandbox.SetFault(sandbox.None)
@@ -89,7 +89,7 @@ func TestCreateTooLarge(t *testing.T) {
 		"body", "message", "body")))
 }
 
-// A message as long as a book is not made into an index of its words.
+// Only a few words of a message as long as a book are indexed.
 func TestCreateWithManyWords(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -102,7 +102,7 @@ func TestCreateWithManyWords(t *testing.T) {
 	assert.Len(t, f.get("/reports?q=word7").list("reports"), 1)
 }
 
-// However PostgreSQL fails to store, Rollbar may take it.
+// If PostgreSQL cannot store an occurrence, Rollbar can still take it.
 func TestCreateWithoutTables(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -118,7 +118,7 @@ func TestCreateWithoutTables(t *testing.T) {
 	f.eventually(uuid, "delivered")
 }
 
-// The ways in which Rollbar fails for a moment are no reason to queue.
+// A rate limit that ends soon is waited out, and nothing is queued.
 func TestCreateLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -128,7 +128,7 @@ func TestCreateLimitedForASecond(t *testing.T) {
 	assert.Equal(t, 1, f.sandbox.OccurrencesOf(uuid))
 }
 
-// A Rollbar that refuses connections is one that is down.
+// A Rollbar that refuses connections is down, so the occurrence is queued.
 func TestCreateWithoutRollbar(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.RollbarURL = "http://127.0.0.1:1/api/1" })
@@ -137,7 +137,7 @@ func TestCreateWithoutRollbar(t *testing.T) {
 	assert.Equal(t, "queued", f.state(uuid))
 }
 
-// The platform decides on the token. Whose token it is that is missing or refused is said with its scope.
+// The platform decides which token is used. An error names the setting and the scope of a bad one.
 func TestCreateForABrowser(t *testing.T) {
 	t.Parallel()
 	const payload = `{"data":{"environment":"e","platform":"browser","body":{"message":{"body":"x"}}}}`
@@ -166,8 +166,8 @@ func TestCreateForABrowser(t *testing.T) {
 	}
 }
 
-// Entries whose token Rollbar refuses wait, hold up no other, and are tried again when the service starts,
-// which it does for a new token.
+// Entries whose token Rollbar refuses wait without holding up others. They are tried again when the service
+// starts, as it must to get a new token.
 func TestCreatedForARefusedToken(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.Forbidden, sandbox.Deactivated} {

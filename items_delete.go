@@ -36,8 +36,8 @@ type Deleted struct {
 	Status      string `json:"status"`
 }
 
-// itemsDelete deletes an item in Rollbar's documented way: every occurrence, since there is no call for more. Then
-// the item is resolved, so that it leaves the active list.
+// itemsDelete deletes an item in Rollbar's documented way: occurrence by occurrence, since no call deletes an item.
+// Then it resolves the item, so that it leaves the active list.
 func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, error) {
 	if err := app.rollbar.require(scopeRead, scopeWrite); err != nil {
 		return Deleted{}, err
@@ -49,7 +49,7 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	unstored := app.observe(ctx, item)
 	switch {
 	case string(rawjson.Get(item.JSON, "group_status")) == "2":
-		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members, delete those", item.ID)
+		return Deleted{}, fail(conflict, "item %d is a group: its occurrences belong to its members; delete those", item.ID)
 	case unstored != "" && app.store != nil:
 		return Deleted{}, fail(unavailable, "nothing is deleted, because item %d must be stored first: %s", item.ID, unstored)
 	}
@@ -58,18 +58,18 @@ func itemsDelete(ctx context.Context, app *App, in itemsDeleteInput) (Deleted, e
 	case err != nil && count == 0:
 		return Deleted{}, err
 	case err != nil:
-		return Deleted{}, fmt.Errorf("item %d, of which %d occurrences are deleted: %w", item.ID, count, err)
+		return Deleted{}, fmt.Errorf("item %d, after %d occurrences were deleted: %w", item.ID, count, err)
 	}
 	if rawjson.Unquote(rawjson.Get(item.JSON, "status")) != "resolved" {
 		if _, err := app.change(ctx, item.ID, json.RawMessage(`{"status":"resolved"}`)); err != nil {
-			return Deleted{}, fmt.Errorf("all %d occurrences of item %d are deleted, but: %w", count, item.ID, err)
+			return Deleted{}, fmt.Errorf("after all %d occurrences of item %d were deleted: %w", count, item.ID, err)
 		}
 	}
 	return Deleted{item.ID, count, "resolved"}, nil
 }
 
-// deleteOccurrences archives and deletes an item's occurrences, unless there are more than the maximum, and
-// those that come meanwhile. It returns how many Rollbar still had, which lists deleted ones for some seconds.
+// deleteOccurrences archives and deletes an item's occurrences and those that arrive meanwhile, unless there are more
+// than the maximum. It counts only those that Rollbar still had, since it lists deleted ones for some seconds.
 func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int64, error) {
 	const rounds = 5 // an item that keeps occurring must not keep this going for ever
 	var deleted atomic.Int64
@@ -98,8 +98,8 @@ func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int
 	return deleted.Load(), failed
 }
 
-// archiveBeforeDelete lists an item's occurrences, until there are more than the maximum, archives those that
-// are not known, and returns their ids. What cannot be archived is an error, unless there is no database.
+// archiveBeforeDelete lists an item's occurrences until there are more than the maximum, archives the unknown ones
+// and returns their ids. Failing to archive them is an error, unless there is no database.
 func (app *App) archiveBeforeDelete(ctx context.Context, item, maximum int64, known map[int64]bool) (ids []int64, err error) {
 	limit := min(maximum+1, 100)
 	for number, more := int64(1), true; more && int64(len(ids)) <= maximum; number++ {

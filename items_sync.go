@@ -37,23 +37,23 @@ type Synced struct {
 }
 
 const (
-	chunkPages  = 20      // that are stored together
-	chunkBytes  = 4 << 20 // of items that are stored together, or somewhat more
-	chunksAhead = 6       // in progress at the same time
-	chunkWrites = 2       // at the same time: more of them would wait for the same pages of indexes
+	chunkPages  = 20      // pages that are read and stored together
+	chunkBytes  = 4 << 20 // bytes of items; a larger chunk is stored in parts
+	chunksAhead = 6       // chunks in progress at the same time
+	chunkWrites = 2       // chunks stored at the same time; more would wait for the same index pages
 )
 
-// itemsSync reads all pages of items and stores them. One that is interrupted begins again with the next one: what
-// is stored unchanged already costs next to nothing.
+// itemsSync reads all pages of items and stores them. After an interruption the next sync starts from the beginning:
+// unchanged items that are stored already cost next to nothing.
 func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error) {
 	if err := app.maySync(ctx); err != nil {
 		return Synced{}, err
 	}
-	app.rollbar.reads.Forget() // what others began to read before may lack changes made before this sync
+	app.rollbar.reads.Forget() // reads already in flight may lack changes made before this sync
 	run := &syncRun{app: app, filter: in.values(), chunkPages: chunkPages, recent: in.Recent,
 		isLarge: make(chan struct{}), writes: make(chan struct{}, chunkWrites)}
 	ahead := chunksAhead
-	if in.Recent { // most likely the first page is the last
+	if in.Recent { // most likely the first page is the only one
 		run.chunkPages, ahead = 1, 1
 	}
 	var total Synced
@@ -71,7 +71,7 @@ func itemsSync(ctx context.Context, app *App, in itemsSyncInput) (Synced, error)
 	return total, nil
 }
 
-// maySync returns what a sync lacks.
+// maySync returns an error if a sync has no token or no working database.
 func (app *App) maySync(ctx context.Context) error {
 	if err := app.rollbar.require(scopeRead); err != nil && app.store != nil { // a missing database is reported first
 		return err
@@ -87,21 +87,21 @@ type syncRun struct {
 	app        *App
 	filter     url.Values
 	chunkPages int64
-	read       atomic.Int64 // items
+	read       atomic.Int64 // items so far
 	recent     bool
-	isLarge    chan struct{} // closed when the first chunk was read and is not the last
-	writes     chan struct{} // holds one for each chunk that is being stored
+	isLarge    chan struct{} // closed once the first chunk has been read and is not the last
+	writes     chan struct{} // a semaphore: one element for each chunk that is being stored
 }
 
-// A syncChunk is the outcome of some pages in a row.
+// A syncChunk is the outcome of several consecutive pages.
 type syncChunk struct {
 	Synced
 	updated int64 // reports whose counters changed
 	isLast  bool  // an empty page was among them
 }
 
-// readChunk reads and stores the chunk with the number, from 0. What it read before an error is stored. A small
-// project is read to its end before anything is read ahead in vain.
+// readChunk reads and stores the chunk with the given number, from 0. Items read before an error are stored, too.
+// Other chunks wait for the first one, so that nothing is read ahead in vain for a small project.
 func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, err error) {
 	batch, size := []observation{}, 0
 	flush := func(ctx context.Context) error {
@@ -149,7 +149,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	return done, flush(ctx)
 }
 
-// readPage reads the page with the number, at a pace that leaves others something of Rollbar's rate limit.
+// readPage reads the page with the given number, at a pace that leaves some of Rollbar's rate limit to others.
 func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	if !async.Sleep(ctx, s.app.rollbar.limits[scopeRead].throttle()) {
 		return nil, ctx.Err()
@@ -162,7 +162,7 @@ func (s *syncRun) readPage(ctx context.Context, number int64) ([]Item, error) {
 	}
 	if len(page.Items) > 0 {
 		total, isCounted := rawjson.Int(page.Total)
-		if !isCounted || s.recent { // which stops earlier
+		if !isCounted || s.recent { // a recent sync stops earlier
 			total = 0
 		}
 		callOf(ctx).report(s.read.Add(int64(len(page.Items))), total, "items read")

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A sync that was interrupted begins again, and leaves nothing out.
+// After an interrupted sync, the next one leaves nothing out.
 func TestSyncBeginsAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 450)
@@ -29,7 +29,7 @@ func TestSyncBeginsAgain(t *testing.T) {
 	assert.Equal(t, "0", f.do("POST", "/items/sync", "").at("changed"))
 }
 
-// A small project costs its pages and the empty one behind them: nothing is read ahead in vain.
+// A small project costs its pages and the empty one after them: nothing is read ahead in vain.
 func TestSyncOfSmallProject(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 150)
@@ -38,7 +38,7 @@ func TestSyncOfSmallProject(t *testing.T) {
 	assert.Len(t, f.sandbox.Requests()[before:], 3)
 }
 
-// A sync reads what it finds itself, and not what another one was told before a change.
+// A sync makes its own calls: it does not share a read that another sync began before a change.
 func TestSyncBesideAnother(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)

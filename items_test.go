@@ -64,7 +64,7 @@ func TestItemsGet(t *testing.T) {
 	}
 }
 
-// While Rollbar does not answer, an item that is known is shown as it was last seen, which is said loudly.
+// While Rollbar does not answer, a known item is shown as it was last seen, and clearly marked as such.
 func TestItemsGetFromTheArchive(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated,
@@ -128,7 +128,7 @@ func TestItemsGetSource(t *testing.T) {
 	f.get("/items/"+id+"?source=archive").requireProblem(503, "unavailable")
 }
 
-// Every operation on one item finds it by its counter and by an occurrence's uuid, and says so.
+// Every operation on one item finds it by its counter or an occurrence's uuid, and errors mention these.
 func TestItemsBy(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 10)
@@ -147,7 +147,7 @@ func TestItemsBy(t *testing.T) {
 	for _, op := range [][3]string{{"GET"}, {"PATCH", "", `{"level":"info"}`}, {"DELETE"}, {"GET", "/occurrences"}} {
 		detail := f.do(op[0], "/items/"+uuid+op[1], op[2]).requireProblem(400, "usage")
 		assert.Contains(t, detail, "must be a whole number at least 1, since by is id; -by uuid (?by=uuid) finds")
-		if op[1] == "" { // Rollbar says of no item that it has no occurrences
+		if op[1] == "" { // for an unknown item, Rollbar returns no occurrences
 			detail = f.do(op[0], "/items/4", op[2]).requireProblem(404, "not-found")
 			assert.Contains(t, detail, "item with the id 4: Rollbar answered 40", op)
 			assert.Contains(t, detail, "(-by counter or ?by=counter finds an item by its counter)")
@@ -171,7 +171,7 @@ func TestItemsUpdate(t *testing.T) {
 	assert.Equal(t, got.body, f.get(path).body)
 	assert.Equal(t, got.body, f.do("PUT", path, `{"status":"resolved","resolved_in_version":"4.2.0"}`).body)
 
-	// The report holds what the update said and Rollbar echoed, which the single answer lacks.
+	// The report also holds the fields that were sent and that Rollbar echoed, but that the read lacks.
 	history := f.get("/reports?item_id=" + fmt.Sprint(f.sandbox.ItemIDs()[1]))
 	require.Len(t, history.list("reports"), 2)
 	assert.Equal(t, `"current"`, history.at("reports", "0", "state"))
@@ -239,7 +239,7 @@ func TestItemsOccurrences(t *testing.T) {
 	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`), "occurrences are not stored")
 }
 
-// Within a second, Rollbar's order is not that of the ids. All occurrences are listed, once, also when others come
+// Rollbar does not order the occurrences of one second by id. All are listed exactly once, even if others arrive
 // meanwhile, and all are deleted.
 func TestOccurrencesOfOneSecond(t *testing.T) {
 	t.Parallel()
@@ -256,7 +256,7 @@ func TestOccurrencesOfOneSecond(t *testing.T) {
 	first := f.get(item + "/occurrences?limit=50")
 	listed := first.list("occurrences")
 	at(time.Now().Add(2 * time.Second))
-	storm() // which moves the others on
+	storm() // moves the others towards the next page
 	for _, got := range f.walk(first.link("next"), "next") {
 		listed = append(listed, got.list("occurrences")...)
 	}
@@ -280,7 +280,7 @@ func TestItemsSync(t *testing.T) {
 	assert.Equal(t, fmt.Sprintf(`{"items":%s,"changed":0,"pages":3}`+"\n", total), f.do("POST", "/items/sync", "").body)
 	assert.Equal(t, `{"items":100,"changed":0,"pages":1}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
 
-	f.sandbox.Touch(f.sandbox.ItemIDs()[7]) // only its counters change, and it comes to the front
+	f.sandbox.Touch(f.sandbox.ItemIDs()[7]) // changes only its counters, and moves it to the front
 	assert.Equal(t, `{"items":200,"changed":0,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
 	f.sandbox.SetItem(f.sandbox.ItemIDs()[8], "status", "muted")
 	assert.Equal(t, `{"items":200,"changed":1,"pages":2}`+"\n", f.do("POST", "/items/sync?recent=true", "").body)
@@ -325,7 +325,7 @@ func TestCreateRefused(t *testing.T) {
 	assert.Equal(t, []string{"0"}, f.rows(`SELECT count(*)::text FROM reports`))
 }
 
-// Every fault of Rollbar, on every operation on items but create, through both doors.
+// Every fault of Rollbar, for every operation on items but create, over HTTP and on the command line.
 func TestFaultsOnItems(t *testing.T) {
 	t.Parallel()
 	faults := []struct {
@@ -378,7 +378,7 @@ func TestFaultsOnItems(t *testing.T) {
 	}
 }
 
-// An answer without what was asked for does not mean that there is nothing.
+// An answer without a usable result is a failure, not an empty list.
 func TestUnusableAnswers(t *testing.T) {
 	t.Parallel()
 	for _, result := range []string{``, `,"result":null`, `,"result":"text"`, `,"result":[]`, `,"result":{}`,
@@ -401,7 +401,7 @@ func TestUnusableAnswers(t *testing.T) {
 	}
 }
 
-// Calls that wait at the same time spend the time that a request has for waiting once.
+// Calls that wait at the same time use up the request's retry budget only once.
 func TestDeleteLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -415,7 +415,7 @@ func TestDeleteLimitedForASecond(t *testing.T) {
 	assert.Equal(t, "8", deleted.at("deleted_occurrences"))
 }
 
-// A value that is empty is none: it does not stand for all.
+// An empty value is invalid: it does not mean all.
 func TestEmptyFilters(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -431,7 +431,7 @@ func TestEmptyFilters(t *testing.T) {
 	assert.Empty(t, f.sandbox.Requests())
 }
 
-// A limit that ends soon is waited out.
+// A rate limit that ends soon is waited out.
 func TestLimitedForASecond(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -440,7 +440,7 @@ func TestLimitedForASecond(t *testing.T) {
 	assert.Len(t, f.sandbox.Requests(), 2)
 }
 
-// The total shows that a page is the last one, so that no empty one needs to be read.
+// The total shows that a page is the last, so that no empty page needs to be read.
 func TestLastPageOfItems(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 150)

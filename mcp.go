@@ -27,18 +27,18 @@ import (
 const (
 	mcpPath     = "/mcp"
 	mcpLatest   = "2026-07-28"               // the revision without initialize
-	mcpKeys     = "io.modelcontextprotocol/" // begins names in _meta
+	mcpKeys     = "io.modelcontextprotocol/" // the prefix of names in _meta
 	maxToolList = 30_000                     // bytes of a list in a result; clients cut longer ones, which leaves invalid JSON
-	mcpEndGrace = 500 * time.Millisecond     // for calls that run when the input ends
+	mcpEndGrace = 500 * time.Millisecond     // for calls in flight when the input ends
 )
 
-// mcpVersions are the revisions, the newest first. Those before mcpLatest begin with initialize; in mcpLatest each
-// request says in _meta what its client can do. No request depends on an earlier one.
+// mcpVersions are the supported revisions, newest first. Those before mcpLatest begin with initialize; in mcpLatest
+// each request states its client's capabilities in _meta. No request depends on an earlier one.
 var mcpVersions = []string{mcpLatest, "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"}
 
 var mcpInstructions = helpFrom("agents.txt")()
 
-// An rpcError is why a message has no result. A failure of an operation is a result.
+// An rpcError answers a message instead of a result. A failed operation is still a result.
 type rpcError struct {
 	Code    int    `json:"code"`
 	Message string `json:"message"`
@@ -61,8 +61,8 @@ func rpcFail(status, code int, format string, args ...any) *rpcError {
 	return &rpcError{Code: code, Message: fmt.Sprintf(format, args...), status: status}
 }
 
-// An mcpMessage is a message of a client, and what became of it. Without an id or an error it is a
-// notification, or a response, and has no answer.
+// An mcpMessage is a message of a client, and its outcome. Without an id or an error it is a notification or a
+// response, and gets no answer.
 type mcpMessage struct {
 	id     json.RawMessage
 	method string
@@ -75,7 +75,7 @@ type mcpMessage struct {
 	failure   *Failure // of the command
 }
 
-// readMCP reads a message. Over HTTP the header must say the same as the message.
+// readMCP parses a message. Over HTTP the header must agree with it.
 func readMCP(text []byte, header http.Header) *mcpMessage {
 	m := &mcpMessage{requestID: rand.Text()}
 	if m.err = m.parse(text); m.err == nil && m.id != nil {
@@ -121,7 +121,7 @@ func (m *mcpMessage) meta(name string) json.RawMessage { return rawjson.Get(m.pa
 // tool returns the name of the tool that is called.
 func (m *mcpMessage) tool() string { return rawjson.Unquote(rawjson.Get(m.params, "name")) }
 
-// negotiate finds out which revision the request follows.
+// negotiate determines which revision the request follows.
 func (m *mcpMessage) negotiate(header http.Header) *rpcError {
 	inBody, capabilities := m.meta(mcpKeys+"protocolVersion"), m.meta(mcpKeys+"clientCapabilities")
 	version := rawjson.Unquote(inBody)
@@ -161,8 +161,8 @@ func headerMismatch(name, header, body string) *rpcError {
 
 // An mcpServer answers the requests of agents.
 type mcpServer struct {
-	commands  []*Command // that exist here
-	readOnly  bool       // the caller may not use those that change something
+	commands  []*Command // without those that READ_ONLY removes
+	readOnly  bool       // the caller may not use commands that change something
 	telemetry *datadog.Client
 	mask      *secrets.Mask // for failures
 	failureOf func(error) *Failure
@@ -187,7 +187,7 @@ func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) jsonObject {
 	answer["result"] = result
 	if m.latest {
 		result["resultType"], result["_meta"] = "complete", jsonObject{mcpKeys + "serverInfo": serverInfo()}
-		if m.called == nil { // it changes with the program and the token only
+		if m.called == nil { // the result changes only with the program and the token
 			result["ttlMs"], result["cacheScope"] = 5*60*1000, "private"
 		}
 	}
@@ -219,10 +219,10 @@ func (s *mcpServer) result(ctx context.Context, m *mcpMessage) (jsonObject, *rpc
 	return nil, rpcFail(status, rpcNoMethod, "there is no method %q", cut(m.method))
 }
 
-// toolName is the command's name in letters that all clients take.
+// toolName returns the command's name in characters that all clients accept.
 func (c *Command) toolName() string { return strings.ReplaceAll(c.Name, ".", "_") }
 
-// tool describes the command as a tool. Clients refuse the whole list for a schema beyond plain properties.
+// tool describes the command as a tool. A schema with more than plain properties makes clients refuse the whole list.
 func (c *Command) tool() jsonObject {
 	properties, required := c.properties(inPath, inQuery, inBody)
 	description := strings.TrimSpace(c.Short + ". " + strings.Join(strings.Fields(c.Long), " "))
@@ -240,7 +240,7 @@ func (c *Command) tool() jsonObject {
 	}
 }
 
-// call runs a tool. What fails is a result as well, so that the agent can correct itself.
+// call runs a tool. A failure is a result, too, so that the agent can correct itself.
 func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcError) {
 	names := column(s.commands, (*Command).toolName)
 	at := slices.Index(names, m.tool())
@@ -258,7 +258,7 @@ func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcEr
 	if err != nil {
 		m.failure = s.failureOf(err)
 		var text strings.Builder
-		_ = writeResult(s.mask.Writer(&text), m.failure.problem(m.requestID)) // it is in memory
+		_ = writeResult(s.mask.Writer(&text), m.failure.problem(m.requestID)) // never fails: it is in memory
 		texts = []string{text.String()}
 	}
 	content := column(texts, func(text string) jsonObject { return jsonObject{"type": "text", "text": text} })
@@ -283,7 +283,7 @@ func (s *mcpServer) runTool(ctx context.Context, c *Command, given json.RawMessa
 	return value, texts, err
 }
 
-// toolArguments takes the command's arguments out of a JSON object.
+// toolArguments takes the command's arguments from a JSON object.
 func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 	args := arguments{map[string][]literal{}, paramName}
 	if rawjson.IsNull(given) {
@@ -307,7 +307,7 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 	return args, c.checkNames("argument", maps.Keys(object), "", inPath, inQuery, inBody)
 }
 
-// toolLiteral returns an argument as its surface over HTTP has it: in a URL, texts and numbers are alike.
+// toolLiteral returns an argument as HTTP would pass it: in a URL, strings and numbers look alike.
 func (p *param) toolLiteral(value json.RawMessage) literal {
 	given := literal{string(value), true}
 	if n, err := given.int(); p.in != inBody && err == nil {
@@ -319,9 +319,9 @@ func (p *param) toolLiteral(value json.RawMessage) literal {
 	return given
 }
 
-// toolTexts returns the result as JSON. A second text says how to read what a long list had to leave out.
+// toolTexts returns the result as JSON. If a long list was cut, a second text says how to read the rest.
 func (c *Command) toolTexts(value any) ([]string, error) {
-	var rows, left []json.RawMessage // of those that are left out, the ids
+	var rows, left []json.RawMessage // left has the ids of the elements that are left out
 	list, isList := value.(*List)
 	if isList {
 		size := len(list.Name) + len(list.Rest) + len(`{"":[],}`+"\n")
@@ -341,7 +341,7 @@ func (c *Command) toolTexts(value any) ([]string, error) {
 	if err := writeResult(&text, value); err != nil || left == nil {
 		return []string{text.String()}, err
 	}
-	onward := `"next" in the result leads on`
+	onward := `then follow "next" in its result`
 	if c.has(inQuery, "page") {
 		onward = `"page" then counts pages of that size`
 	}
@@ -389,11 +389,11 @@ func (s *server) serveMCP(w *response, r *http.Request) {
 	}
 	w.respond(answer)
 	if m.err != nil {
-		w.WriteHeader(m.err.status) // it is held back
+		w.WriteHeader(m.err.status) // not too late: the response is held back
 	}
 }
 
-// runMCP answers the messages on standard input, one a line, to its end. Standard output has answers alone.
+// runMCP answers the messages on standard input, one per line, until it ends. Standard output carries only answers.
 func (c *cli) runMCP(ctx context.Context) error {
 	if err := c.loadConfig(); err != nil {
 		return err
@@ -408,19 +408,19 @@ func (c *cli) runMCP(ctx context.Context) error {
 	return err
 }
 
-// finishWithin runs something, and stops waiting for its end when it takes too long.
+// finishWithin calls run, and stops waiting for it when it takes too long.
 func finishWithin(ctx context.Context, most time.Duration, run func()) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	_ = async.Interruptible(ctx, func() error { run(); return nil })
 }
 
-// serveLines answers the messages in the lines of standard input, several at a time.
+// serveLines answers the messages on standard input, one per line, several at a time.
 func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var running sync.WaitGroup
-	var cancels sync.Map   // functions by the ids of requests
+	var cancels sync.Map   // cancel functions by request id
 	var writing sync.Mutex // guards standard output and error
 	err := async.Interruptible(ctx, func() error {
 		return readLines(std.in, func(line []byte) {
@@ -441,8 +441,8 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 				for _, remark := range remarks {
 					fmt.Fprintln(std.err, "app:", remark)
 				}
-				if ctx.Err() == nil { // a cancelled request has no answer
-					_ = writeResult(std.out, answer) // a client that reads no more ends the input, too
+				if ctx.Err() == nil { // a cancelled request gets no answer
+					_ = writeResult(std.out, answer) // a client that stops reading also ends the input
 				}
 				stop()
 			})
@@ -454,7 +454,7 @@ func (s *mcpServer) serveLines(ctx context.Context, std console) error {
 	return err
 }
 
-// answerLine answers a message, and returns what there is to say to the user besides.
+// answerLine answers a message, and also returns remarks for the user.
 func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer jsonObject, remarks []string) {
 	call := &Call{}
 	answer, panicked := async.Protect(func() (jsonObject, error) { return s.answer(withCall(ctx, call), m), nil })
@@ -465,7 +465,7 @@ func (s *mcpServer) answerLine(ctx context.Context, m *mcpMessage) (answer jsonO
 	return answer, call.remarks()
 }
 
-// readLines hands on the lines that are not blank; of one that is longer than a message, as much as shows that.
+// readLines passes on the lines that are not blank. A line longer than maxBody is truncated to one byte more than that.
 func readLines(in io.Reader, handle func(line []byte)) (err error) {
 	reader := bufio.NewReaderSize(in, 64<<10)
 	for err == nil {

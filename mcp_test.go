@@ -26,7 +26,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// lastingAnswer returns an answer without what differs from run to run or is another file's matter.
+// lastingAnswer returns an answer without the parts that vary between runs or that other files record.
 func lastingAnswer(line string) string {
 	line = regexp.MustCompile(`(request_id\\?":\\?")[A-Z0-9]+`).ReplaceAllString(line, "${1}…")
 	line = strings.Replace(line, string(rawjson.AppendQuoted(nil, mcpInstructions)), `"…"`, 1)
@@ -34,7 +34,7 @@ func lastingAnswer(line string) string {
 	return regexp.MustCompile(`"tools":\[.*\]`).ReplaceAllString(line, `"tools":["…"]`)
 }
 
-// exchanges returns the blocks of a file with recorded exchanges, each without the lines of the server.
+// exchanges returns the blocks of a file of recorded exchanges, each without the server's lines.
 func exchanges(t *testing.T, name string) (title string, blocks [][]string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", name))
@@ -52,7 +52,7 @@ func exchanges(t *testing.T, name string) (title string, blocks [][]string) {
 	return title, blocks
 }
 
-// Both sides of exchanges over standard input and output are recorded. Each file is one run.
+// Each file records both sides of one run over standard input and output.
 func TestMCPExchanges(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"initialize", "latest", "messages", "unreadable", "calls"} {
@@ -76,7 +76,7 @@ func TestMCPExchanges(t *testing.T) {
 				require.True(t, json.Valid([]byte(line)), line)
 				answers = append(answers, lastingAnswer(line))
 			}
-			slices.Sort(answers) // they come in any order
+			slices.Sort(answers) // they arrive in any order
 			text := title
 			for _, block := range blocks {
 				text += "\n\n> " + strings.Join(block, "\n> ")
@@ -98,7 +98,7 @@ func TestMCPExchanges(t *testing.T) {
 	}
 }
 
-// Both sides of exchanges over HTTP are recorded: headers, then the message; the answer has its status.
+// A file records both sides of exchanges over HTTP: headers and message, then the status and the answer.
 func TestMCPExchangesOverHTTP(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3, func(c *Config) { c.apiTokens = []string{"api-secret"} })
@@ -130,7 +130,7 @@ func callTool(c *Command, arguments string) string {
 	return fmt.Sprintf(call, name, arguments)
 }
 
-// toolResult returns the texts in the answer to a call, and whether it is a failure.
+// toolResult returns the texts in the answer to a tool call, and whether it is a failure.
 func toolResult(t *testing.T, answer string) (texts []string, failed bool) {
 	t.Helper()
 	for _, block := range rawjson.Elements(rawjson.Get([]byte(answer), "result", "content")) {
@@ -141,7 +141,7 @@ func toolResult(t *testing.T, answer string) (texts []string, failed bool) {
 	return texts, string(rawjson.Get([]byte(answer), "result", "isError")) == "true"
 }
 
-// Names and schemas are such that all clients take them.
+// All clients accept the names and schemas of tools.
 func TestMCPTools(t *testing.T) {
 	t.Parallel()
 	list := runShell(t, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, "mcp")
@@ -177,7 +177,7 @@ func TestMCPTools(t *testing.T) {
 	requireGolden(t, "mcp/tools.json", indented.String())
 }
 
-// READ_ONLY leaves out tools that change something: they are unknown.
+// With READ_ONLY, tools that change something are unknown.
 func TestMCPReadOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -194,7 +194,7 @@ func TestMCPReadOnly(t *testing.T) {
 	}
 }
 
-// A read token lists what READ_ONLY leaves, and is told why it may not do the rest.
+// A read token sees the tools that READ_ONLY leaves. A call to another one fails and says why.
 func TestMCPReadToken(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) {
@@ -212,7 +212,7 @@ func TestMCPReadToken(t *testing.T) {
 	assert.Contains(t, texts[0], "needs one of the tokens in API_TOKEN")
 }
 
-// The end of a list that is too long is left out, and a note leads there.
+// The end of a list that is too long is left out, and a note says how to read it.
 func TestMCPLongLists(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 100)
@@ -240,7 +240,7 @@ func TestMCPLongLists(t *testing.T) {
 	assert.Equal(t, whole.at("total_count"), string(rawjson.Get([]byte(text), "total_count")))
 
 	_, text, note = read(reportsListCmd, `{"limit":60}`)
-	assert.Contains(t, note, `"next" in the result leads on`)
+	assert.Contains(t, note, `then follow "next" in its result`)
 	assert.NotEqual(t, "null", string(rawjson.Get([]byte(strings.TrimSpace(text)), "next")))
 
 	_, _, note = read(itemsListCmd, `{"limit":2}`)
@@ -254,7 +254,7 @@ func TestMCPLongLists(t *testing.T) {
 	assert.Contains(t, note, "too long for any list: read it by its id")
 }
 
-// A check that finds PostgreSQL down is a failure, and says as little as over HTTP.
+// A check that finds PostgreSQL down is a failure, and reveals as little as over HTTP.
 func TestMCPCheckWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) { c.DatabaseURL = "postgres://app:hunter2@127.0.0.1:1/app" })
@@ -304,7 +304,7 @@ func (c *conversation) hear() string {
 	return c.answers.Text()
 }
 
-// A slow call holds up no other, can be cancelled, and then has no answer.
+// A slow call does not block others. It can be cancelled, and then gets no answer.
 func TestMCPConcurrencyAndCancel(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -317,7 +317,7 @@ func TestMCPConcurrencyAndCancel(t *testing.T) {
 	assert.Equal(t, `{"id":"p","jsonrpc":"2.0","result":{}}`, c.hear())
 	c.say(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"reason":"x"}}`)
 	f.sandbox.SetFault(sandbox.None)
-	c.say(callTool(whichCmd, `{}`)) // has the same id
+	c.say(callTool(whichCmd, `{}`)) // reuses the id
 	texts, _ := toolResult(t, c.hear())
 	assert.Equal(t, []string{"app dev\n"}, texts)
 	c.in.Close()
@@ -325,7 +325,7 @@ func TestMCPConcurrencyAndCancel(t *testing.T) {
 	assert.False(t, c.answers.Scan())
 }
 
-// What comes from the archive is said beside the result, as elsewhere.
+// A result from the archive is the same text as elsewhere; over HTTP the header says where it comes from.
 func TestMCPFromTheArchive(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -343,7 +343,7 @@ func TestMCPFromTheArchive(t *testing.T) {
 	}
 }
 
-// No failure quotes a secret of the settings, whoever sent it.
+// No failure quotes a secret from the settings, even if the caller sent it.
 func TestMCPHidesSecrets(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) { c.apiTokens = []string{"api-secret"} })
@@ -381,7 +381,7 @@ func TestMCPInterrupted(t *testing.T) {
 	require.Eventually(t, logged, waitLimit, waitTick)
 }
 
-// A bug in one tool is the answer to one call.
+// A panic in one tool fails one call.
 func TestMCPPanic(t *testing.T) {
 	t.Parallel()
 	s := &mcpServer{commands: commands, failureOf: failureWithCause}
@@ -396,11 +396,11 @@ func TestMCPPanic(t *testing.T) {
 	assert.Contains(t, err.String(), "app: panic: hunter2\ngoroutine ")
 }
 
-// At the end of the input, calls that run get half a second.
+// At the end of the input, calls in flight get half a second.
 func TestMCPEndOfInput(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
-	quick := f.runWith(callTool(itemsListCmd, `{"limit":1}`), "mcp") // a last line without its end
+	quick := f.runWith(callTool(itemsListCmd, `{"limit":1}`), "mcp") // the last line has no line end
 	_, failed := toolResult(t, quick.out)
 	assert.False(t, failed)
 
@@ -413,7 +413,7 @@ func TestMCPEndOfInput(t *testing.T) {
 	assert.Equal(t, shell{0, "", ""}, f.runWith("\n\r\n  \n", "mcp"))
 }
 
-// Standard output has JSON-RPC alone, whatever is wrong and however much is logged.
+// Standard output carries only JSON-RPC, whatever fails and however much is logged.
 func TestMCPStandardOutput(t *testing.T) {
 	t.Parallel()
 	input := callTool(reportsListCmd, `{}`) + "\n" + callTool(checkCmd, `{}`) + "\n{\n" + callTool(itemsListCmd, `{}`)
@@ -437,7 +437,7 @@ func TestMCPStandardOutput(t *testing.T) {
 	}
 }
 
-// With APP_URL the tools ask that server, whose refusals are results.
+// With APP_URL the tools call that server, and its refusals are results.
 func TestMCPWithAServer(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3, func(c *Config) { c.apiTokens = []string{"api-secret"} })
@@ -450,7 +450,7 @@ func TestMCPWithAServer(t *testing.T) {
 	assert.Contains(t, texts[0], `"type":"/problems/auth"`)
 }
 
-// Spans and metrics have the operation's name, and continue the trace that a message is in.
+// Spans and metrics carry the operation's name, and spans continue the message's trace.
 func TestMCPTelemetry(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -479,7 +479,7 @@ func TestMCPTelemetry(t *testing.T) {
 	}
 }
 
-// Whatever comes, the answer is one line of JSON with the message's id, or none.
+// Whatever the input, the answer is one line of JSON with the message's id, or there is none.
 func FuzzMCP(f *testing.F) {
 	f.Add(`{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":[]}}`, "", "")
 	f.Add(`{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"nothing"}}`, mcpLatest, "tools/call")
@@ -503,7 +503,7 @@ func FuzzMCP(f *testing.F) {
 	})
 }
 
-// However the input is cut into lines, each message is read, and one that is too long is refused.
+// Messages are read whatever their line ends, and one that is too long is refused.
 func TestMCPLines(t *testing.T) {
 	t.Parallel()
 	ping := `{"jsonrpc":"2.0","id":1,"method":"ping"}`

@@ -17,15 +17,15 @@ import (
 
 const openAPIPath = "/openapi.json"
 
-// openAPIFrame is what the document says besides the commands.
+// openAPIFrame is the part of the document that does not depend on the commands.
 //
 //go:embed openapi.json
 var openAPIFrame []byte
 
-// A jsonObject is written with its members in the order of their names.
+// A jsonObject is written with its members sorted by name.
 type jsonObject map[string]any
 
-// openAPI is the OpenAPI 3.1 document of the commands, whose names are its operation ids.
+// openAPI returns the OpenAPI 3.1 document of the commands. Their names are its operation ids.
 func openAPI(commands []*Command, secured bool) ([]byte, error) {
 	paths, schemas := map[string]jsonObject{}, jsonObject{}
 	for _, c := range commands {
@@ -41,7 +41,7 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 			}
 		}
 	}
-	schemaOf(reflect.TypeFor[problem](), schemas) // to which the frame refers
+	schemaOf(reflect.TypeFor[problem](), schemas) // the frame refers to it
 	var document map[string]any
 	if err := json.Unmarshal(openAPIFrame, &document); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 	return json.MarshalIndent(document, "", "  ")
 }
 
-// openAPI describes the command. It adds the schemas that it refers to.
+// openAPI describes the command, and adds the schemas that the description refers to.
 func (c *Command) openAPI(schemas jsonObject) jsonObject {
 	parameters := []jsonObject{}
 	for _, p := range c.Run.params {
@@ -93,13 +93,13 @@ func header(description, kind string) jsonObject {
 	return jsonObject{"description": description, "schema": jsonObject{"type": kind}}
 }
 
-// hasETag reports whether the responses have an ETag: they are single things that are read.
+// hasETag reports whether the command reads a single thing, so that its responses carry an ETag.
 func (c *Command) hasETag() bool {
 	return c.Run.out == reflect.TypeFor[json.RawMessage]() && strings.HasPrefix(c.Route, http.MethodGet+" ")
 }
 
-// body refers to the schema of the command's body: an object, or one of two where a parameter stands
-// alone. Each has a name, since generated clients have types of these names.
+// body adds the schema of the command's body and refers to it: an object, or a choice of two if one parameter
+// excludes the others. Each schema has a name, since generated clients name their types after it.
 func (c *Command) body(schemas jsonObject) jsonObject {
 	properties, required := c.properties(inBody)
 	alone := ""
@@ -119,7 +119,7 @@ func (c *Command) body(schemas jsonObject) jsonObject {
 	return reference(c.Name)
 }
 
-// properties are the schemas of the parameters in the places, and the names of those that are required.
+// properties returns the schemas of the parameters in the given places, and the names of the required ones.
 func (c *Command) properties(in ...place) (properties jsonObject, required []string) {
 	properties, required = jsonObject{}, []string{}
 	for _, p := range c.Run.params {
@@ -136,12 +136,12 @@ func (c *Command) properties(in ...place) (properties jsonObject, required []str
 	return properties, required
 }
 
-// objectOf is an object with at least one of the properties, and no others.
+// objectOf returns the schema of an object with at least one of the properties and no others.
 func objectOf(properties jsonObject, required []string) jsonObject {
 	return jsonObject{"type": "object", "properties": properties, "required": required, "additionalProperties": false, "minProperties": 1}
 }
 
-// schema is what a value of the parameter is.
+// schema returns the schema of the parameter's values.
 func (p *param) schema() jsonObject {
 	schema, least, most := jsonObject{"type": "string"}, "minLength", "maxLength"
 	switch p.kind {
@@ -176,21 +176,21 @@ func (p *param) schema() jsonObject {
 	return schema
 }
 
-// responses are the ways in which the command ends. Lines are not among the media types, since generated
-// clients would then have to tell the two types of each list apart.
+// responses describes the ways in which the command can end. It does not list ndjson as a media type, since
+// generated clients would then have to tell two types of each list apart.
 func (c *Command) responses(schemas jsonObject) jsonObject {
 	responses := jsonObject{"default": jsonObject{"$ref": "#/components/responses/Failure"}}
 	headers, more := jsonObject{}, ""
 	if !c.Open {
-		headers["Report-Stored"] = header("false if what Rollbar said could not be stored", "string")
+		headers["Report-Stored"] = header("false if Rollbar's response could not be stored", "string")
 	}
 	if c.has(inQuery, "source") {
-		headers["Report-Source"] = header("archive if the response is not Rollbar's, but what a report has", "string")
-		headers["Age"] = header("how many seconds ago Rollbar showed that last", "integer")
+		headers["Report-Source"] = header("archive if the response comes from a report instead of Rollbar", "string")
+		headers["Age"] = header("seconds since Rollbar last showed this", "integer")
 	}
 	if c.hasETag() {
 		headers["ETag"] = header("for If-None-Match", "string")
-		responses["304"] = jsonObject{"description": "Not Modified: the ETag is still right"}
+		responses["304"] = jsonObject{"description": "Not Modified: the ETag still matches"}
 	}
 	var body jsonObject
 	switch c.Run.out {
@@ -198,7 +198,7 @@ func (c *Command) responses(schemas jsonObject) jsonObject {
 		body = content("text/plain", jsonObject{"type": "string"})
 	case reflect.TypeFor[*List]():
 		headers["Link"] = header("the neighbouring pages, with rel prev and next", "string")
-		more = ". To Accept: " + ndjson + " the elements alone are sent, one a line; to " + csvType + ", the columns of a table."
+		more = ". With Accept: " + ndjson + ", the response is the elements alone, one per line; with " + csvType + ", the columns of a table."
 		body = content("application/json", c.listSchema(schemas))
 	case reflect.TypeFor[json.RawMessage]():
 		body = content("application/json", schemaOf(reflect.TypeOf(c.Shape), schemas))
@@ -211,7 +211,7 @@ func (c *Command) responses(schemas jsonObject) jsonObject {
 	return responses
 }
 
-// listSchema is the object that holds the elements of a list and says where its page is.
+// listSchema returns the schema of the object that holds a list's elements and the position of its page.
 func (c *Command) listSchema(schemas jsonObject) jsonObject {
 	properties := jsonObject{c.elements(): jsonObject{"type": "array", "items": schemaOf(reflect.TypeOf(c.Shape), schemas)}}
 	if c.has(inQuery, "page") {
@@ -223,8 +223,8 @@ func (c *Command) listSchema(schemas jsonObject) jsonObject {
 	return jsonObject{"type": "object", "properties": properties, "required": slices.Sorted(maps.Keys(properties))}
 }
 
-// schemaOf is the schema of a result by its JSON tags; nil is any object. A struct is added to the schemas
-// under its name, and referred to. It panics for types that no result should have.
+// schemaOf returns the schema of a result type from its JSON tags; nil stands for any object. A struct's schema is
+// added under its name, and the result refers to it. It panics for types that no result should have.
 func schemaOf(t reflect.Type, schemas jsonObject) jsonObject {
 	if t == nil || t == reflect.TypeFor[json.RawMessage]() {
 		return jsonObject{"type": "object", "additionalProperties": true, "description": "as Rollbar sent it"}
@@ -252,10 +252,10 @@ func schemaOf(t reflect.Type, schemas jsonObject) jsonObject {
 	case reflect.String:
 		return jsonObject{"type": "string"}
 	}
-	panic(fmt.Sprintf("%v is no type for a result", t))
+	panic(fmt.Sprintf("a result cannot have the type %v", t))
 }
 
-// structSchema is the schema of a struct. A field with the JSON tag "-" holds its other members.
+// structSchema returns the schema of a struct. A field with the JSON tag "-" holds the object's other members.
 func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 	properties, required := jsonObject{}, []string{}
 	schema := jsonObject{"type": "object", "properties": properties}

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An apiDocument is the description of the routes, as far as the tests look into it.
+// An apiDocument is the part of the OpenAPI document that the tests look at.
 type apiDocument struct {
 	OpenAPI    string
 	Servers    []map[string]string
@@ -23,7 +23,7 @@ type apiDocument struct {
 	Components struct{ Schemas map[string]map[string]any }
 }
 
-// document gets the description of the routes.
+// document gets the OpenAPI document.
 func (f *fixture) document() apiDocument {
 	f.t.Helper()
 	got := f.do("GET", openAPIPath, "", "Authorization", "Bearer token")
@@ -35,13 +35,13 @@ func (f *fixture) document() apiDocument {
 	return document
 }
 
-// schema returns the schema that is in the content of a request or response.
+// schema returns the schema of a request's or response's JSON content.
 func (d *apiDocument) schema(of any) any {
 	content := of.(map[string]any)["content"].(map[string]any)
 	return content["application/json"].(map[string]any)["schema"]
 }
 
-// misfit returns where and why the value does not fit the schema, or "".
+// misfit returns where and why the value violates the schema, or "".
 func (d *apiDocument) misfit(schema, value any, at string) string {
 	s := schema.(map[string]any)
 	if name, ok := s["$ref"].(string); ok {
@@ -116,7 +116,7 @@ func (d *apiDocument) requireFit(t *testing.T, schema any, text string) {
 	assert.Empty(t, d.misfit(schema, decoded(t, text), ""), text)
 }
 
-// decoded is a JSON text as Go values, with numbers as they are written.
+// decoded decodes a JSON text into Go values, with numbers as they are written.
 func decoded(t *testing.T, text string) (value any) {
 	t.Helper()
 	decoder := json.NewDecoder(strings.NewReader(text))
@@ -154,12 +154,12 @@ func TestSchemaOf(t *testing.T) {
 			"share":{"type":["integer","null"],"format":"int64"},"done":{"type":"boolean"},
 			"state":{"type":"string","enum":["on","off"]},
 			"at":{"type":"string","format":"date-time"}}}}`, string(got))
-	assert.PanicsWithValue(t, "chan int is no type for a result", func() {
+	assert.PanicsWithValue(t, "a result cannot have the type chan int", func() {
 		schemaOf(reflect.TypeFor[chan int](), schemas)
 	})
 }
 
-// Each route is there, with all that it takes, by the names of the commands.
+// The document has each route with all of its parameters, under the name of its command.
 func TestOpenAPIHasAllRoutes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -199,7 +199,7 @@ func TestOpenAPIHasAllRoutes(t *testing.T) {
 	assert.Equal(t, 200, f.do("HEAD", openAPIPath, "").status)
 }
 
-// What is promised of answers is what comes, and headers that come are described.
+// Answers match their description, and their headers are described.
 func TestOpenAPIOfAnswers(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -239,7 +239,7 @@ func TestOpenAPIOfAnswers(t *testing.T) {
 	document.requireFit(t, any(document.Components.Schemas["Problem"]), f.get("/items?limit=0").body)
 }
 
-// A body that the service refuses because of its members does not fit the schema, either.
+// A body that the service refuses because of its members violates the schema, too.
 func TestOpenAPIOfBodies(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -267,7 +267,7 @@ func TestOpenAPIOfBodies(t *testing.T) {
 	}
 }
 
-// The document is as open as what it describes, and names nothing that is not there.
+// The document needs a token if its operations do, and describes nothing that is absent.
 func TestOpenAPIWithTokensAndReadOnly(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.apiTokens = []string{"token"} })

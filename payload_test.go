@@ -15,9 +15,9 @@ import (
 	"app/internal/sandbox"
 )
 
-// The service refuses the payloads that Rollbar refuses, and no others. The sandbox has its own rules,
-// so a mistake in one of the two shows. It gets them as the service would send them. The payloads are good ones
-// with one member changed or removed.
+// The service refuses exactly the payloads that Rollbar refuses. The sandbox implements the rules independently, so
+// a mistake in either shows, and gets payloads as the service would send them: valid ones with one member
+// changed or removed.
 func TestPayloadVerdicts(t *testing.T) {
 	t.Parallel()
 	rollbar := sandbox.New(0)
@@ -87,7 +87,7 @@ func TestPayloadVerdicts(t *testing.T) {
 	assert.Greater(t, min(verdicts[true], verdicts[false]), 500)
 }
 
-// A message is checked in one pass, whatever is in it.
+// A message is checked in one pass, even if it is full of escaped quotes.
 func TestPayloadOfEscapedQuotes(t *testing.T) {
 	t.Parallel()
 	fastest, valid := map[string]time.Duration{}, time.Hour
