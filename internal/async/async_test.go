@@ -17,7 +17,7 @@ import (
 
 var errDown = errors.New("down")
 
-// A gate is what a batcher runs: each batch waits until it is let through.
+// A gate holds each batch of its batcher until the test lets it through.
 type gate struct {
 	begun   chan []int
 	through chan error
@@ -39,7 +39,7 @@ func newGate() (*gate, *Batcher[int, string]) {
 	}
 }
 
-// What comes while a batch is under way is the next one; items of the same key are never in one.
+// Items that arrive while a batch runs form the next one. Items with the same key never share a batch.
 func TestBatcher(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
@@ -59,7 +59,7 @@ func TestBatcher(t *testing.T) {
 	assert.Equal(t, "102", same.result)
 }
 
-// Flush waits for all that was put before it, and not longer than its context lasts.
+// Flush waits for all earlier items, but no longer than its context lasts.
 func TestBatcherFlush(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
@@ -76,7 +76,7 @@ func TestBatcherFlush(t *testing.T) {
 	<-g.begun
 	select {
 	case <-flushed:
-		t.Fatal("the second one is not done")
+		t.Fatal("Flush returned before the second item was processed")
 	default:
 	}
 	g.through <- nil
@@ -84,7 +84,7 @@ func TestBatcherFlush(t *testing.T) {
 	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
 }
 
-// What comes during a pause is one batch. A Flush ends the pause, and none follows a full batch.
+// Items that arrive during a pause form one batch. Flush ends the pause, and no pause follows a full batch.
 func TestBatcherPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -110,13 +110,12 @@ func TestBatcherPause(t *testing.T) {
 		synctest.Wait()
 		assert.Empty(t, sizes)
 		assert.Equal(t, 2, <-sizes)
-		assert.Equal(t, time.Hour, time.Since(began)) // of the bubble's time
+		assert.Equal(t, time.Hour, time.Since(began)) // on the bubble's clock
 		b.Flush(t.Context())                          // so that the worker ends
 	})
 }
 
-// When a batch fails for what one of its items is, the others are done all the same; when
-// PostgreSQL is down, nothing is tried again.
+// When one item makes its batch fail, the others are still processed. When PostgreSQL is down, nothing is retried.
 func TestBatcherFailures(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -148,7 +147,7 @@ func TestBatcherFailures(t *testing.T) {
 	}
 }
 
-// What nobody waits for any more is not done, and who has little time left does not get more.
+// An item whose caller has given up is not processed, and a batch ends at its caller's deadline.
 func TestBatcherAbandoned(t *testing.T) {
 	t.Parallel()
 	g, b := newGate()
@@ -164,7 +163,7 @@ func TestBatcherAbandoned(t *testing.T) {
 		time.Millisecond)
 	leave()
 	assert.ErrorIs(t, <-gone, context.Canceled)
-	other := b.Put(3) // which nobody has to wait for
+	other := b.Put(3) // needs no waiting caller
 	g.through <- nil
 	assert.Equal(t, []int{3}, <-g.begun)
 	g.through <- nil
@@ -185,7 +184,7 @@ func TestBatcherAbandoned(t *testing.T) {
 	assert.Equal(t, want, until)
 }
 
-// A batch that panics is one that failed.
+// A panic fails the batch.
 func TestBatcherPanics(t *testing.T) {
 	t.Parallel()
 	b := Batcher[int, string]{Limit: time.Second, Key: strconv.Itoa,
@@ -195,8 +194,8 @@ func TestBatcherPanics(t *testing.T) {
 	assert.ErrorContains(t, err, "async_test.go", "with the call stack")
 }
 
-// While batches take longer than they should, most are done in time all the same: those who have waited
-// long do not shorten the time of those who have just come.
+// When batches are slow, many items are still processed in time: items that have waited long do not take
+// time away from new ones.
 func TestBatcherThatIsSlow(t *testing.T) {
 	const limit = 2 * time.Second
 	for took, most := range map[time.Duration]int{limit / 4: 100, limit / 2: 70, limit * 11 / 20: 50,
@@ -230,7 +229,7 @@ func TestBatcherThatIsSlow(t *testing.T) {
 	}
 }
 
-// A leader that goes away or panics does not take the waiters' result along, and what is forgotten is not shared.
+// A leader that is cancelled or panics does not fail its waiters, and a forgotten read is not shared.
 func TestSingleflightOutlivesItsLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f Singleflight[json.RawMessage]
@@ -263,8 +262,7 @@ func TestSingleflightOutlivesItsLeader(t *testing.T) {
 	})
 }
 
-// Results come in order, a bounded number of them is fetched at the same time, and the fetching ends
-// with the loop.
+// Results come in order, a bounded number of fetches runs at the same time, and they end with the loop.
 func TestReadAhead(t *testing.T) {
 	synctest.Test(t, testReadAhead)
 }

@@ -1,5 +1,5 @@
-// Package async has what goroutines share: one batch for the items of several, one read for all that want it,
-// results that are computed ahead, a budget of memory, and panics that become errors.
+// Package async coordinates goroutines: it processes their items in batches, shares identical reads, fetches
+// results ahead, bounds the memory that they hold together, and turns panics into errors.
 package async
 
 import (
@@ -12,21 +12,21 @@ import (
 	"app/internal/datadog"
 )
 
-// A Batcher processes the items of several goroutines together: while one batch runs, and in the pause after it,
-// the next one gathers. Otherwise an item does not wait.
+// A Batcher processes the items of several goroutines in batches. Items that arrive while a batch runs, or in the
+// pause after it, form the next one. Otherwise an item does not wait.
 type Batcher[T, R any] struct {
 	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
 	Key   func(T) string                                    // items with the same key are never in one batch
 	Pause time.Duration                                     // after a batch that was not full, so that the next one is larger; a Flush ends it
-	Limit time.Duration                                     // of the time for one batch
-	Alone func(error) bool                                  // an item may be to blame for the error, so that each runs alone
+	Limit time.Duration                                     // of one batch
+	Alone func(error) bool                                  // reports whether one item may have caused the error, so that each runs alone
 
 	mu       sync.Mutex
 	waiting  []*batched[T, R]
 	last     *batched[T, R] // the newest
 	working  bool
-	took     time.Duration   // by the last batch
-	pause    context.Context // after the batch that runs
+	took     time.Duration   // of the last batch
+	pause    context.Context // cancelled to end the pause after the running batch
 	endPause func()
 }
 
@@ -44,7 +44,7 @@ func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
 	return b.add(ctx, item).wait(ctx)
 }
 
-// Put has the item processed soon, outside of any trace, and does not wait.
+// Put adds the item to the next batch, outside of any trace, and does not wait.
 func (b *Batcher[T, R]) Put(item T) *batched[T, R] { return b.add(context.Background(), item) }
 
 func (b *Batcher[T, R]) add(ctx context.Context, item T) *batched[T, R] {
@@ -91,8 +91,8 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 	b.waiting = slices.DeleteFunc(b.waiting, func(one *batched[T, R]) bool {
 		key := b.Key(one.item)
 		deadline, ok := one.ctx.Deadline()
-		// A batch ends at the first deadline in it, which an item with too little time left would cut short.
-		// One that has just come is never late, however long the last batch took.
+		// A batch ends at the earliest deadline of its items, so one with too little time left would cut it short.
+		// A new item is never late, however long the last batch took.
 		isLate := ok && time.Until(deadline) < min(b.took+b.took/4, b.Limit*3/4)
 		switch {
 		case one.ctx.Err() != nil || isLate:
@@ -111,7 +111,7 @@ func (b *Batcher[T, R]) take() []*batched[T, R] {
 	return batch
 }
 
-// runBatch runs a batch. If that fails because of one of the items, it runs each of them alone.
+// runBatch runs a batch. If that fails and one item may be the cause, it runs each item alone.
 func (b *Batcher[T, R]) runBatch(batch []*batched[T, R]) {
 	items := make([]T, len(batch))
 	traced := batch[max(0, slices.IndexFunc(batch, func(b *batched[T, R]) bool { return datadog.SpanFrom(b.ctx) != nil }))]

@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// A Budget bounds the bytes that callers hold together.
+// A Budget bounds the bytes that its callers hold at the same time.
 type Budget struct {
-	Bytes   int           // that may be held
-	Reserve int           // the part of them that is left to takes of at most Small
+	Bytes   int           // that may be held in all
+	Reserve int           // the part of Bytes that only takes of at most Small may use
 	Small   int           // bytes
-	Wait    time.Duration // for bytes to become free
-	Full    error         // if that was too short
+	Wait    time.Duration // at most, for bytes to become free
+	Full    error         // what a take fails with after Wait
 
-	growing sync.Mutex // of the one that reads a large text of unknown size: others wait, so that it comes to its end
+	growing sync.Mutex // held while reading a large text of unknown size: the others wait, so that this one can complete
 
 	mu        sync.Mutex
 	held      int
 	collected time.Time
 }
 
-// Take waits until so many bytes are free, and takes them.
+// Take waits until n bytes are free, and takes them.
 func (b *Budget) Take(ctx context.Context, n int) error {
 	return b.wait(ctx, func() bool {
 		b.mu.Lock()
@@ -55,22 +55,22 @@ func (b *Budget) wait(ctx context.Context, done func() bool) error {
 	return nil
 }
 
-// Add takes bytes that are in use already, or gives them back if n is negative.
+// Add takes n bytes that are already in use, or gives bytes back if n is negative.
 func (b *Budget) Add(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.held += n
 }
 
-// Own takes the bytes of a text until it is garbage.
+// Own takes the bytes of a text until it is garbage-collected.
 func (b *Budget) Own(text []byte) {
-	if n := cap(text); n > 4<<10 { // to count smaller ones would cost more than they do
+	if n := cap(text); n > 4<<10 { // counting smaller ones would cost more than they do
 		b.Add(n)
 		runtime.AddCleanup(&text[:1][0], b.Add, -n)
 	}
 }
 
-// ReadAll is io.ReadAll for a text that the budget owns, up to the first byte over most. A size of 0 is unknown.
+// ReadAll is io.ReadAll for a text that the budget owns. It stops after most+1 bytes. A size of 0 means unknown.
 func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text []byte, err error) {
 	taken, grows := 0, false
 	for err == nil && len(text) <= most {

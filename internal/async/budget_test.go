@@ -19,7 +19,7 @@ import (
 
 var errFull = errors.New("full")
 
-// Large takes leave the reserve to small ones, and wait for what others give back.
+// Large takes leave the reserve to small ones, and wait until others give bytes back.
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	b := &Budget{Bytes: 100, Reserve: 20, Small: 10, Wait: 30 * time.Millisecond, Full: errFull}
@@ -37,7 +37,7 @@ func TestBudget(t *testing.T) {
 	assert.NoError(t, b.Take(t.Context(), 60))
 }
 
-// A text costs until it is garbage, which waiters have collected.
+// A text counts until it is garbage-collected, which waiting takes trigger.
 func TestBudgetOwns(t *testing.T) {
 	t.Parallel()
 	b := &Budget{Bytes: 1 << 20, Wait: time.Minute, Full: errFull}
@@ -48,7 +48,7 @@ func TestBudgetOwns(t *testing.T) {
 	go func() { taken <- b.Take(t.Context(), 500_000) }()
 	select {
 	case <-taken:
-		t.Error("it is in use")
+		t.Error("the text is still in use")
 	case <-time.After(200 * time.Millisecond):
 	}
 	runtime.KeepAlive(text)
@@ -78,10 +78,10 @@ func TestBudgetReadAll(t *testing.T) {
 	b = &Budget{Bytes: 10_000}
 	_, err = b.ReadAll(t.Context(), io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0,
 		most)
-	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a text that was cut off is not whole")
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a truncated text is an error")
 }
 
-// A slowReader reads less than it could, so that others read meanwhile.
+// A slowReader reads slowly and less than it could, so that concurrent reads overlap.
 type slowReader struct{ io.Reader }
 
 func (r slowReader) Read(p []byte) (int, error) {
@@ -89,7 +89,7 @@ func (r slowReader) Read(p []byte) (int, error) {
 	return r.Reader.Read(p[:(len(p)+1)/2])
 }
 
-// Of many that read large texts of unknown size, each comes to its end.
+// Many concurrent reads of large texts of unknown size all complete.
 func TestBudgetReadAllTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &Budget{Bytes: 600_000, Small: 20_000, Wait: 10 * time.Minute, Full: errFull}

@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// A pending result is one that several may wait for.
+// A pending is a result that several goroutines may wait for.
 type pending[T any] struct {
 	done   chan struct{}
 	result T
 	err    error
 }
 
-// wait waits until the result is there or the context ends.
+// wait waits for the result or the end of the context.
 func (p *pending[T]) wait(ctx context.Context) (result T, err error) {
 	select {
 	case <-p.done:
@@ -27,15 +27,15 @@ func (p *pending[T]) wait(ctx context.Context) (result T, err error) {
 	}
 }
 
-// A Singleflight makes reads that are the same once for all callers that want them at the same time.
+// A Singleflight shares one read among the callers that ask for the same key at the same time.
 type Singleflight[T any] struct {
-	running sync.Map // the pending results, by their keys
+	running sync.Map // the pending results by key
 }
 
-// Do returns the result of the read with the key that is in progress, and reads itself where there is none. A
-// waiter whose leader was cancelled retries the read itself.
+// Do waits for the read of the key that is in flight, or leads a new one. A waiter whose leader was cancelled
+// retries the read itself.
 func (f *Singleflight[T]) Do(ctx context.Context, key string, read func() (T, error)) (T, error) {
-	mine := &pending[T]{done: make(chan struct{}), err: context.Canceled} // should read panic
+	mine := &pending[T]{done: make(chan struct{}), err: context.Canceled} // in case read panics
 	for {
 		running, isRunning := f.running.LoadOrStore(key, mine)
 		if !isRunning {
@@ -51,11 +51,11 @@ func (f *Singleflight[T]) Do(ctx context.Context, key string, read func() (T, er
 	}
 }
 
-// Forget keeps later callers from sharing the reads that are in progress now.
+// Forget keeps later callers from sharing the reads that are in flight now.
 func (f *Singleflight[T]) Forget() { f.running.Clear() }
 
-// ReadAhead yields what fetch returns for first to last, in this order, up to the first error, while up to
-// ahead of them are fetched at the same time. The fetching ends with the loop.
+// ReadAhead yields the results of fetch for first to last, in order, up to the first error. Up to ahead fetches
+// run at the same time, and they end with the loop.
 func ReadAhead[T any](ctx context.Context, first, last int64, ahead int, fetch func(ctx context.Context, n int64) (T, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -82,8 +82,8 @@ func ReadAhead[T any](ctx context.Context, first, last int64, ahead int, fetch f
 	}
 }
 
-// Protect runs the function on a goroutine outside of a request, and turns a panic into an error with the call
-// stack, so that the service goes on.
+// Protect runs a function and turns a panic into an error with the call stack. It is for goroutines outside of
+// requests, where a panic would end the program.
 func Protect[T any](run func() (T, error)) (result T, err error) {
 	defer func() {
 		if caught := recover(); caught != nil {
@@ -93,7 +93,7 @@ func Protect[T any](run func() (T, error)) (result T, err error) {
 	return run()
 }
 
-// Sleep waits and reports whether it was not interrupted.
+// Sleep waits and returns true, or returns false as soon as the context ends.
 func Sleep(ctx context.Context, wait time.Duration) bool {
 	select {
 	case <-time.After(wait):
@@ -102,8 +102,8 @@ func Sleep(ctx context.Context, wait time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// Interruptible runs something that may block for ever. When the context ends it returns without waiting for
-// the end, which comes with that of the program.
+// Interruptible runs a function that may block forever. When the context ends, it returns and abandons the
+// function, which then may block until the program ends.
 func Interruptible(ctx context.Context, run func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- run() }()

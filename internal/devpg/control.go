@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// This file is what tests need beside a server that runs: one that goes away and returns, and a
-// primary with a standby.
+// This file is for tests alone: a server that goes away and returns, and a primary with a standby.
 
-// Halt ends the server until Resume: mode "fast" in good order, "immediate" like a crash. It does
-// not wait for the end.
+// Halt stops the server until Resume: cleanly in the mode "fast", as in a crash in the mode "immediate".
+// It does not wait.
 func (p *Server) Halt(mode string) error {
 	_, err := io.WriteString(p.orders, "stop "+mode+"\n")
 	return err
@@ -25,14 +24,14 @@ func (p *Server) Resume(ctx context.Context) error {
 	return p.awaitConnection(ctx)
 }
 
-// FindPrograms returns the directory that has all of PostgreSQL's programs with the names, or "".
+// FindPrograms returns the first directory with all of the named PostgreSQL programs, or "".
 func FindPrograms(names ...string) string { return firstWith(names, postgresDirs()) }
 
 // PairPrograms are the programs that StartPair needs.
 var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
 
-// StartPair starts a primary and a standby for which its commits wait. Both are durable, and their
-// data are removed in the end. With an error it has started neither.
+// StartPair starts a primary and its synchronous standby. Both are durable, and their data are removed at
+// the end. If it fails, neither is left running.
 func StartPair(ctx context.Context) (primary, standby *Server, err error) {
 	bin := FindPrograms(PairPrograms...)
 	if bin == "" {

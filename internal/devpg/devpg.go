@@ -1,8 +1,8 @@
 // Package devpg starts a private PostgreSQL server, from the binaries found on the machine or in Docker, for
-// trying a program and for its tests.
+// development and tests.
 //
-// The server does not outlive the program, not even when that is killed: a shell stands between them and ends
-// the server when its own standard input ends, a pipe that only the program holds open.
+// The server does not outlive the program, even if the program is killed: a shell between them stops the server
+// when the shell's standard input ends, a pipe that only the program holds open.
 package devpg
 
 import (
@@ -34,8 +34,8 @@ type Server struct {
 	URL  string // for pgx and for psql
 	Home string // the directory for data, log and socket
 
-	credential *syscall.Credential // of the user who runs the server; nil for ourselves
-	remove     []string            // directories to remove in the end
+	credential *syscall.Credential // of the user who runs the server; nil for the current user
+	remove     []string            // directories to remove at the end
 	orders     io.WriteCloser      // the shell's standard input
 	ended      chan struct{}       // closed when the shell has ended
 	err        error               // how it ended
@@ -44,12 +44,12 @@ type Server struct {
 //go:embed server.sh
 var script string
 
-// Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once it takes connections.
-// An empty dir means a throw-away server: quick instead of durable, with room for many connections, its data
-// removed in the end. Settings look like "max_connections=5", without spaces.
+// Start starts a private PostgreSQL that keeps its data in dir/postgres, and returns once it accepts connections.
+// An empty dir means a throwaway server: fast instead of durable, with room for many connections, its data
+// removed at the end. Settings look like "max_connections=5", without spaces.
 //
-// The server comes from the binaries found on the machine, else from a Docker image, where the data that are
-// kept are a volume, which a file in dir/postgres names.
+// The server comes from the binaries found on the machine, or else from a Docker image. A container keeps its data
+// in a volume that a file in dir/postgres identifies.
 func Start(ctx context.Context, dir string, settings ...string) (*Server, error) {
 	bin, err := findPostgres(ctx, postgresDirs(), "docker")
 	if err != nil {
@@ -62,7 +62,7 @@ func Start(ctx context.Context, dir string, settings ...string) (*Server, error)
 	return start(ctx, bin, dir, settings)
 }
 
-// start starts a server from the programs in bin, or in Docker if that is empty.
+// start starts a server from the programs in bin, or in Docker if bin is empty.
 func start(ctx context.Context, bin, dir string, settings []string, env ...string) (p *Server, err error) {
 	p = &Server{ended: make(chan struct{})}
 	if bin != "" && os.Geteuid() == 0 {
@@ -79,7 +79,7 @@ func start(ctx context.Context, bin, dir string, settings []string, env ...strin
 	return p, p.startLocal(ctx, bin, settings, env)
 }
 
-// Stop ends the server in good order and waits for that. It may be called again.
+// Stop shuts the server down cleanly and waits for its end. It may be called again.
 func (p *Server) Stop() error {
 	p.orders.Close()
 	<-p.ended
@@ -89,7 +89,7 @@ func (p *Server) Stop() error {
 // serverPrograms are the programs that run a server.
 var serverPrograms = []string{"initdb", "pg_ctl", "postgres"}
 
-// firstWith returns the first of dirs that has all programs with the names, or "".
+// firstWith returns the first of dirs that has all of the named programs, or "".
 func firstWith(names, dirs []string) string {
 	for _, dir := range dirs {
 		lacks := func(name string) bool { _, err := exec.LookPath(filepath.Join(dir, name)); return err != nil }
@@ -100,7 +100,7 @@ func firstWith(names, dirs []string) string {
 	return ""
 }
 
-// findPostgres returns the first of dirs with PostgreSQL's programs, or "" if Docker has to do.
+// findPostgres returns the first of dirs with PostgreSQL's programs, or "" if only Docker is available.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
 	if bin := firstWith(serverPrograms, dirs); bin != "" {
 		return filepath.Abs(bin)
@@ -114,7 +114,7 @@ func findPostgres(ctx context.Context, dirs []string, docker string) (bin string
 	return "", nil
 }
 
-// postgresDirs returns where PostgreSQL's programs may be: on PATH, then in packages, the newest version first.
+// postgresDirs returns the directories that may hold PostgreSQL's programs: on PATH, then of packages, newest first.
 func postgresDirs() []string {
 	var dirs []string
 	if initdb, err := exec.LookPath("initdb"); err == nil {
@@ -135,7 +135,7 @@ func postgresDirs() []string {
 	return dirs
 }
 
-// unprivilegedUser returns who runs the server when we are root, which PostgreSQL refuses.
+// unprivilegedUser returns the user who runs the server when we are root, since PostgreSQL refuses to run as root.
 func unprivilegedUser() (*syscall.Credential, error) {
 	for _, name := range []string{"postgres", "_postgres", "nobody"} {
 		if account, err := user.Lookup(name); err == nil {
@@ -147,8 +147,8 @@ func unprivilegedUser() (*syscall.Credential, error) {
 	return nil, errors.New("PostgreSQL does not run as root: add a user postgres, or give -database-url")
 }
 
-// makeHome makes the directory dir/postgres, or a temporary one if dir is empty. Where the server's user may
-// not go, say in a project under /root, it makes a link to a directory in /var/tmp.
+// makeHome makes the directory dir/postgres, or a temporary one if dir is empty. If the server's user may not enter
+// dir, as in a project under /root, dir/postgres is a link to a directory in /var/tmp.
 func (p *Server) makeHome(dir string) (err error) {
 	if dir == "" {
 		p.Home, err = p.temporary()
@@ -164,7 +164,7 @@ func (p *Server) makeHome(dir string) (err error) {
 		}
 		return nil
 	}
-	os.Remove(home) // a link whose target is gone
+	os.Remove(home) // a dangling link
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -178,14 +178,14 @@ func (p *Server) makeHome(dir string) (err error) {
 	return os.Symlink(p.Home, home)
 }
 
-// temporary makes a directory that is removed in the end.
+// temporary makes a directory that is removed at the end.
 func (p *Server) temporary() (dir string, err error) {
 	dir, err = p.own(os.MkdirTemp("/tmp", "app-postgres-"))
 	p.remove = append(p.remove, dir)
 	return dir, err
 }
 
-// own gives a directory that was made to the server's user.
+// own makes the server's user the owner of a new directory.
 func (p *Server) own(dir string, err error) (string, error) {
 	if err == nil && p.credential != nil {
 		err = os.Chown(dir, int(p.credential.Uid), int(p.credential.Gid))
@@ -193,13 +193,13 @@ func (p *Server) own(dir string, err error) (string, error) {
 	return dir, err
 }
 
-// mayEnter tells whether the server's user may go to dir.
+// mayEnter reports whether the server's user may enter dir.
 func (p *Server) mayEnter(dir string) bool {
 	return p.command(context.Background(), "test", "-x", dir).Run() == nil
 }
 
-// command runs a program as the server's user, in its home once there is one. A group of its own spares it the
-// terminal's Ctrl-C: we end the server when we no longer need it.
+// command prepares a program to run as the server's user, in Home once there is one. Its own process group shields
+// it from Ctrl-C in the terminal: we stop the server when we no longer need it.
 func (p *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = cmp.Or(p.Home, "/")
@@ -208,11 +208,11 @@ func (p *Server) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// plainPath matches directories for the socket, without characters to escape in a URL or a setting. 85 bytes leave room for the
-// socket's name within the 103 bytes that macOS allows.
+// plainPath matches directories without characters to escape in a URL or a setting. With at most 85 bytes, such a
+// directory leaves room for the socket's name within the 103 bytes that macOS allows.
 var plainPath = regexp.MustCompile(`^[\w/.-]+$`)
 
-// startLocal starts a server from the programs in bin, on a Unix socket that only its user reaches.
+// startLocal starts a server from the programs in bin, on a Unix socket that only its user can reach.
 func (p *Server) startLocal(ctx context.Context, bin string, settings, env []string) error {
 	sockets, err := p.Home, p.awaitUnused(ctx, bin)
 	if err == nil && (len(sockets) > 85 || !plainPath.MatchString(sockets)) {
@@ -226,7 +226,7 @@ func (p *Server) startLocal(ctx context.Context, bin string, settings, env []str
 	return p.supervise(ctx, "local", settings, append(env, "BIN="+bin)...)
 }
 
-// awaitUnused returns an error if another server uses the data, unless that ends within two seconds.
+// awaitUnused waits up to two seconds for another server that uses the data to end, and fails if it does not.
 func (p *Server) awaitUnused(ctx context.Context, bin string) error {
 	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		out, err := p.command(ctx, filepath.Join(bin, "pg_ctl"), "status", "-D", "data").Output()
@@ -256,7 +256,7 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 	}
 	listener.Close()
 	address, secret, volume := listener.Addr().String(), rand.Text(), ""
-	if len(p.remove) == 0 { // the data are kept, with the password that they were made with
+	if len(p.remove) == 0 { // the data are kept, and so is the password that they were made with
 		file := filepath.Join(p.Home, "volume")
 		if kept, err := os.ReadFile(file); err == nil {
 			secret = string(kept)
@@ -270,9 +270,9 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 		"NAME=app-postgres-"+strings.ToLower(rand.Text()), "POSTGRES_PASSWORD="+secret)
 }
 
-// supervise starts the script with one kind of server, and returns once that takes connections.
+// supervise starts the script with one kind of server, and returns once the server accepts connections.
 func (p *Server) supervise(ctx context.Context, kind string, settings []string, env ...string) (err error) {
-	// The context has no say here: it may end long before the server.
+	// The shell is not bound to ctx, which may end long before the server.
 	args := append([]string{"-c", script, "sh", kind}, p.remove...)
 	shell := p.command(context.Background(), "/bin/sh", args...)
 	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
@@ -288,7 +288,7 @@ func (p *Server) supervise(ctx context.Context, kind string, settings []string, 
 	return p.awaitConnection(ctx)
 }
 
-// awaitConnection returns once the server takes connections, or an error once the server has ended.
+// awaitConnection waits until the server accepts connections, and fails if it ends first.
 func (p *Server) awaitConnection(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -28,8 +28,8 @@ func TestKeepsItsData(t *testing.T) {
 		dir  string
 	}{
 		{name: "plain directory", dir: "dev"},
-		{name: "name that does not fit into a socket's address", dir: strings.Repeat("long", 50)},
-		{name: "name with characters that mean something", dir: `a, 'b' & "$c"`},
+		{name: "name too long for a socket's address", dir: strings.Repeat("long", 50)},
+		{name: "name with special characters", dir: `a, 'b' & "$c"`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestGoesAwayAndReturns(t *testing.T) {
 		assert.Equal(t, []string{"kept"}, devpgtest.Query(t, p.URL, "SELECT 'kept'::regclass::text"), mode)
 	}
 
-	p.Halt("fast") // and can be stopped for good as well
+	p.Halt("fast") // the end of the test stops a halted server
 }
 
 func TestIsInUse(t *testing.T) {
@@ -100,7 +100,7 @@ func TestIsInUse(t *testing.T) {
 	_, err = devpg.Start(t.Context(), dir)
 
 	assert.EqualError(t, err, p.Home+" is in use: pg_ctl: server is running (PID: "+first+")")
-	assert.Equal(t, []string{"1"}, devpgtest.Query(t, p.URL, "SELECT '1'"), "the first server goes on")
+	assert.Equal(t, []string{"1"}, devpgtest.Query(t, p.URL, "SELECT '1'"), "the first server keeps running")
 }
 
 func TestTellsWhyItEnded(t *testing.T) {
@@ -112,7 +112,7 @@ func TestTellsWhyItEnded(t *testing.T) {
 	assert.ErrorContains(t, err, `invalid value for parameter "max_connections": "many"`)
 }
 
-// The test runs itself once more, as the parent that is killed.
+// The test runs itself a second time, as the parent that is killed.
 func TestEndsWithItsParent(t *testing.T) {
 	const asParent = "TEST_POSTGRES_PARENT"
 	if os.Getenv(asParent) != "" {
@@ -137,7 +137,7 @@ func TestEndsWithItsParent(t *testing.T) {
 	require.Equal(t, []string{"1"}, devpgtest.Query(t, address, "SELECT '1'"))
 
 	require.NoError(t, parent.Process.Kill())
-	parent.Wait() // says that it was killed
+	parent.Wait() // reports that it was killed
 
 	devpgtest.RequireGone(t, address)
 	location, err := url.Parse(address)
@@ -146,7 +146,7 @@ func TestEndsWithItsParent(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := os.Stat(home)
 			return os.IsNotExist(err)
-		}, time.Minute, 10*time.Millisecond, "the data go too")
+		}, time.Minute, 10*time.Millisecond, "the data are removed, too")
 	}
 }
 
@@ -166,7 +166,7 @@ func TestFindPostgres(t *testing.T) {
 		docker string
 		want   string
 	}{
-		{name: "programs beside those of a client", dirs: []string{client, server}, docker: "false", want: server},
+		{name: "a client's programs before a server's", dirs: []string{client, server}, docker: "false", want: server},
 		{name: "programs and a Docker engine", dirs: []string{server}, docker: "true", want: server},
 		{name: "only a Docker engine", dirs: []string{client}, docker: "true", want: ""},
 	}
@@ -187,8 +187,8 @@ func TestFindPostgres(t *testing.T) {
 	})
 }
 
-// In Docker, too, the data that are kept are there again, with their password; others have no name. The
-// engine is a script that notes what it is told, and starts nothing.
+// In Docker, too, a server finds its data again, with their password. A throwaway server's volume has no name.
+// The engine is a script that logs its arguments and starts nothing.
 func TestKeepsItsVolume(t *testing.T) {
 	bin, noted := t.TempDir(), filepath.Join(t.TempDir(), "noted")
 	script := "#!/bin/sh\n[ \"$1\" != run ] || { echo \"$POSTGRES_PASSWORD $*\" >>" + noted + "; exit 1; }\n" +

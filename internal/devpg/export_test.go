@@ -7,7 +7,7 @@ var (
 	PostgresDirs = postgresDirs
 )
 
-// StartContainer starts a server in Docker, whatever programs there are.
+// StartContainer starts a server in Docker, even if PostgreSQL's programs are installed.
 func StartContainer(ctx context.Context, dir string) (*Server, error) {
 	return start(ctx, "", dir, nil)
 }

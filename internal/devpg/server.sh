@@ -1,11 +1,11 @@
-# A PostgreSQL server that runs until the standard input ends. The first argument is its kind, the others are
-# directories to remove in the end. Each line of the input is one more call: the tests send "stop immediate" and
-# "start", for a database that goes away and returns.
+# Runs a PostgreSQL server until the standard input ends. The first argument is the kind of server, the others are
+# directories to remove at the end. Each line of the input is a command: the tests send "stop immediate" and
+# "start" for a database that goes away and returns.
 
 case $1 in
 local)
 	started=
-	# The directory data appears once it is complete. A server that was not started here is left alone.
+	# The directory data appears only when complete. A server that was not started here is left running.
 	start() {
 		if ! [ -d data ]; then
 			rm -rf new

@@ -1,5 +1,5 @@
-// Package devpgtest gives tests their PostgreSQL: a server of their own, or a schema of their own on
-// the server that all tests of a package share.
+// Package devpgtest gives tests a PostgreSQL server of their own, or a schema of their own on the server
+// that all tests of a package share.
 package devpgtest
 
 import (
@@ -25,7 +25,7 @@ type Server struct {
 	t testing.TB
 }
 
-// Start starts a private PostgreSQL that ends with the test. An empty dir means a throw-away server.
+// Start starts a private PostgreSQL that ends with the test. An empty dir means a throwaway server.
 func Start(t testing.TB, dir string, settings ...string) *Server {
 	t.Helper()
 	p, err := devpg.Start(t.Context(), dir, settings...)
@@ -33,17 +33,17 @@ func Start(t testing.TB, dir string, settings ...string) *Server {
 	return endWith(t, p)
 }
 
-// NeedPrograms skips the test where no directory has all of PostgreSQL's programs with the names: a
-// server in Docker will not do.
+// NeedPrograms skips the test unless one directory has all of the named PostgreSQL programs. A server in
+// Docker is not enough.
 func NeedPrograms(t testing.TB, names ...string) {
 	t.Helper()
 	if devpg.FindPrograms(names...) == "" {
-		t.Skip("NOT TESTED, for want of a directory with all of: ", names)
+		t.Skip("NOT TESTED: no directory has all of ", names)
 	}
 }
 
 // StartPair starts a primary and its synchronous standby, which end with the test. It skips the test
-// where the programs for that are missing.
+// if their programs are missing.
 func StartPair(t testing.TB) (primary, standby *Server) {
 	t.Helper()
 	NeedPrograms(t, devpg.PairPrograms...)
@@ -57,8 +57,8 @@ func endWith(t testing.TB, p *devpg.Server) *Server {
 	return &Server{p, t}
 }
 
-// Halt ends the server until Resume, and waits until nothing answers: mode "fast" in good order,
-// "immediate" like a crash.
+// Halt stops the server until Resume, and waits until nothing answers: cleanly in the mode "fast", as
+// in a crash in the mode "immediate".
 func (p *Server) Halt(mode string) {
 	p.t.Helper()
 	require.NoError(p.t, p.Server.Halt(mode))
@@ -85,7 +85,7 @@ func RequireGone(t testing.TB, url string) {
 	require.Eventually(t, func() bool { return !answers() }, time.Minute, 10*time.Millisecond)
 }
 
-// Query runs one statement and returns its rows, one text each.
+// Query runs one statement and returns each row as text.
 func Query(t testing.TB, url, sql string) []string {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -99,8 +99,7 @@ func Query(t testing.TB, url, sql string) []string {
 
 var schemas atomic.Int64
 
-// sharedServer is the server at TEST_DATABASE_URL, or else a private one, which ends with the
-// process.
+// sharedServer is the server at TEST_DATABASE_URL, or else a private one that ends with the process.
 var sharedServer = sync.OnceValues(func() (string, error) {
 	if url := os.Getenv("TEST_DATABASE_URL"); url != "" {
 		return url, nil
