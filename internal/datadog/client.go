@@ -1,6 +1,6 @@
 // Package datadog is a client of the Datadog agent for traces, metrics and logs, without Datadog's libraries.
 //
-// A program pays nothing while Datadog is off: without the address of an agent Start returns a nil *Client, and
+// A program pays nothing while Datadog is off: without the address of an agent, Start returns a nil *Client, and
 // the methods of a nil *Client and of a nil *Span do nothing.
 //
 // A missing, slow or failing agent does not slow down the program. Spans go into a bounded buffer and metrics are
@@ -27,8 +27,8 @@ type Client struct {
 	abort   context.CancelFunc // tells them to stop waiting for the agent
 }
 
-// Start starts a client, which is nil if the settings contain no address of an agent. An error
-// names the variable that is invalid and says what is valid.
+// Start starts a client, or returns nil if the settings contain no address of an agent. An error names the
+// invalid variable and says what is valid.
 func Start(settings Settings) (*Client, error) {
 	var traceURL *url.URL
 	metricURL, err := settings.agentURL("DD_DOGSTATSD", settings.DogStatsDURL, settings.DogStatsDPort, "8125", "udp", "unix", "unixgram", "unixstream")
@@ -88,7 +88,7 @@ type drops struct {
 	reason         error // the latest one
 }
 
-const quietTime = time.Minute // at least, between two log lines
+const quietTime = time.Minute // between two log lines, at least
 
 func (d *drops) add(spans, packets int, reason error) {
 	d.mu.Lock()

@@ -24,14 +24,14 @@ func (c *Client) StartRequest(r *http.Request) (context.Context, *Span) {
 	return ctx, s
 }
 
-// setHTTPTags sets the tags that both ends of a request have, and more. The URL is without user and query.
+// setHTTPTags sets the tags that both ends of a request have, and more. The target has no user and no query.
 func (s *Span) setHTTPTags(end, method string, target url.URL, more ...spanTag) {
 	s.setTags(append(more, spanTag{"span.kind", end}, spanTag{"component", "net/http"}, spanTag{"http.method", method},
 		spanTag{"http.url", target.String()})...)
 }
 
 // FinishRequest ends the span of a request. The pattern is the one of http.ServeMux, METHOD /path/{id}, or
-// empty. The span has failed if the status is 500 or above, for the reason err, if that is not nil.
+// empty. A status of 500 or above marks the span as failed, with err unless it is nil.
 func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err error) {
 	if s == nil {
 		return
@@ -45,15 +45,15 @@ func (s *Span) FinishRequest(r *http.Request, pattern string, status int, err er
 	s.Finish()
 }
 
-// A StatusError is the error of a request that is known only by its status.
+// A StatusError is a failure of which only the HTTP status is known.
 type StatusError int
 
 func (e StatusError) Error() string { return fmt.Sprintf("%d: %s", int(e), http.StatusText(int(e))) }
 
-// StartCall starts the span of a call to another program, in whose headers it sends the trace. The returned
-// function ends the span when the response has been read, or with nil if there is none. It also counts the call
-// as PREFIX.calls and PREFIX.latency with the tags method and status_class, such as "2xx", or "error" without a
-// response. The resource is as for StartSpan.
+// StartCall starts the span of a call to another program, and adds the trace to the call's headers. The caller
+// passes the response, once it has been read, or nil to the returned function, which ends the span and counts the
+// call as PREFIX.calls and PREFIX.latency with the tags method and status_class, such as "2xx", or "error" without
+// a response. The resource is as for StartSpan.
 func (c *Client) StartCall(r *http.Request, prefix string, resource func(*http.Request) string) func(*http.Response, error) {
 	if c == nil {
 		return func(*http.Response, error) {}

@@ -26,11 +26,11 @@ import (
 
 const (
 	maxValues  = 1000 // of one distribution between two flushes
-	packetSize = 1432 // at most: fits into an Ethernet frame
+	packetSize = 1432 // at most; fits into an Ethernet frame
 )
 
-// Count adds the value to a counter. The name is of ASCII letters, digits, _ and dots; a tag is "key:value".
-// Tags must have few different values: each combination with a name is a series that Datadog charges for.
+// Count adds the value to a counter. The name consists of ASCII letters, digits, _ and dots; a tag is "key:value".
+// Tags must have few different values: each combination with a name is a series for which Datadog charges.
 func (c *Client) Count(name string, value float64, tags ...string) {
 	c.addMetric('c', name, value, tags)
 }
@@ -56,14 +56,14 @@ type metricSender struct {
 	series map[metric]series
 }
 
-// A metric is a name with tags, which NUL separates. The kind is c, g or d, as in the protocol.
+// A metric is a name with tags, separated by NUL. The kind is c, g or d, as in the protocol.
 type metric struct {
 	kind       byte
 	name, tags string
 }
 
-// A series is the sum of a counter, the last value of a gauge, or the values of a distribution, of which a
-// random sample stays if there are more than maxValues.
+// A series is the sum of a counter, the last value of a gauge, or the values of a distribution: all of them, or a
+// random sample of maxValues.
 type series struct {
 	values []float64
 	added  int // number of values before sampling
@@ -120,11 +120,11 @@ func (m *metricSender) flush(ctx context.Context) {
 func (m *metricSender) packets(all map[metric]series) (packets [][]byte) {
 	for key, s := range all {
 		tail := "|" + string(key.kind)
-		if key.kind == 'd' && s.added > len(s.values) { // the agent counts each value for several
+		if key.kind == 'd' && s.added > len(s.values) { // so that the agent counts each value several times
 			tail += "|@" + strconv.FormatFloat(float64(len(s.values))/float64(s.added), 'g', 6, 64)
 		}
 		tail += "|#" + metricTags(slices.Concat(m.tags, strings.Split(key.tags, "\x00")))
-		for some := range slices.Chunk(s.values, 50) { // which leave space for the tags in a packet
+		for some := range slices.Chunk(s.values, 50) { // few enough to leave space for the tags
 			message := []byte(key.name)
 			for _, value := range some {
 				message = strconv.AppendFloat(append(message, ':'), value, 'f', -1, 64)
@@ -143,7 +143,7 @@ func (m *metricSender) packets(all map[metric]series) (packets [][]byte) {
 	return packets
 }
 
-// normalTag returns a tag, or a value that becomes one, as Datadog would rewrite it.
+// normalTag rewrites a tag, or a value that becomes one, as Datadog would.
 func normalTag(text string) string {
 	isOther := func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsNumber(r) && !strings.ContainsRune("_:./-", r)
@@ -151,7 +151,7 @@ func normalTag(text string) string {
 	return strings.TrimRight(cut(strings.Join(strings.FieldsFunc(strings.ToLower(text), isOther), "_"), 200), "_:")
 }
 
-// metricTags changes tags into what the field of a message holds.
+// metricTags joins tags as a message holds them.
 func metricTags(tags []string) string {
 	for i, tag := range tags {
 		tags[i] = normalTag(tag)
@@ -159,7 +159,7 @@ func metricTags(tags []string) string {
 	return strings.Join(slices.DeleteFunc(tags, func(tag string) bool { return tag == "" }), ",")
 }
 
-// send sends packets through a new connection, because the agent's name may have another address now. It
+// send sends packets through a new connection, because the agent's name may resolve to another address by now. It
 // returns how many were sent.
 func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, err error) {
 	if len(packets) == 0 {
@@ -167,7 +167,7 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 	}
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	conn, err := dialer.DialContext(ctx, m.network, m.address)
-	if err != nil && m.network == "udp4" { // tried first, because agents listen on it by default
+	if err != nil && m.network == "udp4" { // IPv4 is tried first, because agents listen on it by default
 		conn, err = dialer.DialContext(ctx, "udp", m.address)
 	}
 	if err != nil {
@@ -176,7 +176,7 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 	defer conn.Close()
 	for i, packet := range packets {
 		packet = m.mask.Bytes(packet)
-		if m.network == "unix" { // a stream, on which the length of a packet precedes it
+		if m.network == "unix" { // a stream, where each packet follows its length
 			packet = append(binary.LittleEndian.AppendUint32(nil, uint32(len(packet))), packet...)
 		}
 		_ = conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
@@ -184,7 +184,7 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 			return i, err
 		}
 	}
-	// An agent does not answer, but a host without one refuses, in its own time.
+	// An agent never answers, but a host without one refuses the packets, a moment later.
 	_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, err
@@ -192,8 +192,8 @@ func (m *metricSender) send(ctx context.Context, packets [][]byte) (sent int, er
 	return len(packets), nil
 }
 
-// runtimeGauges are the gauges of Datadog's dashboard for Go, a line for each: its name and the metrics of package
-// runtime/metrics whose sum it is. Unlike runtime.ReadMemStats, reading them does not stop the world.
+// runtimeGauges are the gauges of Datadog's dashboard for Go, one per line: the name, and the metrics of package
+// runtime/metrics to add up. Unlike runtime.ReadMemStats, reading them does not stop the world.
 //
 //go:embed runtime_gauges.txt
 var runtimeGauges string

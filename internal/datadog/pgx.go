@@ -9,11 +9,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A pgxTracer records queries, COPY FROM and waits for a connection of a pool as spans, but no wait of less than a
-// millisecond. It ignores those outside of traces, such as polling for work, whose traces would be of no interest.
+// A pgxTracer records queries, COPY FROM, and waits of at least a millisecond for a connection of a pool as spans. It
+// ignores what happens outside of traces, such as polling for work: traces of it would be of no interest.
 //
 // Spans contain statements with their placeholders, never with arguments. The agent replaces literals, such as
-// a limit, so that statements with different ones are one resource.
+// a limit, so that statements that differ only in them are one resource.
 type pgxTracer struct {
 	client *Client
 	tags   []spanTag // of every span
@@ -44,7 +44,7 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 	s.tags = append(append(s.tags, p.tags...), spanTag{"db.operation", operation})
 	s.SetMetric("network.destination.port", int64(p.port))
 	if statement != "" {
-		s.kind, s.resource = "sql", cut(statement, maxTagLength) // of this type alone, the agent hides literals
+		s.kind, s.resource = "sql", cut(statement, maxTagLength) // the only type in which the agent hides literals
 	}
 	return ctx
 }

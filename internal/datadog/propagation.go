@@ -21,7 +21,7 @@ func (c *Client) extract(ctx context.Context, header http.Header) context.Contex
 	switch {
 	case datadog.low == 0:
 		origin = w3c
-	case w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // the W3C's parent is the nearer one
+	case w3c.low == datadog.low && (w3c.high == datadog.high || datadog.high == 0): // the W3C parent is the nearer one
 		origin.high, origin.parent, origin.state = w3c.high, w3c.parent, w3c.state
 		origin.product = cmp.Or(datadog.product, w3c.product)
 		if w3c.parent != datadog.parent {
@@ -48,7 +48,7 @@ func (s *Span) TraceContext() string {
 	return s.traceparent() + " " + s.tracestate()
 }
 
-// Inject sets the headers by which the receiver of a request continues the trace.
+// Inject sets the headers that let the receiver of a request continue the trace.
 func (s *Span) Inject(header http.Header) {
 	if s == nil {
 		return
@@ -75,7 +75,7 @@ func (s *Span) traceparent() string {
 	return fmt.Sprintf("00-%s-%s-%02x", s.traceID(), hex64(s.id), max(0, min(s.trace.priority, 1)))
 }
 
-// stateValue makes a value of Datadog's member of the tracestate.
+// stateValue encodes a value for Datadog's member of the tracestate.
 var stateValue = strings.NewReplacer("=", "~", "~", "_", ",", "_", ";", "_")
 
 // tracestate returns the W3C header: Datadog's member of up to 256 characters, then those of other vendors.
@@ -114,10 +114,10 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 	return origin
 }
 
-// traceparentForm has groups for the version, both halves of the trace id, the parent, the flags, and more.
+// traceparentForm has groups for the version, both halves of the trace id, the parent, the flags, and the rest.
 var traceparentForm = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
 
-// parseTraceparent parses the W3C's headers. The origin is empty if traceparent is missing or malformed.
+// parseTraceparent parses the W3C headers. The origin is empty if traceparent is missing or malformed.
 func parseTraceparent(parent, state string) traceOrigin {
 	fields := traceparentForm.FindStringSubmatch(parent)
 	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" {
@@ -158,7 +158,7 @@ func (o *traceOrigin) parseState(fields string) {
 	}
 }
 
-// printable returns the text if it may be passed on in a header, as printable ASCII of at most so many bytes, and
+// printable returns the text if a header may pass it on, which takes printable ASCII within the limit of bytes, and
 // "" otherwise.
 func printable(text string, most int) string {
 	if len(text) > most || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {

@@ -50,8 +50,8 @@ func TestExtract(t *testing.T) {
 		{"Datadog's with 64 bits", headers(datadog[:2]...), traceOrigin{0, low, parent, 1, "", nil, "", ""}},
 		{"Datadog's malformed", headers("x-datadog-trace-id: 4bf9", "x-datadog-parent-id: 1"), nil},
 		{"Datadog's without a parent", headers(datadog[0]), nil},
-		{"the W3C's", headers(traceparent), traceOrigin{high, low, parent, 1, "", nil, "", ""}},
-		{"the W3C's, dropped", headers(strings.TrimSuffix(traceparent, "01") + "00"),
+		{"W3C", headers(traceparent), traceOrigin{high, low, parent, 1, "", nil, "", ""}},
+		{"W3C, dropped", headers(strings.TrimSuffix(traceparent, "01") + "00"),
 			traceOrigin{high, low, parent, 0, "", nil, "", ""}},
 		{"a state that agrees with the flag", headers(traceparent, "tracestate: dd=s:2;p:00f067aa0ba902b7"),
 			traceOrigin{high, low, parent, 2, "", nil, "", "00f067aa0ba902b7"}},
@@ -82,10 +82,10 @@ func TestExtract(t *testing.T) {
 		{"an origin and a last parent in the state",
 			headers(traceparent, "tracestate: dd=s:1;o:web~x;p:0000000000000123"),
 			traceOrigin{high, low, parent, 1, "", nil, "web=x", "0000000000000123"}},
-		{"last parents that are none", headers(traceparent,
+		{"invalid last parents", headers(traceparent,
 			"tracestate: dd=p:123;p:000000000000000g;p:0000000000000000"),
 			traceOrigin{high, low, parent, 1, "", nil, "", ""}},
-		{"both, with the last parent of the W3C's",
+		{"both, with the W3C's last parent",
 			headers(append(datadog, strings.Replace(traceparent, "02b7", "02b8", 1),
 				"tracestate: dd=s:1;o:rum;p:0000000000000123")...),
 			traceOrigin{high, low, parent + 1, 1, "", dm, "rum", "0000000000000123"}},
@@ -178,8 +178,8 @@ func TestTraceThatContinuesLater(t *testing.T) {
 	}
 }
 
-// The first span of what this process does has the origin and the last parent; a root of our own says that
-// it is kept by default.
+// The first span in this process has the origin and the last parent. A root of our own says that it is kept
+// by default.
 func TestOriginOnFirstSpan(t *testing.T) {
 	t.Parallel()
 	agent := datadogtest.New(t)

@@ -26,7 +26,7 @@ const maxBatch = 4 << 20
 // A traceSender posts finished spans to the agent.
 type traceSender struct {
 	url       string
-	transport *http.Transport // and no http.Client, because agents do not redirect
+	transport *http.Transport // not an http.Client, because agents do not redirect
 	settings  Settings
 	identity  []spanTag
 	drops     *drops
@@ -62,7 +62,7 @@ func newTraceSender(agent *url.URL, settings Settings, drops *drops) *traceSende
 	}
 }
 
-// add adds spans of one trace to the batch. The first one must be the topmost.
+// add adds spans of one trace to the batch, the topmost first.
 func (s *traceSender) add(spans []*Span) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,7 +89,7 @@ func (s *traceSender) add(spans []*Span) {
 	}
 }
 
-// flush sends the batch. If that fails for a reason that may pass, it tries once more after a pause.
+// flush sends the batch. If the failure may be temporary, it retries once after a pause.
 func (s *traceSender) flush(ctx, stopping context.Context) {
 	s.mu.Lock()
 	b := s.batch
@@ -113,7 +113,7 @@ func (s *traceSender) flush(ctx, stopping context.Context) {
 	}
 }
 
-// post sends the batch in one request. It reports whether the reason of a failure may pass.
+// post sends the batch in one request. It reports whether a failure may be temporary.
 func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.settings.timeout)
 	defer cancel()
@@ -130,7 +130,7 @@ func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err erro
 	req.Header.Set("Datadog-Send-Real-Http-Status", "true") // without it, an overloaded agent answers 200
 	res, err := s.transport.RoundTrip(req)
 	if err != nil {
-		return !errors.Is(err, context.DeadlineExceeded), err // after which the agent may have the spans
+		return !errors.Is(err, context.DeadlineExceeded), err // after a timeout, the agent may have the spans
 	}
 	defer res.Body.Close()
 	if res.StatusCode/100 == 2 {

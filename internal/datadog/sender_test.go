@@ -95,7 +95,7 @@ func TestAgentThatTimesOut(t *testing.T) {
 	_, s := client.StartSpan(t.Context(), "step", "custom", "thing")
 	s.Finish()
 	assert.Contains(t, awaitDropped(t, &log, "spans")["reason"], "deadline exceeded")
-	assert.LessOrEqual(t, len(agent.Calls), 1, "what the agent may have accepted is not sent again")
+	assert.LessOrEqual(t, len(agent.Calls), 1, "spans that the agent may have accepted are not resent")
 }
 
 func TestAgentThatDiesAndReturns(t *testing.T) {

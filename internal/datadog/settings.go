@@ -17,7 +17,7 @@ import (
 	"app/internal/secrets"
 )
 
-// Settings are what the caller read from Datadog's environment variables, and what else a Client needs.
+// Settings hold the values of Datadog's environment variables, and what else a Client needs.
 type Settings struct {
 	AgentHost      string // DD_AGENT_HOST
 	TraceAgentURL  string // DD_TRACE_AGENT_URL
@@ -32,16 +32,16 @@ type Settings struct {
 
 	DefaultService, DefaultVersion string // used if neither their variable nor DD_TAGS has a value
 
-	Mask *secrets.Mask // hides secrets in all that is sent
+	Mask *secrets.Mask // hides secrets in everything that is sent
 
-	Log      *slog.Logger  // receives warnings about dropped data; nil means nobody
+	Log      *slog.Logger  // receives warnings about dropped data; nil discards them
 	Interval time.Duration // between two flushes to the agent; 0 means 2 s
 
 	timeout time.Duration // of one request to the agent; 0 means 5 s
 }
 
-// identity returns the tags of everything that is sent, first the service. DD_SERVICE, DD_ENV and DD_VERSION
-// take precedence over their namesakes in DD_TAGS.
+// identity returns the tags of everything that is sent, the service first. DD_SERVICE, DD_ENV and DD_VERSION
+// take precedence over the same tags in DD_TAGS.
 func (s Settings) identity() []spanTag {
 	tags := append([]spanTag{{"service", ""}}, given(spanTag{"version", s.DefaultVersion})...)
 	separator := ","
@@ -70,11 +70,11 @@ func given(tags ...spanTag) []spanTag {
 	return slices.DeleteFunc(tags, func(tag spanTag) bool { return tag.value == "" })
 }
 
-// runtimeID is a random UUID (version 4), which identifies a process in Datadog's own clients, too.
+// runtimeID is a random UUID (version 4) that identifies the process, as in Datadog's own clients.
 var runtimeID = fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x",
 	rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Int64N(1<<48))
 
-// agentURL returns the target, which must be a URL with one of the schemes, or else a URL of the agent's host
+// agentURL returns the target, which must be a URL with one of the schemes, or else a URL with the agent's host
 // and the port, or nil if nothing is set. The names of both variables begin with the prefix.
 func (s Settings) agentURL(prefix, target, port, defaultPort string, schemes ...string) (*url.URL, error) {
 	if target != "" {

@@ -32,8 +32,8 @@ type traceOrigin struct {
 	state     string    // the members of other vendors in the tracestate header
 	tags      []spanTag // Datadog's tags for all processes, such as _dd.p.dm; a trace adds the id's higher half
 
-	product    string // where the trace began, such as rum; Datadog calls it the origin
-	lastParent string // the nearest span before that Datadog knows, in hexadecimal
+	product    string // in which the trace began, such as rum; Datadog calls it the origin
+	lastParent string // the nearest earlier span that Datadog knows, in hexadecimal
 }
 
 // newSpanID returns a random number other than 0, which means "no span".
@@ -77,7 +77,7 @@ func (c *Client) tracing() bool { return c != nil && c.traces != nil }
 // StartSpan starts a span, as a child of the one in ctx, if any, and returns its context. It must be finished.
 //
 // The name is the operation, such as "http.request"; the kind is Datadog's span type, such as "web", "http",
-// "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}". Of the
+// "sql" or "custom"; the resource says what it is about, in few different values, such as "GET /items/{id}". For the
 // kind "sql" it is the statement.
 func (c *Client) StartSpan(ctx context.Context, name, kind, resource string) (context.Context, *Span) {
 	if !c.tracing() {
@@ -113,7 +113,7 @@ func (s *Span) change(f func()) {
 	}
 }
 
-// SetTag sets a tag, of which up to 5000 bytes are kept.
+// SetTag sets a tag. Its value is truncated to 5000 bytes.
 func (s *Span) SetTag(key, value string) { s.setTags(spanTag{key, value}) }
 
 func (s *Span) setTags(tags ...spanTag) {
@@ -138,7 +138,7 @@ func withTag(tags []spanTag, key, value string) []spanTag {
 	return append(tags, spanTag{key, value})
 }
 
-// cut returns the first bytes of the text, at most so many, without a part of a character.
+// cut truncates the text to the given number of bytes, without splitting a character.
 func cut(text string, most int) string {
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "")
@@ -146,8 +146,8 @@ func cut(text string, most int) string {
 	return text
 }
 
-// SetError marks the span as failed and records the error, unless it is nil, and the caller's stack. Only the
-// first error is recorded, because later ones usually follow from it.
+// SetError marks the span as failed and records the error and the caller's stack, unless the error is nil. Only
+// the first error is recorded, because later ones usually follow from it.
 func (s *Span) SetError(err error) {
 	if err == nil {
 		return

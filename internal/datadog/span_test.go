@@ -59,7 +59,7 @@ func TestSpanThatFails(t *testing.T) {
 		typeName string
 	}{
 		{"a plain error", errors.New("no luck"), "no luck", "*errors.errorString"},
-		{"the type below added words", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}),
+		{"the type of a wrapped error", fmt.Errorf("item 7: %w", &net.DNSError{Err: "no such host"}),
 			"item 7: lookup : no such host", "*net.DNSError"},
 		{"a URL with a query", &url.Error{Op: "Get", URL: "https://h/p?token=secret", Err: io.EOF},
 			`Get "https://h/p": EOF`, "*errors.errorString"},

@@ -1,4 +1,4 @@
-// Package datadogtest has a fake Datadog agent for tests.
+// Package datadogtest provides a fake Datadog agent for tests.
 package datadogtest
 
 import (
@@ -118,7 +118,7 @@ func (a *Agent) Die() {
 	a.server.Close()
 }
 
-// AnswerWith makes the function answer the requests for traces. If it returns false, the agent answers as usual.
+// AnswerWith lets the function answer the requests for traces. If it returns false, the agent answers as usual.
 func (a *Agent) AnswerWith(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -286,7 +286,7 @@ func ParseMetric(line string) (Metric, error) {
 	return metric, nil
 }
 
-// Receive returns the next value. It fails the test if there is none for 20 seconds.
+// Receive returns the next value. It fails the test if none arrives within 20 seconds.
 func Receive[T any](t testing.TB, from <-chan T) T {
 	t.Helper()
 	select {
@@ -330,7 +330,7 @@ func (a *Agent) Trace(resource string) []Span {
 	}
 }
 
-// Metric returns the next metric with the name and all of the tags. It discards the metrics before that one.
+// Metric returns the next metric with the name and all of the tags. It discards earlier metrics.
 func (a *Agent) Metric(name string, tags ...string) Metric {
 	a.t.Helper()
 	metrics := a.MetricsUntil(name, tags...)
