@@ -2,10 +2,10 @@
 //
 //	# a comment
 //	NAME=value               # white space around a value is cut
-//	export NAME='a $literal' # values in quotes may go over several lines
+//	export NAME='a $literal' # values in quotes may span several lines
 //	NAME="a\tb"              # the escapes are \n, \r, \t, \" and \\
 //
-// Compose expands variables and this package does not, so a $ is allowed in single quotes and comments only. A
+// Compose expands variables, and this package does not, so a $ is allowed in single quotes and comments only. A
 // name without = is an error: Compose takes such a variable from the environment, but most are slips. Errors
 // quote nothing of the file, since any part of it may be a secret.
 package dotenv

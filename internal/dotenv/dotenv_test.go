@@ -34,7 +34,7 @@ func TestParse(t *testing.T) {
 		{"byte order mark and Windows line ends", "\uFEFFA=b\r\n\r\nC='d\r\ne'\r\n", []string{"A=b", "C=d\ne"}},
 		{"export", "export A=b\n export\tC=d\nexport=e\nexported=f", []string{"A=b", "C=d", "export=e", "exported=f"}},
 		{"names", "_a.b-C1=d", []string{"_a.b-C1=d"}},
-		{"comments behind values", "A=b # c\nB=b#c\nC='d' # e\nD=\"e#f\"\t#g\nE=e\t# f",
+		{"comments after values", "A=b # c\nB=b#c\nC='d' # e\nD=\"e#f\"\t#g\nE=e\t# f",
 			[]string{"A=b", "B=b#c", "C=d", "D=e#f", "E=e"}},
 		{"quotes inside a value", `A=it's "fine"`, []string{`A=it's "fine"`}},
 		{"backslashes without quotes", `A=C:\new\`, []string{`A=C:\new\`}},
@@ -87,10 +87,10 @@ func TestParseErrors(t *testing.T) {
 		{"unknown escape", "A=\"hunter2\n\\d\"", 2, escape},
 		{"escape at the end", `A="hunter2\`, 1, escape},
 		{"comment for a value", "A=b\nB= # hunter2", 2, hash},
-		{"single quote that is not closed", "A='hunter2\n\nB=c", 1, open},
-		{"double quote that is not closed", "\nA=\"hunter2\\\"\n", 2, open},
-		{"something behind a quote", "A='b\n'hunter2", 2, behind},
-		{"dollar behind a quote", "A='b' $hunter2", 1, behind},
+		{"unclosed single quote", "A='hunter2\n\nB=c", 1, open},
+		{"unclosed double quote", "\nA=\"hunter2\\\"\n", 2, open},
+		{"text after a quote", "A='b\n'hunter2", 2, behind},
+		{"dollar after a quote", "A='b' $hunter2", 1, behind},
 		{"comment without white space", "A='b'#hunter2", 1, behind},
 		{"NUL", "A=b\n#\x00hunter2", 2, utf8},
 		{"invalid UTF-8", "A=b\n\nB='hunter2\n\xFF'", 4, utf8},
@@ -131,7 +131,7 @@ func TestParseRefusesFile(t *testing.T) {
 	require.NoError(t, Parse(strings.NewReader(strings.Repeat("#", maxSize)), nil))
 }
 
-// An error of set comes with the line of the value that was refused, and ends the calls.
+// An error from set is returned with the line of the refused value, and ends the calls.
 func TestParseSetFails(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
@@ -155,7 +155,7 @@ func FuzzParse(f *testing.F) {
 			require.Positive(t, line.Line)
 			require.LessOrEqual(t, line.Line, strings.Count(text, "\n")+1)
 		}
-		if err == nil { // a value in single quotes is read as it is
+		if err == nil { // a value in single quotes is literal
 			value := "x" + strings.NewReplacer("'", "", "\r", "").Replace(text)
 			got, err := parse("A='" + value + "'")
 			require.NoError(t, err)

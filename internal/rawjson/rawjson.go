@@ -1,6 +1,6 @@
-// Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers stay as
-// they are digit for digit, and unknown members keep their places. All functions but Compact, Parse and Object expect
-// compact JSON, as Compact returns it.
+// Package rawjson takes JSON apart and puts it together without changing a byte of its values: numbers keep all
+// their digits, and unknown members keep their places. All functions that take JSON, except Compact, Parse and Object,
+// expect it to be compact, as Compact returns it.
 package rawjson
 
 import (
@@ -17,20 +17,20 @@ import (
 	"unicode/utf8"
 )
 
-// Compact checks that the text is one JSON value and returns it without white space. It uses the text's memory, so
-// the text is of no more use.
+// Compact checks that the text is one JSON value and returns it without white space. It reuses the text's memory, so
+// the caller must not use the text any more.
 func Compact(text []byte) (json.RawMessage, error) {
 	whole, err := Parse(text, 0)
 	return whole.Value, err
 }
 
-// A Part is a value and, where it was taken apart, its members or elements.
+// A Part is a value and, if it was taken apart, its members or elements.
 type Part struct {
 	Name, Value json.RawMessage // a member's name is in quotes, an element's is empty
 	Parts       []Part
 }
 
-// Member returns the member with the name, or an empty part. Of members with the same name the last counts.
+// Member returns the member with the name, or an empty part. If the name is repeated, the last member counts.
 func (p Part) Member(name string) (member Part) {
 	for _, part := range p.Parts {
 		if len(part.Name) > 0 && string(nameOf(part.Name)) == name {
@@ -42,7 +42,7 @@ func (p Part) Member(name string) (member Part) {
 
 const maxParts = 100_000 // each takes more memory than a short value
 
-// Parse is Compact, and in the same pass takes the value apart, so many levels deep. It refuses one of too many parts.
+// Parse is like Compact, and takes the value apart to the given depth in the same pass. It refuses too many parts.
 func Parse(text []byte, levels int) (whole Part, _ error) {
 	text = bytes.TrimRight(text, " \n\r\t")
 	c := compactor{text: text, compact: text[:0], levels: levels}
@@ -60,8 +60,8 @@ func Parse(text []byte, levels int) (whole Part, _ error) {
 }
 
 // A compactor checks JSON by the rules of encoding/json, about twice as fast. Its methods skip what they are
-// named after, and return false where that does not come next. The text before at has been checked; the text
-// before kept, without white space, is in compact.
+// named after, and return false if that does not come next. The text before at has been checked; the text
+// before kept has been copied to compact, without white space.
 type compactor struct {
 	text     []byte
 	at, kept int
@@ -70,10 +70,10 @@ type compactor struct {
 	parts    int // so far
 }
 
-// end is where the text before at ends, or will end, in compact.
+// end returns where the text before at ends, or will end, in compact.
 func (c *compactor) end() int { return len(c.compact) + c.at - c.kept }
 
-// space always returns true, since white space may be missing.
+// space always returns true, since white space is optional.
 func (c *compactor) space() bool {
 	from := c.at
 	for c.at < len(c.text) && (c.text[c.at] == ' ' || c.text[c.at] == '\n' || c.text[c.at] == '\r' || c.text[c.at] == '\t') {
@@ -94,7 +94,7 @@ func (c *compactor) next(b byte) bool {
 	return false
 }
 
-// value also skips the white space after the value, which becomes the part's unless that is nil.
+// value also skips the white space after the value. It sets the value of the part unless that is nil.
 func (c *compactor) value(depth int, part *Part) (ok bool) {
 	if c.at == len(c.text) {
 		return false
@@ -109,7 +109,7 @@ func (c *compactor) value(depth int, part *Part) (ok bool) {
 		ok = c.plain()
 	}
 	if part != nil {
-		part.Value = c.text[from:c.end():c.end()] // in the place where it will be
+		part.Value = c.text[from:c.end():c.end()] // where it will be in compact
 	}
 	return ok && c.space()
 }
@@ -178,7 +178,7 @@ func escapedRune(text []byte) rune {
 
 // plain skips a number or a word.
 func (c *compactor) plain() bool {
-	from, isNatural := c.at, true // without fraction and exponent, as most numbers
+	from, isNatural := c.at, true // without fraction and exponent, like most numbers
 	for ; c.at < len(c.text) && !endsPlain[c.text[c.at]]; c.at++ {
 		isNatural = isNatural && '0' <= c.text[c.at] && c.text[c.at] <= '9'
 	}
@@ -189,14 +189,14 @@ func (c *compactor) plain() bool {
 
 var endsPlain = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true, '\r': true, '\t': true}
 
-// Members yields the names and values of a JSON object, in their order, and nothing for any other value.
+// Members yields the names and values of a JSON object, in order, and nothing for any other value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
 		RawMembers(object)(func(name, value json.RawMessage) bool { return yield(Unquote(name), value) })
 	}
 }
 
-// RawMembers is Members with the names in quotes, as they are written.
+// RawMembers is Members with the names as they are written, in quotes.
 func RawMembers(object []byte) iter.Seq2[json.RawMessage, json.RawMessage] { return parts(object, '{') }
 
 // Elements returns the values of a JSON array, and nothing for any other value.
@@ -226,7 +226,7 @@ func parts(text []byte, opening byte) iter.Seq2[json.RawMessage, json.RawMessage
 	}
 }
 
-// nameOf returns the name that is written in quotes.
+// nameOf returns the name without its quotes and escapes.
 func nameOf(raw json.RawMessage) []byte {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return raw[1 : len(raw)-1]
@@ -234,7 +234,7 @@ func nameOf(raw json.RawMessage) []byte {
 	return []byte(Unquote(raw))
 }
 
-// Get returns the value that the path of names leads to, or nil. Of members with the same name the last counts.
+// Get returns the value at the path of names, or nil. If a name is repeated, the last member counts.
 func Get(object json.RawMessage, path ...string) json.RawMessage {
 	for _, name := range path {
 		object = Pick(object, name)[0]
@@ -242,8 +242,7 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 	return object
 }
 
-// Pick returns the values of the members with the names, nil for one that is missing, as Get does for each of
-// them, but in one pass.
+// Pick returns what Get returns for each of the names, but in one pass.
 func Pick(object json.RawMessage, names ...string) []json.RawMessage {
 	picked := make([]json.RawMessage, len(names))
 	for raw, value := range RawMembers(object) {
@@ -257,7 +256,7 @@ func Pick(object json.RawMessage, names ...string) []json.RawMessage {
 	return picked
 }
 
-// Depth returns how deep objects and arrays are nested in the value: 0 for a plain value.
+// Depth returns how deeply objects and arrays are nested in the value: 0 for a plain value.
 func Depth(value json.RawMessage) int {
 	_, deepest := measure(value)
 	return deepest
@@ -302,7 +301,7 @@ func stringLen(text []byte) int {
 			return end + 1
 		}
 		from = end + 1
-		for near := min(from+32, len(text)); from < near; from++ { // where one is escaped, others often are
+		for near := min(from+32, len(text)); from < near; from++ { // after an escaped quote, others are often near
 			switch text[from] {
 			case '"':
 				return from + 1
@@ -330,7 +329,7 @@ func Unquote(value json.RawMessage) string {
 }
 
 // Equal reports whether two values mean the same. Numbers must agree digit for digit, and values of more than 64 kB
-// byte for byte, since to decode them takes thirty times their size.
+// byte for byte, since decoding takes thirty times their size.
 func Equal(a, b json.RawMessage) bool {
 	decode := func(text json.RawMessage) (value any) {
 		decoder := json.NewDecoder(bytes.NewReader(text))
@@ -341,7 +340,7 @@ func Equal(a, b json.RawMessage) bool {
 	return bytes.Equal(a, b) || max(len(a), len(b)) <= 64<<10 && reflect.DeepEqual(decode(a), decode(b))
 }
 
-// Int returns the integer that a value is, and false for any other value.
+// Int returns the value as an integer, and false if it is not one.
 func Int(value json.RawMessage) (int64, bool) {
 	n, err := strconv.ParseInt(string(value), 10, 64)
 	return n, err == nil
@@ -363,7 +362,7 @@ func Set(object json.RawMessage, name string, value json.RawMessage) json.RawMes
 	return append(changed, '}')
 }
 
-// appendMember appends a member, or an element if the name is nil, to what is not closed yet, unless the value is nil.
+// appendMember appends a member, or an element if the name is nil, to an unclosed object or array, unless the value is nil.
 func appendMember(object, name, value json.RawMessage) json.RawMessage {
 	if value == nil {
 		return object
@@ -388,7 +387,7 @@ func AppendQuoted(buf []byte, text string) []byte {
 		if short < 0 {
 			var quoted bytes.Buffer
 			encoder := json.NewEncoder(&quoted)
-			encoder.SetEscapeHTML(false) // which makes six bytes of one
+			encoder.SetEscapeHTML(false) // which would make six bytes of one
 			_ = encoder.Encode(text)     // cannot fail for a string
 			return append(buf, bytes.TrimSuffix(quoted.Bytes(), []byte("\n"))...)
 		}
@@ -398,7 +397,7 @@ func AppendQuoted(buf []byte, text string) []byte {
 	return append(append(quick, text[plain:]...), '"')
 }
 
-// Cut shortens the text to what is at most so many bytes as a JSON string, whoever writes that.
+// Cut truncates the text to the given number of bytes as a JSON string, whichever encoder writes it.
 func Cut(text string, most int) string {
 	if len(text) <= most/6 {
 		return text
@@ -415,7 +414,7 @@ func Cut(text string, most int) string {
 	return text
 }
 
-// Purge returns the value without the members of the name, at any depth of the value to which the path leads.
+// Purge returns the value without the members with the name, at any depth below the path.
 func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	if value[0] != '{' && (value[0] != '[' || len(path) > 0) {
 		return value
@@ -435,13 +434,13 @@ func Purge(value json.RawMessage, name string, path ...string) json.RawMessage {
 	return append(purged, value[0]+2)
 }
 
-// StorableText returns the text with U+FFFD for what PostgreSQL cannot hold: NUL and what is not UTF-8.
+// StorableText replaces what PostgreSQL cannot store, NUL and invalid UTF-8, with U+FFFD.
 func StorableText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// Storable returns the JSON with U+FFFD for what PostgreSQL's type json cannot hold or query: bytes that are
-// not UTF-8, \u0000 and lone surrogates. It returns its argument where there is nothing to do.
+// Storable replaces what PostgreSQL's type json cannot store or query with U+FFFD: invalid UTF-8, \u0000 and lone
+// surrogates. It returns its argument if there is nothing to replace.
 func Storable(text json.RawMessage) json.RawMessage {
 	if !utf8.Valid(text) {
 		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
@@ -464,7 +463,7 @@ func Storable(text json.RawMessage) json.RawMessage {
 	return append(clean, text...)
 }
 
-// Object returns the members of the JSON object that the text is. It refuses names that are given twice.
+// Object parses a JSON object and returns its members. It refuses repeated names.
 func Object(text []byte) (map[string]json.RawMessage, error) {
 	compact, err := Compact(bytes.Clone(text))
 	switch {

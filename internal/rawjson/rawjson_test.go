@@ -20,7 +20,7 @@ func TestDepth(t *testing.T) {
 	require.ErrorContains(t, err, "depth")
 }
 
-// What would become many times as large as it is, is refused.
+// A text whose parts would take many times its own size is refused.
 func TestParseTooMuch(t *testing.T) {
 	t.Parallel()
 	text := "[[" + strings.Repeat("1,", 2*maxParts) + "1]]"
@@ -41,7 +41,7 @@ func TestEqual(t *testing.T) {
 	require.False(t, Equal(json.RawMessage(`{"a":1,"b":`+large+`}`), json.RawMessage(`{"b":`+large+`,"a":1}`)))
 }
 
-// What PostgreSQL cannot hold or query becomes U+FFFD, and all else stays as it is.
+// U+FFFD replaces what PostgreSQL cannot store or query, and nothing else changes.
 func TestStorable(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -53,7 +53,7 @@ func TestStorable(t *testing.T) {
 	}
 }
 
-// Quoted strings are those of encoding/json.
+// AppendQuoted agrees with encoding/json.
 func TestAppendQuoted(t *testing.T) {
 	t.Parallel()
 	for r := range rune(0x3000) {
@@ -67,7 +67,7 @@ func TestAppendQuoted(t *testing.T) {
 	}
 }
 
-// What is taken out of JSON, and what is stored of it, is JSON again.
+// The parts of JSON, its storable form and its changed form are valid JSON.
 func FuzzParts(f *testing.F) {
 	f.Add([]byte(`{"err": 0, "result": {"items": [{"id": 7, "title": "a\u0000\ud800"}], "page": 1}}`))
 	f.Add([]byte("{\"a\":\"\xff\\\\u0000\",\"a\":[1e3,-0.0,{}],\"\\u0062\":null}"))
@@ -99,7 +99,7 @@ func FuzzParts(f *testing.F) {
 		require.Equal(t, stored, Storable(stored))
 		var decoded any
 		decoder := json.NewDecoder(bytes.NewReader(stored))
-		decoder.UseNumber() // some do not fit a float64
+		decoder.UseNumber() // some numbers do not fit into a float64
 		require.NoError(t, decoder.Decode(&decoded))
 		require.NotContains(t, string(mustMarshal(t, decoded)), `\u0000`, "decoded: %q", stored)
 		if answer[0] != '{' {
@@ -114,7 +114,7 @@ func FuzzParts(f *testing.F) {
 	})
 }
 
-// requireParts checks that a value was taken apart, so many levels deep.
+// requireParts checks that a value was taken apart to the given depth.
 func requireParts(t *testing.T, whole Part, levels int) {
 	var want []Part
 	for name, value := range RawMembers(whole.Value) {
@@ -143,7 +143,7 @@ func mustMarshal(t *testing.T, value any) []byte {
 	return bytes.ReplaceAll(text.Bytes(), []byte(`\\`), nil)
 }
 
-// FuzzCompact: what encoding/json accepts is accepted, with the same result, and nothing else.
+// Compact accepts exactly what encoding/json accepts, with the same result.
 func FuzzCompact(f *testing.F) {
 	for _, seed := range []string{
 		``, ` `, `null`, ` {"a" : [1, -0.5e+3 , "x\u00e9\n", true,false,null ] , "b":{}} `, `[]`, `[ ]`, `{}x`, `[1,]`,
@@ -168,7 +168,7 @@ func FuzzCompact(f *testing.F) {
 	})
 }
 
-// Escaped quotes cost little more than other text, and strings end where they end.
+// Many escaped quotes cost little more than other text, and do not hide the end of a string.
 func TestManyEscapedQuotes(t *testing.T) {
 	t.Parallel()
 	for _, part := range []string{`\"`, `x\"`, `\\\"`, `\\`, `\"` + strings.Repeat("x", 31),
@@ -204,7 +204,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// What the service does with a page of Rollbar's: check it, take it apart, change its items.
+// BenchmarkParts measures what the service does with a page of items: check it, take it apart, change the items.
 func BenchmarkParts(b *testing.B) {
 	item := `{"id": 1705000007, "title": "TypeError: \"x\" of\n undefined 🔥", "assigned_user_id": null, "data": [` +
 		`{"a": {"b": -1.5e3}}], "hash": "0beec7b5ea3f0fdbc95d0dd47f3c5bc275da8a33", "level": "error"}`

@@ -1,5 +1,5 @@
-// Package secrets hides secrets in what a program writes, in whatever form they are there: as they are, in the
-// other case, percent-encoded, escaped as in JSON, in base64, or cut to their first characters.
+// Package secrets masks secrets in what a program writes, in whatever form they appear: verbatim, in the other
+// case, percent-encoded, escaped as in JSON, in base64, or truncated to their first characters.
 package secrets
 
 import (
@@ -11,14 +11,14 @@ import (
 )
 
 const (
-	least = 8 // characters by which a secret is known. A shorter one is known as a whole word only, as it is
-	never = 4 // characters below which a secret is none, since hiding it would hide every other word
+	least = 8 // characters by which a secret is recognized; a shorter one is masked only as a whole word, in its own case
+	never = 4 // a secret with fewer characters is ignored, since masking it would mask every other word
 )
 
-// A Mask knows secrets. A nil one knows none.
+// A Mask hides the secrets that it knows. A nil Mask knows none.
 type Mask struct {
-	forms  [1 << 8][]string // by the byte that one can begin with
-	begins [1 << 16]bool    // with which two bytes one can begin, so that most places are passed at once
+	forms  [1 << 8][]string // by the bytes that they can begin with
+	begins [1 << 16]bool    // by the two bytes that a form can begin with, to skip most positions at once
 }
 
 // New returns a mask that knows the secrets.
@@ -29,9 +29,9 @@ func New(secrets ...string) *Mask {
 			continue
 		}
 		m.add(secret)
-		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what precedes it moves the bits
+		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what precedes it shifts the bits
 			text := base64.RawStdEncoding.EncodeToString([]byte("::"[:skip] + secret))
-			text = text[(skip*8+5)/6 : (skip+len(secret))*8/6] // that depends on nothing else
+			text = text[(skip*8+5)/6 : (skip+len(secret))*8/6] // the part that depends on nothing else
 			m.add(text)
 			m.add(strings.NewReplacer("+", "-", "/", "_").Replace(text))
 		}
@@ -46,12 +46,12 @@ func (m *Mask) add(form string) {
 			m.begins[int(a)<<8|int(b)] = true
 		}
 	}
-	for _, next := range []byte(`"\/u0123456789abcdefABCDEF`) { // what may follow in an escape
+	for _, next := range []byte(`"\/u0123456789abcdefABCDEF`) { // may follow in an escape
 		m.begins['%'<<8|int(next)], m.begins['\\'<<8|int(next)] = true, true
 	}
 }
 
-// Bytes returns a copy of the text or the line of JSON with *** for each secret, or its argument if there is none.
+// Bytes returns a copy of the text or line of JSON with *** for each secret, or its argument if it contains none.
 func (m *Mask) Bytes(text []byte) []byte {
 	var masked []byte
 	kept := 0
@@ -68,7 +68,7 @@ func (m *Mask) Bytes(text []byte) []byte {
 		}
 		from := i
 		if before := text[kept:i]; (len(before)-len(bytes.TrimRight(before, `\`)))%2 == 1 {
-			from-- // half an escape would be no JSON
+			from-- // half an escape would be invalid JSON
 		}
 		masked = append(append(masked, text[kept:from]...), "***"...)
 		i += n - 1
@@ -80,7 +80,7 @@ func (m *Mask) Bytes(text []byte) []byte {
 	return append(masked, text[kept:]...)
 }
 
-// matched returns how many bytes at the place are the form or its beginning, or 0 if that is too short.
+// matched returns how many bytes at the position match the form or its beginning, or 0 if the match is too short.
 func matched(text []byte, from int, form string) int {
 	i, k := from, 0
 	for i < len(text) && k < len(form) {
@@ -100,7 +100,7 @@ func matched(text []byte, from int, form string) int {
 	return i - from
 }
 
-// decoded returns the character at the place, which may be percent-encoded or escaped, and its length there.
+// decoded returns the character at the position, which may be percent-encoded or escaped, and its encoded length.
 func decoded(text []byte, i int) (c byte, width int) {
 	rest := string(text[i:min(i+6, len(text))])
 	for _, escape := range []string{"%", `\u00`} {
@@ -129,7 +129,7 @@ func isWord(c byte) bool {
 	return 'a' <= lower(c) && lower(c) <= 'z' || '0' <= c && c <= '9' || c == '_' || c >= 0x80
 }
 
-// Writer returns a writer to out that hides secrets in each part, which should be whole lines.
+// Writer returns a writer to out that masks secrets in each write, which should consist of whole lines.
 func (m *Mask) Writer(out io.Writer) io.Writer { return writer{m, out} }
 
 type writer struct {

@@ -21,10 +21,10 @@ func TestMask(t *testing.T) {
 		everywhere.WriteString("%" + hex.EncodeToString([]byte{c}))
 	}
 	for name, form := range map[string]string{
-		"as it is":                  secret,
+		"verbatim":                  secret,
 		"in the other case":         strings.ToUpper(secret),
-		"cut to 8 characters":       secret[:8],
-		"cut to 11 characters":      secret[:11],
+		"the first 8 characters":    secret[:8],
+		"the first 11 characters":   secret[:11],
 		"in a query":                url.QueryEscape(secret),
 		"in a path":                 url.PathEscape(secret),
 		"in a query, in lower case": strings.ToLower(url.QueryEscape(secret)),
@@ -68,7 +68,7 @@ func TestMaskLeavesTheRest(t *testing.T) {
 	assert.Equal(t, "text", string((*Mask)(nil).Bytes([]byte("text"))))
 }
 
-// A line of JSON stays one, also where a secret begins with what could be the end of an escape.
+// A line of JSON stays valid, even if a secret begins with what could be the end of an escape.
 func TestMaskInJSON(t *testing.T) {
 	t.Parallel()
 	mask := New("nabcdefgh", `"quoted secret`, "tab and more")

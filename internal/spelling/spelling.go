@@ -1,17 +1,17 @@
-// Package spelling finds the name that a misspelt one may have been meant to be.
+// Package spelling finds the name that a misspelt one probably stands for.
 package spelling
 
 import "strings"
 
-// Nearest returns the valid name that differs least from the given one, or "" if all differ a lot.
+// Nearest returns the valid name that differs least from the given one, or "" if all differ too much.
 func Nearest(name string, names []string) string { return nearest(name, names, max(1, len(name)/2)) }
 
-// Slip returns the valid name that the given one is but for case and one slip, or "".
+// Slip returns the valid name that differs from the given one by at most case and one slip, or "".
 func Slip(name string, names []string) string { return nearest(name, names, 1) }
 
-// nearest returns the name that differs least, and in so many places at most.
+// nearest returns the name with the smallest edit distance, or "" if none is within the limit.
 func nearest(name string, names []string, most int) (near string) {
-	name = strings.ToLower(name[:min(len(name), 64)]) // the beginning of a very long one is enough
+	name = strings.ToLower(name[:min(len(name), 64)]) // the beginning of a very long name is enough
 	for _, n := range names {
 		if difference := len(name) - len(n); max(difference, -difference) > most {
 			continue // spares most of the work

@@ -1,5 +1,5 @@
-// Package terminal writes for people at a terminal: tables whose columns are aligned, progress, and other people's
-// texts without the characters that a terminal would obey.
+// Package terminal writes to terminals: tables with aligned columns, progress, and untrusted texts without the
+// characters that a terminal would obey.
 package terminal
 
 import (
@@ -20,7 +20,7 @@ import (
 // Is reports whether the stream is a terminal.
 func Is(stream any) bool { return Width(stream) > 0 }
 
-// Width returns the width of the terminal that the stream is, or 0 if it is none.
+// Width returns the width of the terminal, or 0 if the stream is not one.
 func Width(stream any) int {
 	file, ok := stream.(*os.File)
 	if !ok {
@@ -34,7 +34,7 @@ func Width(stream any) int {
 	return cmp.Or(int(size.columns), 80)
 }
 
-// Printable returns the text on one line, with blanks for what a terminal would not print.
+// Printable returns the text on one line, with blanks for unprintable characters.
 func Printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -44,8 +44,8 @@ func Printable(text string) string {
 	}, text)
 }
 
-// Safe returns a writer to a terminal, which would obey the control and bidi characters that come from elsewhere.
-// JSON has escapes for them; anything else gets blanks.
+// Safe returns a writer to a terminal that does not let through the control and bidi characters that the terminal would
+// obey. It escapes them in JSON and writes blanks for them in anything else.
 func Safe(out io.Writer, json bool) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		text := make([]byte, 0, len(p))
@@ -68,11 +68,11 @@ type writerFunc func(p []byte) (int, error)
 
 func (write writerFunc) Write(p []byte) (int, error) { return write(p) }
 
-// A Table aligns the rows that are written to it, whose cells are separated by tabs.
+// A Table aligns the columns of the rows that are written to it. Tabs separate the cells.
 type Table struct {
 	Out     io.Writer
-	Width   int            // of the terminal, where longer lines are cut; 0 for none
-	Colours map[string]int // of the cells with these texts, as terminals number them
+	Width   int            // of the terminal, to which lines are truncated; 0 means no limit
+	Colours map[string]int // of the cells with these texts, as SGR codes
 	rows    [][]string
 	widths  []int // of the columns
 }
@@ -115,7 +115,7 @@ func (t *Table) Flush() error {
 	return err
 }
 
-// Fit cuts a text that is wider than the width.
+// Fit truncates a text that is wider than the width.
 func Fit(text string, width int) string {
 	if TextWidth(text) <= width {
 		return text
@@ -123,7 +123,7 @@ func Fit(text string, width int) string {
 	if width < 1 {
 		return ""
 	}
-	left := width - 1 // beside the ellipsis
+	left := width - 1 // next to the ellipsis
 	for i, r := range text {
 		if left -= runeWidth(r); left < 0 {
 			return text[:i] + "…"
@@ -132,7 +132,7 @@ func Fit(text string, width int) string {
 	return text
 }
 
-// TextWidth returns how many columns of a terminal a text takes.
+// TextWidth returns the number of columns that a text takes on a terminal.
 func TextWidth(text string) (width int) {
 	for _, r := range text {
 		width += runeWidth(r)
@@ -152,7 +152,7 @@ func runeWidth(r rune) int {
 	return 1
 }
 
-// wide and wideSymbols are what takes two columns of a terminal: the scripts of East Asia, and emoji.
+// wide and wideSymbols are the characters that take two columns of a terminal: East Asian scripts and emoji.
 var wide = &unicode.RangeTable{
 	R16: []unicode.Range16{{0x1100, 0x115F, 1}, {0x2329, 0x232A, 1}, {0x2E80, 0x303E, 1}, {0x3041, 0xA4CF, 1}, {0xA960, 0xA97F, 1},
 		{0xAC00, 0xD7A3, 1}, {0xF900, 0xFAFF, 1}, {0xFE10, 0xFE19, 1}, {0xFE30, 0xFE6F, 1}, {0xFF01, 0xFF60, 1}, {0xFFE0, 0xFFE6, 1}},
@@ -162,17 +162,17 @@ var wide = &unicode.RangeTable{
 
 const wideSymbols = "⌚⌛⏩⏪⏫⏬⏰⏳◽◾☔☕♈♉♊♋♌♍♎♏♐♑♒♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓❔❕❗➕➖➗➰➿⬛⬜⭐⭕"
 
-// Sparkline draws counts as bars of one line's height.
+// Sparkline draws counts as bars in one line of text.
 func Sparkline(counts []int64) string {
 	bars, most := []rune(" ▁▂▃▄▅▆▇█"), max(1, slices.Max(counts))
 	line := make([]rune, len(counts))
 	for i, count := range counts {
-		line[i] = bars[(count*8+most-1)/most] // the least that is not nothing is one eighth
+		line[i] = bars[(count*8+most-1)/most] // any count above 0 is at least one eighth
 	}
 	return string(line)
 }
 
-// A Progress is a line of a terminal that is overwritten again and again.
+// A Progress is a line of a terminal that each update overwrites.
 type Progress struct {
 	Out   io.Writer
 	Began time.Time
@@ -181,7 +181,7 @@ type Progress struct {
 	shown bool
 }
 
-// Show shows how much of what is done, of a total unless that is 0, how fast and until when. Below 0, only how much.
+// Show shows the amount done and the rate. A positive total is shown with the time left; a negative one hides the rate.
 func (p *Progress) Show(done, total int64, what string) {
 	rate := float64(done) / time.Since(p.Began).Seconds()
 	text := fmt.Sprintf("%d %s", done, what)
@@ -208,7 +208,7 @@ func (p *Progress) End() {
 	p.shown, p.Out = false, io.Discard
 }
 
-// Before returns a writer for what ends the progress.
+// Before returns a writer to result that ends the progress first.
 func (p *Progress) Before(result io.Writer) io.Writer {
 	return writerFunc(func(text []byte) (int, error) {
 		p.End()

@@ -46,10 +46,10 @@ func TestTable(t *testing.T) {
 		assert.Equal(t, tt.want, out.String(), tt.width)
 	}
 	assert.Equal(t, 7, TextWidth("🙂한✅✓e\u0301")-1, "a combining character has no width")
-	assert.Equal(t, " ▁█", Sparkline([]int64{0, 1, 100}), "a little is not nothing")
+	assert.Equal(t, " ▁█", Sparkline([]int64{0, 1, 100}), "a small count is visible")
 }
 
-// On a terminal that shows both, the result takes the place of the progress.
+// On a terminal that shows both, the result replaces the progress.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	var screen strings.Builder
