@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A Control is a Sandbox with what tests do and Rollbar does not offer: it switches faults on, changes settings
-// and items behind the API's back, and shows what the sandbox has received.
+// A Control is a Sandbox with what tests need and Rollbar does not offer: it injects faults, changes settings and
+// items behind the API's back, and shows what the sandbox has received.
 type Control struct{ *Sandbox }
 
 // Control returns the control of the sandbox.
@@ -23,7 +23,7 @@ func (s *Sandbox) Control() *Control { return &Control{s} }
 type Settings struct {
 	Now          func() time.Time
 	LargeProject int  // a list of more items than this has no total_count
-	RateLimit    int  // calls of a token in a minute
+	RateLimit    int  // calls per token and minute
 	Manual       bool // posts and deletions, once accepted, wait for Process
 }
 
@@ -42,9 +42,9 @@ const (
 	Down        Fault = "down"         // closes the connection without an answer
 	Error       Fault = "error"        // 500
 	BadGateway  Fault = "bad gateway"  // 502 with the gateway's HTML
-	Truncated   Fault = "truncated"    // cuts the answer off in its middle
+	Truncated   Fault = "truncated"    // cuts the answer off in the middle
 	Slow        Fault = "slow"         // gives no answer until the client gives up or the fault ends
-	Dropped     Fault = "dropped"      // does the work and loses the answer
+	Dropped     Fault = "dropped"      // does the work but loses the answer
 	LimitedNear Fault = "limited near" // 429 for another second
 	LimitedFar  Fault = "limited far"  // 429 for hours
 	Deactivated Fault = "deactivated"  // 429 for an account that is not paid for
@@ -54,19 +54,19 @@ const (
 // A failure says which requests fail, and how.
 type failure struct {
 	fault Fault
-	only  string        // the beginning of "METHOD /path" of those that fail
-	left  int           // how many more fail; below 0 all
+	only  string        // the beginning of their "METHOD /path"
+	left  int           // how many more fail; all if negative
 	ended chan struct{} // closed when the fault ends
 }
 
-// SetFault makes all requests fail, until the next call. None ends a fault.
+// SetFault makes all requests fail until the fault is changed. None ends it.
 func (c *Control) SetFault(f Fault) { c.FailOnly("", -1, f) }
 
 // FailNext makes the next n requests fail.
 func (c *Control) FailNext(n int, f Fault) { c.FailOnly("", n, f) }
 
-// FailOnly makes the next n requests fail that begin with only, such as "DELETE /instance/"; all of them for n
-// below 0.
+// FailOnly fails the next n requests that begin with only, such as "DELETE /instance/", or all of them if n is
+// negative.
 func (c *Control) FailOnly(only string, n int, f Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,7 +74,7 @@ func (c *Control) FailOnly(only string, n int, f Fault) {
 	c.failure = failure{f, only, n, make(chan struct{})}
 }
 
-// fail answers a request, in the way of its fault if it has one. Of the answer, so many bytes arrive.
+// fail answers a request, or fails it if it has a fault. It returns how many bytes of the answer to send.
 func (s *Sandbox) fail(r *request) (a answer, size int) {
 	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
 	switch fault {
@@ -105,7 +105,7 @@ func (s *Sandbox) fail(r *request) (a answer, size int) {
 	return a, len(a.text)
 }
 
-// refuse answers with a failure in Rollbar's own form.
+// refuse answers with a failure in Rollbar's own format.
 func (s *Sandbox) refuse(r *request, fault Fault) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,7 +173,7 @@ func (c *Control) PostsOf(uuid string) int {
 	return c.posts[uuid]
 }
 
-// DataOf returns the data that were posted first with the uuid, without white space.
+// DataOf returns the data that were first posted with the uuid, without white space.
 func (c *Control) DataOf(uuid string) json.RawMessage {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -209,15 +209,15 @@ func (c *Control) SetItem(id int64, field string, value any) {
 	c.items[id][field] = value
 }
 
-// bulkNumber is the number of an item while it becomes a sample.
+// bulkNumber is the placeholder for an item's number in a sample.
 const bulkNumber = 12345678
 
-// Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered beforehand, so a
-// page costs next to nothing. No other request knows them, and no filter applies. Posts are accepted unread.
+// Bulk makes GET /items list n items, up to 90 million, for measurements. They are rendered in advance, so a page
+// costs next to nothing. No other request knows them, and no filter applies. Posts are accepted unread.
 func (c *Control) Bulk(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var samples [][][]byte // each item, cut where its number belongs
+	var samples [][][]byte // each item, split where its number belongs
 	invented := New(30)
 	for _, id := range slices.Sorted(maps.Keys(invented.items)) {
 		it := invented.items[id]
@@ -240,7 +240,7 @@ func (c *Control) Bulk(n int) {
 	}}
 }
 
-// fill puts the items of Bulk from one index to another into the empty list of a page.
+// fill puts a range of Bulk's items into the empty list of a page.
 func fill(page []byte, samples [][][]byte, from, to int) []byte {
 	before, after, _ := bytes.Cut(page, []byte("[]"))
 	text := append(append(make([]byte, 0, 1500*max(1, to-from)), before...), '[')

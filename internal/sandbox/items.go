@@ -16,7 +16,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// An item is the fields of an item, both those of lists and those of single answers.
+// An item holds the fields of an item, both those of lists and those of single answers.
 type item map[string]any
 
 func (it item) without(fields []string) item {
@@ -73,7 +73,7 @@ func (s *Sandbox) itemPage(shown []item, number, length int) answer {
 // searchTerm matches a term of a search: a word, or field:value, where the value may be quoted.
 var searchTerm = regexp.MustCompile(`[\w.]+:"[^"]*"|\S+`)
 
-// uuidForm is that of a UUID, with dashes or without.
+// uuidForm matches a UUID, with or without dashes.
 var uuidForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)^([0-9a-f]-*){32}$`) })
 
 // matches reports whether a term of a search finds the item. The term is a word of the title, #counter, the
@@ -142,7 +142,7 @@ func (s *Sandbox) patchItem(r *request) answer {
 	return result(changes)
 }
 
-// change sets fields of an item and those that depend on them. It removes the changes of what no PATCH changes.
+// change sets fields of an item and those that depend on them. It removes the changes that no PATCH makes.
 func (s *Sandbox) change(it item, changes map[string]any) {
 	now := s.settings.Now().Unix()
 	if status := changes["status"]; status != nil && status != it["status"] {
@@ -156,7 +156,7 @@ func (s *Sandbox) change(it item, changes map[string]any) {
 		}
 		switch name {
 		case "resolved_in_version":
-			if changes["status"] == "resolved" { // else it is not used
+			if changes["status"] == "resolved" { // otherwise it is ignored
 				it[name] = value
 			}
 		case "snooze_enabled":

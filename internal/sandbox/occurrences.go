@@ -23,7 +23,7 @@ type occurrence struct {
 	deleting     bool
 }
 
-// postItem accepts an occurrence, before it is processed.
+// postItem accepts an occurrence, which is processed later.
 func (s *Sandbox) postItem(r *request) answer {
 	if len(r.body) > 1<<20 {
 		return errorf(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
@@ -49,7 +49,7 @@ func (s *Sandbox) postItem(r *request) answer {
 		data = fmt.Appendf(nil, `{"uuid":%q,%s`, uuid, data[1:])
 	}
 	s.posts[uuid]++
-	if s.byUUID[uuid] == nil { // a second one is discarded
+	if s.byUUID[uuid] == nil { // a repeat is discarded
 		o := &occurrence{at: s.settings.Now().Unix(), data: data}
 		s.byUUID[uuid] = o
 		s.later(func() { s.occur(o) })
@@ -69,7 +69,7 @@ func (s *Sandbox) later(work func()) {
 	work()
 }
 
-// occur gives an occurrence to the item with its environment and fingerprint.
+// occur adds an occurrence to the item with its environment and fingerprint, or to a new one.
 func (s *Sandbox) occur(o *occurrence) {
 	title, environment, level := titleOf(o.data), textAt(o.data, "environment"), textAt(o.data, "level")
 	hash := cmp.Or(textAt(o.data, "fingerprint"), fingerprint(digits.ReplaceAllString(title, "")))
@@ -93,7 +93,7 @@ func (s *Sandbox) occur(o *occurrence) {
 	o.item = it.int("id")
 	s.occurrences[o.id] = o
 	it["last_occurrence_id"], it["last_occurrence_timestamp"] = o.id, o.at
-	// Numbers with dots are compared as versions of Go; that others are older is a guess.
+	// Numbers with dots are compared as Go versions. That any other version is older is a guess.
 	version, resolvedIn := "go"+textAt(o.data, "code_version"), "go"+it.text("resolved_in_version")
 	if it["status"] == "resolved" && goversion.Compare(version, resolvedIn) >= 0 {
 		it["status"], it["activating_occurrence_id"], it["last_activated_timestamp"] = "active", o.id, o.at
@@ -120,7 +120,7 @@ func (s *Sandbox) listOccurrences(r *request) answer {
 	} else {
 		r.query.Del("page")
 	}
-	// By time; among equal times the order is arbitrary, here the wrong one.
+	// By time, the newest first. Equal times have an arbitrary order, here the reverse one.
 	found := slices.SortedFunc(maps.Values(s.occurrences), func(a, b *occurrence) int {
 		return cmp.Or(cmp.Compare(b.at, a.at), cmp.Compare(a.id, b.id))
 	})
@@ -149,7 +149,7 @@ func (s *Sandbox) oneOccurrence(r *request) answer {
 	return errorf(404, "Not found")
 }
 
-// deleteOccurrence deletes an occurrence after its answer. The counts of its item stay.
+// deleteOccurrence deletes an occurrence after the answer. The counts of its item stay.
 func (s *Sandbox) deleteOccurrence(r *request) answer {
 	o := s.occurrences[r.id]
 	if o == nil || o.deleting {

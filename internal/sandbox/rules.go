@@ -11,24 +11,24 @@ import (
 	"app/internal/rawjson"
 )
 
-// rules say what Rollbar accepts as the members of an object.
+// rules say which members of an object Rollbar accepts.
 type rules []rule
 
-// A rule holds for some members.
+// A rule applies to one or more members.
 type rule struct {
 	Names   string         // or paths, such as "exception.class"
-	Kinds   string         // those that the value may have, the proper one first
+	Kinds   string         // kinds that the value may have, the proper one first
 	Form    *regexp.Regexp // matches the text of the value
 	Members rules          // of the value, or of each element of an array
 }
 
-// accepted has the rules for the data that "Create item" takes and for the members of a PATCH, which ignores others.
-// The documentation says nothing about null and about empty values: that a null passes for a missing value in the
-// data, except as level and uuid, is a guess.
+// accepted holds the rules for the data of "Create item" and for the members of a PATCH, which ignores other members.
+// The documentation says nothing about null and empty values. It is a guess that null counts as missing in the data,
+// except for level and uuid.
 var accepted = parsed[struct{ Data, Patch rules }]("rules.json")
 
 // refusals returns what Rollbar refuses about the data of a payload. Its wording is known for the body, for
-// what is missing and for what has the wrong kind.
+// missing values and for values of the wrong kind.
 func refusals(data json.RawMessage) []string {
 	body := rawjson.Get(data, "body")
 	contents := rawjson.Pick(body, "trace", "trace_chain", "message", "crash_report")
@@ -70,7 +70,7 @@ func (rs rules) refusals(path string, object json.RawMessage) (refused []string)
 	return refused
 }
 
-// kindOf returns the kind of a JSON value, or "missing". An integer has 64 bits, an empty array is "empty".
+// kindOf returns the kind of a JSON value, or "missing". An integer fits into 64 bits; an empty array is "empty".
 func kindOf(value json.RawMessage) string {
 	_, isInteger := rawjson.Int(value)
 	switch {
@@ -85,7 +85,7 @@ func kindOf(value json.RawMessage) string {
 	return cmp.Or(first[value[0]], "number")
 }
 
-// textAt returns the string to which the names lead in an object, or "".
+// textAt returns the string at the path of names, or "".
 func textAt(object json.RawMessage, names ...string) string {
 	return rawjson.Unquote(rawjson.Get(object, names...))
 }

@@ -1,8 +1,8 @@
-// Package sandbox is a look-alike of Rollbar's API in memory, for development and tests. A [Sandbox] is an [http.Handler]
-// with one project of invented items, which knows Rollbar's tokens, rate limits and the delay between accepting an
-// occurrence and showing it. [Sandbox.Control] is for tests: it makes the sandbox fail and looks inside.
+// Package sandbox is a fake of Rollbar's API in memory, for development and tests. A [Sandbox] is an [http.Handler] with
+// one project of invented items. It imitates Rollbar's tokens, its rate limits, and the delay between accepting an
+// occurrence and showing it. [Sandbox.Control] is for tests: it injects faults and looks inside.
 //
-// It follows Rollbar's documentation and published answers. What neither of them shows is marked as a guess.
+// The fake follows Rollbar's documentation and published answers. Guesses at what neither shows are marked.
 package sandbox
 
 import (
@@ -31,7 +31,7 @@ const (
 	Token           = "sandbox" // an old token, which has several scopes
 )
 
-// scopes are those of each token.
+// scopes are the scopes of each token.
 var scopes = map[string][]string{
 	ReadToken:       {"read"},
 	WriteToken:      {"write"},
@@ -48,7 +48,7 @@ type Sandbox struct {
 	occurrences map[int64]*occurrence
 	byUUID      map[string]*occurrence
 	posts       map[string]int // how often each uuid was posted
-	pending     []func()       // work that was accepted and not yet done
+	pending     []func()       // accepted work that is not yet done
 	lastOcc     int64
 	skipped     int64 // counters, between those of invented items and those of new ones
 	windows     map[string]window
@@ -60,8 +60,8 @@ type Sandbox struct {
 //go:embed rules.json seed.json
 var files embed.FS
 
-// parsed returns a function that returns the contents of a file. It parses them at its first use, since most programs
-// that contain the sandbox never use it.
+// parsed returns a function that returns the contents of a file. The first call parses them, since most programs that
+// contain the sandbox never use it.
 func parsed[T any](file string) func() T {
 	return sync.OnceValue(func() (contents T) {
 		text, _ := files.ReadFile(file)
@@ -78,7 +78,7 @@ type window struct {
 	calls int
 }
 
-// New returns a Rollbar whose project has n invented items.
+// New returns a sandbox whose project has n invented items.
 func New(n int) *Sandbox {
 	s := &Sandbox{
 		settings: Settings{Now: time.Now, LargeProject: 100_000, RateLimit: 50_000},
@@ -93,7 +93,7 @@ func New(n int) *Sandbox {
 	return s
 }
 
-// WithNewIDs makes new ids begin after those of any sandbox before it that made less than a thousand a second.
+// WithNewIDs makes new ids begin after those of any earlier sandbox that made fewer than a thousand a second.
 func (s *Sandbox) WithNewIDs() *Sandbox {
 	s.skipped = time.Since(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)).Milliseconds()
 	s.lastOcc += s.skipped
@@ -126,7 +126,7 @@ func encode(value any) []byte {
 	return bytes.TrimSuffix(text.Bytes(), []byte("\n"))
 }
 
-// ServeHTTP answers a request as Rollbar does, or fails as Control told it to.
+// ServeHTTP answers a request as Rollbar does, or fails in the way that Control has set.
 func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -140,7 +140,7 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(answer.text[:size])
 }
 
-// A request is a request with what its answer depends on.
+// A request is an HTTP request with the values on which its answer depends.
 type request struct {
 	*http.Request
 	header http.Header // of the answer
@@ -150,7 +150,7 @@ type request struct {
 	id     int64 // in the path
 }
 
-// A route answers the requests with one method and path, whose token needs the scope.
+// A route answers the requests with one method and path. Their token needs the scope.
 type route struct {
 	scope  string
 	answer func(s *Sandbox, r *request) answer
@@ -192,7 +192,7 @@ func (s *Sandbox) answer(r *request) answer {
 	return route.answer(s, r)
 }
 
-// unknownToken answers a token that is no project's, or, which is a guess, none at all.
+// unknownToken answers a request with an unknown token or, as a guess, with none.
 func unknownToken(r *request) answer {
 	if r.Method == http.MethodPost {
 		return errorf(403, "access token not found: %s", r.token)
@@ -200,13 +200,13 @@ func unknownToken(r *request) answer {
 	return errorf(403, "invalid access token")
 }
 
-// forbidden answers a token that lacks a scope. Its wording is a guess.
+// forbidden answers a request whose token lacks a scope. The wording is a guess.
 func forbidden(needed string, has []string) answer {
 	return errorf(403, "insufficient privileges: %s scope is required but the access token only has %s.", needed, has[0])
 }
 
-// countCall counts a call of the token, says in the headers what is left and reports whether the call is over
-// the limit. A window opens with the first call and does not slide.
+// countCall counts a call of the token, sets the rate-limit headers and reports whether the call is over the limit.
+// A window opens with the first call and does not slide.
 func (s *Sandbox) countCall(r *request) (isOver bool) {
 	now := s.settings.Now()
 	w := s.windows[r.token]
@@ -219,7 +219,7 @@ func (s *Sandbox) countCall(r *request) (isOver bool) {
 	return w.calls > s.settings.RateLimit
 }
 
-// showLimit says in the headers how many calls are left until the window ends.
+// showLimit sets the headers that say how many calls are left until the window ends.
 func (s *Sandbox) showLimit(header http.Header, left int, ends time.Duration) {
 	header.Set("X-Rate-Limit-Limit", strconv.Itoa(s.settings.RateLimit))
 	header.Set("X-Rate-Limit-Remaining", strconv.Itoa(max(0, left)))
@@ -227,7 +227,7 @@ func (s *Sandbox) showLimit(header http.Header, left int, ends time.Duration) {
 	header.Set("X-Rate-Limit-Reset", strconv.FormatInt(s.settings.Now().Add(ends).Unix(), 10))
 }
 
-// page returns the number and bounds of the page that the query asks for. What makes no sense counts as missing.
+// page returns the number and bounds of the page that the query asks for. An invalid value counts as missing.
 func (r *request) page(size, length int) (number, from, to int) {
 	number, _ = strconv.Atoi(r.query.Get("page"))
 	if limit, err := strconv.Atoi(r.query.Get("limit")); err == nil && limit > 0 {

@@ -26,7 +26,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// A client talks to a sandbox without retries and redirects.
+// A client talks to a sandbox without retries or redirects.
 type client struct {
 	t *testing.T
 	*sandbox.Control
@@ -44,13 +44,13 @@ func newClient(t *testing.T, n int, change ...func(*sandbox.Settings)) *client {
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	return &client{t, s, &http.Client{
-		// On a connection that was used before, Go sends a request that got no answer again.
+		// On a reused connection, Go retries a request that got no answer.
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, server.URL + "/api/1"}
 }
 
-// try sends "METHOD /path" with a token and returns what came, even if it broke off.
+// try sends "METHOD /path" with a token and returns the response, even if it was cut off.
 func (c *client) try(ctx context.Context, token, request, body string) (*response, error) {
 	c.t.Helper()
 	method, path, _ := strings.Cut(request, " ")
@@ -73,14 +73,14 @@ func (c *client) as(token, request, body string) *response {
 	return got
 }
 
-// do uses the token that the method needs.
+// do sends a request with the token that its method needs.
 func (c *client) do(request, body string) *response {
 	c.t.Helper()
 	token := map[string]string{"GET ": sandbox.ReadToken, "POST": sandbox.PostToken}[request[:4]]
 	return c.as(cmp.Or(token, sandbox.WriteToken), request, body)
 }
 
-// get returns the result of a request that succeeds.
+// get returns the result of a GET request, which must succeed.
 func (c *client) get(path string) *response {
 	c.t.Helper()
 	got := c.do("GET "+path, "")
@@ -98,7 +98,7 @@ type response struct {
 	body   string
 }
 
-// at returns the JSON text of a member of the body, or "". A number leads into an array.
+// at returns the JSON text of a member of the body, or "". A number is an index into an array.
 func (r *response) at(path ...string) string {
 	r.t.Helper()
 	value := json.RawMessage(r.body)
@@ -155,7 +155,7 @@ func (c *client) post(message string, more fields) string {
 
 type fields map[string]any
 
-// payload is a message with further fields of data.
+// payload returns a payload with a message and further fields of data.
 func payload(t *testing.T, message string, more fields) string {
 	data := fields{"environment": "production", "body": fields{"message": fields{"body": message}}}
 	maps.Copy(data, more)
@@ -164,7 +164,7 @@ func payload(t *testing.T, message string, more fields) string {
 	return string(text)
 }
 
-// requireError checks that an answer is a failure as Rollbar words it.
+// requireError checks that a response is a failure in Rollbar's words.
 func (r *response) requireError(status int, message string) {
 	r.t.Helper()
 	require.Equal(r.t, status, r.status, r.body)
@@ -172,7 +172,7 @@ func (r *response) requireError(status int, message string) {
 	require.Equal(r.t, message, unquote(r.at("message")))
 }
 
-// testUUID returns a UUID with a number.
+// testUUID returns the nth UUID for tests.
 func testUUID(n int) string { return fmt.Sprintf("0b9e1d54-0000-4000-8000-%012d", n) }
 
 func unique(values []string) []string { return slices.Compact(slices.Sorted(slices.Values(values))) }
@@ -243,7 +243,7 @@ func TestPages(t *testing.T) {
 	assert.Equal(t, ids, c.get("/items?limit=5000").values("items", "id"))
 	assert.Equal(t, "[]", c.get("/items?page=99").at("items"))
 	c.Set(func(s *sandbox.Settings) { s.LargeProject-- })
-	assert.Equal(t, "null", c.get("/items").at("total_count"), "of a large project")
+	assert.Equal(t, "null", c.get("/items").at("total_count"), "total_count of a large project")
 
 	all := c.get("/instances?limit=5000").values("instances", "id")
 	assert.Equal(t, all[:20], c.get("/instances").values("instances", "id"))
@@ -362,7 +362,7 @@ func TestBulk(t *testing.T) {
 	assert.Equal(t, ids[:3], []string{"1710000001", "1710000002", "1710000003"})
 	assert.Len(t, unique(ids), 250)
 	assert.Equal(t, 200, c.do("POST /item", "unread").status)
-	var names [2][]string // the form of a bulk item is that of any item
+	var names [2][]string // a bulk item has the same form as any other
 	for i, got := range []*response{newClient(t, 1).do("GET /items", ""), c.do("GET /items?limit=1", "")} {
 		names[i] = regexp.MustCompile(`(?m)^ +("\w+": |[\]}])`).FindAllString(got.body, -1)
 	}
@@ -428,8 +428,8 @@ func TestFindsItems(t *testing.T) {
 	assert.Equal(t, item.body, c.get("/item?counter=3").body)
 	assert.Equal(t, item.body, c.get("/item/?uuid="+c.UUID(2, 1)).body)
 	assert.True(t, item.at("snooze_status") != "" && list.at("items", "0", "snooze_status") == "",
-		"in single answers alone")
-	assert.True(t, item.at("title_lock") == "" && list.at("items", "0", "title_lock") != "", "in lists alone")
+		"only in single answers")
+	assert.True(t, item.at("title_lock") == "" && list.at("items", "0", "title_lock") != "", "only in lists")
 
 	for _, path := range []string{"/item/999", "/item?counter=999"} {
 		c.do("GET "+path, "").requireError(404, "Item not found in this project.")
@@ -468,7 +468,7 @@ func TestPatches(t *testing.T) {
 		`{"assigned_user_id":"ada"}`} {
 		assert.Equal(t, 422, c.do("PATCH "+path, bad).status, bad)
 	}
-	assert.Equal(t, one.body, c.get(path).body, "what is refused changes nothing")
+	assert.Equal(t, one.body, c.get(path).body, "a refused change changes nothing")
 	c.do("PATCH /item/999", `{"status":"muted"}`).requireError(400, "Item not found in this project.")
 }
 
@@ -511,7 +511,7 @@ func TestRateLimit(t *testing.T) {
 	over := c.do("GET /items", "")
 	over.requireError(429, "Over rate limit. Access token: "+sandbox.ReadToken)
 	over.requireRate(3, 0, 1, 1060)
-	c.do("PATCH /item/999", "{}").requireRate(3, 2, 60, 1119) // with a token of its own
+	c.do("PATCH /item/999", "{}").requireRate(3, 2, 60, 1119) // another token has its own limit
 	at(1060)
 	c.do("GET /items", "").requireRate(3, 2, 60, 1120)
 }
@@ -552,7 +552,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// A watchedContext tells when someone begins to wait for its end.
+// A watchedContext calls waited when someone begins to wait for its end.
 type watchedContext struct {
 	context.Context
 	waited func()
@@ -605,7 +605,7 @@ func TestSeed(t *testing.T) {
 		n, err := strconv.ParseInt(id, 10, 64)
 		require.NoError(t, err)
 		return int64(float64(n)) != n && c.get("/instance/"+id).at("id") == id
-	}), "ids that a float64 does not hold")
+	}), "ids that a float64 cannot hold")
 	for _, kind := range []string{"trace", "trace_chain", "message", "crash_report"} {
 		assert.Contains(t, occurrences.body, `"body":{"`+kind+`":`)
 	}
@@ -614,7 +614,7 @@ func TestSeed(t *testing.T) {
 		occurrences.at("instances", "0", "data", "custom"))
 }
 
-// What a sandbox gave an id to keeps it: the next one has the same invented items, and other new ones.
+// Ids are not reused: the next sandbox has the same invented items, but gives new items other ids.
 func TestIDsOfAnotherStart(t *testing.T) {
 	t.Parallel()
 	var invented, created [][]int64

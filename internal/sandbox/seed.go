@@ -10,27 +10,27 @@ import (
 	"time"
 )
 
-const firstID = int64(1_705_000_000) // with its counter added, the id of an item
+const firstID = int64(1_705_000_000) // an item's id is this plus its counter
 
 var users = map[int64]string{5325: "ada", 5326: "grace"}
 
-// seed is what the project is made of. It is invented, but it has the shapes that real projects have.
+// seed is what the project is made of. It is invented, but in the shapes of real projects.
 var seed = parsed[struct {
 	Environments, Frameworks, Levels, Statuses, Titles []string
 	Integrations                                       []any
 	Bodies                                             []json.RawMessage // of occurrences, with $title
 	Item                                               item              // what new items have in common; its numbers are float64
-	ListFields, SingleFields                           []string          // of items in lists alone, and in single answers alone
+	ListFields, SingleFields                           []string          // of items only in lists, and only in single answers
 }]("seed.json")
 
 func pick[T any](from []T, i int) T { return from[i%len(from)] }
 
-// addItem adds the invented item with a number. It depends on nothing but the number and the time.
+// addItem adds the invented item with the number. It depends only on the number and the time.
 func (s *Sandbox) addItem(number int) {
 	seed := seed()
 	title, last := pick(seed.Titles, number), s.settings.Now().Add(-time.Duration(number)*97*time.Minute).Unix()
 	if number == 3 {
-		s.lastOcc += 1 << 53 // ids need not fit a float64 for ever
+		s.lastOcc += 1 << 53 // ids need not fit into a float64 forever
 	}
 	var o *occurrence
 	for n := range number%5 + 1 {
@@ -62,7 +62,7 @@ func (s *Sandbox) addItem(number int) {
 	}
 }
 
-// invent adds an occurrence that nobody posted, with the members of its data beside the uuid.
+// invent adds an occurrence that nobody posted. The members are those of its data after the uuid.
 func (s *Sandbox) invent(uuid string, at int64, members string) *occurrence {
 	o := &occurrence{at: at, data: fmt.Appendf(nil, `{"uuid":%q,%s}`, uuid, members)}
 	s.byUUID[uuid] = o
@@ -75,7 +75,7 @@ func seedUUID(number, n int) string {
 	return fmt.Sprintf("5a4d0000-0000-4000-8000-%06x%06x", number, n)
 }
 
-// newItem adds an item that begins with an occurrence.
+// newItem adds an item with its first occurrence.
 func (s *Sandbox) newItem(title, level, environment, hash string, first *occurrence) item {
 	counter := int64(len(s.items)+1) + s.skipped
 	id := firstID + counter
@@ -88,7 +88,7 @@ func (s *Sandbox) newItem(title, level, environment, hash string, first *occurre
 	return it
 }
 
-// fingerprint returns the fingerprint that Rollbar makes of a text, which is its SHA-1.
+// fingerprint returns Rollbar's fingerprint of a text, its SHA-1.
 func fingerprint(text string) string {
 	return fmt.Sprintf("%x", sha1.Sum([]byte(text)))
 }
