@@ -20,7 +20,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// pageOf returns a page of items as Rollbar answers it.
+// pageOf returns a page of items as Rollbar returns it.
 func pageOf(rollbar http.Handler, page, limit int) []byte {
 	r := httptest.NewRequest("GET", fmt.Sprintf("/api/1/items/?page=%d&limit=%d", page, limit), nil)
 	r.Header.Set("X-Rollbar-Access-Token", sandbox.ReadToken)
@@ -95,7 +95,7 @@ func BenchmarkStorePage(b *testing.B) {
 	})
 }
 
-// BenchmarkHandler asks the whole service, without a network.
+// BenchmarkHandler measures requests to the whole service, without a network.
 func BenchmarkHandler(b *testing.B) {
 	f := newFixture(b, 1)
 	_, err := f.app.store.observe(b.Context(), column(bulkItems(b, 1, 1000), observationOf))
@@ -119,7 +119,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// A benchWriter takes an answer and keeps its status.
+// A benchWriter discards a response and keeps its status.
 type benchWriter struct {
 	header http.Header
 	status int
@@ -139,8 +139,8 @@ func BenchmarkMerge(b *testing.B) {
 	}
 }
 
-// BenchmarkBatch writes a thousand items into a table in the ways that there are: as arrays, by COPY
-// into a temporary table, and by COPY into the table itself.
+// BenchmarkBatch compares three ways to write a thousand items into a table: as arrays, by COPY into a
+// temporary table, and by COPY into the table itself.
 func BenchmarkBatch(b *testing.B) {
 	items := bulkItems(b, 1, 1000)
 	ids, data := make([]int64, len(items)), make([]json.RawMessage, len(items))

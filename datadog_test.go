@@ -131,7 +131,7 @@ func TestTraceOfAFailure(t *testing.T) {
 	assert.Equal(t, maxAttempts, attempts, "each attempt is a span")
 }
 
-// The resource of a request is its route, also if the request is refused.
+// The resource of a request is its route, even if the request is refused.
 func TestResourcesOfRequests(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -151,7 +151,7 @@ func TestResourcesOfRequests(t *testing.T) {
 	}
 }
 
-// The trace of a panic has its message, which the response does not show.
+// The trace of a panic has the message that the response hides.
 func TestTraceOfAPanic(t *testing.T) {
 	t.Parallel()
 	f, agent := newObserved(t)
@@ -344,7 +344,7 @@ func TestTelemetryHoldsNoSecrets(t *testing.T) {
 	}
 }
 
-// The real program as a subcommand has sent its trace and its metrics when it ends.
+// A subcommand of the real program sends its trace and its metrics before it ends.
 func TestTelemetryOfASubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5)
@@ -410,7 +410,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	defer close(release)
 	began := time.Now()
 	require.NoError(t, program(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL}, "which").Run())
-	assert.Less(t, time.Since(began), 4*time.Second) // one, and some for a loaded machine
+	assert.Less(t, time.Since(began), 4*time.Second) // one second, and some more on a loaded machine
 
 	p := startServe(t, []string{"DD_TRACE_AGENT_URL=" + hanging.URL, "SANDBOX=true",
 		"DATABASE_URL=" + devpgtest.Schema(t)})
@@ -420,7 +420,7 @@ func TestSubcommandWithAnAgentThatHangs(t *testing.T) {
 	began = time.Now()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	assert.Zero(t, p.wait())
-	assert.Less(t, time.Since(began), 9*time.Second) // five, and some for a loaded machine
+	assert.Less(t, time.Since(began), 9*time.Second) // five, and some more on a loaded machine
 }
 
 // An agent that hangs does not delay requests.
@@ -438,7 +438,7 @@ func TestRequestsWithAnAgentThatHangs(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	assert.Less(t, time.Since(began), waitLimit, "a request that waits for the agent takes 5 s")
+	assert.Less(t, time.Since(began), waitLimit, "a request that waited for the agent would take 5 s")
 }
 
 // The real service with the real delays logs once that its agent is missing, and sends when the agent is back.
@@ -461,7 +461,7 @@ func TestServeWithoutItsAgent(t *testing.T) {
 	get()
 	const line = "Datadog agent did not accept all data"
 	require.Eventually(t, func() bool { return strings.Contains(p.stdout(), line) }, waitLimit, waitTick)
-	assert.Less(t, time.Since(began), 15*time.Second) // ten, and some for a loaded machine
+	assert.Less(t, time.Since(began), 15*time.Second) // ten, and some more on a loaded machine
 
 	agent.Listen(datadogtest.ListenTCP(t, agent.Address))
 	socket, err := net.ListenPacket(packets.Network(), packets.String())

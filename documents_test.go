@@ -21,7 +21,7 @@ func TestReadmeIsShort(t *testing.T) {
 		"lines of README.md; move details to docs/")
 }
 
-// A line of a test fits into 120 columns, with tabs of four.
+// Lines of tests fit into 120 columns, with tabs counted as four.
 func TestLinesOfTestsAreShort(t *testing.T) {
 	t.Parallel()
 	names, _ := filepath.Glob("*_test.go")
@@ -34,7 +34,7 @@ func TestLinesOfTestsAreShort(t *testing.T) {
 	}
 }
 
-// The example of an operation is formatted as gofmt wants it, and in its place it is a subcommand.
+// The README's example of an operation is formatted by gofmt and becomes a subcommand when it is added.
 func TestReadmeExample(t *testing.T) {
 	t.Parallel()
 	_, code, _ := strings.Cut(readDocument(t, "README.md"), "\n```go\n")
@@ -63,7 +63,7 @@ func TestReadmeExample(t *testing.T) {
 	assert.Contains(t, string(out), "GET /reports/count?level=")
 }
 
-// What Compose needs of .env.example is enough for the program beside it, which uses the service in Compose.
+// With .env.example as .env, the program outside of Compose uses the service in Compose.
 func TestEnvExampleLeadsToCompose(t *testing.T) {
 	config, err := loadConfig(nil, ".env.example")
 	require.NoError(t, err)
@@ -77,7 +77,7 @@ var (
 	goFile       = regexp.MustCompile("`([\\w./]+\\.go)`")
 )
 
-// A relative link leads to a file, and a Go file that is named exists.
+// Relative links lead to existing files, and the Go files that documents name exist.
 func TestDocumentsNameExistingFiles(t *testing.T) {
 	t.Parallel()
 	documents, err := filepath.Glob("docs/*.md")

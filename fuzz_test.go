@@ -12,7 +12,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// Whatever a request says, its arguments are taken or refused, and never more.
+// Whatever a request contains, its arguments are either accepted or refused as invalid or too large.
 func FuzzArguments(f *testing.F) {
 	f.Add("status=active&level=error&page=2", `{"message":"x","custom":{"n":1e3}}`)
 	f.Add("since=7d&until=2026-01-31T12:00:00Z&q=a+b&cursor=MTIuMA",
@@ -68,7 +68,7 @@ func FuzzMergeItem(f *testing.F) {
 		names := map[string]bool{}
 		for name := range rawjson.Members(stored) {
 			if names[name] {
-				return // Storable has made two names alike
+				return // Storable has made two names equal
 			}
 			names[name] = true
 		}
@@ -77,7 +77,7 @@ func FuzzMergeItem(f *testing.F) {
 	})
 }
 
-// Links keep the query as it was, but for what leads to the other page.
+// A link keeps the query, except for the parameters of the other page.
 func FuzzLinks(f *testing.F) {
 	f.Add("status=active&status=muted&page=2", "a b&c")
 	f.Fuzz(func(t *testing.T, query, cursor string) {

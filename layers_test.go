@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// layers are the rooms of the package, the highest first. A file belongs to the room that the first
-// word of its name says. It may use the rooms in its own layer and below, and the common ground.
+// layers are the rooms of the package, the highest first. The first word of a file's name is its room. A
+// file may use the rooms in its own layer and below, and the common ground.
 var layers = [][]string{
 	{"main"},
 	{"serve"},
@@ -71,8 +71,8 @@ func roomOf(file string) string {
 // A use is a name that one file uses and another one declares.
 type use struct{ from, name, to string }
 
-// usesAcrossFiles returns the uses of the package's functions, types, methods and fields in other files
-// than their own, tests aside. Other packages are not loaded, which leaves their types unknown.
+// usesAcrossFiles returns the uses of the package's functions, types, methods and fields outside of their
+// own files, except in tests. Other packages are not loaded, so their types are unknown.
 func usesAcrossFiles(t *testing.T) map[use]bool {
 	t.Helper()
 	names, err := filepath.Glob("*.go")
@@ -91,7 +91,7 @@ func usesAcrossFiles(t *testing.T) map[use]bool {
 	}
 	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
 	config := types.Config{Error: func(error) {}, FakeImportC: true}
-	pkg, _ := config.Check("main", fset, files, info) // errors are those of packages that are not loaded
+	pkg, _ := config.Check("main", fset, files, info) // the errors are about packages that are not loaded
 	uses := map[use]bool{}
 	for ident, object := range info.Uses {
 		if object.Pkg() != pkg || object.Pos() == token.NoPos {

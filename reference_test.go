@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// docs/reference.md is made from the registry, the settings and the table of failures: go test -update
+// docs/reference.md is generated from the registry, the settings and the table of failures: go test -update
 // rewrites it.
 func TestReference(t *testing.T) {
 	t.Parallel()
@@ -60,7 +60,7 @@ func writeOperation(text *strings.Builder, c *Command) {
 			values = "text, not empty"
 		case p.kind == kindText:
 			values = strings.TrimSpace("text" + p.bounds(" characters"))
-		case p.kind != kindOther: // whose help says it
+		case p.kind != kindOther: // kindOther explains its values in the help
 			values = string(p.kind) + p.bounds("")
 		}
 		if p.nullable {

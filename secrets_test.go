@@ -19,7 +19,7 @@ import (
 	"app/internal/rawjson"
 )
 
-// brokenRollbar answers each request with the bytes that the function makes of the token in it.
+// brokenRollbar answers each request with the bytes that the function makes from its token.
 func brokenRollbar(t *testing.T, answer func(token string) string) string {
 	listener := datadogtest.ListenTCP(t, "127.0.0.1:0")
 	t.Cleanup(func() { listener.Close() })
@@ -42,7 +42,7 @@ func brokenRollbar(t *testing.T, answer func(token string) string) string {
 	return "http://" + listener.Addr().String() + "/api/1"
 }
 
-// However an answer quotes the token, and be it no HTTP at all, nobody sees it: neither the caller nor
+// However a response quotes the token, and even if it is not HTTP, the token reaches neither the caller nor
 // the log nor Datadog.
 func TestNobodySeesTheToken(t *testing.T) {
 	t.Parallel()
@@ -59,8 +59,8 @@ func TestNobodySeesTheToken(t *testing.T) {
 			return json200("Transfer-Encoding: "+token+"\r\n",
 				"{}")
 		},
-		"no HTTP": func(token string) string { return token },
-		"a redirect that is no URL": func(token string) string {
+		"not HTTP": func(token string) string { return token },
+		"a redirect to an invalid URL": func(token string) string {
 			return "HTTP/1.1 301 Moved\r\nLocation: http://[x/?access_token=" + token + "\r\n\r\n"
 		},
 		"a redirect": func(token string) string {
@@ -68,10 +68,10 @@ func TestNobodySeesTheToken(t *testing.T) {
 				"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 		},
 		"a message": func(token string) string { return json200("", `{"err":1,"message":"over limit: `+token+`"}`) },
-		"a message with it escaped": func(token string) string {
+		"a message with the token escaped": func(token string) string {
 			return json200("", `{"err":1,"message":"at /?access_token=`+url.QueryEscape(token)+`"}`)
 		},
-		"a message with it in many forms": func(token string) string {
+		"a message with the token in many forms": func(token string) string {
 			basic := base64.StdEncoding.EncodeToString([]byte("user:" + token))
 			return json200("", fmt.Sprintf(`{"err":1,"message":"%s, %s, %s"}`, strings.ToUpper(token), token[:10],
 				basic))
@@ -83,7 +83,7 @@ func TestNobodySeesTheToken(t *testing.T) {
 		"a trailer": func(token string) string {
 			return json200("Transfer-Encoding: chunked\r\nTrailer: x\r\n", "2\r\n{}\r\n0\r\n"+token+"\r\n\r\n")
 		},
-		"what is no JSON": func(token string) string { return json200("", `{"err":0,"`+token) },
+		"invalid JSON": func(token string) string { return json200("", `{"err":0,"`+token) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -114,7 +114,7 @@ func TestNobodySeesTheToken(t *testing.T) {
 	}
 }
 
-// Bytes behind an answer, on an idle connection, are printed by net/http.
+// net/http logs the bytes that follow a response on an idle connection. The log hides the token in them.
 func TestStandardLogger(t *testing.T) {
 	t.Parallel()
 	rollbar := brokenRollbar(t, func(token string) string {
@@ -133,7 +133,7 @@ func TestStandardLogger(t *testing.T) {
 	assert.Empty(t, p.stderr())
 }
 
-// A server at APP_URL that echoes what it is sent gets nothing to standard error.
+// A server at APP_URL cannot make the client print its credentials by echoing them.
 func TestServerThatEchoes(t *testing.T) {
 	t.Parallel()
 	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -172,7 +172,7 @@ func TestServerThatEchoes(t *testing.T) {
 	}
 }
 
-// Credentials within the URL of Rollbar are hidden, in a user's name alone, too.
+// Credentials in Rollbar's URL are hidden, even if they are only a user name.
 func TestNobodySeesCredentialsInURLs(t *testing.T) {
 	t.Parallel()
 	for _, user := range []string{"caller:s3cret-password", "s3cret-password"} {
@@ -189,7 +189,7 @@ func TestNobodySeesCredentialsInURLs(t *testing.T) {
 	}
 }
 
-// An occurrence's access token is removed, as often, as deep and in whatever spelling it is there.
+// All access tokens in an occurrence's metadata are removed, at any depth and in any spelling.
 func TestAccessTokenIsRemoved(t *testing.T) {
 	t.Parallel()
 	for _, test := range [][2]string{
@@ -210,7 +210,7 @@ func TestAccessTokenIsRemoved(t *testing.T) {
 	}
 }
 
-// The database's password is in no error and no line of the log.
+// No error and no log line contains the database's password.
 func TestNobodySeesThePassword(t *testing.T) {
 	t.Parallel()
 	for _, database := range []string{
@@ -253,7 +253,7 @@ func (f *fixture) rawAnswers(text string) string {
 	return string(answers)
 }
 
-// Each setting that is a token is one of the secrets.
+// Every token and every password among the settings is masked.
 func TestEachTokenIsMasked(t *testing.T) {
 	t.Parallel()
 	config := &Config{}

@@ -24,7 +24,7 @@ import (
 	"app/internal/terminal"
 )
 
-// A pseudoTerminal is one whose screen a test reads and whose keys it presses. It is opened as Linux does.
+// A pseudoTerminal is a terminal whose screen a test reads and whose keys it presses, opened as on Linux.
 type pseudoTerminal struct {
 	keys, stream *os.File // the test's side and the program's
 
@@ -54,7 +54,7 @@ func newTerminal(t *testing.T) *pseudoTerminal {
 	return term
 }
 
-// screen returns what was shown up to now.
+// screen returns what was shown so far.
 func (term *pseudoTerminal) screen() string {
 	term.mu.Lock()
 	defer term.mu.Unlock()
@@ -68,7 +68,7 @@ func (term *pseudoTerminal) await(t *testing.T, text string) {
 		"%q is not shown", text)
 }
 
-// Before something is deleted, the question says what that is. Ctrl-C is an answer.
+// The question before a deletion says what will be deleted. Ctrl-C is an answer, too.
 func TestQuestions(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 6)
@@ -130,8 +130,8 @@ func TestQuestions(t *testing.T) {
 	assert.Equal(t, []string{"2"}, f.rows(`SELECT id::text FROM occurrences`))
 }
 
-// A terminal gets no control and bidi characters from elsewhere: JSON escapes them, all else has blanks.
-// In a pipe the bytes stay.
+// A terminal gets no foreign control and bidi characters: JSON escapes them, and all else has blanks.
+// A pipe gets the original bytes.
 func TestControlCharactersOnTerminal(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 2)
@@ -162,7 +162,7 @@ func TestControlCharactersOnTerminal(t *testing.T) {
 	}
 }
 
-// resize tells the terminal its width.
+// resize sets the terminal's width.
 func (term *pseudoTerminal) resize(t *testing.T, columns uint16) {
 	t.Helper()
 	size := [4]uint16{50, columns}
@@ -173,9 +173,9 @@ func (term *pseudoTerminal) resize(t *testing.T, columns uint16) {
 
 var escapes = regexp.MustCompile(`\x1b\[\d*[mK]`)
 
-// Without the settings of whoever runs the tests, a table fits the terminal and has colours.
+// A table fits the terminal and has colours, whatever NO_COLOR is outside of the test.
 func TestTablesOnTerminal(t *testing.T) {
-	t.Setenv("NO_COLOR", "") // which is put back
+	t.Setenv("NO_COLOR", "") // restores the variable after the test
 	os.Unsetenv("NO_COLOR")
 	f := newFixture(t, 12)
 	for i, id := range f.sandbox.ItemIDs() {
@@ -224,7 +224,7 @@ func TestTablesOnTerminal(t *testing.T) {
 	assert.NotContains(t, f.run("items", "list", "-o", "table").out, "\x1b")
 }
 
-// Long work shows how far it has come on a terminal, and nothing elsewhere.
+// Long-running commands show their progress on a terminal, and nothing elsewhere.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 230)
@@ -251,7 +251,7 @@ func TestProgress(t *testing.T) {
 	assert.Empty(t, f.run("items", "sync").err)
 }
 
-// From zsh's fpath, the file with the completion is loaded by the first Tab.
+// The first Tab makes zsh load the completion from its fpath.
 func TestCompletionFromFpath(t *testing.T) {
 	t.Parallel()
 	script, dir, term := runShell(t, "", "completion", "zsh").out, t.TempDir(), newTerminal(t)

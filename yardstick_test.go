@@ -32,18 +32,18 @@ import (
 	"app/internal/sandbox"
 )
 
-// The comparison with a yardstick, a program that does the least work for the same answers:
+// TestYardstick compares the service with a yardstick, a program that does the least work for the same responses:
 //
 //	go test -tags yardstick -run TestYardstick -timeout 2h -v -yardstick PROGRAM -yardstick.database URL
 //
-// The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and asks a Rollbar at
-// UPSTREAM. The service's own reports, in a database that is made beside, come by `items sync` from
-// the sandbox. Load is made by wrk.
+// The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and calls the Rollbar at
+// UPSTREAM. `items sync` fills the service's own database, which is created next to it, from the sandbox.
+// wrk makes the load.
 var (
 	yardstick         = flag.String("yardstick", "", "the program to compare with in TestYardstick")
 	yardstickDatabase = flag.String("yardstick.database", "", "the URL of its database")
-	yardstickReports  = flag.Int("yardstick.reports", 1_000_000, "how many reports there are in the end")
-	yardstickRounds   = flag.Int("yardstick.rounds", 3, "how often each figure is taken")
+	yardstickReports  = flag.Int("yardstick.reports", 1_000_000, "the number of reports at the end")
+	yardstickRounds   = flag.Int("yardstick.rounds", 3, "how often each figure is measured")
 	yardstickTime     = flag.String("yardstick.time", "5s", "how long each load lasts")
 )
 
@@ -77,7 +77,7 @@ func TestYardstick(t *testing.T) {
 		{"/items?limit=100", .4}} {
 		c.compareLoad("GET "+row.path, p.url+row.path, c.yardstick+row.path, row.goal)
 	}
-	c.surfaces(p) // of items, which are larger than what is created next
+	c.surfaces(p) // before the next line adds reports that are smaller
 	c.compareLoad("POST /items", p.url+"/items", c.yardstick+"/items", .4, "-s", c.script())
 	c.memory(p)
 	c.telemetry()
@@ -119,8 +119,8 @@ func newComparison(t *testing.T) *comparison {
 	return c
 }
 
-// replay answers as the sandbox does, and remembers the pages of items: the sandbox runs beside the service on
-// the same cores, and to render pages would take most of the time of a sync.
+// replay answers as the sandbox does, but caches the pages of items: the sandbox shares the service's cores, and
+// rendering pages would take most of the time of a sync.
 func (c *comparison) replay(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/api/1/items/" {
 		c.rollbar.ServeHTTP(w, r)
@@ -176,7 +176,7 @@ func (c *comparison) row(work string, ratio float64, sign string, goal float64, 
 	fmt.Printf("| %s | %.2f | %s %.2f | %s |\n", work, ratio, sign, goal, figures)
 }
 
-// A sample is some figures for the same thing.
+// A sample is several measurements of the same thing.
 type sample []float64
 
 func (s sample) median() float64 {
@@ -201,7 +201,7 @@ func (c *comparison) load(target string, args ...string) float64 {
 	return figure
 }
 
-// compareLoad puts load on both, in turn.
+// compareLoad puts load on both programs, in turn.
 func (c *comparison) compareLoad(work, ours, theirs string, goal float64, args ...string) {
 	var a, b sample
 	for range *yardstickRounds {
@@ -214,7 +214,7 @@ func (c *comparison) compareLoad(work, ours, theirs string, goal float64, args .
 	c.row(work, a.median()/b.median(), "≥", goal, fmt.Sprintf("%v ÷ %v requests/s", a, b))
 }
 
-// script is wrk's, for creating.
+// script returns the path of wrk's script for creating items.
 func (c *comparison) script() string {
 	path := c.TempDir() + "/create.lua"
 	require.NoError(c, os.WriteFile(path, []byte(`wrk.method = "POST"
@@ -223,7 +223,7 @@ wrk.headers["Content-Type"] = "application/json"`), 0o600))
 	return path
 }
 
-// sync runs `items sync` and returns its items per second and how much memory it had at most.
+// sync runs `items sync` and returns its items per second and its peak memory.
 func (c *comparison) sync() (rate, mebibytes float64) {
 	c.exec("CHECKPOINT")
 	var out bytes.Buffer
@@ -238,7 +238,7 @@ func (c *comparison) sync() (rate, mebibytes float64) {
 		case err := <-done:
 			require.NoError(c, err)
 			running = false
-		case <-time.After(20 * time.Millisecond): // after its end, a process has no figure of its own
+		case <-time.After(20 * time.Millisecond): // a process that has ended has no such figure
 			mebibytes = max(mebibytes, memoryOf(cmd.Process.Pid, "VmHWM:"))
 		}
 	}
@@ -258,7 +258,7 @@ func (c *comparison) list(n int) {
 	c.exec("TRUNCATE reports, seen, blocks RESTART IDENTITY")
 }
 
-// itemsFile writes the JSON of n items, a multiple of 100, into a file as psql copies it.
+// itemsFile writes the JSON of n items, a multiple of 100, into a file for psql's \copy.
 func (c *comparison) itemsFile(n int) (path string) {
 	var lines []byte
 	for _, item := range bulkItems(c, 1, 100) {
@@ -298,10 +298,10 @@ func (c *comparison) compareSync(n int) {
 	for page := 1; page <= n/100; page++ {
 		pageOf(http.HandlerFunc(c.replay), page, 100)
 	}
-	fmt.Printf("| (Rollbar's stand-in alone) | | | %.0f items/s |\n", float64(n)/time.Since(began).Seconds())
+	fmt.Printf("| (the fake Rollbar alone) | | | %.0f items/s |\n", float64(n)/time.Since(began).Seconds())
 }
 
-// grow brings the reports to n and returns a line of the table of growth; the last one also those of
+// grow brings the reports to n and returns a line of the table of growth. The last call also prints lines of
 // the table of ratios.
 func (c *comparison) grow(n int) string {
 	c.list(n)
@@ -338,7 +338,7 @@ func (c *comparison) grow(n int) string {
 		memory)
 }
 
-// latency is the median time of some requests, one behind the other.
+// latency returns the median time of requests that are sent one after another.
 func (c *comparison) latency(target string, header ...string) time.Duration {
 	var took []time.Duration
 	for range 15 {
@@ -364,7 +364,7 @@ func (c *comparison) rss(p *process) float64 { return memoryOf(p.cmd.Process.Pid
 
 func (c *comparison) memory(busy *process) {
 	idle := c.serve()
-	time.Sleep(3 * time.Second) // it is the idleness that is measured
+	time.Sleep(3 * time.Second) // idle memory is what is measured
 	c.row("memory, idle, MiB", c.rss(idle), "≤", 20, "")
 	most := 0.0
 	done := make(chan struct{})
@@ -380,7 +380,7 @@ func (c *comparison) memory(busy *process) {
 	c.row("memory, pages of 1000 to 16 clients, MiB", most, "≤", 64, "")
 }
 
-// telemetry compares the service with everything sent to an agent and without.
+// telemetry compares the service with and without an agent that gets all its telemetry.
 func (c *comparison) telemetry() {
 	agent := datadogtest.New(c)
 	agent.AnswerWith(func(w http.ResponseWriter, r *http.Request) bool {
@@ -400,7 +400,7 @@ func (c *comparison) telemetry() {
 		fmt.Sprintf("%v ÷ %v requests/s", a, b))
 }
 
-// surfaces measures what else reads the reports.
+// surfaces measures the other readers of the reports.
 func (c *comparison) surfaces(p *process) {
 	var pages sample
 	for range *yardstickRounds {
@@ -420,7 +420,7 @@ func (c *comparison) surfaces(p *process) {
 	c.row("app mcp to the end of its first answer, ms", first.median(), "≤", 30, "")
 }
 
-// relay measures what SDKs wait for while Rollbar hangs: 500 occurrences a second, and as many as there can be.
+// relay measures how long SDKs wait while Rollbar hangs, at 500 occurrences a second and at full load.
 func (c *comparison) relay() {
 	c.rollbar.SetFault(sandbox.Slow)
 	defer c.rollbar.SetFault(sandbox.None)
