@@ -1,5 +1,5 @@
-// The client that openapi-typescript and openapi-fetch make lists items, reads one, sends a payload and
-// reads an error. That it compiles says as much as that it runs.
+// The client of openapi-typescript and openapi-fetch lists items, reads one, sends a payload and reads an error.
+// Compiling it is as much of a test as running it.
 import assert from "node:assert/strict";
 import createClient from "openapi-fetch";
 import type { components, paths } from "./api.d.ts";

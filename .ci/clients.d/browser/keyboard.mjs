@@ -1,5 +1,5 @@
-// Uses the pages by keyboard alone, without JavaScript: to last week's errors of one kind, to their item, its stack trace;
-// resolves it, makes it active again, and goes back.
+// Uses the pages by keyboard alone, without JavaScript: finds last week's errors of one kind, opens their item, reads its
+// stack trace, resolves it, makes it active again, and goes back.
 import assert from 'node:assert/strict';
 import { call, context, end, failed, origin, watch } from './service.mjs';
 
@@ -11,7 +11,7 @@ watch(page, noise);
 let strokes = 0;
 const press = async key => { strokes++; await page.keyboard.press(key); };
 
-// tab moves to the next element that matches, all the way with a visible focus.
+// tab moves to the next element that matches, and checks that the focus is visible all the way.
 async function tab(selector) {
   for (let n = 0; n < 150; n++) {
     await press('Tab');
@@ -21,7 +21,7 @@ async function tab(selector) {
       const inView = box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
       return [here.matches(wanted), here === document.body || inView && getComputedStyle(here).outlineStyle !== 'none'];
     }, selector);
-    assert(isVisible, `the focus is seen on the way to ${selector}`);
+    assert(isVisible, `the focus is visible on the way to ${selector}`);
     if (matches) return;
   }
   assert.fail(`${selector} is reached by Tab`);

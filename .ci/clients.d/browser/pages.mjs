@@ -4,10 +4,10 @@ import axe from 'axe-core';
 import { context, end, failed, origin, text, watch } from './service.mjs';
 
 const item = await failed();
-const [occurrence] = /(?<=occurrences\/)\d+/.exec(await text('/occurrences')); // an id that a number of JavaScript cannot hold
+const [occurrence] = /(?<=occurrences\/)\d+/.exec(await text('/occurrences')); // as text, since a JavaScript number cannot hold the id
 const [report] = /(?<=reports\/)\d+/.exec(await text('/reports'));
 
-// The kinds of pages, and what a browser says by itself of a page with that status.
+// The kinds of pages: the name, the path, what to do on the page, and its status if that is not 200.
 const pages = [
   ['start', '/'],
   ['items', '/items?limit=20'],
@@ -38,7 +38,7 @@ for (const [colorScheme, width] of [['light', 1280], ['dark', 375]]) {
       await page.evaluate(() => document.querySelectorAll('details').forEach(d => { d.open = true; }));
       await Promise.all([page.waitForNavigation(), act(page)]);
     }
-    for (const open of [false, true]) { // what is folded, and then all
+    for (const open of [false, true]) { // first folded, then unfolded
       if (open) await page.evaluate(() => document.querySelectorAll('details').forEach(d => { d.open = true; }));
       const [inner, outer] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
       if (inner > outer) faults.push(`${here}${open ? ', open' : ''}: ${inner} px wide`);
@@ -52,7 +52,7 @@ for (const [colorScheme, width] of [['light', 1280], ['dark', 375]]) {
       if (impact === 'serious' || impact === 'critical') faults.push(found);
       else console.log(found);
     }
-    const own = status === 200 ? '' : `status of ${status}`; // Chromium's words about the page itself
+    const own = status === 200 ? '' : `status of ${status}`; // Chromium's own message about the page
     faults.push(...noise.filter(line => !own || !line.includes(own)).map(line => `${here}: ${line}`));
     await page.close();
   }
@@ -60,4 +60,4 @@ for (const [colorScheme, width] of [['light', 1280], ['dark', 375]]) {
 }
 await end();
 assert.deepEqual(faults, []);
-console.log(`${pages.length} kinds of pages, wide and light, narrow and dark: quiet, nothing from elsewhere, axe-core has nothing serious`);
+console.log(`${pages.length} kinds of pages, wide and light, narrow and dark: no messages, no requests elsewhere, nothing serious from axe-core`);

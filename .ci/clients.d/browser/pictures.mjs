@@ -1,5 +1,5 @@
-// Takes the pictures of README.md: node pictures.mjs http://host DIRECTORY, with DATABASE_URL. The reports are dated back,
-// as if they had come in the course of four weeks.
+// Takes the pictures of README.md: node pictures.mjs http://host DIRECTORY, with DATABASE_URL. The reports are backdated,
+// as if they had arrived over four weeks.
 import { execFileSync } from 'node:child_process';
 import { statSync } from 'node:fs';
 import { call, context, end, fail, failed, origin } from './service.mjs';

@@ -1,4 +1,4 @@
-// The service and a browser: node FILE http://host, with API_TOKEN.
+// Access to the service and a browser: node FILE http://host, with API_TOKEN.
 import { chromium } from 'playwright-core';
 
 export const origin = new URL(process.argv[2]).origin;
@@ -12,19 +12,19 @@ async function send(method, path, body, type) {
   return text;
 }
 
-// call asks the API, text reads a page.
+// call calls the API, text reads a page.
 export const call = async (method, path, body) => JSON.parse(await send(method, path, body, 'application/json'));
 export const text = path => send('GET', path, undefined, 'text/html');
 
-// context starts a session of a browser, signed in, and end ends all.
+// context starts a signed-in browser session, and end closes the browser.
 let browser;
 export async function context(settings) {
-  browser ??= await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] }); // as root it has none
+  browser ??= await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] }); // Chromium has none for root
   return browser.newContext({ httpCredentials: token && { username: 'clients', password: token, origin }, ...settings });
 }
 export const end = () => browser.close();
 
-// watch notes when a page says something to the console, or asks another host.
+// watch records a page's console messages, errors and requests to other hosts.
 export function watch(page, noise) {
   page.on('console', message => noise.push(`console: ${message.text()}`));
   page.on('pageerror', error => noise.push(`error: ${error}`));
@@ -33,7 +33,7 @@ export function watch(page, noise) {
   });
 }
 
-// fail posts an occurrence of an item with a stack trace and the lines around each call.
+// fail posts an occurrence with a stack trace and the source lines around each call.
 export async function fail(agoInSeconds) {
   const frame = (filename, lineno, method, pre, code, post) => ({ filename, lineno, method, code, context: { pre, post } });
   await call('POST', '/items', {
@@ -53,7 +53,7 @@ export async function fail(agoInSeconds) {
   });
 }
 
-// failed fills the service, and returns the id of the item of these occurrences.
+// failed syncs the service, posts such an occurrence and returns the id of its item.
 export async function failed() {
   await call('POST', '/items/sync');
   await fail(60);

@@ -1,4 +1,4 @@
-// Weighs the pages as they come, compressed, and compares the time that they take with that of the same as JSON.
+// Measures the compressed size of the pages, and compares their response times with those of the same data as JSON.
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import { gunzipSync } from 'node:zlib';
@@ -6,7 +6,7 @@ import { failed, origin } from './service.mjs';
 
 const item = await failed();
 
-// get times a response, read to its end.
+// get measures the time of a response that is read to its end.
 const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
 const get = (path, accept) => new Promise((resolve, reject) => {
   const began = performance.now();

@@ -1,4 +1,4 @@
-// Does what an agent would do, with the official clients of both eras: node client.mjs URL-or-program
+// Acts as an agent would, with the official clients of both generations: node client.mjs URL-or-program
 import assert from 'node:assert/strict';
 import * as latest from '@modelcontextprotocol/client';
 import { StdioClientTransport as LatestStdio } from '@modelcontextprotocol/client/stdio';

@@ -1,5 +1,5 @@
 // Reports errors and messages with rollbar-go until its standard input ends: rollbar-go ENDPOINT TOKEN. It prints the
-// UUID of each one that was answered with 200, all that the SDK takes for success.
+// UUID of each report that was answered with 200, the only status that the SDK takes for success.
 package main
 
 import (

@@ -1,5 +1,5 @@
 // Reports errors and messages with rollbar.js until its standard input ends: node post.mjs ENDPOINT TOKEN. It prints
-// the UUID of each one that the SDK calls sent.
+// the UUID of each report that the SDK considers sent.
 import Rollbar from 'rollbar';
 
 const [endpoint, accessToken] = process.argv.slice(2);
