@@ -24,7 +24,7 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 	return &logHandler{json.WithAttrs(attrs)}
 }
 
-// Shorten truncates a text or an error of a record. A line with three of them and a stack is at most 4 kB.
+// Shorten truncates a text or an error of a record, so that a line with an error and a stack has at most 4 kB.
 func Shorten(attr slog.Attr) slog.Attr {
 	most := 900
 	if attr.Key == "error.stack" {
