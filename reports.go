@@ -60,19 +60,19 @@ func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, err
 
 const (
 	partBytes   = 1 << 20 // of rows that are read at a time, give or take one row
-	partRows    = 100     // of the first part, when their size is not known
-	endlessPage = 1000    // rows of a page where all are wanted
+	partRows    = 100     // in the first part, while the size of a row is unknown
+	endlessPage = 1000    // rows of a page when all rows are wanted
 )
 
-// A rowPage is a page of rows that is read in parts: neither a large page nor a slow client holds much memory,
-// or a connection. Where all rows are wanted, one page follows another.
+// A rowPage is a page of rows that is read in parts, so that neither a large page nor a slow client holds a
+// connection or much memory. When all rows are wanted, one page follows another.
 type rowPage struct {
 	table      string
-	query      func(ids string) string                                // reads the rows with such ids
+	query      func(ids string) string                                // the statement that reads rows by a condition on their ids
 	append     func(buf []byte, rows pgx.Rows) ([]byte, int64, error) // appends a row as callers see it, and returns its id
-	isFiltered bool                                                   // the list is of some rows only
+	isFiltered bool                                                   // the list leaves out some rows
 	cursor     reportCursor
-	// find returns the ids of a page, and one more on the way up.
+	// find returns the ids of a page, and one more when it pages towards newer rows.
 	find func(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error)
 
 	store   *Store
@@ -81,30 +81,30 @@ type rowPage struct {
 
 	ids    []int64 // the rows that are still to be read, newest first
 	newest int64   // the id of the first row, 0 for none
-	oldest int64   // the id of the last one that was read
+	oldest int64   // the id of the last row that was read
 	last   int64   // the id of the page's last row
-	isFull bool    // the page has limit rows, so others may follow
+	isFull bool    // the page has limit rows, so more may follow
 	prev   url.Values
 	next   url.Values
 
 	*rowPart
-	held int // bytes of the memory
+	held int // bytes of the memory budget
 }
 
-// A rowPart is the rows that are in memory.
+// A rowPart holds the rows that are in memory.
 type rowPart struct {
 	text []byte // rows as JSON, one after the other
-	ends []int  // of the rows in text
+	ends []int  // where each row in text ends
 }
 
-// spareParts are used again: to grow new ones takes as long as all the rest.
+// spareParts are reused, since growing new ones takes as long as all the rest of a list.
 var spareParts = sync.Pool{New: func() any { return &rowPart{} }}
 
 // listRows lists a page of rows, or all of them.
 func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*List, error) {
 	p.store, p.rowPart, p.limit = app.store, spareParts.Get().(*rowPart), int(cmp.Or(limit.Value, 20))
 	if callOf(ctx).stream && !limit.Set {
-		p.endless, p.limit = p.cursor.from == 0, endlessPage // a page on the way up has links after it
+		p.endless, p.limit = p.cursor.from == 0, endlessPage // paging towards newer rows gives one page with links
 	}
 	if err := p.read(ctx, (*rowPage).begin); err != nil {
 		p.release()
@@ -113,7 +113,7 @@ func (app *App) listRows(ctx context.Context, limit Opt[int64], p rowPage) (*Lis
 	return &List{Name: p.table, Rows: p.rows(ctx), Rest: restWithCursor(p.next), Prev: p.prev, Next: p.next}, nil
 }
 
-// read takes a step of reading. A step may run twice, so it works on a copy.
+// read runs one step of reading. A step may run twice, so it works on a copy.
 func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context, *pgx.Conn) error) error {
 	memory.Add(-p.held)
 	p.held = 0
@@ -138,13 +138,13 @@ func (p *rowPage) read(ctx context.Context, step func(*rowPage, context.Context,
 }
 
 // begin finds the page, reads its first part and works out the neighbouring pages. Without filters it reads the
-// first part before it looks for the others.
+// first part before it finds the rest of the page.
 func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
 	at, left := p.cursor, p.limit
 	hasPrev, isEnd := at.before > 0, false
 	p.ids, p.newest, p.oldest = nil, 0, 0
 	if at.from == 0 && !p.isFiltered {
-		// The limit is in the statement, since PostgreSQL takes an unknown one for a tenth of all rows.
+		// The limit is a literal: PostgreSQL estimates a parameter as a tenth of all rows.
 		n := p.portion(left)
 		more, err := p.fill(conn.Query(ctx, p.query("< $1 ORDER BY id DESC LIMIT "+strconv.Itoa(n)), at.newest()))
 		if err != nil {
@@ -158,7 +158,7 @@ func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
 			return err
 		}
 		slices.SortFunc(p.ids, func(a, b int64) int { return cmp.Compare(b, a) })
-		if len(p.ids) > left { // the newest one belongs to the page before
+		if len(p.ids) > left { // the newest one belongs to the previous page
 			hasPrev, p.ids = true, p.ids[1:]
 		}
 	}
@@ -180,7 +180,7 @@ func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
 	return nil
 }
 
-// readPart reads rows that were found until the part is full or the page ends.
+// readPart reads the rows that were found until the part is full or the page ends.
 func (p *rowPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	n := p.portion(len(p.ids))
 	more, err := p.fill(conn.Query(ctx, p.query("= ANY($1) ORDER BY id DESC"), p.ids[:n]))
@@ -191,7 +191,7 @@ func (p *rowPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// portion returns how many of the rows to read at a time: rows of about the size of the part before.
+// portion returns how many of the rows to read next, if they are about as large as those of the previous part.
 func (p *rowPage) portion(of int) int {
 	n := partRows
 	if read := len(p.ends); read > 0 {
@@ -219,7 +219,7 @@ func (p *rowPage) fill(rows pgx.Rows, err error) (more bool, _ error) {
 	return more, rows.Err()
 }
 
-// selectReports returns the statement that reads the reports with such ids. The rows of both tables come in the
+// selectReports returns the statement that reads reports by a condition on their ids. Both tables are read in the
 // order of ids, so that joining them costs little.
 func selectReports(ids string) string {
 	return `
@@ -230,7 +230,7 @@ func selectReports(ids string) string {
 		ORDER BY id DESC`
 }
 
-// rows yields the rows of the page as JSON, and where all are wanted those of the later pages.
+// rows yields the rows of the page as JSON and, when all rows are wanted, those of the later pages.
 func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
 		defer p.release()
@@ -257,7 +257,7 @@ func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 	}
 }
 
-// release makes the part available to other pages, unless it is a large one.
+// release gives back the memory, and makes the part available to other pages unless it is large.
 func (p *rowPage) release() {
 	memory.Add(-p.held)
 	if cap(p.text) <= 2*partBytes {
@@ -288,7 +288,7 @@ func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 		if err := rows.Scan(columns...); err != nil {
 			return buf, 0, err
 		}
-		raw := rows.RawValues() // texts and JSON are the same in both of PostgreSQL's formats
+		raw := rows.RawValues() // text and JSON look the same in PostgreSQL's text and binary formats
 		buf = strconv.AppendInt(append(buf, `{"id":`...), id, 10)
 		buf = append(append(buf, `,"item_id":`...), raw[1]...)
 		buf = append(append(buf, `,"uuid":`...), raw[2]...)
@@ -330,7 +330,7 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 	return report, nil
 }
 
-// A reportCursor is the page of older reports before an id, or of newer ones from an id on. It is opaque.
+// A reportCursor is the page of reports older than an id, or of those from an id on. Callers treat it as opaque.
 type reportCursor struct{ before, from int64 }
 
 // newest returns the id below which the page begins.
@@ -346,7 +346,7 @@ func (c *reportCursor) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// cursorNumbers reads the two numbers of which a cursor is made.
+// cursorNumbers decodes the two numbers of a cursor.
 func cursorNumbers(text []byte) (a, b int64, err error) {
 	raw, err := base64.RawURLEncoding.DecodeString(string(text))
 	first, second, _ := strings.Cut(string(raw), ".")
@@ -376,14 +376,14 @@ type reportsCleanInput struct {
 	State  Opt[string] `query:"state" enum:"current,superseded,delivered,rejected" help:"only reports in this state"`
 }
 
-// Cleaned says how many reports were deleted and how many the filters other than state chose, but were kept
+// Cleaned counts the reports that were deleted, and those that match the filters other than state but were kept
 // because they still wait for delivery.
 type Cleaned struct {
 	Deleted    int64 `json:"deleted"`
 	KeptQueued int64 `json:"kept_queued"`
 }
 
-// conditions returns what the filters other than state choose, which states, and the arguments of both.
+// conditions returns the condition of the filters other than state, the one on the state, and the arguments of both.
 func (in *reportsCleanInput) conditions() (chosen, state string, args pgx.NamedArgs) {
 	chosen, state = "TRUE"+and(map[string]bool{
 		"item_id = @item_id": in.ItemID.Set,
@@ -395,7 +395,7 @@ func (in *reportsCleanInput) conditions() (chosen, state string, args pgx.NamedA
 	return chosen, state, pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value, "state": in.State.Value}
 }
 
-// and returns the conditions that are given, each after an AND.
+// and returns the conditions whose value is true, each preceded by AND.
 func and(conditions map[string]bool) (sql string) {
 	for _, condition := range slices.Sorted(maps.Keys(conditions)) {
 		if conditions[condition] {

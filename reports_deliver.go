@@ -19,7 +19,7 @@ const (
 	deliveryWorkers = 16               // half of maxCalls: some may hang
 	firstBackoff    = time.Second
 	outageAfter     = 100 // failures in a row; each further hundred adds the pace to the time between deliveries
-	longestSlowdown = 20  // times the pace: a second
+	longestSlowdown = 20  // times the pace, which is a second
 )
 
 var reportsDeliverCmd = &Command{
@@ -30,14 +30,14 @@ var reportsDeliverCmd = &Command{
 	Run:     typed(reportsDeliver),
 }
 
-// Delivery counts what became of the entries, and what is queued afterwards.
+// Delivery counts the entries that were delivered or rejected, and those that are queued afterwards.
 type Delivery struct {
 	Delivered int64 `json:"delivered"`
 	Queued    int64 `json:"queued"`
 	Rejected  int64 `json:"rejected"`
 }
 
-// reportsDeliver tries each entry that is queued now once, due or not, until Rollbar limits us.
+// reportsDeliver tries each entry that is now queued once, due or not, until it hits Rollbar's rate limit.
 func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error) {
 	if app.store == nil {
 		return Delivery{}, noDatabase()
@@ -65,7 +65,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	return total, nil
 }
 
-// deliverOnce tries what is in the lane now, until Rollbar limits us.
+// deliverOnce tries each entry that is now in the lane, until it hits Rollbar's rate limit.
 func (l *lane) deliverOnce(ctx context.Context) (*drain, error) {
 	ids, err := l.queued(ctx)
 	d := newDrain(l)
@@ -99,8 +99,8 @@ func (app *App) deliverQueue(ctx context.Context) {
 	}
 }
 
-// deliver delivers what is in the lane until the context ends. It learns at once of entries from its own
-// process, and looks for those of others every second. An entry that comes while none is due begins at once.
+// deliver delivers the lane's entries until the context ends. Its own process notifies it of new entries; it polls
+// for those of other processes every second. An entry that arrives while none is due is sent at once.
 func (l *lane) deliver(ctx context.Context) {
 	o := l.outbox
 	if err := o.app.rollbar.require(l.scope); err != nil {
@@ -129,7 +129,7 @@ func (l *lane) deliver(ctx context.Context) {
 	}
 }
 
-// claimDue claims the next entry that is due. After an outage all are.
+// claimDue claims the next entry that is due. After an outage, all entries are due.
 func (l *lane) claimDue(ctx context.Context) (*entry, error) {
 	if l.recovered.Swap(false) {
 		if err := l.makeAllAvailable(ctx); err != nil {
@@ -141,11 +141,11 @@ func (l *lane) claimDue(ctx context.Context) (*entry, error) {
 }
 
 // A drain delivers a lane's entries, several at a time. Its owner waits for the workers. An entry is given up only
-// when Rollbar refuses it for good. One that fails does not hold up others: in an outage, one after the other is
-// tried, only more slowly, and the first success makes all of them due.
+// when Rollbar refuses it for good, and a failing entry does not hold up others: in an outage, the entries still take
+// turns, only more slowly, and the first success makes all of them due.
 type drain struct {
 	lane                *lane
-	slots               chan struct{} // taken by workers
+	slots               chan struct{} // held by workers
 	workers             sync.WaitGroup
 	delivered, rejected atomic.Int64
 	limited             atomic.Bool // Rollbar's rate limit was hit
@@ -153,7 +153,7 @@ type drain struct {
 
 func newDrain(l *lane) *drain { return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)} }
 
-// next claims an entry, in its turn if it is to wait, and starts to deliver it. It returns nil for none.
+// next claims an entry, after waiting for a turn if wait is set, and starts to deliver it. It returns nil for none.
 func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool, most time.Duration) (*entry, error) {
 	d.slots <- struct{}{}
 	var e *entry
@@ -203,28 +203,28 @@ func (d *drain) deliver(ctx context.Context, e *entry) {
 	}
 }
 
-// finishing returns a context that ends at the time, or shutdownLimit after its parent, to finish what began.
+// finishing returns a context for finishing work in progress: it ends at until, or shutdownLimit after its parent.
 func finishing(ctx context.Context, until time.Time) (context.Context, context.CancelFunc) {
 	finish, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(shutdownLimit, cancel) })
 	return finish, func() { stop(); cancel() }
 }
 
-// An outbox enqueues and delivers.
+// An outbox enqueues created occurrences and delivers them.
 type outbox struct {
 	app     *App
 	entries async.Batcher[*entry, *entry] // to be enqueued
-	pace    time.Duration                 // between two deliveries, where Rollbar's rate limit is not known
+	pace    time.Duration                 // between two deliveries, while Rollbar's rate limit is unknown
 	backoff time.Duration                 // before the second attempt; it doubles
 	lanes   map[scope]*lane               // by the scope of the token
 
 	mu      sync.Mutex
-	length  int       // of the queue, when it was counted, and what has come since
-	counted time.Time // or zero
+	length  int       // of the queue when it was counted, plus the entries enqueued since
+	counted time.Time // zero if it has never been counted
 }
 
-// A lane is the occurrences that are sent with one of Rollbar's tokens, and held up by nothing else. It also tracks
-// the outage that its process sees: a run of failures that ends with the first success, including that of a request.
+// A lane is the queue of occurrences that are sent with one of Rollbar's tokens; other tokens do not hold it up. It also
+// tracks the outage that its process sees: a run of failures that ends with the first success, even that of a create.
 type lane struct {
 	outbox    *outbox
 	scope     scope // of the token
@@ -233,11 +233,11 @@ type lane struct {
 
 	mu           sync.Mutex
 	failures     int       // in a row
-	fresh        bool      // one of them was an entry's first
+	fresh        bool      // one of them was an entry's first attempt
 	limitedUntil time.Time // Rollbar's rate limit lasts until then
 }
 
-// newOutbox returns an outbox that tries all entries soon: the service may have been started for a new token.
+// newOutbox returns an outbox that soon tries all entries: the service may have been restarted with a new token.
 func newOutbox(app *App) *outbox {
 	o := &outbox{app: app, pace: deliveryPace, backoff: firstBackoff, lanes: map[scope]*lane{}}
 	for _, s := range []scope{scopePost, scopePostClient} {
@@ -252,19 +252,19 @@ func newOutbox(app *App) *outbox {
 	return o
 }
 
-// failed records a failure. The attempts are those of the entry so far.
+// failed records a failed attempt. attempts counts those of the entry so far.
 func (l *lane) failed(attempts int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failures++
 	l.fresh = l.fresh || attempts == 1
 	if isKind(err, rateLimited) {
-		l.limitedUntil = time.Now().Add(min(failureOf(err).wait, longestPause)) // it may be lifted before
+		l.limitedUntil = time.Now().Add(min(failureOf(err).wait, longestPause)) // it may be lifted earlier
 	}
 }
 
-// succeeded records that Rollbar took or refused an occurrence, which ends an outage. If only entries failed
-// that had failed before, there was none, and they keep their pauses.
+// succeeded records that Rollbar accepted or refused an occurrence, which ends an outage. If only entries failed
+// that had failed before, there was no outage, and they keep their pauses.
 func (l *lane) succeeded() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -278,11 +278,11 @@ func (l *lane) succeeded() {
 	l.notify()
 }
 
-// errLater is that a delivery may not begin soon enough.
+// errLater means that a delivery may not begin soon enough.
 var errLater = errors.New("later")
 
-// turn waits until another delivery may begin, at the pace that Rollbar allows. Unless it is to wait, it may begin at
-// once while all is well. Its error is the context's, or errLater for a turn that is further away than most.
+// turn waits until another delivery may begin, at the pace that Rollbar allows. Unless wait is set, it may begin at
+// once while nothing fails. turn returns the context's error, or errLater if the wait would be longer than most.
 func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) error {
 	for ctx.Err() == nil {
 		l.mu.Lock()
@@ -298,25 +298,25 @@ func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) error {
 		case left > most:
 			return errLater
 		}
-		async.Sleep(ctx, min(left, time.Second)) // more may be known by then
+		async.Sleep(ctx, min(left, time.Second)) // the limit may be better known by then
 	}
 	return ctx.Err()
 }
 
-// limit is how long Rollbar's rate limit still lasts.
+// limit returns how much longer Rollbar's rate limit lasts.
 func (l *lane) limit() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return max(time.Until(l.limitedUntil), l.outbox.app.rollbar.limits[l.scope].rest())
 }
 
-// pause is the time between an attempt and the next one. It doubles, with jitter.
+// pause returns the time between an attempt and the next one: an exponential backoff with jitter.
 func (o *outbox) pause(attempts int) time.Duration {
 	pause := min(o.backoff<<min(attempts-1, 20), longestPause)
 	return pause/2 + rand.N(pause/2)
 }
 
-// notify says that there may be something to deliver.
+// notify tells deliver that there may be something to deliver.
 func (l *lane) notify() {
 	select {
 	case l.notified <- struct{}{}:
@@ -324,7 +324,7 @@ func (l *lane) notify() {
 	}
 }
 
-// await waits for a notification, but not longer than atMost. It reports whether there was one.
+// await waits for a notification, for at most atMost, and reports whether there was one.
 func (l *lane) await(ctx context.Context, atMost time.Duration) bool {
 	select {
 	case <-l.notified:

@@ -7,28 +7,28 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// isFiltered reports whether the list is of some reports only.
+// isFiltered reports whether any filter is set.
 func (in *reportsListInput) isFiltered() bool {
 	return *in != (reportsListInput{Limit: in.Limit, Cursor: in.Cursor})
 }
 
-// A reportSearch is a list's filters and its place in the ids, as parts of SQL.
+// A reportSearch holds a list's filters and its position among the ids, as pieces of SQL.
 type reportSearch struct {
 	args     pgx.NamedArgs
 	hasWords bool
 	bucket   string // the condition on state, status, level and environment, or ""
 	times    string // the condition on the times of a bucket, or ""
-	row      string // the condition on a report, but for since
-	since    string // comes last, because it looks into another table, or ""
+	row      string // the condition on a report, except for since
+	since    string // the condition for since, or ""; it comes last because it reads another table
 
-	beyond string // the condition on ids that the cursor makes
+	beyond string // the cursor's condition on ids
 	order  string // of the ids
-	limit  int    // of the page, and one more on the way up, to see whether there is a page before that
+	limit  int    // of the page; towards newer reports one more, to see whether there is a previous page
 }
 
-// find returns the ids of the page in any order, and one more on the way up, however many reports there are and
-// however many match. It looks at the nearest reports first, which usually fill the page, and then into one block
-// of 4096 ids after another. One without a match costs some microseconds. schema.sql says what is known of it.
+// find returns the ids of the page in any order, and one more when it pages towards newer reports. It stays fast
+// however many reports there are and however many match: it reads the nearest reports first, which usually fill the
+// page, and then one block of 4096 ids after another. A block without a match costs some microseconds; see schema.sql.
 func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
 	s := in.search(at, limit)
 	if in.ItemID.Set {
@@ -67,7 +67,7 @@ func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
 	return s
 }
 
-// among finds the reports of the page among those that a condition chooses, or the nearest of them.
+// among finds the page among the reports that match the condition chosen, or only among the nearest of them.
 func (s *reportSearch) among(ctx context.Context, conn *pgx.Conn, chosen, nearest string) ([]int64, error) {
 	return s.query(ctx, conn, `
 		SELECT id
@@ -82,8 +82,8 @@ func (s *reportSearch) among(ctx context.Context, conn *pgx.Conn, chosen, neares
 		ORDER BY id `+s.order)
 }
 
-// byBlock finds the reports of the page in one block after another: by the index of terms, or along the primary
-// key where there are only times to look for. MATERIALIZED keeps PostgreSQL to the former.
+// byBlock finds the page by searching one block after another: by the index of terms, or along the primary key if
+// only times are given. MATERIALIZED makes PostgreSQL use the index of terms.
 func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, error) {
 	const rowTerms = "report_terms(id / 4096, words, state, status, level, environment)"
 	oldest, newest := "(SELECT min(id) / 4096 FROM reports)", "(SELECT max(id) / 4096 FROM reports)"
@@ -102,7 +102,7 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 	if s.bucket+s.times != "" {
 		terms := "array_agg(term) FILTER (WHERE matches)"
 		switch {
-		case s.hasWords: // all buckets, or many, take longer to look up than they save
+		case s.hasWords: // looking up all buckets, or many, costs more than it saves
 			terms = "CASE WHEN bool_and(matches) OR count(*) FILTER (WHERE matches) > 64 " +
 				"THEN (report_terms(e.block, @words))[:1] ELSE " + terms + " END"
 			fallthrough
@@ -135,7 +135,7 @@ func (s *reportSearch) byBlock(ctx context.Context, conn *pgx.Conn) ([]int64, er
 		) AS found`)
 }
 
-// query returns the ids that the statement yields. The limit stands in it for the sake of its plan.
+// query returns the ids that the statement yields. The limit is a literal so that PostgreSQL plans for it.
 func (s *reportSearch) query(ctx context.Context, conn *pgx.Conn, statement string) ([]int64, error) {
 	return queryIDs(ctx, conn, statement+`
 		LIMIT `+strconv.Itoa(s.limit), s.args)

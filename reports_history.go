@@ -23,31 +23,31 @@ import (
 
 // The rules by which observations of items become reports:
 //
-//   - An item that is observed again unchanged moves last_seen, at most once a minute.
-//   - Where only the running counters changed, the report is updated in place.
-//   - Any other change makes a new report, and supersedes the one before.
-//   - An answer is an older one if its request was sent before the current report was last seen. It
-//     changes nothing about a state that the history of the item has; another one makes a report that
+//   - An item that is observed again unchanged only updates last_seen, at most once a minute.
+//   - If only the running counters changed, the report is updated in place.
+//   - Any other change makes a new report, which supersedes the previous one.
+//   - An answer is stale if its request was sent before the current report was last seen. A stale
+//     answer changes nothing if its state is in the item's history. Otherwise it makes a report that
 //     is superseded from the start, and becomes current if the next answer shows it.
-//   - Rollbar's list and its single responses have different fields. A field that one of them lacks
-//     is no change, and the report keeps what either said.
+//   - Rollbar's lists and its single responses have different fields. A field that one of them lacks
+//     is not a change, and the report keeps the fields of both.
 //
-// The times of a request are kept as ages, so that PostgreSQL's clock is the only one that counts. A report
-// remembers digests of the responses that it holds, so that a page that is observed again costs one statement,
-// which writes nothing. Differences are worked out here and written by a second statement, on condition that
-// nobody else has changed the report meanwhile; an item that fails the condition is compared again.
+// The times of a request are compared as ages, so that only PostgreSQL's clock counts. A report remembers digests of
+// the responses that it holds, so that observing a page again costs one statement, which writes nothing. Differences
+// are computed here and written by a second statement, on the condition that nobody else has changed the report
+// meanwhile; an item that fails the condition is compared again.
 
 // counters are the fields of an item that change with each occurrence.
 var counters = []string{"total_occurrences", "unique_occurrences", "last_occurrence_id", "last_occurrence_timestamp"}
 
-// An observation is an item as Rollbar sent it once.
+// An observation is an item as Rollbar sent it in one answer.
 type observation struct {
 	itemID int64
 	digest string
-	data   json.RawMessage // as PostgreSQL can hold it
-	when   *timing         // nil for an update's own answer and for an event, which count as of now
+	data   json.RawMessage // in a form that PostgreSQL can store
+	when   *timing         // nil for an update's own answer and for an event, which count as observed now
 
-	isEvent bool // a webhook's, which may come late and must not undo what came after it
+	isEvent bool // it is from a webhook: it may come late, and must not undo anything newer
 }
 
 func observationOf(item Item) observation {
@@ -56,14 +56,14 @@ func observationOf(item Item) observation {
 	return observation{itemID: item.ID, digest: hex.EncodeToString(sum[:8]), data: data, when: item.when}
 }
 
-// historyStats count what became of observations.
+// historyStats counts what observations changed.
 type historyStats struct {
 	reports int // new ones
 	updated int // reports whose counters changed in place
 }
 
-// observe stores the items as reports. If that fails, the call is marked as not stored, and the operation goes
-// on. The result is why, or "".
+// observe stores the items as reports. If that fails, it marks the call as not stored and returns why, and the
+// operation goes on.
 func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
 	unstored = app.tryToObserve(ctx, items)
 	callOf(ctx).notStored(unstored)
@@ -84,8 +84,8 @@ func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string
 	})
 }
 
-// tryToStore runs store for so many things, even if the context ends, or returns why it could not. What comes after
-// a failure does not wait for another one.
+// tryToStore runs store for n things, even if the context ends, or returns why it could not. After a failure, nothing
+// else in the call is tried.
 func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
 	if app.store == nil {
 		return "DATABASE_URL is not set"
@@ -100,8 +100,8 @@ func (app *App) tryToStore(ctx context.Context, things string, n int, store func
 	return ""
 }
 
-// observe stores the observations, in any order; of an item that is there twice, the last one. What is not done
-// within storeTimeout has failed.
+// observe stores the observations, which may be in any order; the last observation of an item counts. It fails if it
+// takes longer than storeTimeout.
 func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -129,8 +129,8 @@ func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, 
 	return stats, nil
 }
 
-// observeOnce compares the observations with the reports and writes the differences. It returns those that are
-// still open, by item, since somebody else changed the report meanwhile.
+// observeOnce compares the observations with the reports and writes the differences. It returns, by item, those that
+// are still open because somebody else has changed the report meanwhile.
 func observeOnce(ctx context.Context, conn *pgx.Conn, seen []*observation, stats *historyStats) (map[int64]*difference, error) {
 	differences, err := compare(ctx, conn, seen)
 	for tries := 1; tries < 5 && slices.ContainsFunc(differences, func(d difference) bool { return d.isUnsure }); tries++ {
@@ -166,16 +166,16 @@ type difference struct {
 	reportID *int64          // the current report, nil where there is none
 	version  *string         // of its row when it was compared
 	target   *int64          // the report to change, nil for a new one
-	isOld    bool            // the answer is an older one
-	isUnsure bool            // or perhaps not: it took too long to ask for PostgreSQL's time
+	isOld    bool            // the answer is stale
+	isUnsure bool            // isOld may be wrong: asking for PostgreSQL's time took too long
 	seen     time.Time       // by PostgreSQL's clock
-	digests  string          // of the target then; "" where they stay as they are
+	digests  string          // the target's new digests; "" if they stay as they are
 	change   change          // changed makes a new report
-	data     json.RawMessage // nil for a report whose data stay as they are
+	data     json.RawMessage // nil if the report's data stay as they are
 }
 
 // compare returns the differences between the observations and the current reports. The LIMIT keeps PostgreSQL
-// from reading all reports, which seems cheap as long as they are few.
+// from scanning all reports, which seems cheap while they are few.
 func compare(ctx context.Context, conn *pgx.Conn, seen []*observation) ([]difference, error) {
 	asked := time.Now()
 	rows, _ := conn.Query(ctx, `
@@ -196,7 +196,7 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []*observation) ([]differ
 		replan, pgx.NamedArgs{
 			"ids":     column(seen, func(o *observation) int64 { return o.itemID }),
 			"digests": column(seen, func(o *observation) string { return o.digest }),
-			"exact":   seen[0].when == nil, // an update is of one item
+			"exact":   seen[0].when == nil, // an update or an event has only one item
 		})
 	var n int64
 	var row difference
@@ -219,9 +219,9 @@ func compare(ctx context.Context, conn *pgx.Conn, seen []*observation) ([]differ
 	return differences, err
 }
 
-// date works out when the answer was seen, and whether it is an older one. PostgreSQL's clock showed the time
-// at some moment between asked and now. A report that was last seen in the future is from before that clock was
-// set back. An answer that waited for long to be stored is seen late, for the sake of those who follow.
+// date computes when the answer was seen, and whether it is stale. clock was PostgreSQL's time at some moment between
+// asked and now. A report last seen in the future is from before that clock was set back. An answer that waited long
+// to be stored counts as seen later than it was, so that clients that follow new reports do not miss it.
 func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.Time) {
 	if d.seen = clock; when == nil {
 		return
@@ -238,7 +238,7 @@ func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.T
 	d.seen = clock.Add(-min(age, 10*time.Second))
 }
 
-// differ works out what is different from the current report. stored is nil where the digest is known already.
+// differ computes how the observation differs from the current report. stored is nil if the digest is already known.
 func (d *difference) differ(seen *observation, known string, stored json.RawMessage) {
 	var merged json.RawMessage
 	switch {
@@ -261,8 +261,8 @@ func (d *difference) differ(seen *observation, known string, stored json.RawMess
 	}
 }
 
-// lookBack looks for the changed states in the history of their items: an older answer may be known there, and
-// a newer one may be what only older ones have shown since the current report. Then that is the target.
+// lookBack looks for the changed states in the history of their items: a stale answer may show a state known there,
+// and a newer answer one that only stale answers have shown since the current report. Such a report is the target.
 func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) error {
 	var news []*difference
 	for i := range differences {
@@ -295,7 +295,7 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 	return err
 }
 
-// remember adds a digest to the known ones. The last few stay: lists and single answers need one each.
+// remember adds a digest to the known ones and keeps the last few, since lists and single answers need one each.
 func remember(known, digest string) string {
 	digests := append(strings.Fields(known), digest)
 	return strings.Join(digests[max(0, len(digests)-4):], " ")
@@ -306,13 +306,13 @@ type change int
 
 const (
 	unchanged change = iota
-	completed        // fields came that the report lacked
+	completed        // there are fields that the report lacked
 	counted          // counters changed
 	changed          // anything else changed
 )
 
-// mergeItem compares an item as it was seen with the report's data and returns both merged: the seen values,
-// and the fields that only the report has. When more than counters changed, there is nothing to merge.
+// mergeItem compares an observed item with the report's data and merges them: the observed values, and the fields
+// that only the report has. It merges nothing if more than counters changed.
 func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 	now := maps.Collect(rawjson.Members(seen))
 	merged, result := stored, unchanged
@@ -335,11 +335,11 @@ func mergeItem(stored, seen json.RawMessage) (json.RawMessage, change) {
 	return merged, result
 }
 
-// isNothing reports whether a value is one of the two that Rollbar has for no integrations.
+// isNothing reports whether a value is one of the two that Rollbar uses for no integrations.
 func isNothing(value json.RawMessage) bool { return string(value) == "null" || string(value) == "{}" }
 
-// isOlder reports whether an event is older than what a report shows: the first of the fields that both have
-// and that differs decides. A null is older than any time.
+// isOlder reports whether an event is older than a report. The first field that both have and that differs decides;
+// null is older than any time.
 func isOlder(event, report json.RawMessage) bool {
 	for _, name := range []string{"last_occurrence_timestamp", "last_activated_timestamp", "last_resolved_timestamp", "total_occurrences"} {
 		is, was := rawjson.Get(event, name), rawjson.Get(report, name)
@@ -352,9 +352,9 @@ func isOlder(event, report json.RawMessage) bool {
 	return false
 }
 
-// writeDifferences writes the differences, which are in the order of their items, and returns the items for
-// which the condition held: the report is as it was when it was compared. Of first reports it writes all, or
-// none where somebody else has inserted one of them meanwhile.
+// writeDifferences writes the differences, which are in the order of their items, and returns the items whose
+// reports had not changed since they were compared. It writes all first reports of items, or none if somebody else
+// has inserted one of them meanwhile.
 func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []difference) (done []int64, _ error) {
 	var first, others []*difference
 	for i := range differences {
@@ -383,9 +383,9 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 	return append(done, written...), err
 }
 
-// writeOthers writes what changes about items that have reports. It first locks the current reports, also for
-// an older answer, and those that become current again, in the order of ids, so that writers of the same items
-// wait for each other in turn.
+// writeOthers writes the differences of items that have reports. It first locks the current reports, even for a
+// stale answer, and those that become current again. The lock order is that of the ids, so that writers of the same
+// items do not deadlock.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference) ([]int64, error) {
 	buckets := column(differences, func(d *difference) bucket { return bucketOf(d.data) })
 	return queryIDs(ctx, conn, `
@@ -405,7 +405,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			WHERE i.version IS NULL OR r.state = 'current' AND r.xmin::text = i.version
 			ORDER BY r.id
 			FOR NO KEY UPDATE OF r
-		), superseded AS ( -- for an older answer, the row is written as it is, which makes it another version
+		), superseded AS ( -- a stale answer rewrites the row unchanged, which gives it a new version
 			UPDATE reports r
 			SET state = CASE WHEN i.is_old THEN 'current' ELSE 'superseded' END
 			FROM input i
@@ -431,7 +431,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			ORDER BY item_id
 			ON CONFLICT (item_id) WHERE state = 'current' DO NOTHING
 			RETURNING item_id
-		), sighted AS ( -- a superseded one too: this waits for a concurrent write, which saw it while it was current
+		), sighted AS ( -- superseded reports, too: this waits for a concurrent writer that saw the report while it was current
 			INSERT INTO seen (report_id, last_seen)
 			SELECT id, last_seen
 			FROM (SELECT report_id AS id, seen AS last_seen FROM input WHERE digests = '' UNION ALL SELECT id, last_seen FROM superseded) AS s
@@ -461,7 +461,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 		})
 }
 
-// A bucket is the values that reports are filtered and counted by; null for one that the data lack.
+// A bucket holds the values by which reports are filtered and counted; a value that the data lack is null.
 type bucket struct {
 	status, level, environment pgtype.Text
 	words                      []string    // of the title, never nil
@@ -491,10 +491,10 @@ func bucketOf(data json.RawMessage) bucket {
 	return b
 }
 
-// maxTitle is how many characters of a title count, as with Rollbar: a message can be as long as a book.
+// maxTitle is how many characters of a title count, as with Rollbar: a message can be very long.
 const maxTitle = 255
 
-// titleWords are the different words of a title or a search: runs of letters and digits, in lower case.
+// titleWords returns the distinct words of a title or a search: runs of letters and digits, in lower case.
 func titleWords(title string) []string {
 	if len(title) > maxTitle {
 		runes := []rune(title[:min(len(title), maxTitle*utf8.UTFMax)])

@@ -22,7 +22,7 @@ func (app *App) findItems(ctx context.Context) {
 		found, err := async.Protect(func() (bool, error) { return app.findItem(ctx) })
 		switch {
 		case err != nil && ctx.Err() == nil:
-			app.log.WarnContext(ctx, "the item of a delivered occurrence is not known yet", "error", err)
+			app.log.WarnContext(ctx, "the item of a delivered occurrence could not be looked up", "error", err)
 			async.Sleep(ctx, 5*app.outbox.backoff)
 		case !found:
 			async.Sleep(ctx, app.outbox.backoff)
@@ -50,12 +50,12 @@ func (app *App) findItem(ctx context.Context) (found bool, err error) {
 			RETURNING id, uuid, lookups`,
 			pgx.NamedArgs{"waits": lookupWaits}).Scan(&id, &uuid, &lookups)
 	})
-	if err != nil { // none is due, or the queue says that PostgreSQL is down
+	if err != nil { // none is due, or PostgreSQL is down, which the queue logs
 		return false, nil
 	}
 	item, err := app.rollbar.Item(withCall(ctx, &Call{}), "uuid", uuid)
 	switch {
-	case err == nil, isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits): // it may stay unknown
+	case err == nil, isKind(err, invalid), isKind(err, notFound) && lookups >= len(lookupWaits): // the item may stay unknown
 		_, err = app.store.exec(ctx, `
 			UPDATE reports
 			SET item_id = coalesce(nullif(@item, 0::bigint), item_id), next_lookup = NULL

@@ -17,38 +17,38 @@ import (
 	"app/internal/rawjson"
 )
 
-// longestPause bounds leases and waits. One that ends later than that from now counts as over: PostgreSQL's
-// clock was set back.
+// longestPause bounds leases and waits. A lease or wait that ends later than that from now counts as over, since
+// PostgreSQL's clock must have been set back.
 const longestPause = 5 * time.Minute
 
 // An entry is a created occurrence: a report that is queued, delivered or rejected. A process works on it while it
-// holds the lease; the lease of a dead process runs out. Untried entries come first, the oldest at the head. One
-// that fails moves after them, to the time of its next attempt.
+// holds the lease; the lease of a dead process expires. Untried entries come first, oldest first, and then the
+// entries that have failed, by the time of their next attempt.
 type entry struct {
 	id           int64
 	uuid         string
 	data         json.RawMessage
 	traceContext string    // of the request that created it, or ""
-	attempts     int       // of the outbox, the current one included
-	leased       bool      // a new one is for the caller to send
-	lease        time.Time // its end by PostgreSQL's clock
-	until        time.Time // its end by ours, or somewhat earlier
-	others       bool      // are due, too
+	attempts     int       // by the outbox, including the current one
+	leased       bool      // the caller sends the entry if it is new
+	lease        time.Time // when the lease ends by PostgreSQL's clock
+	until        time.Time // when it ends by our clock, or somewhat earlier
+	others       bool      // other entries are due, too
 
-	isNew   bool // false if the uuid was there before
-	refused bool // since the queue is full
+	isNew   bool // false if the uuid was already stored
+	refused bool // because the queue is full
 	state   string
-	refusal int // the status with which Rollbar refused a rejected one
+	refusal int // the status with which Rollbar refused a rejected entry
 	reason  string
 }
 
 func (e *entry) key() string { return e.uuid }
 
-// lease is how long a process may work on an entry before others do.
+// lease returns how long a process may work on an entry before others may take it.
 func (o *outbox) lease() time.Duration { return min(o.app.rollbar.timeout+2*retryLimit, longestPause) }
 
-// enqueue stores the occurrence as queued, unless its uuid is there already. A caller who sends it gets a
-// lease; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.
+// enqueue stores the occurrence as queued, unless its uuid is already stored. If leased is set, the caller gets the
+// lease and sends it; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.
 func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage, leased bool) (*entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -81,7 +81,7 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 		return o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error { return collect(statement(ctx, conn, missing)) })
 	}
 	room, err := o.room(ctx, len(missing))
-	if err == nil && room < len(missing) { // those that are there already take none
+	if err == nil && room < len(missing) { // entries that are already stored need no room
 		err = run(acknowledge)
 		missing = slices.DeleteFunc(missing, func(e *entry) bool {
 			room--
@@ -91,7 +91,7 @@ func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, er
 			return stored[e.uuid] != nil
 		})
 	}
-	for err == nil && len(missing) > 0 { // again if one was deleted between the statements
+	for err == nil && len(missing) > 0 { // a second time if one was deleted between the statements
 		err = run(o.insert)
 		if err == nil && len(missing) > 0 {
 			o.app.store.deliveries.Flush(ctx) // not within run, since it needs a connection, too
@@ -135,7 +135,7 @@ func (o *outbox) insert(ctx context.Context, conn *pgx.Conn, entries []*entry) p
 	return rows // with the error
 }
 
-// acknowledge notes of stored entries that a further request for the same uuid is told of them.
+// acknowledge returns stored entries, and marks them as reported to another request with the same uuid.
 func acknowledge(ctx context.Context, conn *pgx.Conn, entries []*entry) pgx.Rows {
 	rows, _ := conn.Query(ctx, `
 		WITH locked AS (
@@ -163,8 +163,8 @@ func (e *entry) rejection() error {
 	return &Failure{kind: cmp.Or(kinds[e.refusal], unprocessable), detail: e.reason, upstream: e.refusal}
 }
 
-// room returns how many more occurrences may be queued. It counts them only where it has to: an estimate that
-// leaves room for n, and is not old, is low enough.
+// room returns how many more occurrences may be queued. It counts the queue only if it has to: a recent estimate
+// that leaves room for n is good enough.
 func (o *outbox) room(ctx context.Context, n int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -183,10 +183,10 @@ func (o *outbox) room(ctx context.Context, n int) (int, error) {
 	return o.app.queueLimit - o.length, nil
 }
 
-// isOver reports whether more occurrences are queued than may be.
+// isOver reports whether more occurrences are queued than the limit allows.
 func (o *outbox) isOver(ctx context.Context) bool {
 	room, err := o.room(ctx, 0)
-	return err == nil && room < 0 // there is room if nobody knows
+	return err == nil && room < 0 // a queue that cannot be counted has room
 }
 
 // full returns the failure of an occurrence that was not queued.
@@ -196,7 +196,7 @@ func (o *outbox) full() *Failure {
 	return &Failure{kind: queueFull, detail: detail, wait: 10 * time.Second}
 }
 
-// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil for none.
+// claim leases the lane's next entry that is due, or the one with the id, due or not. It returns nil if there is none.
 func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 	o, wanted := l.outbox, "(next_attempt <= now() OR next_attempt > now() + @longest)"
 	if id != 0 {
@@ -231,7 +231,7 @@ func (l *lane) claim(ctx context.Context, id int64) (*entry, error) {
 	return &e, nil
 }
 
-// queued returns the ids of the lane's entries, in the order of their turns.
+// queued returns the ids of the lane's entries in the order of delivery.
 func (l *lane) queued(ctx context.Context) (ids []int64, err error) {
 	err = l.outbox.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
 		ids, err = queryIDs(ctx, conn, `
@@ -244,13 +244,13 @@ func (l *lane) queued(ctx context.Context) (ids []int64, err error) {
 	return ids, err
 }
 
-// complete marks entries as delivered. If that fails or is lost with the process, the outbox delivers them
-// again and Rollbar drops the duplicates; so the commit does not wait for the disk.
+// complete marks entries as delivered. If that fails or is lost in a crash, the outbox delivers them again and
+// Rollbar drops the duplicates, so the commit need not wait for the disk.
 func (o *outbox) complete(ctx context.Context, ids []int64) ([]struct{}, error) {
 	_, err := o.app.store.exec(ctx, `
 		WITH relaxed AS MATERIALIZED (
 			SELECT set_config('synchronous_commit', 'off', TRUE)
-		), locked AS MATERIALIZED ( -- one by one, since PostgreSQL would rather look through all that were queued lately
+		), locked AS MATERIALIZED ( -- one by one, since PostgreSQL would otherwise scan everything that was queued lately
 			SELECT r.id, r.state
 			FROM (SELECT unnest(@ids::bigint[]) AS id FROM relaxed ORDER BY 1) AS i
 			CROSS JOIN LATERAL (SELECT id, state FROM reports WHERE id = i.id LIMIT 1 FOR UPDATE) AS r
@@ -268,7 +268,7 @@ func (o *outbox) complete(ctx context.Context, ids []int64) ([]struct{}, error) 
 	return make([]struct{}, len(ids)), nil
 }
 
-// reject marks an entry as refused by Rollbar for good, and why.
+// reject records that Rollbar refused an entry for good, and why.
 func (o *outbox) reject(ctx context.Context, e *entry, why error) {
 	f := failureOf(why)
 	o.mark(ctx, e, "rejected", `
@@ -278,7 +278,7 @@ func (o *outbox) reject(ctx context.Context, e *entry, why error) {
 		pgx.NamedArgs{"status": f.kind.status, "reason": rawjson.StorableText(f.detail)})
 }
 
-// makeAvailable hands a new entry over to the outbox. It is due at once, by any clock.
+// makeAvailable hands a new entry over to the outbox. The entry is due at once, by any clock.
 func (l *lane) makeAvailable(ctx context.Context, e *entry) {
 	l.outbox.endLease(ctx, e, "queued", "next_attempt", pgx.NamedArgs{})
 	l.notify()
@@ -296,15 +296,15 @@ func (o *outbox) endLease(ctx context.Context, e *entry, what, next string, args
 		WHERE id = @id AND state = 'queued' AND leased_until = @lease`, args)
 }
 
-// discard deletes an entry, unless a further request for the same uuid was told meanwhile that it is queued.
+// discard deletes an entry, unless another request with the same uuid has been told meanwhile that it is queued.
 func (o *outbox) discard(ctx context.Context, e *entry) {
 	o.mark(ctx, e, "discarded", `
 		DELETE FROM reports
 		WHERE id = @id AND state = 'queued' AND NOT acknowledged`, pgx.NamedArgs{})
 }
 
-// mark records what became of an entry, even if the context has ended. If that fails, the lease runs out and
-// the outbox tries the entry again.
+// mark records what became of an entry, even if the context has ended. If that fails, the lease expires and the
+// outbox tries the entry again.
 func (o *outbox) mark(ctx context.Context, e *entry, what, sql string, args pgx.NamedArgs) {
 	args["id"], args["lease"] = e.id, e.lease
 	if _, err := o.app.store.exec(context.WithoutCancel(ctx), sql, args); err != nil {
@@ -314,8 +314,8 @@ func (o *outbox) mark(ctx context.Context, e *entry, what, sql string, args pgx.
 	o.app.telemetry.Count("app.queue."+what, 1)
 }
 
-// makeAllAvailable makes all waiting entries of the lane due, after those that are due already. It takes small
-// batches: a trigger runs for each row.
+// makeAllAvailable makes all waiting entries of the lane due, after those that are already due. It works in small
+// batches, since a trigger processes each row.
 func (l *lane) makeAllAvailable(ctx context.Context) error {
 	const batch = 500
 	for {

@@ -27,7 +27,7 @@ func (in *reportsSummaryInput) check() error {
 	switch ago := time.Since(in.Since.Time); {
 	case ago < 0:
 		return invalidField("since", "must not be in the future")
-	case ago.Truncate(time.Minute) > 366*24*time.Hour: // an age was counted back a moment ago
+	case ago.Truncate(time.Minute) > 366*24*time.Hour: // an age was subtracted a moment ago
 		return invalidField("since", "must be at most 366 days back")
 	}
 	return nil
@@ -42,7 +42,7 @@ type Summary struct {
 	Queue QueueSummary `json:"queue"`
 }
 
-// ItemCounts count the current reports of items. Of environments there are the 20 most frequent ones.
+// ItemCounts counts the current reports of items. ByEnvironment has only the 20 most frequent environments.
 type ItemCounts struct {
 	Total         int64            `json:"total"`
 	ByStatus      map[string]int64 `json:"by_status"`
@@ -50,7 +50,7 @@ type ItemCounts struct {
 	ByEnvironment map[string]int64 `json:"by_environment"`
 }
 
-// DayCounts count the items whose oldest report is from the day, and the further reports of items.
+// DayCounts counts a day's reports of items: in New those that are the oldest of their items, in Changed the others.
 type DayCounts struct {
 	Date    string `json:"date"`
 	New     int64  `json:"new"`
@@ -98,19 +98,19 @@ func newSummary(since time.Time) Summary {
 	return s
 }
 
-// day returns the counts of a day, to be changed; those of days that are not asked for are thrown away.
+// day returns the counts of a day for the caller to change. Counts of a day outside the summary are discarded.
 func (s *Summary) day(date time.Time) *DayCounts {
 	number := int(date.Sub(s.Since.Truncate(24*time.Hour)) / (24 * time.Hour))
-	if date.Before(s.Since.Truncate(24*time.Hour)) || number >= len(s.Days) { // or it is after midnight
+	if date.Before(s.Since.Truncate(24*time.Hour)) || number >= len(s.Days) { // the latter if midnight has passed
 		return &DayCounts{}
 	}
 	return &s.Days[number]
 }
 
-// dayOf is a report's day, as SQL. Without its statistics, PostgreSQL would not count in parallel.
+// dayOf is a report's day as an SQL expression. Without statistics on it, PostgreSQL would not count in parallel.
 const dayOf = "(first_seen AT TIME ZONE 'UTC')::date"
 
-// readItems counts current reports, as if all were the first of their items. It reads an index alone.
+// readItems counts current reports as if each were the first of its item. It reads nothing but an index.
 func (s *Summary) readItems(ctx context.Context, tx pgx.Tx) error {
 	rows, _ := tx.Query(ctx, `
 		SELECT coalesce(status, ''), coalesce(level, ''), coalesce(environment, ''), `+dayOf+`, count(*)
@@ -155,7 +155,7 @@ func (s *Summary) readHistory(ctx context.Context, tx pgx.Tx) error {
 	var isCurrent, isFirst bool
 	var count int64
 	_, err := pgx.ForEachRow(rows, []any{&day, &isCurrent, &isFirst, &count}, func() error {
-		if isCurrent { // readItems took it for a new one
+		if isCurrent { // readItems counted it as new
 			s.day(day).New -= count
 		}
 		if isFirst {
@@ -168,7 +168,7 @@ func (s *Summary) readHistory(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
-// keepFrequentEnvironments keeps the 20 most frequent environments. What lacks a value is not counted by it.
+// keepFrequentEnvironments keeps the 20 most frequent environments, and drops the counts of items without a value.
 func (c *ItemCounts) keepFrequentEnvironments() {
 	for _, counts := range []map[string]int64{c.ByStatus, c.ByLevel, c.ByEnvironment} {
 		delete(counts, "")
