@@ -12,13 +12,13 @@ import (
 	"app/internal/async"
 )
 
-// A retention says how long reports and archived occurrences are kept; 0 is for ever.
+// A retention says how long reports and archived occurrences are kept; 0 means forever.
 type retention struct{ reports, occurrences time.Duration }
 
-// retentionLock is the advisory lock of the replica that deletes.
+// retentionLock is the advisory lock that the deleting replica holds.
 const retentionLock = schemaLock + 1
 
-// expire deletes what is too old, now and then about every hour, until the context ends.
+// expire deletes what is too old at once, and then about every hour until the context ends.
 func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
 		reports, occurrences, err := app.store.expire(ctx, app.retention)
@@ -34,8 +34,8 @@ func (app *App) expire(ctx context.Context) {
 	}
 }
 
-// expire deletes what is too old, unless another replica is at it. A transaction that does nothing else holds
-// the advisory lock meanwhile.
+// expire deletes what is too old, unless another replica is already doing so. A transaction that does nothing else
+// holds the advisory lock meanwhile.
 func (s *Store) expire(ctx context.Context, keep retention) (reports, occurrences int64, err error) {
 	err = s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -53,10 +53,10 @@ func (s *Store) expire(ctx context.Context, keep retention) (reports, occurrence
 	return reports, occurrences, err
 }
 
-// An expiring table says how its rows from before @before are found and deleted.
+// An expiring says how a table's rows from before @before are found and deleted.
 type expiring struct {
-	find   string // the first ids, which may be those above @above
-	delete string // those of the @ids that are still old
+	find   string // selects the first such ids, possibly only those above @above
+	delete string // deletes those of the @ids that are still old
 }
 
 const oldReport = `state <> 'queued' AND greatest(last_seen, (SELECT s.last_seen FROM seen s WHERE s.report_id = r.id)) < @before`
@@ -95,8 +95,8 @@ var oldOccurrences = expiring{
 		WHERE id IN (SELECT id FROM occurrences WHERE id = ANY(@ids) AND occurred_at < @before FOR UPDATE SKIP LOCKED)`,
 }
 
-// expireTable deletes the rows of the table that are older than the age, unless that is 0. A batch is so small
-// that its locks are gone before anyone notices. Rows that others have locked stay until the next time.
+// expireTable deletes the rows of the table that are older than the age, unless that is 0. Batches are small, so that
+// their locks are short. Rows that others have locked stay until the next time.
 func (s *Store) expireTable(ctx context.Context, table expiring, age time.Duration) (deleted int64, err error) {
 	args := pgx.NamedArgs{"before": time.Now().Add(-age), "above": int64(0)}
 	for before := int64(-1); age > 0 && deleted > before; {

@@ -26,15 +26,15 @@ import (
 var schema string
 
 const (
-	storeTimeout = 2 * time.Second  // that a request waits for PostgreSQL before it goes on without
-	readTimeout  = 30 * time.Second // that a read waits for its first row: PostgreSQL may have vanished, or a lock is held
+	storeTimeout = 2 * time.Second  // how long a request waits for PostgreSQL before it goes on without it
+	readTimeout  = 30 * time.Second // how long a read waits for its first row: PostgreSQL may have vanished, or a lock is held
 )
 
-// Store keeps the reports. It is safe for concurrent use. A nil one is that of a service without a database: to read
-// from it or to write to it fails.
+// Store keeps the reports. It is safe for concurrent use. A nil Store means that the service has no database: reads
+// and writes fail.
 type Store struct {
 	pool    *pgxpool.Pool // of the primary
-	standby *pgxpool.Pool // where reports are read; nil without one
+	standby *pgxpool.Pool // where reports are read; nil if there is none
 
 	telemetry *datadog.Client
 
@@ -46,10 +46,10 @@ type Store struct {
 	schemaTurn chan struct{} // held by the goroutine that brings the schema up to date
 	current    atomic.Bool   // the database has this program's schema
 	writable   atomic.Bool   // writing worked when it was last tried
-	tryDue     atomic.Bool   // check is to try writing again
+	tryDue     atomic.Bool   // check should try writing again
 }
 
-// openStore makes a store of one or two connection URLs. It does not connect: PostgreSQL may come later.
+// openStore returns a store for one or two connection URLs. It does not connect: PostgreSQL may start later.
 func openStore(primary, standby string, telemetry *datadog.Client) (*Store, error) {
 	pool, err := newPool(primary, telemetry)
 	if err != nil {
@@ -71,7 +71,7 @@ func openStore(primary, standby string, telemetry *datadog.Client) (*Store, erro
 func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, fail(misconfigured, "DATABASE_URL must be valid") // as loadConfig made sure
+		return nil, fail(misconfigured, "DATABASE_URL must be valid") // loadConfig has checked it
 	}
 	if !strings.Contains(url, "pool_max_conns") {
 		config.MaxConns = 16 // concurrent commits share an fsync
@@ -87,12 +87,12 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
 
-// errPooled ends a connection that was made before a pooler was noticed. Another one is wanted.
+// errPooled ends a connection that was made before a pooler was noticed. The caller acquires another one.
 var errPooled = errors.New("a pooler answers")
 
-// suitPooler has statements prepared without names where a pooler answers: it may run each transaction on
-// another connection, which does not know the names. Elsewhere names stay, since reads would take three times
-// as long. The process id of a pooler's connection is not that of PostgreSQL.
+// suitPooler has statements prepared without names behind a pooler, which may run each transaction on another
+// connection that does not know the names. Without a pooler the names stay, since reads would take three times as
+// long without them. A pooler is recognised by its process id, which is not PostgreSQL's.
 func suitPooler(config *pgxpool.Config) {
 	var pooled atomic.Bool
 	config.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
@@ -127,8 +127,8 @@ func (s *Store) Close() {
 	}
 }
 
-// check returns an error unless the primary answers within a second and takes what creates write, which it tries ten
-// times a second at most while that works.
+// check returns an error unless the primary answers within a second and accepts what creates write. While writing
+// works, it is tried at most ten times a second.
 func (s *Store) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -155,15 +155,15 @@ func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// write runs do on a connection to the primary whose schema is up to date. What is not done within storeTimeout
-// has failed. do runs again where PostgreSQL asks for that.
+// write runs do on a connection to the primary, with the schema up to date. It fails if that takes longer than
+// storeTimeout. do is retried after a serialization failure or a deadlock.
 func (s *Store) write(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	return s.writeSlowly(ctx, do)
 }
 
-// exec is write for one statement. It returns how many rows that changed.
+// exec is write for one statement. It returns how many rows the statement changed.
 func (s *Store) exec(ctx context.Context, sql string, args pgx.NamedArgs) (rows int64, err error) {
 	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		tag, err := conn.Exec(ctx, sql, args)
@@ -173,7 +173,7 @@ func (s *Store) exec(ctx context.Context, sql string, args pgx.NamedArgs) (rows 
 	return rows, err
 }
 
-// writeSlowly is write without a time limit of its own, for work that takes as long as there are rows.
+// writeSlowly is write without a time limit of its own, for work that takes longer the more rows there are.
 func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	for {
 		err := s.onPrimary(ctx, do)
@@ -183,9 +183,9 @@ func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.C
 	}
 }
 
-// read runs do on a connection to the standby, if there is one that answers and has the tables, and else to the
-// primary; do may run twice. What this process delivered reads as delivered. Reads share a limited number of
-// slots, so that writes always find a connection.
+// read runs do on the standby, if there is one that answers and has the tables, and otherwise on the primary; do may
+// run twice. Occurrences that this process has delivered read as delivered. Reads share a limited number of slots, so
+// that writes always find a connection.
 func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	return s.readWithin(ctx, 0, do)
 }
@@ -219,7 +219,7 @@ func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(con
 	return s.onPrimary(ctx, do)
 }
 
-// onPrimary runs do on the primary, with the schema up to date, and says what PostgreSQL's errors mean.
+// onPrimary runs do on the primary, with the schema up to date, and translates PostgreSQL's errors.
 func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	if s == nil {
 		return noDatabase()
@@ -230,14 +230,14 @@ func (s *Store) onPrimary(ctx context.Context, do func(context.Context, *pgx.Con
 		}
 		return do(ctx, conn)
 	})
-	if hasCode(err, undefinedTable) { // it is not, or no longer, the database that was brought up to date
+	if hasCode(err, undefinedTable) { // this is not, or is no longer, the database that was brought up to date
 		s.current.Store(false)
 	}
 	return databaseError(err)
 }
 
-// onPool runs do on a connection. If that turns out to be dead, as all in the pool are after a restart of PostgreSQL,
-// it runs do once more, on a new one.
+// onPool runs do on a connection. If the connection turns out to be dead, as all in the pool are after a restart of
+// PostgreSQL, it retries do once on a new one.
 func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) error {
 	isDead, err := onConn(ctx, pool, do)
 	if isDead {
@@ -247,7 +247,7 @@ func onPool(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *p
 	return err
 }
 
-// onConn runs do on a connection, for which it waits, but not longer than storeTimeout.
+// onConn runs do on a connection, for which it waits at most storeTimeout.
 func onConn(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *pgx.Conn) error) (isDead bool, err error) {
 	waiting, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -266,11 +266,11 @@ func onConn(ctx context.Context, pool *pgxpool.Pool, do func(context.Context, *p
 	return err != nil && ctx.Err() == nil && conn.Conn().IsClosed(), err
 }
 
-// replan has PostgreSQL plan a statement for the tables as they are now. A plan that a connection keeps from
-// when they were small would read all of them.
+// replan makes PostgreSQL plan a statement for the tables as they are now. A plan cached on a connection while they
+// were small would scan all of their rows.
 const replan = pgx.QueryExecModeCacheDescribe
 
-// queryIDs returns the ids that a statement yields, which is planned anew.
+// queryIDs returns the ids that a statement yields. The statement is planned anew.
 func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArgs) ([]int64, error) {
 	rows, _ := conn.Query(ctx, sql, replan, args)
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
@@ -287,7 +287,7 @@ func errCrowded(err error) error {
 // schemaLock is the advisory lock under which the schema is changed.
 const schemaLock = 7_665_544
 
-// updateSchema brings the database up to date, unless this program already knows it to be.
+// updateSchema brings the database up to date, unless this program already knows that it is.
 func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	if s.current.Load() {
 		return nil
@@ -306,7 +306,7 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	var err error
 	for range 3 {
 		err = applySchema(ctx, conn, schema)
-		if !hasCode(err, lockNotAvailable) || !async.Sleep(ctx, time.Second) { // others pass meanwhile
+		if !hasCode(err, lockNotAvailable) || !async.Sleep(ctx, time.Second) { // others can pass meanwhile
 			break
 		}
 	}
@@ -316,18 +316,18 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 		s.current.Store(true)
 		return nil
 	case errors.As(err, &answer) && (answer.Code[:2] == "42" || answer.Code[:2] == "3F"):
-		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let the service create its tables: %w; a right is missing, or a name is "+
+		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let the service create its tables: %w; a privilege is missing, or a name is "+
 			"taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)", quoted{err})
 	}
 	return fmt.Errorf("schema: %w", databaseError(err))
 }
 
-// applySchema runs the schema in one transaction, unless it is the one that was run last. Concurrent programs
-// take turns. It waits for locks of others for half a second.
+// applySchema runs the schema in one transaction, unless it is the one that was applied last. Concurrent programs
+// take turns. It waits at most half a second for a lock.
 func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	digest := fmt.Sprintf("%x", sha256.Sum256([]byte(schema)))
 	isApplied := func(ctx context.Context) (is bool, err error) {
-		// to_regclass would miss a table that came while the transaction waited for the lock.
+		// to_regclass would miss a table that was created while the transaction waited for the lock.
 		err = conn.QueryRow(ctx, `
 			SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'schema_version' AND pg_table_is_visible(oid))`).Scan(&is)
 		if is {
@@ -335,7 +335,7 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		}
 		return is, err
 	}
-	asking, cancel := context.WithTimeout(ctx, storeTimeout) // bringing it up to date may take longer
+	asking, cancel := context.WithTimeout(ctx, storeTimeout) // applying the schema may take longer
 	defer cancel()
 	if is, err := isApplied(asking); is || err != nil {
 		return err
@@ -347,7 +347,7 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 		if is, err := isApplied(ctx); is || err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others wait for us
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'; `+schema); err != nil { // others queue behind a waiting lock
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO schema_version (digest) VALUES ($1)`, digest)
@@ -355,8 +355,8 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 	})
 }
 
-// databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer or
-// cannot work now. The error of a wrong statement is returned as it is: it is a bug.
+// databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer or cannot
+// work now. The error of a wrong statement is a bug, and is returned unchanged.
 func databaseError(err error) error {
 	var connect *pgconn.ConnectError
 	var answer *pgconn.PgError
@@ -370,7 +370,7 @@ func databaseError(err error) error {
 	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
 }
 
-// A quoted error has the words of PostgreSQL, the network or the driver as its text, each once.
+// A quoted error has as its text what PostgreSQL, the network or the driver said, without repetitions.
 type quoted struct{ error }
 
 func (q quoted) Unwrap() error { return q.error }
@@ -384,7 +384,7 @@ func (q quoted) Error() string {
 			errs, text = append(errs, err.Unwrap()...), ""
 		case *pgconn.PgError:
 			text = err.Message + " (SQLSTATE " + err.Code + ")"
-		case *net.OpError: // with the address
+		case *net.OpError: // its text has the address
 		default:
 			if inner := errors.Unwrap(err); inner != nil {
 				errs, text = append(errs, inner), ""
@@ -401,8 +401,8 @@ func (q quoted) Error() string {
 }
 
 // isOutage reports whether an SQLSTATE is about the server's condition, not about the statement: connection,
-// resources, locks, operator intervention, system errors, read-only, start-up, missing rights, and tables that
-// somebody has taken away.
+// resources, locks, operator intervention, system errors, read-only, start-up, missing privileges, and tables that
+// somebody has dropped.
 func isOutage(code string) bool {
 	return slices.Contains(strings.Fields("08 53 55 57 58 XX 28 3D"), code[:2]) ||
 		slices.Contains([]string{"25006", "42501", undefinedTable}, code)
