@@ -26,7 +26,7 @@ import (
 
 const (
 	maxCalls = 32              // to Rollbar at the same time
-	slotWait = 2 * time.Second // for one of them to end; then a request is refused
+	slotWait = 2 * time.Second // for one of them to end, before a request is refused
 )
 
 // A scope is a permission of a Rollbar token.
@@ -42,10 +42,10 @@ const (
 // An accessToken is a Rollbar access token and the setting that it came from.
 type accessToken struct{ value, setting string }
 
-// Rollbar is a client for one project. It is safe for concurrent use. What Rollbar sends is passed on as it came, and
-// only what the service acts on is read.
+// Rollbar is a client for one project. It is safe for concurrent use. It passes on what Rollbar sends unchanged, and
+// reads only what the service acts on.
 type Rollbar struct {
-	base      string // without a slash at its end
+	base      string // without a trailing slash
 	tokens    map[scope]accessToken
 	timeout   time.Duration // for one call
 	backoff   time.Duration // before the first retry; it doubles
@@ -57,14 +57,14 @@ type Rollbar struct {
 	telemetry *datadog.Client
 }
 
-// newRollbar returns a client for the API at the base URL. The timeout is that of one attempt.
+// newRollbar returns a client for the API at the base URL. The timeout applies to each attempt.
 func newRollbar(base string, tokens map[scope]accessToken, timeout time.Duration, mask *secrets.Mask, telemetry *datadog.Client) *Rollbar {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = maxCalls
 	return &Rollbar{
 		base: strings.TrimRight(base, "/"), tokens: tokens, timeout: timeout, backoff: 200 * time.Millisecond,
 		slots: make(chan struct{}, maxCalls), limits: newRateLimits(tokens), mask: mask, telemetry: telemetry,
-		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirects}, // a Location of Rollbar's can hold the token
+		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirects}, // a Location from Rollbar can hold the token
 	}
 }
 
@@ -77,7 +77,7 @@ func callResource(r *http.Request) string {
 	return r.Method + " " + idInPath.ReplaceAllString(r.URL.Path, "/$1/{id}")
 }
 
-// require returns the failure of the first scope for which no token is set.
+// require returns a failure if no token is set for one of the scopes.
 func (r *Rollbar) require(scopes ...scope) error {
 	for _, s := range scopes {
 		if t := r.tokens[s]; t.value == "" {
@@ -94,31 +94,31 @@ type upstreamCall struct {
 	body         []byte
 }
 
-// A timing is when the request was sent to which Rollbar gave an answer, and when the answer was there.
+// A timing says when a request was sent to Rollbar, and when its answer had been received.
 type timing struct{ sent, received time.Time }
 
-// A reading is the member result of an answer, which callers may share.
+// A reading is the member result of an answer. Callers may share it.
 type reading struct {
 	result rawjson.Part
 	when   *timing
-	page   func() (*ItemPage, error) // takes the result for a page of items, once for all callers
+	page   func() (*ItemPage, error) // parses the result as a page of items, once for all callers
 }
 
-// do makes the call, retries it where that may help, and returns the member result of the response. Reads that
-// are the same share one call.
+// do makes the call, retries it if that may help, and returns the member result of the response. Identical reads
+// share one call.
 func (r *Rollbar) do(ctx context.Context, call upstreamCall) (reading, error) {
 	if err := r.require(call.scope); err != nil {
 		return reading{}, err
 	}
 	defer callOf(ctx).upstream.start()()
 	if call.method != http.MethodGet {
-		defer r.reads.Forget() // what was read before the change is not for later callers
+		defer r.reads.Forget() // later callers must not share a read from before the change
 		return r.retry(ctx, call)
 	}
 	return r.reads.Do(ctx, call.path+"?"+call.query.Encode(), func() (reading, error) { return r.retry(ctx, call) })
 }
 
-// fetch makes a call that reads, and returns what its result holds.
+// fetch makes a read call, and returns what of extracts from its result.
 func fetch[T any](ctx context.Context, r *Rollbar, path string, query url.Values, of func(reading) (T, error)) (result T, err error) {
 	read, err := r.do(ctx, upstreamCall{scope: scopeRead, method: http.MethodGet, path: path, query: query})
 	if err != nil {
@@ -135,7 +135,7 @@ func (r *Rollbar) retry(ctx context.Context, call upstreamCall) (read reading, e
 		next, failure := r.attempt(ctx, call, timeout)
 		stop()
 		if isKind(failure, upstreamTimeout) && timeout < r.timeout {
-			return read, err // the attempt was cut short by the budget: the failure before it says more
+			return read, err // the budget cut this attempt short: the previous failure says more
 		}
 		read, err = next, failure
 		wait, again := r.retryWait(err, attempt)
@@ -223,7 +223,7 @@ func (r *Rollbar) noResponse(ctx context.Context, err error) error {
 	return &Failure{kind: badGateway, detail: fmt.Sprintf("Rollbar does not answer: %v", err), transient: true, err: err}
 }
 
-// refusals are the failures that Rollbar's statuses stand for. All others are badGateway.
+// refusals maps Rollbar's statuses to kinds of failures. All others are badGateway.
 var refusals = map[int]failureKind{
 	400: invalid, 401: rollbarAuth, 403: rollbarAuth, 404: notFound, 413: tooLarge, 422: unprocessable, 429: rateLimited,
 }
@@ -258,7 +258,7 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 	case status == 400 && call.method != http.MethodPost && strings.Contains(message, "not found"):
 		f.kind = notFound // Rollbar's reference: "400: item not found in this project"
 	case status == 429 && !isSpent && strings.Contains(message, "deactivated"):
-		f.kind = rollbarAuth // a deactivated account has calls left, but the limit ends with its window
+		f.kind = rollbarAuth // a deactivated account has calls left; a spent limit ends with its window
 	case status == 429:
 		seconds, err := strconv.Atoi(res.Header.Get("X-Rate-Limit-Remaining-Seconds"))
 		if err != nil {
@@ -272,14 +272,14 @@ func (r *Rollbar) refusal(call upstreamCall, res *http.Response, message string)
 	return f
 }
 
-// unusable returns the failure of a response that reports success but does not hold what it must.
+// unusable returns the failure of a response that reports success but lacks what it must hold.
 func unusable(why string) *Failure { return &Failure{kind: badGateway, upstream: 200, detail: why} }
 
 // An Item is one item as Rollbar sent it, in compact JSON.
 type Item struct {
 	ID   int64           `json:"id"`
 	JSON json.RawMessage `json:"-"`
-	when *timing         // nil for what the service put together
+	when *timing         // nil for an item that the service put together
 }
 
 // An Occurrence is one occurrence as Rollbar sent it, in compact JSON, but without the access token that its
@@ -290,7 +290,7 @@ type Occurrence struct {
 	JSON   json.RawMessage `json:"-"`
 }
 
-// occurrenceOf returns an occurrence, which it takes in compact JSON. It needs an id.
+// occurrenceOf parses an occurrence in compact JSON, which must have an id.
 func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 	members := rawjson.Pick(raw, "id", "item_id")
 	id, ok := rawjson.Int(members[0])
@@ -299,13 +299,13 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 	}
 	item, _ := rawjson.Int(members[1])
 	purged := rawjson.Purge(raw, "access_token", "data", "metadata")
-	memory.Own(purged) // an object, so it is a copy
+	memory.Own(purged) // a copy, since raw is an object
 	return Occurrence{id, item, purged}, nil
 }
 
 const year10000 = 253_402_300_800 // Unix seconds
 
-// time returns when it occurred, in UTC, and false if its timestamp does not say.
+// time returns when it occurred, in UTC, and whether its timestamp is valid.
 func (o Occurrence) time() (time.Time, bool) {
 	seconds, ok := rawjson.Int(rawjson.Get(o.JSON, "timestamp"))
 	return time.Unix(seconds, 0).UTC(), ok && 0 <= seconds && seconds < year10000
@@ -342,7 +342,7 @@ func itemsOf(read reading) (*ItemPage, error) {
 	return &ItemPage{Items: items, Total: json.RawMessage(cmp.Or(string(read.result.Member("total_count").Value), "null"))}, err
 }
 
-// elementsOf returns the elements of the list that a result must hold: one that is missing is not an empty one.
+// elementsOf returns the elements of the list that a result must hold: a missing list is not an empty one.
 func elementsOf[T any](result rawjson.Part, name string, of func(json.RawMessage) (T, error)) (elements []T, err error) {
 	list := result.Member(name)
 	if !bytes.HasPrefix(list.Value, []byte("[")) {
@@ -361,7 +361,7 @@ func elementsOf[T any](result rawjson.Part, name string, of func(json.RawMessage
 	return elements, nil
 }
 
-// Item reads the item with the system-wide id or the counter, or that of the occurrence with the uuid. The key
+// Item reads the item with the system-wide id or the counter, or the item of the occurrence with the uuid. The key
 // is id, counter or uuid.
 func (r *Rollbar) Item(ctx context.Context, key, value string) (Item, error) {
 	path, query := "/item/", url.Values{key: {value}}
@@ -377,9 +377,9 @@ func (r *Rollbar) UpdateItem(ctx context.Context, id int64, changes json.RawMess
 	return read.result.Value, err
 }
 
-// Occurrences reads one page of the item's occurrences, or with 0 of the project's, newest first. The last page has
-// fewer than the limit, and pages move on as occurrences come. Rollbar's lastId would pass over some: the order
-// within a second is not that of the ids.
+// Occurrences reads one page of the item's occurrences, or of the project's if item is 0, newest first. The last page
+// has fewer than the limit, and pages shift as new occurrences arrive. Rollbar's lastId would skip some, since
+// occurrences within a second are not in the order of ids.
 func (r *Rollbar) Occurrences(ctx context.Context, item, page, limit int64) ([]Occurrence, error) {
 	query := url.Values{"limit": {strconv.FormatInt(limit, 10)}}
 	if page > 1 {
@@ -418,8 +418,8 @@ func (r *Rollbar) DeleteOccurrence(ctx context.Context, id int64) (bool, error) 
 	return true, nil
 }
 
-// Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with the same
-// one, so that a retry is harmless.
+// Post sends the data of one occurrence, which must have a uuid: Rollbar drops a second delivery with the same uuid,
+// so that a retry is harmless.
 func (r *Rollbar) Post(ctx context.Context, data json.RawMessage) error {
 	body := append(append([]byte(`{"data":`), data...), '}')
 	_, err := r.do(ctx, upstreamCall{scope: postScope(data), method: http.MethodPost, path: "/item/", body: body})
@@ -434,5 +434,5 @@ func postScope(data json.RawMessage) scope {
 	return scopePost
 }
 
-// clientPlatforms are those whose occurrences need a token with the scope post_client_item.
+// clientPlatforms are the platforms whose occurrences need a token with the scope post_client_item.
 var clientPlatforms = []string{"browser", "android", "ios", "flash", "client"}

@@ -14,36 +14,36 @@ import (
 )
 
 const (
-	retryLimit  = 5 * time.Second // that one request may spend on retries and the waits before them
-	maxAttempts = 4               // of one call, the first one included
-	trusted     = 5 * time.Minute // for which a rate limit is believed: it may have been lifted
+	retryLimit  = 5 * time.Second // how long one request may spend on retries and the waits before them
+	maxAttempts = 4               // of one call, including the first
+	trusted     = 5 * time.Minute // how long a rate limit is trusted: it may have been lifted
 )
 
-// The memory of the process is one calculation. Compose's mem_limit is the first line.
+// The limits of the process's memory depend on each other. The first one is also Compose's mem_limit.
 const (
 	memoryLimit = 256 << 20            // resident
 	heapLimit   = memoryLimit - 48<<20 // GOMEMLIMIT; the rest is for the program itself
-	heldLimit   = heapLimit / 4        // of responses, bodies and pages, which are copied while they are worked on
-	maxResponse = 32 << 20             // of one response of Rollbar's: 5000 items are about 7 MB, and occurrences are larger
-	maxElements = 10_000               // of a list of Rollbar's: twice what it gives
+	heldLimit   = heapLimit / 4        // for responses, bodies and pages, which are copied while they are processed
+	maxResponse = 32 << 20             // of one response from Rollbar: 5000 items are about 7 MB, and occurrences are larger
+	maxElements = 10_000               // of a list from Rollbar: twice what Rollbar sends
 
-	usualHeap     = 44 << 20 // GOMEMLIMIT until there was a large response: the service runs beside others
+	usualHeap     = 44 << 20 // GOMEMLIMIT until the first large response: the service shares its machine with others
 	largeResponse = 4 << 20
 )
 
-// memory is what requests hold together. A slow client's large page leaves some of it to small ones.
+// memory is the budget that all requests share. Large pages of slow clients leave its reserve to small requests.
 var memory = &async.Budget{
 	Bytes: heldLimit, Reserve: 8 << 20, Small: 512 << 10, Wait: retryLimit,
 	Full: &Failure{kind: unavailable, detail: "too many large requests and responses are in progress", wait: time.Second},
 }
 
-// A retryBudget is the time that one request has left for retries, over all its calls. Retries that run at the
-// same time cost it once. The budget is spent while its stopwatch runs.
+// A retryBudget is the time that one request has for retries, over all its calls. It is spent while its stopwatch
+// runs, so that concurrent retries count once.
 type retryBudget struct{ stopwatch }
 
 func (b *retryBudget) left() time.Duration { return retryLimit - b.total() }
 
-// sleep waits at the budget's cost. It returns false where too little is left, or the context ends.
+// sleep waits, and takes that from the budget. It returns false if too little is left, or the context ends.
 func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
 	if wait >= b.left() {
 		return false
@@ -52,8 +52,8 @@ func (b *retryBudget) sleep(ctx context.Context, wait time.Duration) bool {
 	return async.Sleep(ctx, wait)
 }
 
-// retryWait returns how long to wait before the call is retried after the error, or nil, and false where a
-// retry cannot help. Waits double, with jitter, so that clients that failed together do not return together.
+// retryWait returns how long to wait before the call is retried after err, which may be nil, and false if a retry
+// cannot help. The backoff is exponential with jitter, so that clients that failed together do not return together.
 func (r *Rollbar) retryWait(err error, attempt int) (time.Duration, bool) {
 	f, is := errors.AsType[*Failure](err)
 	if !is || !f.transient || attempt+1 >= maxAttempts {
@@ -98,7 +98,7 @@ func (w *stopwatch) add(activities int) time.Duration {
 // rateLimits are Rollbar's rate limits as its last responses gave them.
 type rateLimits map[scope]*rateLimit
 
-// newRateLimits returns a limit for each token, which may be the same for several scopes.
+// newRateLimits returns the limit of each scope's token. Scopes with the same token share a limit.
 func newRateLimits(tokens map[scope]accessToken) rateLimits {
 	limits, ofToken := rateLimits{}, map[string]*rateLimit{}
 	for s, token := range tokens {
@@ -114,9 +114,9 @@ type rateLimit struct {
 	mu          sync.Mutex
 	limit, left int
 	ends        time.Time
-	window      time.Time // the same by Rollbar's clock, to tell windows apart
-	known       time.Time // when it was read; zero after a call over the limit: then each lane of the queue rests by itself
-	delivery    time.Time // when the last one out of the queue began
+	window      time.Time // when it ends by Rollbar's clock, to tell windows apart
+	known       time.Time // when it was read; zero after a call over the limit: then each lane of the queue rests on its own
+	delivery    time.Time // when the queue's last delivery began
 	delivered   int       // by the queue in this window
 }
 
@@ -134,7 +134,7 @@ func (l *rateLimit) read(res *http.Response) (left int, known bool) {
 	ends := now.Add(time.Duration(seconds) * time.Second)
 	window := ends
 	if reset, err := strconv.ParseInt(res.Header.Get("X-Rate-Limit-Reset"), 10, 64); err == nil {
-		window = time.Unix(reset, 0) // the answer to a slow call comes late, by our clock
+		window = time.Unix(reset, 0) // by our clock, a slow answer would move the end
 	}
 	if now.After(l.ends) || window.Sub(l.window).Abs() > 2*time.Second { // whole seconds are inexact
 		l.delivered = 0
@@ -146,8 +146,8 @@ func (l *rateLimit) read(res *http.Response) (left int, known bool) {
 	return left, true
 }
 
-// throttle returns how long one of many calls waits before it is made: not at all while a quarter of the limit
-// is left, and then as long as makes the rest last until the window ends, but at most a second.
+// throttle returns how long each of many calls should wait: not at all while a quarter of the limit is left, and then
+// long enough for the rest to last until the window ends, but at most a second.
 func (l *rateLimit) throttle() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -157,8 +157,8 @@ func (l *rateLimit) throttle() time.Duration {
 	return max(0, min(time.Second, time.Until(l.ends)/time.Duration(max(l.left, 1))))
 }
 
-// share returns how many calls the queue may still make, half of those that others have left, and for how long
-// they must last: for no time where nothing is known.
+// share returns how many calls the queue may still make, which is half of what others leave, and how long they must
+// last: 0 if nothing is known.
 func (l *rateLimit) share() (calls int, lasting time.Duration) {
 	if time.Since(l.known) >= trusted {
 		return 0, 0
@@ -166,7 +166,7 @@ func (l *rateLimit) share() (calls int, lasting time.Duration) {
 	return (l.left+l.delivered)/2 - l.delivered, max(0, time.Until(l.ends))
 }
 
-// rest returns how long the queue must not deliver anything, since no call is left for it.
+// rest returns how long the queue must not deliver anything because no call is left for it.
 func (l *rateLimit) rest() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -176,9 +176,9 @@ func (l *rateLimit) rest() time.Duration {
 	return 0
 }
 
-// turn returns how long the queue must wait before its next delivery, which is to begin now where that is no
-// time. Deliveries are spread over the window, or keep the pace where nothing is known. The slowdown multiplies
-// the time between two; for 0 there is none.
+// turn returns how long the queue must wait before its next delivery. If that is 0 or less, the delivery must begin
+// now. Deliveries are spread over the window, or keep the pace if nothing is known. The slowdown multiplies the time
+// between two; 0 means no wait.
 func (l *rateLimit) turn(pace time.Duration, slowdown int) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
