@@ -40,7 +40,7 @@ type occurrencesListInput struct {
 func occurrencesList(ctx context.Context, app *App, in occurrencesListInput) (*List, error) {
 	return app.listRows(ctx, in.Limit, rowPage{
 		table: "occurrences", query: selectOccurrences, append: appendOccurrence,
-		find: in.find, isFiltered: true, cursor: in.Cursor.Value, // the rows are too large to be read in vain
+		find: in.find, isFiltered: true, cursor: in.Cursor.Value, // rows are too large to read more than are shown
 	})
 }
 
@@ -52,7 +52,7 @@ func appendOccurrence(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 	return append(buf, rows.RawValues()[1]...), id, err // json is text in PostgreSQL's binary format, too
 }
 
-// find returns the ids of the page in any order, and one more on the way up.
+// find returns the ids of the page in any order, and one more when it pages towards newer occurrences.
 func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
 	args := pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "environment": in.Environment.Value, "levels": append([]string{""}, levels...),
@@ -80,7 +80,7 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at rep
 		args["levels"] = []string{in.Level.Value}
 	}
 	statement := "SELECT id FROM occurrences WHERE " + conditions + end
-	if in.ItemID.Set || in.Environment.Set || in.Level.Set { // all indexes but the primary key have the level before the id
+	if in.ItemID.Set || in.Environment.Set || in.Level.Set { // all indexes except the primary key have the level before the id
 		statement = `
 			SELECT o.id
 			FROM unnest(@levels::text[]) AS l (level)
@@ -91,11 +91,11 @@ func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at rep
 	return queryIDs(ctx, conn, statement, args)
 }
 
-// occurredOn is the day of an occurrence, as its index has it.
+// occurredOn is the day of an occurrence, as it is indexed.
 const occurredOn = "(occurred_at AT TIME ZONE 'UTC')::date"
 
-// occurrencesWithin returns the lowest and the highest id of the occurrences within a range of time, 0 for
-// none. It looks into one day after the other, and into the first and the last one for the time.
+// occurrencesWithin returns the lowest and the highest id of the occurrences within a range of time, or 0 if there
+// are none. It looks at one day after another; the time matters only on the first and the last day.
 func occurrencesWithin(ctx context.Context, conn *pgx.Conn, since, until Opt[Moment]) (oldest, newest int64, err error) {
 	end := cmp.Or(until.Value.Time, time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC))
 	err = conn.QueryRow(ctx, `
@@ -139,7 +139,7 @@ func occurrencesGet(ctx context.Context, app *App, in occurrencesGetInput) (json
 	o, err := app.rollbar.Occurrence(ctx, in.ID)
 	switch {
 	case isKind(err, notFound) && unread != nil:
-		return nil, fmt.Errorf("occurrence %d is not at Rollbar: %w", in.ID, unread)
+		return nil, fmt.Errorf("occurrence %d is unknown to Rollbar, and the archive cannot be read: %w", in.ID, unread)
 	case err != nil:
 		return nil, fmt.Errorf("occurrence %d: %w", in.ID, err)
 	case unread != nil:
@@ -150,7 +150,7 @@ func occurrencesGet(ctx context.Context, app *App, in occurrencesGetInput) (json
 	return o.JSON, nil
 }
 
-// archived returns the archived occurrence or nil. It does not wait for long, since Rollbar can answer, too.
+// archived returns the archived occurrence or nil. It does not wait long, since Rollbar can answer as well.
 func (app *App) archived(ctx context.Context, id int64) (occurrence json.RawMessage, err error) {
 	if app.store == nil {
 		return nil, nil
@@ -168,7 +168,7 @@ var occurrencesSyncCmd = &Command{
 	Name:  "occurrences.sync",
 	Route: "POST /occurrences/sync",
 	Short: "Store Rollbar's recent occurrences in the archive",
-	Long:  "Reads Rollbar's list, newest first, up to the first page with an older one than since.",
+	Long:  "Reads Rollbar's list, newest first, up to the first page with an occurrence older than since.",
 	Run:   typed(occurrencesSync),
 }
 
@@ -189,7 +189,7 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 		return SyncedOccurrences{}, err
 	}
 	var total SyncedOccurrences
-	var before map[int64]bool // the page before, which moves into this one when occurrences come meanwhile
+	var before map[int64]bool // the previous page, parts of which move into this one when new occurrences arrive
 	for isOlder := false; !isOlder; {
 		if !async.Sleep(ctx, app.rollbar.limits[scopeRead].throttle()) {
 			return SyncedOccurrences{}, ctx.Err()
@@ -239,7 +239,7 @@ type occurrencesCleanInput struct {
 	ItemID Opt[int64]  `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
 }
 
-// condition returns that on the occurrences to delete, with its arguments.
+// condition returns the condition on the occurrences to delete, and its arguments.
 func (in *occurrencesCleanInput) condition() (string, pgx.NamedArgs) {
 	return "TRUE" + and(map[string]bool{"occurred_at < @before": in.Before.Set, "item_id = @item_id": in.ItemID.Set}),
 		pgx.NamedArgs{"before": in.Before.Value.Time, "item_id": in.ItemID.Value}
@@ -269,8 +269,8 @@ func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (
 	return cleaned, nil
 }
 
-// archive stores the occurrences. If that fails, the call is marked as not stored, and the operation goes on. The
-// result is why, or "".
+// archive stores the occurrences. If that fails, it marks the call as not stored and returns why, and the operation
+// goes on.
 func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored string) {
 	unstored = app.tryToStore(ctx, "occurrences", len(seen), func(ctx context.Context) error {
 		_, err := app.store.archive(ctx, seen)
@@ -280,8 +280,8 @@ func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored strin
 	return unstored
 }
 
-// archive stores the occurrences, in any order, and returns how many were new. One that is there already stays
-// as it was first seen. What is not done within storeTimeout has failed.
+// archive stores the occurrences, which may be in any order, and returns how many were new. An occurrence that is
+// already stored stays as it was first seen. archive fails if it takes longer than storeTimeout.
 func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err error) {
 	if len(seen) == 0 {
 		return 0, nil
@@ -311,7 +311,7 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	return stored, err
 }
 
-// nameItems gives reports of created occurrences the items that these became.
+// nameItems notes in the reports of created occurrences which items these became.
 func nameItems(ctx context.Context, conn *pgx.Conn, seen []Occurrence) error {
 	_, err := conn.Exec(ctx, `
 		WITH named AS (
@@ -333,12 +333,12 @@ func nameItems(ctx context.Context, conn *pgx.Conn, seen []Occurrence) error {
 	return err
 }
 
-// textOf returns a text in an occurrence's data as PostgreSQL can hold it, or "".
+// textOf returns a text in an occurrence's data, in a form that PostgreSQL can store, or "".
 func textOf(o Occurrence, name string) string {
 	return rawjson.StorableText(rawjson.Unquote(rawjson.Get(o.JSON, "data", name)))
 }
 
-// insertOccurrences inserts in the order of ids, so that writers of the same ones wait for each other in turn.
+// insertOccurrences inserts in the order of ids, so that writers of the same occurrences do not deadlock.
 func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (inserted int64, err error) {
 	text := func(name string) []string {
 		return column(seen, func(o Occurrence) string { return textOf(o, name) })
