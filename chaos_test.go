@@ -44,10 +44,10 @@ type chaos struct {
 	stored       map[string]bool
 }
 
-// A randomised run mixes creates, now and then of the same uuid, on two replicas with everything that
-// can fail: Rollbar in all its ways, PostgreSQL stopped and started, the replicas killed and started, while
-// slow clients read the reports. In the end all that was acknowledged is delivered, as one occurrence each,
-// and in the reports unless the answer said otherwise.
+// A randomised run mixes creates, some with the same uuid, on two replicas with everything that can fail: Rollbar
+// fails in all its ways, PostgreSQL and the replicas are stopped or killed and restarted, and slow clients read the
+// reports. In the end, every acknowledged create has been delivered as exactly one occurrence, and is in the reports
+// unless the answer said otherwise.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	c := &chaos{T: t, random: rand.New(rand.NewPCG(*chaosSeed, 0)), stop: make(chan struct{}),
@@ -76,7 +76,7 @@ func TestChaos(t *testing.T) {
 	c.clients.Wait()
 	c.fixture.sandbox.SetFault(sandbox.None)
 	c.fixture.passTime()
-	for _, p := range c.replicas { // what Rollbar takes ends a pause
+	for _, p := range c.replicas { // a successful delivery ends the pause
 		require.Eventually(t, func() bool { ok, _ := tryCreate(p.url, newUUID()); return ok }, waitLimit, waitTick)
 	}
 	t.Logf("%d acknowledged", len(c.acknowledged))
@@ -96,7 +96,7 @@ func (c *chaos) replica(n int) *process {
 	return c.replicas[n%2]
 }
 
-// tick waits a moment, and returns false once the run is over.
+// tick waits, and returns false once the run is over.
 func (c *chaos) tick(wait time.Duration) bool {
 	select {
 	case <-c.stop:
@@ -120,14 +120,14 @@ func (c *chaos) post(p *process, uuid string) {
 func (c *chaos) create(n int) {
 	uuid := ""
 	for i := 0; c.tick(30 * time.Millisecond); i++ {
-		if i%10 != 9 { // else the one before again
+		if i%10 != 9 { // otherwise the previous one again
 			uuid = newUUID()
 		}
 		c.post(c.replica(n+i), uuid)
 	}
 }
 
-// readSlowly reads all reports, some bytes at a time.
+// readSlowly reads all reports, a few bytes at a time.
 func (c *chaos) readSlowly(n int) {
 	for i := n; c.tick(30 * time.Millisecond); i++ {
 		req, err := http.NewRequestWithContext(c.Context(), "GET", c.replica(i).url+"/reports", nil)
@@ -190,7 +190,7 @@ func (c *chaos) stopReplica() {
 	require.NoError(c, process.Signal(syscall.SIGCONT))
 }
 
-// fillDisk leaves PostgreSQL no space for some seconds. It may not survive that, and comes again.
+// fillDisk leaves PostgreSQL no space for some seconds, and then restarts it, since it may not survive that.
 func (c *chaos) fillDisk() {
 	ballast := filepath.Join(*chaosDisk, "ballast")
 	file, err := os.Create(ballast)

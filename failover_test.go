@@ -22,9 +22,9 @@ import (
 	"app/internal/sandbox"
 )
 
-// The primary of two PostgreSQL servers is lost under load and the synchronous standby promoted.
-// Two replicas of the service go on without a restart. All that they acknowledged arrives at
-// Rollbar, and all but what was marked as not stored is in the reports.
+// The primary of two PostgreSQL servers is lost under load and the synchronous standby promoted. Two replicas
+// of the service go on without a restart. All occurrences that they acknowledged arrive at Rollbar, and all
+// but those marked as not stored are in the reports.
 func TestFailover(t *testing.T) {
 	for name, lose := range map[string]func(*testing.T, *devpgtest.Server){"killed": kill, "frozen": freeze} {
 		t.Run(name, func(t *testing.T) {
@@ -73,7 +73,7 @@ func TestFailover(t *testing.T) {
 			load.end()
 			ended := time.Now()
 			devpgtest.Query(t, standby.URL, timePasses)
-			for left := math.MaxInt; left > 0; { // it takes as long as the pace of deliveries wants
+			for left := math.MaxInt; left > 0; { // how long this takes depends on the pace of deliveries
 				until(t, "the queue shrinks", func() bool {
 					was := left
 					left = atoi(devpgtest.Query(t, standby.URL,
@@ -120,7 +120,7 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 	}
 	standby.Halt("fast")
 	for _, r := range replicas {
-		until(t, "the primary is read", func() bool { return r.get(path).status == 200 }) // connections may end last
+		until(t, "the primary is read", func() bool { return r.get(path).status == 200 }) // connections may end late
 		require.Contains(t, r.reportStates(), uuid)
 	}
 	standby.Resume()
@@ -130,7 +130,7 @@ func requireReadsFromStandby(t *testing.T, replicas []*fixture, primary, standby
 	})
 }
 
-// reportStates are the states of the reports by uuid, as GET /reports tells them.
+// reportStates returns the states of the reports by uuid, as GET /reports shows them.
 func (f *fixture) reportStates() map[string]string {
 	f.t.Helper()
 	states := map[string]string{}
@@ -147,13 +147,13 @@ func until(t *testing.T, what string, condition func() bool) {
 	require.Eventually(t, condition, waitLimit, waitTick, what)
 }
 
-// A load is clients that create and read at several replicas, and what they were told.
+// A load is the clients that create and read on several replicas, and the answers that they got.
 type load struct {
 	clients sync.WaitGroup
 	end     func() // stops the clients and waits for them
 
 	mu       sync.Mutex
-	attempts []attempt // in the order of their ends
+	attempts []attempt // in the order in which they ended
 }
 
 // An attempt is one create, or one read, as its client saw it.
@@ -161,7 +161,7 @@ type attempt struct {
 	url          string
 	uuid         string // of a create
 	began, ended time.Time
-	status       int // 0 where no answer came
+	status       int // 0 if there was no answer
 	unstored     bool
 }
 
@@ -173,7 +173,7 @@ func (a attempt) isRefused() bool      { return a.status == 503 }
 func (a attempt) isRead() bool         { return a.status == 200 && a.uuid == "" }
 func (a attempt) isUnread() bool       { return a.status != 200 && a.uuid == "" }
 
-// startLoad starts eight clients of each replica that create and one that reads.
+// startLoad starts eight clients that create and one that reads for each replica.
 func startLoad(t *testing.T, replicas []*fixture) *load {
 	ctx, stop := newContext(t)
 	l := &load{}
@@ -227,7 +227,7 @@ func (l *load) those(are func(attempt) bool) (found []attempt) {
 	return found
 }
 
-// first is how long after a time the replica first gave such an answer to a later request, or 0.
+// first returns how long after since the replica first answered a later request in this way, or 0.
 func (l *load) first(is func(attempt) bool, r *fixture, since time.Time) time.Duration {
 	for _, a := range l.those(is) {
 		if a.url == r.url && a.began.After(since) {
@@ -237,18 +237,18 @@ func (l *load) first(is func(attempt) bool, r *fixture, since time.Time) time.Du
 	return 0
 }
 
-// kill ends the server with kill -9. The next start removes what that leaves in shared memory.
+// kill ends the server with kill -9. The next start removes what is left in shared memory.
 func kill(t *testing.T, p *devpgtest.Server) {
 	send(t, "-KILL", devpgtest.Query(t, p.URL, postmaster)[0])
 	t.Cleanup(func() {
-		assert.NoError(t, os.Remove(filepath.Join(p.Home, "data", "postmaster.pid"))) // of a zombie, perhaps
+		assert.NoError(t, os.Remove(filepath.Join(p.Home, "data", "postmaster.pid"))) // its process may be a zombie
 		assert.NoError(t, p.Server.Resume(context.Background()))
 	})
 	devpgtest.RequireGone(t, p.URL)
 }
 
-// freeze stops all of the server's processes where they are. It is as if its machine had vanished:
-// connections are neither closed nor answered.
+// freeze stops all of the server's processes, as if its machine had vanished: connections are neither closed
+// nor answered.
 func freeze(t *testing.T, p *devpgtest.Server) {
 	parent := devpgtest.Query(t, p.URL, postmaster)[0]
 	send(t, "-STOP", parent) // there will be no new ones

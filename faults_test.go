@@ -25,7 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tryCreate posts an occurrence and says whether that was acknowledged, and whether it is stored.
+// tryCreate posts an occurrence and reports whether it was acknowledged, and whether it was stored.
 func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	body := strings.NewReader(fmt.Sprintf(`{"message":"%s","uuid":"%s"}`, uuid, uuid))
 	res, err := http.Post(url+"/items", "application/json", body)
@@ -40,8 +40,7 @@ func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	return acknowledged, acknowledged && res.Header.Get("Report-Stored") != "false"
 }
 
-// timePasses ends all leases and waits of the queue, as time would. It locks in the order of ids, as
-// the service does.
+// timePasses ends all leases and waits of the queue, as time would. Its lock order is that of the service: by id.
 const timePasses = `
 	WITH queued AS (SELECT id FROM reports WHERE state = 'queued' ORDER BY id FOR NO KEY UPDATE)
 	UPDATE reports SET leased_until = now(), next_attempt = now() WHERE id IN (SELECT id FROM queued) RETURNING ''`
@@ -50,8 +49,8 @@ func (f *fixture) passTime() {
 	f.rows(timePasses)
 }
 
-// Killed in the middle of many creates and started again, the service delivers all that it had
-// acknowledged, each as one occurrence.
+// A service that is killed in the middle of many creates and started again delivers all occurrences that it had
+// acknowledged, each once.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, withTimeout(time.Second))
@@ -63,7 +62,7 @@ func TestKillLosesNothing(t *testing.T) {
 	)
 	for n := range 200 {
 		if n == 50 {
-			f.sandbox.SetFault(sandbox.Down) // half of what comes is queued
+			f.sandbox.SetFault(sandbox.Down) // from here on, creates are queued
 		}
 		clients.Go(func() {
 			uuid := newUUID()
@@ -89,7 +88,7 @@ func TestKillLosesNothing(t *testing.T) {
 	}
 }
 
-// Told to end while many requests come, the service cuts none of those that it has taken.
+// A service that is told to end under load finishes all requests that it has accepted.
 func TestEndUnderLoad(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -123,7 +122,7 @@ func TestEndUnderLoad(t *testing.T) {
 	}
 	for n := range 8 {
 		request(func() (*http.Response, string, error) {
-			res, err := client.Get(fmt.Sprintf("%s/items?limit=%d", p.url, n+1)) // the same ones would share calls
+			res, err := client.Get(fmt.Sprintf("%s/items?limit=%d", p.url, n+1)) // identical ones would share calls
 			return res, "", err
 		})
 		request(func() (*http.Response, string, error) {
@@ -143,8 +142,8 @@ func TestEndUnderLoad(t *testing.T) {
 	}
 }
 
-// PostgreSQL without a free connection, or unable to write, is as good as none: reads are answered,
-// and what cannot be recorded goes straight to Rollbar.
+// A PostgreSQL that has no free connection or cannot write counts as down: reads are answered, and occurrences
+// that cannot be stored go straight to Rollbar.
 func TestPostgreSQLOutOfResources(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -215,8 +214,8 @@ func TestPostgreSQLOutOfResources(t *testing.T) {
 	}
 }
 
-// A read that gets no answer of PostgreSQL ends: here a table is locked, but its machine may have
-// vanished as well.
+// A read that gets no answer from PostgreSQL times out: here a table is locked, but the machine may as well
+// have vanished.
 func TestReadsDoNotWaitForever(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -235,7 +234,7 @@ func TestReadsDoNotWaitForever(t *testing.T) {
 	require.Eventually(t, func() bool { return f.get("/reports/1").status == 200 }, waitLimit, waitTick)
 }
 
-// Those who read reports, however slowly, never have all connections: others go on.
+// Readers of reports, however slow, never take all connections: other requests go on.
 func TestTooManyReaders(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -255,13 +254,13 @@ func TestTooManyReaders(t *testing.T) {
 	assert.Equal(t, "delivered", f.state(uuid))
 }
 
-// With no connection left at all, PostgreSQL is as good as down.
+// With no connection left at all, PostgreSQL counts as down.
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) { c.DatabaseURL += "&pool_max_conns=1" })
 	one, err := f.app.store.writer(t.Context())
 	require.NoError(t, err)
-	other, err := f.app.store.writer(t.Context()) // there are two at least
+	other, err := f.app.store.writer(t.Context()) // there are at least two
 	require.NoError(t, err)
 	got := f.get("/reports")
 	assert.Equal(t, "list reports: too many requests are already waiting for PostgreSQL",
@@ -273,7 +272,7 @@ func TestTooManyConnections(t *testing.T) {
 	assert.Equal(t, 200, f.get("/reports").status)
 }
 
-// Only Rollbar's own JSON is its word. What a proxy or a gateway answers, whatever the status, is an
+// Only Rollbar's own JSON counts as its word. The answer of a proxy or a gateway, whatever its status, is an
 // outage: it deletes, refuses and rejects nothing.
 func TestGatewayIsNotRollbar(t *testing.T) {
 	t.Parallel()
@@ -311,7 +310,7 @@ func TestGatewayIsNotRollbar(t *testing.T) {
 	}
 }
 
-// Requests that wait too long for others are turned away.
+// Requests that wait too long for a slot are refused.
 func TestTooManyCalls(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -346,7 +345,7 @@ func TestPanicIsOneAnswerAndOneLogLine(t *testing.T) {
 	assert.Equal(t, 500, f.get("/broken").status, "the service goes on")
 }
 
-// Clients that neither send nor take what they should are cut off.
+// Clients that do not send or read what they should are cut off.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -375,7 +374,7 @@ func TestSlowClients(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(f.log.String(), `"error.kind":"interrupted"`) },
 		waitLimit, waitTick, "the service is not to blame")
 
-	// Who reads no answers is cut off, also where they are refusals.
+	// A client that reads no answers is cut off, even if they are refusals.
 	refused := dial("")
 	request := []byte(strings.Repeat("GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", 1000))
 	for err := error(nil); err == nil; {
@@ -389,7 +388,7 @@ func TestSlowClients(t *testing.T) {
 	assert.Contains(t, string(text), "the body did not come to its end within")
 }
 
-// Work may take longer than a client may take to send or take something.
+// Work may take longer than a client is allowed for sending or reading.
 func TestSlowWork(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -453,7 +452,7 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// Resident memory stays within what Compose gives the service, whatever Rollbar answers, however many ask and
+// Resident memory stays within Compose's mem_limit, whatever Rollbar answers, and however many clients ask and
 // however slowly they read. Small requests are answered meanwhile.
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
@@ -530,8 +529,8 @@ func TestMemoryIsBounded(t *testing.T) {
 	assert.Less(t, memoryOf(p.cmd.Process.Pid, "VmHWM:"), float64(memoryLimit>>20))
 }
 
-// memoryOf is a figure of a process in MiB: VmRSS: is its resident memory now, VmHWM: the most that it
-// was. It is 0 for a process that has ended.
+// memoryOf returns a figure of a process in MiB: VmRSS: is its resident memory now, VmHWM: its peak. It is 0 for a
+// process that has ended.
 func memoryOf(pid int, figure string) float64 {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, found := strings.Cut(string(status), figure)

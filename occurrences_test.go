@@ -17,7 +17,7 @@ import (
 	"app/internal/sandbox"
 )
 
-// occurrenceWith returns an occurrence with the members of its data.
+// occurrenceWith returns an occurrence with the given members of its data.
 func occurrenceWith(t testing.TB, id, item, at int64, data string) Occurrence {
 	t.Helper()
 	o, err := occurrenceOf(fmt.Appendf(nil, `{"id":%d,"item_id":%d,"timestamp":%d,"data":{%s}}`, id, item, at, data))
@@ -25,7 +25,7 @@ func occurrenceWith(t testing.TB, id, item, at int64, data string) Occurrence {
 	return o
 }
 
-// The first sight of an occurrence stays, whatever is in it.
+// An archived occurrence stays as it was first seen, whatever its contents.
 func TestArchive(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -54,7 +54,7 @@ func TestArchive(t *testing.T) {
 	assert.Len(t, f.get("/occurrences?environment="+strings.Repeat("%C3%A9", 3000)).list("occurrences"), 1)
 }
 
-// Whoever sees an occurrence stores it, once; Rollbar's metadata lose their access token.
+// Every operation that reads an occurrence archives it, once, without the access token in its metadata.
 func TestOccurrencesAreArchived(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 10)
@@ -88,7 +88,7 @@ func TestOccurrencesAreArchived(t *testing.T) {
 	assert.Equal(t, string(page[0])+"\n", trace.out)
 }
 
-// Reads of Rollbar are answered while PostgreSQL is down; what must be stored first is not deleted.
+// While PostgreSQL is down, reads from Rollbar are answered, and nothing is deleted that must be stored first.
 func TestOccurrencesWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 6)
@@ -126,7 +126,7 @@ func TestOccurrencesWithoutDatabase(t *testing.T) {
 	}
 }
 
-// addOccurrences archives n invented occurrences, ten minutes apart, up to now. Some are out of order.
+// addOccurrences archives n made-up occurrences, ten minutes apart, up to now. Some are out of order.
 func addOccurrences(t testing.TB, store *Store, n int) {
 	t.Helper()
 	conn, err := store.writer(t.Context())
@@ -145,7 +145,7 @@ func addOccurrences(t testing.TB, store *Store, n int) {
 	require.NoError(t, err)
 }
 
-// obviousOccurrences finds a page as one would without thinking of cost.
+// obviousOccurrences finds a page in the obvious way, regardless of cost.
 func obviousOccurrences(ctx context.Context, conn *pgx.Conn, in occurrencesListInput) ([]int64, error) {
 	order, limit := "DESC", in.Limit.Value
 	if in.Cursor.Value.from > 0 {
@@ -219,7 +219,7 @@ func TestFindOccurrencesIsRight(t *testing.T) {
 	assert.Greater(t, found, 2000)
 }
 
-// Pages lead to each other in both directions, and lines have no end but that of the archive.
+// Pages lead to each other in both directions, and ndjson has no end but that of the archive.
 func TestOccurrencesList(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -251,12 +251,12 @@ func TestOccurrencesList(t *testing.T) {
 	f.get("/occurrences?cursor=x").requireProblem(400, "usage")
 }
 
-// A sync reads to the first page with an occurrence that is too old, however the others are ordered, and
-// stores what is not there.
+// A sync reads up to the first page with an occurrence that is too old, whatever the order of the others, and
+// stores those that are missing.
 func TestOccurrencesSync(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 250)
-	for range 130 { // within a second or two, whose order is not that of the ids
+	for range 130 { // within a second or two, so that they are not in the order of ids
 		f.sandbox.Touch(f.sandbox.ItemIDs()[0])
 	}
 	got := f.do("POST", "/occurrences/sync?since=1d", "")

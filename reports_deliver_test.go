@@ -21,18 +21,18 @@ import (
 	"app/internal/sandbox"
 )
 
-// newLane returns the lane of servers of an outbox without a database.
+// newLane returns the server lane of an outbox without a database.
 func newLane() *lane {
 	limits := newRateLimits(map[scope]accessToken{scopePost: {}, scopePostClient: {}})
 	return newOutbox(&App{store: &Store{}, rollbar: &Rollbar{limits: limits}}).lanes[scopePost]
 }
 
-// tried reports whether the queue has tried something in vain.
+// tried reports whether the queue has tried an entry and failed.
 func (f *fixture) tried() bool {
 	return len(f.rows(`SELECT '' FROM reports WHERE state = 'queued' AND attempts > 0 AND leased_until <= now()`)) > 0
 }
 
-// A limit for posting does not keep the queue from asking for items.
+// A rate limit on posts does not keep the queue from looking up items.
 func TestItemsOfDeliveredDuringAPause(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -83,7 +83,7 @@ func TestDeliveryOfTheFailing(t *testing.T) {
 		name   string
 		queued int
 		fails  func(n int) bool
-		outage bool // all are tried while Rollbar is down
+		outage bool // all entries are tried while Rollbar is down
 	}{
 		{"at both ends", 300, func(n int) bool { return n < 8 || n >= 292 }, false},
 		{"at the head", 200, func(n int) bool { return n < 60 }, false},
@@ -122,7 +122,7 @@ func TestDeliveryOfTheFailing(t *testing.T) {
 	}
 }
 
-// Hundreds of untried ones that fail look like an outage, in which the next are tried all the same.
+// Hundreds of untried entries that fail look like an outage, but the next ones are tried all the same.
 func TestDeliveryBehindManyThatFail(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -161,7 +161,7 @@ func TestDeliverySlowsDown(t *testing.T) {
 	})
 }
 
-// While all is well, the oldest is delivered first, and so it is after an outage.
+// The oldest occurrence is delivered first, while all is well and after an outage.
 func TestDeliveryInOrder(t *testing.T) {
 	t.Parallel()
 	for _, outage := range []bool{false, true} {
@@ -200,7 +200,7 @@ func TestDeliveryDuringAnOutage(t *testing.T) {
 	assert.True(t, o.recovered.Swap(false), "all are tried when the service starts")
 	down := fail(badGateway, "500")
 	for _, step := range []struct {
-		attempts []int // of those that fail
+		attempts []int // of the entries that fail
 		ended    bool
 	}{{nil, false}, {[]int{2}, true}, {[]int{2, 3}, false}, {[]int{5, 1}, true}, {[]int{6, 2}, false}} {
 		for _, attempts := range step.attempts {
@@ -231,7 +231,7 @@ func TestDeliveryPauses(t *testing.T) {
 	assert.LessOrEqual(t, o.limit(), time.Duration(0))
 }
 
-// Lookups take no turns from deliveries, nor wait for them.
+// Lookups neither take turns from deliveries nor wait for them.
 func TestDeliveryTurnsAreNotForLookups(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -271,7 +271,7 @@ func TestReportsDeliverTriesEachOnce(t *testing.T) {
 	assert.Equal(t, []string{"1 1"}, f.rows(`SELECT min(attempts) || ' ' || max(attempts) FROM reports`))
 }
 
-// What reports.deliver delivers ends the pause of the queue.
+// A delivery by reports.deliver ends the pause of the queue.
 func TestPauseEndsWithADelivery(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -287,8 +287,8 @@ func TestPauseEndsWithADelivery(t *testing.T) {
 	f.eventually(second, "delivered")
 }
 
-// While Rollbar limits us for hours, or is down, the queue rests. It goes on as soon as Rollbar takes
-// something, also with what is to wait for long.
+// While Rollbar limits us for hours, or is down, the queue rests. As soon as Rollbar accepts something, it
+// goes on, even with entries that would have to wait for long.
 func TestQueueRestsAndRecovers(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.LimitedFar, sandbox.Down} {
@@ -384,7 +384,7 @@ func TestDeliveryPaceOfASharedToken(t *testing.T) {
 	})
 }
 
-// What comes while nothing waits is tried at once, unless Rollbar fails.
+// An occurrence that arrives at an empty queue is tried at once, unless Rollbar fails.
 func TestDeliveryBeginsAtOnce(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.relayTokens = []string{"sdk"} })
@@ -407,7 +407,7 @@ func TestDeliveryBeginsAtOnce(t *testing.T) {
 	})
 }
 
-// Whatever is wrong with one token, the occurrences for the other one are delivered.
+// Whatever is wrong with one token, the occurrences for the other token are delivered.
 func TestTokensHoldUpTheirOwn(t *testing.T) {
 	t.Parallel()
 	of := map[string]string{"server": "", "client": `,"platform":"ios"`}
@@ -459,7 +459,7 @@ func TestTokensHoldUpTheirOwn(t *testing.T) {
 	}
 }
 
-// A full queue refuses what would have to wait, and nothing else.
+// A full queue refuses only the occurrences that would have to wait.
 func TestQueueLimit(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 3 })
@@ -490,7 +490,7 @@ func TestQueueLimit(t *testing.T) {
 	assert.True(t, e.isNew)
 }
 
-// What was delivered a moment ago takes no room.
+// Occurrences that were delivered a moment ago take up no room.
 func TestQueueLimitBesideDeliveries(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 1 })
@@ -503,7 +503,7 @@ func TestQueueLimitBesideDeliveries(t *testing.T) {
 	}
 }
 
-// Of many at once, as many are queued as there is room for.
+// Of many concurrent occurrences, as many are queued as there is room for.
 func TestQueueLimitOfMany(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.QueueLimit = 25 })

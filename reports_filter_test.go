@@ -21,9 +21,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// addReports inserts n invented reports, a second apart, the last of which was seen just now. A third
-// of the titles has the word alpha, another beta, and another gamma, which go with status and
-// environment; every tenth is superseded, and each has a word of its own.
+// addReports inserts n made-up reports, a second apart, the last of which was seen just now. A third of the
+// titles has the word alpha, a third beta and a third gamma, each with its own status and environment. Every
+// tenth report is superseded, and each title has a word of its own.
 func addReports(t testing.TB, store *Store, n int) {
 	t.Helper()
 	conn, err := store.writer(t.Context())
@@ -47,7 +47,7 @@ func addReports(t testing.TB, store *Store, n int) {
 	require.NoError(t, err)
 }
 
-// obviousIDs finds a page's reports as one would without thinking of cost.
+// obviousIDs finds a page's reports in the obvious way, regardless of cost.
 func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int64, error) {
 	order, limit := "DESC", in.Limit.Value
 	if in.Cursor.Value.from > 0 {
@@ -86,8 +86,8 @@ func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-// Whatever the filters, the cursor and the history of the rows: the ids are those that a plain
-// statement finds.
+// Whatever the filters, the cursor and the history of the rows, find returns the same ids as a plain
+// statement.
 func TestFindIsRight(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -118,8 +118,8 @@ func TestFindIsRight(t *testing.T) {
 	assert.Greater(t, requireFindIsRight(t, store, 700, time.Minute), 2500)
 }
 
-// requireFindIsRight compares lists with random filters and cursors with the obvious ones, and returns how
-// many reports they held. Their times go back by 350 units.
+// requireFindIsRight compares lists with random filters and cursors with those of obviousIDs, and returns how
+// many reports they held. The times in the filters go back by up to 350 units.
 func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duration) (found int) {
 	t.Helper()
 	conn, err := store.writer(t.Context())
@@ -176,8 +176,8 @@ func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duratio
 	return found
 }
 
-// A report that one transaction notes as seen again while another supersedes it is found by the
-// time of the first.
+// A report that one transaction marks as seen again while another supersedes it is found by the time that the
+// first one wrote.
 func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -216,7 +216,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	assert.Equal(t, []int64{1}, got)
 }
 
-// filters are the documented filters of lists, each matching nearly all, some, few or no reports.
+// filters are the documented filters of lists. Each matches nearly all, some, few or no reports.
 var filters = []string{
 	"item_id=4711", "item_id=999999999", "status=active", "status=archived", "level=error", "environment=production",
 	"environment=nowhere", "state=current", "state=superseded", "state=queued", "q=read", "q=alpha", "q=w4711",
@@ -246,7 +246,7 @@ func TestFindIsServedByIndexes(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
 	addReports(t, f.app.store, *manyReports)
-	// As a sync does; superseded ones stay behind.
+	// As a sync does, which does not see superseded ones.
 	f.exec(`INSERT INTO seen SELECT id, now() FROM reports WHERE state = 'current' AND status <> 'resolved'
 		ON CONFLICT (report_id) DO UPDATE SET last_seen = excluded.last_seen`)
 	var plans []string
@@ -296,7 +296,7 @@ func TestFindIsServedByIndexes(t *testing.T) {
 	t.Log(took[slowest[len(slowest)/2]], "at the median of", len(slowest))
 }
 
-// Statistics from when there was one block do not make a list read the times of all blocks for each.
+// With statistics from when there was one block, a list does not read the times of all blocks for each block.
 func TestFindWithOldStatistics(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -321,7 +321,7 @@ func TestFindWithOldStatistics(t *testing.T) {
 
 var buffers = regexp.MustCompile(`(?m)Buffers: shared hit=(\d+)(?: read=(\d+))?`)
 
-// pagesOf is how many pages a statement looked at: the first figure in its plan is that of the whole.
+// pagesOf returns how many pages a statement read: the first figure in its plan is the total.
 func pagesOf(plan string) int {
 	parts := buffers.FindStringSubmatch(plan)
 	if parts == nil {

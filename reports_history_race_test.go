@@ -32,8 +32,8 @@ func (f *fixture) replica() *fixture {
 	return &other
 }
 
-// holdNext holds the next answer of Rollbar's to a request that begins with the prefix. It returns a
-// channel that is closed when the answer is there, and the function that lets it go.
+// holdNext holds back Rollbar's next answer to a request that begins with the prefix. It returns a channel
+// that is closed when the answer has arrived, and the function that releases it.
 func (f *fixture) holdNext(prefix string) (held chan struct{}, release func()) {
 	held, gate := make(chan struct{}), make(chan struct{})
 	next := f.app.rollbar.client.Transport
@@ -56,11 +56,11 @@ func (f *fixture) history(id int64, member string) []string {
 		SELECT state || ' ' || (data ->> '%s') FROM reports WHERE item_id = %d ORDER BY id`, member, id))
 }
 
-// What Rollbar answered before a change and what comes after it does not replace the change.
+// An answer that Rollbar gave before a change does not replace the change when it arrives after it.
 func TestOlderAnswerNeverBecomesCurrent(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name, held, method, path string // what answers late
+		name, held, method, path string // of the request that is answered late
 		change                   func(f *fixture, path string)
 		want                     []string
 	}{
@@ -136,15 +136,15 @@ func TestOlderAnswerNeverBecomesCurrent(t *testing.T) {
 	}
 }
 
-// However many read an item while it changes, each of its states is one report, and their order is that
-// of the changes.
+// However many clients read an item while it changes, each of its states is one report, in the order of the
+// changes.
 func TestHistoryWithManyReaders(t *testing.T) {
 	t.Parallel()
 	const changes, readers = 60, 8
 	f := newFixture(t, 1)
 	replicas := []*fixture{f, f.replica()}
 	id := f.sandbox.ItemIDs()[0]
-	f.sandbox.SetItem(id, "title", "title 000") // nobody is to see an earlier one
+	f.sandbox.SetItem(id, "title", "title 000") // before anybody sees an earlier title
 	var reads, over atomic.Int64
 	var group sync.WaitGroup
 	for n := range readers {
@@ -172,8 +172,8 @@ func TestHistoryWithManyReaders(t *testing.T) {
 
 var historyTime = flag.Duration("history.time", 3*time.Second, "how long TestHistoryOfConcurrentWriters goes on")
 
-// Syncs, lists, updates, changes at Rollbar and cleans on two replicas: none fails, no updated item ends with
-// an older state, and lists find what is there.
+// While two replicas sync, list, update and clean, and items change at Rollbar, nothing fails, no updated item
+// ends with an older state, and lists find what is stored.
 func TestHistoryOfConcurrentWriters(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "")
@@ -233,7 +233,7 @@ func TestHistoryOfConcurrentWriters(t *testing.T) {
 	requireFindIsRight(t, f.app.store, 1000, time.Second)
 }
 
-// The lines of docs/operations.md print each report once, to the last, whoever writes meanwhile.
+// The script in docs/operations.md prints every report exactly once, whoever writes meanwhile.
 func TestFollowNewReports(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 300)

@@ -47,7 +47,7 @@ func TestKeep(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name string
-		seen []string // one after the other, each the item with the id 7
+		seen []string // successive observations of the item with the id 7
 		want []string // the reports' states and data, oldest first
 	}{
 		{
@@ -143,12 +143,12 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// Answers come in another order than that of their requests.
+// Answers arrive in a different order from their requests.
 func TestKeepOlderAnswers(t *testing.T) {
 	t.Parallel()
 	const unit, update = time.Second / 2, -1
 	type answer struct {
-		sent, received time.Duration // in units since the beginning; update for an update's own
+		sent, received time.Duration // in units since the beginning; update for an update's own answer
 		data           string
 	}
 	tests := []struct {
@@ -221,7 +221,7 @@ func TestKeepOlderAnswers(t *testing.T) {
 	}
 }
 
-// Times from before PostgreSQL's clock was set back make no answer an older one.
+// Times from before PostgreSQL's clock was set back do not make an answer stale.
 func TestKeepAfterTheClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -272,8 +272,8 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 		`- interval '1 hour')::text FROM reports r JOIN seen s ON s.report_id = r.id WHERE item_id = 7`))
 }
 
-// Writers that see the same items in different states, in different orders, must neither fail nor
-// lose what they saw: each item ends with one current report, and all others are superseded.
+// Writers that see the same items in different states and orders neither fail nor lose what they saw: each
+// item ends with one current report, and all others are superseded.
 func TestKeepWithManyWriters(t *testing.T) {
 	t.Parallel()
 	const writers, rounds, items = 5, 5, 30
@@ -302,7 +302,7 @@ func TestKeepWithManyWriters(t *testing.T) {
 		"the current report is the newest")
 }
 
-// A database that an earlier version has made is brought up to date, with its rows.
+// A database that an earlier version created is brought up to date, and keeps its rows.
 func TestSchemaFromAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
@@ -338,7 +338,7 @@ func TestSchemaFromAnEarlierVersion(t *testing.T) {
 			AND column_name IN ('leased_until', 'acknowledged', 'refusal', 'reason')`))
 }
 
-// Many programs that start at once on an empty database do not get in each other's way.
+// Many programs can start on an empty database at the same time.
 func TestSchemaByManyAtOnce(t *testing.T) {
 	t.Parallel()
 	url := devpgtest.Schema(t)
@@ -356,8 +356,8 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 	group.Wait()
 }
 
-// Who waited while another program brought the schema up to date does not do it again: its locks
-// would keep readers waiting, those of a standby above all.
+// A program that waited while another one applied the schema does not apply it again: its locks would keep
+// readers waiting, above all those on a standby.
 func TestSchemaIsAppliedOnce(t *testing.T) {
 	t.Parallel()
 	url := devpgtest.Schema(t)
@@ -385,7 +385,7 @@ func TestSchemaIsAppliedOnce(t *testing.T) {
 		devpgtest.Query(t, url, `SELECT xmin::text FROM schema_version`))
 }
 
-// Every column says what it is for.
+// Every column has a comment, and every table a primary key.
 func TestSchemaIsWhole(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)

@@ -61,7 +61,7 @@ func (f *fixture) enqueue(n int) (uuids []string) {
 	return uuids
 }
 
-// claim claims what is due next, or returns nil.
+// claim claims the entry that is due next, or returns nil.
 func (f *fixture) claim() *entry {
 	f.t.Helper()
 	e, err := f.app.outbox.lanes[scopePost].claim(f.t.Context(), 0)
@@ -139,7 +139,7 @@ func TestCreateWhileRollbarFails(t *testing.T) {
 	}
 }
 
-// What one failed attempt leaves open, a repetition settles at once.
+// A create whose first attempt fails is retried at once.
 func TestCreateIsRepeated(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []sandbox.Fault{sandbox.Down, sandbox.Error, sandbox.BadGateway, sandbox.Truncated,
@@ -153,7 +153,7 @@ func TestCreateIsRepeated(t *testing.T) {
 	}
 }
 
-// The answer does not wait until the report is marked, but who asks next does.
+// A create does not wait until its report is marked as delivered, but the next read does.
 func TestDeliveredReadsAsDelivered(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -173,7 +173,7 @@ func TestDeliveredReadsAsDelivered(t *testing.T) {
 	clients.Wait()
 }
 
-// A subcommand does not end before the report is marked.
+// A subcommand does not end before the report is marked as delivered.
 func TestDeliveredByASubcommand(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -198,7 +198,7 @@ func TestDeliveryOfTheRefused(t *testing.T) {
 	assert.Zero(t, f.sandbox.OccurrencesOf(first))
 }
 
-// A round on the command line delivers what it can, and counts.
+// reports.deliver delivers what it can, and counts the results.
 func TestReportsDeliver(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -212,7 +212,7 @@ func TestReportsDeliver(t *testing.T) {
 	assert.Equal(t, `{"delivered":0,"queued":0,"rejected":0}`+"\n", f.do("POST", "/reports/deliver", "").body)
 }
 
-// What was delivered a moment ago is cleaned, also where marking it so and cleaning share a connection.
+// Occurrences that were delivered a moment ago are cleaned, even if marking them and cleaning share a connection.
 func TestCleanAfterDeliveries(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL += "&pool_max_conns=1" })
@@ -226,7 +226,7 @@ func TestCleanAfterDeliveries(t *testing.T) {
 	}
 }
 
-// What was delivered a moment ago is delivered for who sends it again, also where the queue is full.
+// A repeat of an occurrence that was delivered a moment ago is told so, even if the queue is full.
 func TestRepeatOfTheDelivered(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{1, 1000} {
@@ -252,7 +252,7 @@ func TestCleanKeepsTheQueue(t *testing.T) {
 	assert.Equal(t, []string{"queued"}, f.rows(`SELECT state FROM reports`))
 }
 
-// While a create is under way, no worker takes it: its lease does not end before.
+// While a create is in flight, no worker takes its entry: the lease lasts longer.
 func TestWorkersLeaveWhatIsBeingSent(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -267,7 +267,7 @@ func TestWorkersLeaveWhatIsBeingSent(t *testing.T) {
 	assert.Equal(t, 1, f.sandbox.PostsOf(uuid))
 }
 
-// A claim that a dead process held is taken over when it runs out.
+// The lease of a dead process is taken over when it expires.
 func TestLeaseOfTheDead(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -280,7 +280,7 @@ func TestLeaseOfTheDead(t *testing.T) {
 	f.eventually(uuid, "delivered")
 }
 
-// Several workers, as of several replicas, deliver each occurrence once.
+// Workers of several replicas deliver each occurrence once.
 func TestReplicasShareTheQueue(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -303,7 +303,7 @@ func TestReplicasShareTheQueue(t *testing.T) {
 	}
 }
 
-// New work is delivered soon, also from another process.
+// New occurrences are delivered soon, even those from another process.
 func TestQueueHearsOfNewWork(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -314,7 +314,7 @@ func TestQueueHearsOfNewWork(t *testing.T) {
 	f.eventually(uuid, "delivered")
 
 	patient := f.newApp()
-	patient.outbox.backoff = 24 * time.Hour // it does not look for work
+	patient.outbox.backoff = 24 * time.Hour // it does not poll
 	f.deliver(patient)
 	f.app = patient
 	f.serve(newHandler(patient, commands, f.config))
@@ -331,7 +331,7 @@ func (f *fixture) findItem() {
 	require.True(f.t, found, "it is time")
 }
 
-// Rollbar is asked which item an occurrence became; sightings stay reports of their own.
+// Rollbar is asked which item an occurrence became; observations of the item stay reports of their own.
 func TestItemsOfDelivered(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -382,7 +382,7 @@ func TestItemsOfDeliveredAreGivenUp(t *testing.T) {
 		"but only where Rollbar answers")
 }
 
-// A text that is no UUID is taken by Rollbar, but cannot be looked up.
+// Rollbar accepts a uuid that is not a UUID, but cannot look it up.
 func TestItemsOfOtherUUIDs(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -392,8 +392,8 @@ func TestItemsOfOtherUUIDs(t *testing.T) {
 	assert.Equal(t, []string{"true"}, f.rows(`SELECT (next_lookup IS NULL)::text FROM reports`))
 }
 
-// The worst race: a request that Rollbar's refusal of the token will undo has already answered
-// another one with the same uuid.
+// The worst race: an entry that will be discarded because Rollbar refuses the token has already been
+// acknowledged to another request with the same uuid.
 func TestCreateIsNotDiscardedWhenAcknowledged(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -436,7 +436,7 @@ func TestCreateWithoutPostgreSQL(t *testing.T) {
 		waitTick)
 }
 
-// Deliveries take turns, at a pace that leaves others some of Rollbar's limit.
+// Deliveries take turns, at a pace that leaves others a part of Rollbar's limit.
 func TestDeliveriesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newLane()
@@ -463,7 +463,7 @@ func TestDeliveriesTakeTurns(t *testing.T) {
 	})
 }
 
-// A delivery that has begun is finished when the service ends, unless that takes too long.
+// When the service ends, it finishes deliveries in flight unless that takes too long.
 func TestDeliveryIsFinished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		parent, end := context.WithCancel(t.Context())
@@ -481,7 +481,7 @@ func TestDeliveryIsFinished(t *testing.T) {
 	})
 }
 
-// The oldest comes first; what another transaction is just claiming is passed over.
+// The oldest entry comes first; an entry that another transaction is claiming is skipped.
 func TestOutboxClaims(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -499,7 +499,7 @@ func TestOutboxClaims(t *testing.T) {
 	assert.Nil(t, f.claim(), "all are leased")
 }
 
-// An entry that fails comes behind the others, and whoever lost the lease does not change that.
+// An entry that fails comes after the others, and a process that has lost the lease does not change that.
 func TestOutboxReschedules(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -518,7 +518,7 @@ func TestOutboxReschedules(t *testing.T) {
 	assert.Equal(t, uuids[0], f.claim().uuid)
 }
 
-// Only what is still queued becomes delivered: not what was refused meanwhile, nor what was delivered before.
+// Only queued entries become delivered, not those that were refused meanwhile or delivered before.
 func TestOutboxCompletesTheQueued(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -532,7 +532,7 @@ func TestOutboxCompletesTheQueued(t *testing.T) {
 		f.rows(`SELECT state || ' ' || (next_lookup IS NOT NULL)::text FROM reports ORDER BY id`))
 }
 
-// What waits after an outage becomes due, oldest first, behind what is due already.
+// After an outage, waiting entries become due, oldest first, after those that are already due.
 func TestOutboxMakesAllAvailable(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -548,7 +548,7 @@ func TestOutboxMakesAllAvailable(t *testing.T) {
 	assert.Empty(t, f.rows(`SELECT uuid FROM reports WHERE next_attempt > now()`))
 }
 
-// PostgreSQL's clock was set back by ten minutes: leases and waits that cannot be are over.
+// After PostgreSQL's clock was set back by ten minutes, leases and waits that are impossibly long are over.
 func TestOutboxAfterTheClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -608,7 +608,7 @@ func TestOutboxLocksInOrder(t *testing.T) {
 	}
 }
 
-// Statements that PostgreSQL ends because of others are run again.
+// Statements that PostgreSQL ends because of concurrent ones are retried.
 func TestOutboxRepeatsStatements(t *testing.T) {
 	t.Parallel()
 	for _, code := range []string{"40P01", "40001"} {
@@ -654,7 +654,7 @@ func TestOutboxRepeatsStatements(t *testing.T) {
 	}
 }
 
-// Cleans beside each other and beside creates all succeed.
+// Cleans that run concurrently with each other and with creates all succeed.
 func TestOutboxBesideCleans(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -701,7 +701,7 @@ func TestOutboxOfAnEarlierRelease(t *testing.T) {
 		WHERE schemaname = current_schema AND indexname IN ('reports_turn', 'reports_waiting')`))
 }
 
-// Without a token to read with, nobody waits for the time to ask for items.
+// Without a token for reading, no lookups are waited for.
 func TestQueueWithoutReadToken(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.readToken = "" })
@@ -710,7 +710,7 @@ func TestQueueWithoutReadToken(t *testing.T) {
 	f.app.findItems(t.Context()) // returns at once
 }
 
-// That all connections in the pool have died, as in a restart of PostgreSQL, is noticed by nobody.
+// No caller notices when all connections in the pool have died, as after a restart of PostgreSQL.
 func TestConnectionsThatDied(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 5, func(c *Config) { c.DatabaseURL += "&application_name=mortal" })
@@ -734,7 +734,7 @@ func TestConnectionsThatDied(t *testing.T) {
 	}
 }
 
-// A backend that PostgreSQL ends in the middle of its work is as good as a PostgreSQL that is down.
+// A backend that is terminated in the middle of its work counts as PostgreSQL being down.
 func TestBackendsThatDie(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 100)

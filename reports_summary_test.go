@@ -40,7 +40,7 @@ func TestSummary(t *testing.T) {
 	f.sandbox.SetFault(sandbox.Down)
 	require.Equal(t, 202, f.create(newUUID()).status)
 	f.sandbox.SetFault(sandbox.None)
-	// Yesterday the first item was new, the second one a while before; another has only its past left.
+	// The first item was new yesterday, the second one long before; another has only superseded reports.
 	f.exec(`UPDATE reports SET first_seen = now() - interval '1 day' WHERE id = (SELECT min(id) FROM reports WHERE ` +
 		`item_id = ` + fmt.Sprint(ids[0]) + `)`)
 	f.exec(`UPDATE reports SET first_seen = now() - interval '300 days' WHERE id = (SELECT min(id) FROM reports ` +
@@ -94,7 +94,7 @@ func TestSummaryRefused(t *testing.T) {
 	assert.Len(t, f.summary("?since=366d").Days, 367)
 }
 
-// Only the most frequent environments are there.
+// A summary holds only the most frequent environments.
 func TestSummaryOfManyEnvironments(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What is older than it is kept goes, and nothing else; what waits for delivery stays, however old.
+// Retention deletes only what is too old, and nothing that waits for delivery, however old.
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.ReportsKeep, c.OccurrencesKeep = 10*24*time.Hour, 5*24*time.Hour })
@@ -24,7 +24,7 @@ func TestRetention(t *testing.T) {
 		FROM generate_series(1, 9) AS g`)
 	other := f.newApp().startBackground(t.Context(), true)
 	defer other()
-	stop := f.app.startBackground(t.Context(), true) // retention goes on without deliveries
+	stop := f.app.startBackground(t.Context(), true) // retention runs without deliveries, too
 	defer stop()
 	count := func(what string) string { return f.rows(`SELECT count(*)::text FROM ` + what)[0] }
 	require.Eventually(t, func() bool {
@@ -51,7 +51,7 @@ func TestRetentionWithFewConnections(t *testing.T) {
 		UPDATE reports
 		SET last_seen = now() - interval '2 days', first_seen = now() - interval '2 days'`, nil)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { // other tests have their turns, too
+	require.Eventually(t, func() bool { // other tests take turns with this one
 		reports, _, err := f.app.store.expire(t.Context(), f.app.retention)
 		return assert.NoError(t, err) && reports == 1
 	}, waitLimit, waitTick)
@@ -65,7 +65,7 @@ func TestRetentionIsOff(t *testing.T) {
 	assert.Equal(t, "100", f.rows(`SELECT count(*)::text FROM occurrences`)[0])
 }
 
-// One replica deletes at a time, and waits for nobody's rows.
+// One replica deletes at a time, and skips locked rows.
 func TestRetentionTakesTurns(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)

@@ -40,8 +40,8 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
-// Reads that are the same share one call and are stored once; a read that comes after a change does not
-// share one that began before it.
+// Identical reads share one call and are stored once; a read after a change does not share a call that began
+// before it.
 func TestReadsShareCalls(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
@@ -69,7 +69,7 @@ func TestReadsShareCalls(t *testing.T) {
 	readers.Wait()
 }
 
-// A request waits for retries as long as its budget lasts, over all its calls.
+// A request waits for retries only as long as its budget lasts, over all its calls.
 func TestRetryBudget(t *testing.T) {
 	t.Parallel()
 	spent := retryBudget{stopwatch{took: retryLimit - time.Second}}

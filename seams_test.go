@@ -18,9 +18,9 @@ import (
 	"app/internal/sandbox"
 )
 
-// These tests are about the seams of two promises, each of which has a test of its own elsewhere.
+// These tests are about the seams between two promises, each of which has a test of its own elsewhere.
 
-// The largest page has a way back, in lines, too.
+// The largest page has a link back, as ndjson, too.
 func TestWayBackOfTheLargestPage(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -42,7 +42,7 @@ func TestWayBackOfTheLargestPage(t *testing.T) {
 	assert.NotEmpty(t, lines.link("next"))
 }
 
-// While a standby says nothing, the primary has the answer, and Rollbar is not needed.
+// While the standby does not answer, the primary does, and Rollbar is not needed.
 func TestSilentStandby(t *testing.T) {
 	t.Parallel()
 	silent := datadogtest.ListenTCP(t, "127.0.0.1:0") // and never accepts a connection
@@ -59,7 +59,7 @@ func TestSilentStandby(t *testing.T) {
 	assert.Equal(t, 200, f.get(fmt.Sprintf("/items/%d?source=archive", item)).status)
 }
 
-// A sync needs PostgreSQL even where Rollbar has nothing, and is refused before Rollbar is asked.
+// A sync needs PostgreSQL even if Rollbar has nothing, and is refused before Rollbar is asked.
 func TestSyncOfNothingWithoutPostgreSQL(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = "postgres://u@127.0.0.1:1/d?sslmode=disable" })
@@ -80,7 +80,7 @@ func TestItemPageWithoutPostgreSQL(t *testing.T) {
 	assert.NotContains(t, page.body, "No state of this item is stored")
 }
 
-// What an update reads on its way is stored, and of what Rollbar echoes only what was sent counts.
+// An update stores the item that it reads, and of Rollbar's echo only the fields that were sent.
 func TestUpdateStoresWhatItReads(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
@@ -101,7 +101,7 @@ func TestUpdateStoresWhatItReads(t *testing.T) {
 	assert.NotContains(t, current[0], "foo")
 }
 
-// Only where Rollbar says so is a refused update one of an item that is not there.
+// A refused update counts as one of a missing item only if Rollbar says so.
 func TestRefusedUpdate(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string]int{"Item not found in this project.": 404, "Invalid assigned_user_id": 400} {
@@ -127,7 +127,7 @@ func TestLastPageBehindShortOnes(t *testing.T) {
 	assert.False(t, in.isLast(page(50), 2), "Rollbar may have given fewer than 200 before")
 }
 
-// An occurrence that is read names the item that a created one became, also long after Rollbar was asked for it.
+// Reading an occurrence tells which item a created one became, even long after the lookups were given up.
 func TestArchiveNamesItems(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -140,7 +140,7 @@ func TestArchiveNamesItems(t *testing.T) {
 	assert.Equal(t, []string{fmt.Sprint(id)}, f.rows(`SELECT item_id::text FROM reports WHERE uuid IS NOT NULL`))
 }
 
-// reports.deliver does not wait for minutes where Rollbar leaves the queue a few calls.
+// reports.deliver does not wait for minutes if Rollbar's limit leaves the queue only a few calls.
 func TestReportsDeliverWithFewCallsLeft(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -202,7 +202,7 @@ func TestSettingsThatOnlySeemToHaveAValue(t *testing.T) {
 	}
 }
 
-// The one who asks gives up, and that is all there is to say.
+// If the caller of a check gives up, the check is interrupted, not failed.
 func TestInterruptedCheck(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
@@ -212,7 +212,7 @@ func TestInterruptedCheck(t *testing.T) {
 	assert.True(t, isKind(failureOf(err), interrupted), err)
 }
 
-// The token of an SDK may be a field of its form, beside the payload.
+// The token of an SDK may be a field of its form, next to the payload.
 func TestRelayTokenInAForm(t *testing.T) {
 	t.Parallel()
 	f := newRelay(t)
@@ -222,7 +222,7 @@ func TestRelayTokenInAForm(t *testing.T) {
 	assert.Equal(t, 403, f.do("POST", "/api/1/item/", form.Encode(), "Content-Type", formType).status)
 }
 
-// Pages offer what their reader may do, and nothing else.
+// Pages offer only what their reader may do.
 func TestPagesOfThoseWhoMayNot(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1, func(c *Config) {

@@ -21,8 +21,8 @@ import (
 	"app/internal/sandbox"
 )
 
-// startPooler starts a pooler in transaction mode with two connections to PostgreSQL. Each transaction gets
-// the one that has waited longer. It returns its URL.
+// startPooler starts a pooler in transaction mode with two connections to PostgreSQL, and returns its URL. Each
+// transaction gets the connection that has been idle longer.
 func startPooler(t testing.TB, database string) string {
 	servers := make(chan *pgproto3.Frontend, 2)
 	for range cap(servers) {
@@ -154,8 +154,8 @@ func TestNoPooler(t *testing.T) {
 	assert.Equal(t, pgx.QueryExecModeCacheStatement, conn.Conn().Config().DefaultQueryExecMode)
 }
 
-// newRole gives the fixture a database of its own on the server, in which it is a role that owns nothing yet.
-// The statements change that before the service starts.
+// newRole returns a fixture with a database of its own on the server, where its role owns nothing yet. The
+// statements in change run before the service starts.
 func newRole(t *testing.T, server *devpgtest.Server, change string) *fixture {
 	t.Helper()
 	name := "of" + strings.ReplaceAll(newUUID(), "-", "")
@@ -175,7 +175,7 @@ func startWithRole(t *testing.T) *devpgtest.Server {
 	return server
 }
 
-// Where PostgreSQL does not let us make or write our tables, its words say why, and /check is KO.
+// If PostgreSQL does not let us create or write our tables, its own message says why, and /check is KO.
 func TestDatabaseThatIsNotOurs(t *testing.T) {
 	t.Parallel()
 	const taken = "a name is taken by another program: use a schema of its own " +
@@ -227,7 +227,7 @@ func TestDatabaseThatIsNotOurs(t *testing.T) {
 	}
 }
 
-// Tables of other programs stay as they are, whatever we called ours once.
+// Tables of other programs stay as they are, even if ours once had their names.
 func TestTablesOfOthersStay(t *testing.T) {
 	t.Parallel()
 	f := newRole(t, startWithRole(t), `GRANT ALL ON SCHEMA public TO app; CREATE TABLE syncs (n int);
@@ -236,7 +236,7 @@ func TestTablesOfOthersStay(t *testing.T) {
 	f.rows(`SELECT n::text FROM syncs UNION SELECT n::text FROM spots`)
 }
 
-// A schema of one's own is enough beside another program's tables.
+// A schema of its own lets the service live next to another program's tables.
 func TestSchemaOfOnesOwn(t *testing.T) {
 	t.Parallel()
 	database := devpgtest.Schema(t)
@@ -248,7 +248,7 @@ func TestSchemaOfOnesOwn(t *testing.T) {
 	assert.Empty(t, f.create(newUUID()).header.Get("Report-Stored"))
 }
 
-// What PostgreSQL refuses while connecting is not a bug of ours, and said once.
+// If PostgreSQL refuses the connection, the failure is not a bug of ours, and its reason is given once.
 func TestRefusedConnection(t *testing.T) {
 	t.Parallel()
 	database := devpgtest.Schema(t)
@@ -269,7 +269,7 @@ func TestRefusedConnection(t *testing.T) {
 	}
 }
 
-// A publication of all tables asks for a primary key on each of them.
+// A publication of all tables requires a primary key on each of them.
 func TestPublicationOfAllTables(t *testing.T) {
 	t.Parallel()
 	postgres := devpgtest.Start(t, "", "wal_level=logical")
@@ -287,7 +287,7 @@ func TestPublicationOfAllTables(t *testing.T) {
 	require.Eventually(t, func() bool { return f.get("/check").status == 503 }, waitLimit, waitTick)
 }
 
-// The settings of a database or a role change nothing of what is read and written.
+// The settings of a database or a role change nothing about what is read and written.
 func TestSettingsOfDatabases(t *testing.T) {
 	t.Parallel()
 	server := startWithRole(t)
@@ -339,7 +339,7 @@ func TestSettingsOfDatabases(t *testing.T) {
 	}
 }
 
-// Dumps restore, also data alone.
+// Dumps can be restored, even data-only ones.
 func TestDumps(t *testing.T) {
 	t.Parallel()
 	bin := devpg.FindPrograms("pg_dump", "psql")
@@ -356,7 +356,7 @@ func TestDumps(t *testing.T) {
 		{{"--data-only"}},
 	} {
 		to := devpgtest.Start(t, "")
-		if len(steps[0]) > 0 && steps[0][0] == "--data-only" { // into tables that the service has made
+		if len(steps[0]) > 0 && steps[0][0] == "--data-only" { // into tables that the service has created
 			newFixture(t, 0, func(c *Config) { c.DatabaseURL = to.URL })
 		}
 		for _, options := range steps {
@@ -373,7 +373,7 @@ func TestDumps(t *testing.T) {
 	}
 }
 
-// Changing the schema waits half a second for a lock, and then lets those pass who wait behind it.
+// A schema change waits half a second for a lock, and then lets the statements pass that queue behind it.
 func TestSchemaLetsOthersPass(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 3)
