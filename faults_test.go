@@ -40,7 +40,7 @@ func tryCreate(url, uuid string) (acknowledged, stored bool) {
 	return acknowledged, acknowledged && res.Header.Get("Report-Stored") != "false"
 }
 
-// timePasses ends all leases and waits of the queue, as time would. Its lock order is that of the service: by id.
+// timePasses ends all leases and waits of the queue, as time would. It locks in the order of ids, as the service does.
 const timePasses = `
 	WITH queued AS (SELECT id FROM reports WHERE state = 'queued' ORDER BY id FOR NO KEY UPDATE)
 	UPDATE reports SET leased_until = now(), next_attempt = now() WHERE id IN (SELECT id FROM queued) RETURNING ''`

@@ -191,7 +191,7 @@ func (p *rowPage) readPart(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// portion returns how many of the rows to read next, if they are about as large as those of the previous part.
+// portion returns how many of the rows fill a part, if they are about as large as those of the previous part.
 func (p *rowPage) portion(of int) int {
 	n := partRows
 	if read := len(p.ends); read > 0 {

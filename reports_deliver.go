@@ -37,7 +37,7 @@ type Delivery struct {
 	Rejected  int64 `json:"rejected"`
 }
 
-// reportsDeliver tries each entry that is now queued once, due or not, until it hits Rollbar's rate limit.
+// reportsDeliver tries each currently queued entry once, due or not, until it hits Rollbar's rate limit.
 func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error) {
 	if app.store == nil {
 		return Delivery{}, noDatabase()
@@ -65,7 +65,7 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 	return total, nil
 }
 
-// deliverOnce tries each entry that is now in the lane, until it hits Rollbar's rate limit.
+// deliverOnce tries each entry that is currently in the lane, until it hits Rollbar's rate limit.
 func (l *lane) deliverOnce(ctx context.Context) (*drain, error) {
 	ids, err := l.queued(ctx)
 	d := newDrain(l)
@@ -223,8 +223,8 @@ type outbox struct {
 	counted time.Time // zero if it has never been counted
 }
 
-// A lane is the queue of occurrences that are sent with one of Rollbar's tokens; other tokens do not hold it up. It also
-// tracks the outage that its process sees: a run of failures that ends with the first success, even that of a create.
+// A lane is the queue of occurrences that are sent with one of Rollbar's tokens; other tokens do not hold it up. It
+// also tracks the outage that its process sees: a run of failures that ends with the first success, even a create's.
 type lane struct {
 	outbox    *outbox
 	scope     scope // of the token

@@ -384,8 +384,8 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 }
 
 // writeOthers writes the differences of items that have reports. It first locks the current reports, even for a
-// stale answer, and those that become current again. The lock order is that of the ids, so that writers of the same
-// items do not deadlock.
+// stale answer, and those that become current again, in the order of ids, so that writers of the same items do not
+// deadlock.
 func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference) ([]int64, error) {
 	buckets := column(differences, func(d *difference) bucket { return bucketOf(d.data) })
 	return queryIDs(ctx, conn, `

@@ -47,8 +47,8 @@ func (e *entry) key() string { return e.uuid }
 // lease returns how long a process may work on an entry before others may take it.
 func (o *outbox) lease() time.Duration { return min(o.app.rollbar.timeout+2*retryLimit, longestPause) }
 
-// enqueue stores the occurrence as queued, unless its uuid is already stored. If leased is set, the caller gets the
-// lease and sends it; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.
+// enqueue stores the occurrence as queued, unless its uuid is already stored. If leased is set, the caller gets a
+// lease to send it; otherwise it needs room, and is due at once. Concurrent calls share a statement and its commit.
 func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage, leased bool) (*entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

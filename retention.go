@@ -18,7 +18,7 @@ type retention struct{ reports, occurrences time.Duration }
 // retentionLock is the advisory lock that the deleting replica holds.
 const retentionLock = schemaLock + 1
 
-// expire deletes what is too old at once, and then about every hour until the context ends.
+// expire deletes what is too old: at once, and then about every hour until the context ends.
 func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
 		reports, occurrences, err := app.store.expire(ctx, app.retention)

@@ -141,7 +141,7 @@ func (s *Store) check(ctx context.Context) error {
 	return databaseError(err)
 }
 
-// tryWriting runs a statement that needs the rights of a create and of the archive, and writes no row.
+// tryWriting runs a statement that needs the privileges of a create and of the archive, and writes no row.
 func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `
 		WITH inserted AS (
