@@ -529,6 +529,24 @@ func TestMemoryIsBounded(t *testing.T) {
 	assert.Less(t, memoryOf(p.cmd.Process.Pid, "VmHWM:"), float64(memoryLimit>>20))
 }
 
+// Clients that stop in the middle of large bodies do not hold up others.
+func TestStalledBodies(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0, func(c *Config) { c.relayTokens = []string{"sdk"} })
+	for range 5 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		require.NoError(t, err)
+		t.Cleanup(func() { conn.Close() })
+		_, err = io.WriteString(conn, "POST /api/1/item/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"+
+			strings.Repeat(" ", 700_000))
+		require.NoError(t, err)
+	}
+	for range 3 {
+		a := f.do("POST", "/items", `{"message":"`+strings.Repeat("x", 600_000)+`"}`)
+		assert.Equal(t, 201, a.status, a.body)
+	}
+}
+
 // memoryOf returns a figure of a process in MiB: VmRSS: is its resident memory now, VmHWM: its peak. It is 0 for a
 // process that has ended.
 func memoryOf(pid int, figure string) float64 {

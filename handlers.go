@@ -424,18 +424,18 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	content := io.Reader(http.MaxBytesReader(w, r.Body, limit))
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
+		if r.ContentLength > 0 {
+			limit = r.ContentLength
+		}
 	case "gzip", "x-gzip":
 		content, err = gzip.NewReader(content)
 	default:
 		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip or absent, not %q", cut(encoding))
 	}
 	if err == nil {
-		text, err = memory.ReadAll(r.Context(), content, 0, int(limit))
-	}
-	if copied := 2 * len(text); err == nil { // kept until the response is over
-		if err = memory.Take(r.Context(), copied); err == nil {
-			w.held += copied
-		}
+		const copies = 2
+		text, err = memory.ReadAll(r.Context(), content, 0, int(limit), copies)
+		w.use(copies * len(text)) // until the response is over
 	}
 	var over *http.MaxBytesError
 	switch {

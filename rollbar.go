@@ -195,7 +195,7 @@ func (r *Rollbar) attempt(ctx context.Context, call upstreamCall, timeout time.D
 
 func (r *Rollbar) readBody(ctx context.Context, res *http.Response) (text []byte, err error) {
 	if res.ContentLength <= maxResponse {
-		text, err = memory.ReadAll(ctx, res.Body, int(res.ContentLength), maxResponse)
+		text, err = memory.ReadAll(ctx, res.Body, int(max(res.ContentLength, 0)), maxResponse, 0)
 	}
 	switch {
 	case err != nil:

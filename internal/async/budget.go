@@ -16,8 +16,6 @@ type Budget struct {
 	Wait    time.Duration // at most, for bytes to become free
 	Full    error         // what a take fails with after Wait
 
-	growing sync.Mutex // held while reading a large text of unknown size: the others wait, so that this one can complete
-
 	mu        sync.Mutex
 	held      int
 	collected time.Time
@@ -25,26 +23,7 @@ type Budget struct {
 
 // Take waits until n bytes are free, and takes them.
 func (b *Budget) Take(ctx context.Context, n int) error {
-	return b.wait(ctx, func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		free := b.Bytes - b.held
-		if n > b.Small {
-			free -= b.Reserve
-		}
-		switch {
-		case n <= free:
-			b.held += n
-		case time.Since(b.collected) > 50*time.Millisecond:
-			b.collected = time.Now()
-			go runtime.GC() // some of what is held may be garbage
-		}
-		return n <= free
-	})
-}
-
-func (b *Budget) wait(ctx context.Context, done func() bool) error {
-	for began := time.Now(); !done(); {
+	for began := time.Now(); !b.take(n); {
 		if !Sleep(ctx, 10*time.Millisecond) {
 			return ctx.Err()
 		}
@@ -53,6 +32,23 @@ func (b *Budget) wait(ctx context.Context, done func() bool) error {
 		}
 	}
 	return nil
+}
+
+func (b *Budget) take(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	free := b.Bytes - b.held
+	if n > b.Small {
+		free -= b.Reserve
+	}
+	switch {
+	case n <= free:
+		b.held += n
+	case time.Since(b.collected) > 50*time.Millisecond:
+		b.collected = time.Now()
+		go runtime.GC() // some of what is held may be garbage
+	}
+	return n <= free
 }
 
 // Add takes n bytes that are already in use, or gives bytes back if n is negative.
@@ -70,26 +66,25 @@ func (b *Budget) Own(text []byte) {
 	}
 }
 
-// ReadAll is io.ReadAll for a text that the budget owns. It stops after most+1 bytes. A size of 0 means unknown.
-func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most int) (text []byte, err error) {
-	taken, grows := 0, false
+// ReadAll is io.ReadAll for a text that the budget owns. It stops after most+1 bytes. The size is 0 if it is unknown; a text of
+// which more than a 64th may be there already then takes all that it may need, so that it does not wait for others that grow,
+// too. While it is read, it also takes the bytes of so many copies.
+func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most, copies int) (text []byte, err error) {
+	taken := 0
 	for err == nil && len(text) <= most {
-		if len(text) == taken {
-			next := min(max(2*taken, size+1, 512), most+1) // one byte more, to see the end
-			if taken > 0 && next > b.Small && !grows {
-				if err = b.wait(ctx, b.growing.TryLock); err != nil {
-					break
-				}
-				grows = true
-				defer b.growing.Unlock()
+		if len(text) == cap(text) {
+			next := min(max(2*len(text), size+1, 512), most+1) // one byte more, to see the end
+			need := next
+			if size == 0 && next > most/64 {
+				need = most + 1
 			}
-			if err = b.Take(ctx, next-taken); err != nil {
+			if err = b.Take(ctx, (1+copies)*need-taken); err != nil {
 				break
 			}
-			text, taken = append(make([]byte, 0, next), text...), next
+			text, taken = append(make([]byte, 0, next), text...), (1+copies)*need
 		}
 		var n int
-		n, err = r.Read(text[len(text):taken])
+		n, err = r.Read(text[len(text):cap(text)])
 		text = text[:len(text)+n]
 	}
 	b.Add(-taken)

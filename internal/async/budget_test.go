@@ -62,7 +62,7 @@ func TestBudgetReadAll(t *testing.T) {
 		for _, size := range []int{-1, 0, n, n / 2, most} {
 			b := &Budget{Bytes: 1 << 20, Wait: time.Minute, Full: errFull}
 			given := iotest.OneByteReader(bytes.NewReader(bytes.Repeat([]byte("x"), n)))
-			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(given), size, most)
+			got, err := b.ReadAll(t.Context(), iotest.DataErrReader(given), size, most, 0)
 			require.NoError(t, err)
 			assert.Equal(t, min(n, most+1), len(got))
 			if cap(got) > 4<<10 {
@@ -73,11 +73,11 @@ func TestBudgetReadAll(t *testing.T) {
 		}
 	}
 	b := &Budget{Bytes: 10_000, Wait: time.Millisecond, Full: errFull}
-	_, err := b.ReadAll(t.Context(), strings.NewReader(strings.Repeat("x", 20_000)), 0, most)
+	_, err := b.ReadAll(t.Context(), strings.NewReader(strings.Repeat("x", 20_000)), 0, most, 0)
 	assert.ErrorIs(t, err, errFull)
 	b = &Budget{Bytes: 10_000}
 	_, err = b.ReadAll(t.Context(), io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0,
-		most)
+		most, 0)
 	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "a truncated text is an error")
 }
 
@@ -89,17 +89,26 @@ func (r slowReader) Read(p []byte) (int, error) {
 	return r.Reader.Read(p[:(len(p)+1)/2])
 }
 
-// Many concurrent reads of large texts of unknown size all complete.
+// Many concurrent reads of large texts of unknown size all complete, though one of them stalls.
 func TestBudgetReadAllTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &Budget{Bytes: 600_000, Small: 20_000, Wait: 10 * time.Minute, Full: errFull}
-		var readers sync.WaitGroup
-		for range 16 {
+		const most, size = 250_000, 200_000
+		b := &Budget{Bytes: 5 * most, Small: 20_000, Wait: 10 * time.Minute, Full: errFull}
+		text := strings.NewReader(strings.Repeat("x", size/2))
+		rest, stalled := io.Pipe()
+		var all, readers sync.WaitGroup
+		all.Go(func() {
+			_, err := b.ReadAll(t.Context(), io.MultiReader(text, rest), 0, most, 1)
+			assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		})
+		for range 30 {
 			readers.Go(func() {
-				_, err := b.ReadAll(t.Context(), slowReader{strings.NewReader(strings.Repeat("x", 200_000))}, 0, 1<<20)
+				_, err := b.ReadAll(t.Context(), slowReader{strings.NewReader(strings.Repeat("x", size))}, 0, most, 1)
 				assert.NoError(t, err)
 			})
 		}
 		readers.Wait()
+		stalled.CloseWithError(io.ErrUnexpectedEOF)
+		all.Wait()
 	})
 }
