@@ -16,7 +16,7 @@ import (
 
 const (
 	deliveryPace    = time.Second / 20 // 1200 a minute: a backlog must not eat the project's quota
-	deliveryWorkers = 16               // half of maxCalls: some may hang
+	deliveryWorkers = maxCalls / 4     // for each of two lanes, since some may hang
 	firstBackoff    = time.Second
 	outageAfter     = 100 // failures in a row; each further hundred adds the pace to the time between deliveries
 	longestSlowdown = 20  // times the pace, which is a second
@@ -113,7 +113,7 @@ func (l *lane) deliver(ctx context.Context) {
 	defer d.workers.Wait()
 	for wait := true; ctx.Err() == nil; {
 		if limit := l.limit(); limit > 0 {
-			l.await(ctx, limit)
+			l.await(ctx, min(limit, time.Second)) // the limit may be better known by then
 			continue
 		}
 		e, err := d.next(ctx, l.claimDue, wait, math.MaxInt64)
@@ -124,7 +124,8 @@ func (l *lane) deliver(ctx context.Context) {
 		case e != nil:
 			wait = e.others
 		default:
-			wait = !l.await(ctx, o.backoff)
+			l.await(ctx, o.backoff)
+			wait = false
 		}
 	}
 }
@@ -159,7 +160,9 @@ func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, e
 	var e *entry
 	err := d.lane.turn(ctx, wait, most)
 	if err == nil {
-		e, err = claim(ctx)
+		if e, err = claim(ctx); e == nil {
+			d.lane.outbox.app.rollbar.limits[d.lane.scope].giveBack()
+		}
 	}
 	if e == nil {
 		<-d.slots

@@ -407,6 +407,59 @@ func TestDeliveryBeginsAtOnce(t *testing.T) {
 	})
 }
 
+// The queue does not wait for its next turn while it is empty, and its looks into it are no deliveries.
+func TestEmptyQueueTakesNoTurns(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	limit := f.app.rollbar.limits[scopePost]
+	limit.read(&http.Response{StatusCode: 200, Header: http.Header{
+		"X-Rate-Limit-Remaining": {"10"}, "X-Rate-Limit-Remaining-Seconds": {"66988"},
+	}})
+	latest := func() time.Time {
+		limit.mu.Lock()
+		defer limit.mu.Unlock()
+		return limit.delivery
+	}
+	f.deliver(f.app)
+	for range 3 {
+		before := latest()
+		until(t, "the queue looks again", func() bool { return latest().After(before) })
+	}
+	limit.mu.Lock()
+	assert.LessOrEqual(t, limit.delivered, 1, "a look may be in progress")
+	limit.mu.Unlock()
+	f.eventually(f.enqueue(1)[0], "delivered")
+}
+
+// The queue rests no longer than it trusts what it knows of Rollbar's limit.
+func TestLimitIsNotTrustedForever(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	limit := f.app.rollbar.limits[scopePost]
+	limit.read(&http.Response{StatusCode: 200, Header: http.Header{
+		"X-Rate-Limit-Remaining": {"0"}, "X-Rate-Limit-Remaining-Seconds": {"66988"},
+	}})
+	f.deliver(f.app)
+	uuid := f.enqueue(1)[0]
+	limit.mu.Lock()
+	limit.known = time.Now().Add(-trusted)
+	limit.mu.Unlock()
+	f.eventually(uuid, "delivered")
+}
+
+// However many deliveries hang, others find a slot for their calls.
+func TestHangingDeliveriesLeaveSlots(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.sandbox.FailOnly("POST /item/", -1, sandbox.Slow)
+	f.enqueue(2 * maxCalls)
+	f.exec(`UPDATE reports SET client = id % 2 = 0`)
+	f.deliver(f.app)
+	until(t, "all workers deliver", func() bool { return len(f.app.rollbar.slots) == 2*deliveryWorkers })
+	id := f.sandbox.ItemIDs()[0]
+	assert.Equal(t, 200, f.get(fmt.Sprintf("/items/%d?source=live", id)).status)
+}
+
 // Whatever is wrong with one token, the occurrences for the other token are delivered.
 func TestTokensHoldUpTheirOwn(t *testing.T) {
 	t.Parallel()

@@ -170,15 +170,14 @@ func (o *outbox) room(ctx context.Context, n int) (int, error) {
 	defer o.mu.Unlock()
 	if o.app.queueLimit-o.length < n || time.Since(o.counted) > time.Second {
 		o.app.store.deliveries.Flush(ctx) // they do not wait any more
-		began := time.Now()
 		err := o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			return conn.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM reports WHERE state = 'queued' LIMIT @most) AS queued`,
 				replan, pgx.NamedArgs{"most": o.app.queueLimit + 1}).Scan(&o.length)
 		})
+		o.counted = time.Now() // even if that failed: callers that queue up here must not retry it one by one
 		if err != nil {
 			return 0, err
 		}
-		o.counted = began
 	}
 	return o.app.queueLimit - o.length, nil
 }

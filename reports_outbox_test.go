@@ -95,6 +95,18 @@ func (f *fixture) deliver(app *App) (stop func()) {
 	return stop
 }
 
+// A count of the queue that fails is not retried at once: callers that wait for it would time out one by one.
+func TestRoomWhilePostgreSQLHangs(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	begin(t, f.connect(), `LOCK TABLE reports IN ACCESS EXCLUSIVE MODE`)
+	_, err := f.app.outbox.room(t.Context(), 1)
+	require.True(t, isKind(err, unavailable), err)
+	room, err := f.app.outbox.room(t.Context(), 1)
+	require.NoError(t, err)
+	assert.Equal(t, f.app.queueLimit, room)
+}
+
 func TestCreateWhileRollbarFails(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

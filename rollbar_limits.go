@@ -192,3 +192,10 @@ func (l *rateLimit) turn(pace time.Duration, slowdown int) time.Duration {
 	}
 	return wait
 }
+
+// giveBack undoes the count of a turn in which there was nothing to deliver.
+func (l *rateLimit) giveBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delivered = max(0, l.delivered-1) // a new window may have begun
+}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -57,6 +58,11 @@ func TestSilentStandby(t *testing.T) {
 	f.sandbox.SetFault(sandbox.Forbidden)
 	assert.Equal(t, 200, f.get("/occurrences/"+id).status)
 	assert.Equal(t, 200, f.get(fmt.Sprintf("/items/%d?source=archive", item)).status)
+	var readers sync.WaitGroup
+	for range 3 * cap(f.app.store.readers) {
+		readers.Go(func() { assert.Equal(t, 200, f.get("/reports").status, "however many ask at the same time") })
+	}
+	readers.Wait()
 }
 
 // A sync needs PostgreSQL even if Rollbar has nothing, and is refused before Rollbar is asked.

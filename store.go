@@ -184,8 +184,8 @@ func (s *Store) writeSlowly(ctx context.Context, do func(context.Context, *pgx.C
 }
 
 // read runs do on the standby, if there is one that answers and has the tables, and otherwise on the primary; do may
-// run twice. Occurrences that this process has delivered read as delivered. Reads share a limited number of slots, so
-// that writes always find a connection.
+// run twice. Occurrences that this process has delivered read as delivered. Reads of the primary share a limited
+// number of slots, so that writes always find a connection.
 func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	return s.readWithin(ctx, 0, do)
 }
@@ -194,6 +194,15 @@ func (s *Store) read(ctx context.Context, do func(context.Context, *pgx.Conn) er
 func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(context.Context, *pgx.Conn) error) error {
 	if s == nil {
 		return noDatabase()
+	}
+	s.deliveries.Flush(ctx)
+	if s.standby != nil {
+		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		defer cancel()
+		err := onPool(ctx, s.standby, do)
+		if err == nil || errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
 	}
 	waiting := time.NewTimer(storeTimeout)
 	defer waiting.Stop()
@@ -204,15 +213,6 @@ func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(con
 		return errCrowded(nil)
 	case <-ctx.Done():
 		return ctx.Err()
-	}
-	s.deliveries.Flush(ctx)
-	if s.standby != nil {
-		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-		defer cancel()
-		err := onPool(ctx, s.standby, do)
-		if err == nil || errors.Is(err, pgx.ErrNoRows) {
-			return err
-		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(limit, s.readTimeout))
 	defer cancel()

@@ -40,7 +40,7 @@ func (p Part) Member(name string) (member Part) {
 	return member
 }
 
-const maxParts = 100_000 // each takes more memory than a short value
+const maxParts = 20_000 // each takes more memory than a short value
 
 // Parse is like Compact, and takes the value apart to the given depth in the same pass. It refuses too many parts.
 func Parse(text []byte, levels int) (whole Part, _ error) {

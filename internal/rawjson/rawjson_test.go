@@ -29,7 +29,7 @@ func TestParseTooMuch(t *testing.T) {
 	require.Equal(t, text, string(whole.Value))
 	require.Len(t, whole.Parts, 1)
 	_, err = Parse([]byte(text), 2)
-	require.EqualError(t, err, "it has more than 100000 parts")
+	require.EqualError(t, err, "it has more than 20000 parts")
 }
 
 func TestEqual(t *testing.T) {
