@@ -457,7 +457,7 @@ func (c *cli) newCall() (call *Call, end func()) {
 	c.table = &terminal.Table{Out: c.std.out}
 	if width := terminal.Width(c.std.out); width > 0 {
 		c.table = &terminal.Table{Out: progress.Before(c.std.out), Width: width}
-		if os.Getenv("NO_COLOR") == "" {
+		if os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" {
 			c.table.Colours = colours
 		}
 		c.std.out = progress.Before(c.safe(c.std.out))

@@ -114,7 +114,7 @@ func askServer(ctx context.Context, config *Config, c *Command, args arguments) 
 		return remoteLines(config, res), nil
 	}
 	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
+	text, err := io.ReadAll(io.LimitReader(res.Body, memoryLimit))
 	if err != nil {
 		return nil, noResponse(config, err)
 	}
@@ -192,15 +192,12 @@ func remoteLines(config *Config, res *http.Response) *List {
 		Next: nextPage(res),
 		Rows: func(yield func(json.RawMessage, error) bool) {
 			defer res.Body.Close()
-			for lines := bufio.NewReaderSize(res.Body, 64<<10); ; {
-				line, err := lines.ReadBytes('\n')
-				row, invalid := rawjson.Compact(line)
+			lines := bufio.NewScanner(res.Body)
+			lines.Buffer(nil, memoryLimit)
+			for lines.Scan() {
+				row, err := rawjson.Compact(lines.Bytes())
 				switch {
-				case err == io.EOF && len(line) == 0:
-					return
 				case err != nil:
-					err = noResponse(config, err)
-				case invalid != nil:
 					err = strangeResponse(config, res)
 				case bytes.HasPrefix(row, []byte(`{"error":`)):
 					err = remoteFailure(config, res, rawjson.Get(row, "error"))
@@ -208,6 +205,9 @@ func remoteLines(config *Config, res *http.Response) *List {
 				if !yield(row, err) || err != nil {
 					return
 				}
+			}
+			if err := lines.Err(); err != nil {
+				yield(nil, noResponse(config, err))
 			}
 		},
 	}
@@ -221,7 +221,7 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 	if err != nil || !known {
 		return strangeResponse(config, res)
 	}
-	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus}
+	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus, requestID: p.RequestID}
 	if kind == unauthorized {
 		f.detail = fmt.Sprintf("the server at APP_URL, %s, wants one of its tokens: set API_TOKEN", appURL(config))
 	}

@@ -106,7 +106,7 @@ func TestAskStranger(t *testing.T) {
 // A failure of the server is passed on unchanged, and a truncated list counts as a failure.
 func TestAskServerThatFails(t *testing.T) {
 	t.Parallel()
-	const more = `"upstream_status":403,"errors":[{"field":"level","message":"other"}]}`
+	const more = `"request_id":"r1","upstream_status":403,"errors":[{"field":"level","message":"other"}]}`
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/items" {
 			w.Header().Set("Content-Type", "application/problem+json")

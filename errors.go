@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,6 +72,7 @@ type Failure struct {
 	wait      time.Duration // before another attempt, or 0
 	limit     int           // the limit that was reached, if a caller is told; or 0
 	setting   string        // the setting that is missing, or ""
+	requestID string        // of the server at APP_URL that failed, or ""
 	transient bool          // another attempt may succeed
 	err       error         // the cause, for logs; may be nil
 }
@@ -165,7 +167,7 @@ type problem struct {
 func (f *Failure) problem(requestID string) problem {
 	return problem{
 		Type: "/problems/" + f.kind.name, Title: f.kind.title, Status: f.kind.status, Detail: f.detail,
-		RequestID: requestID, UpstreamStatus: f.upstream, Errors: f.fields,
+		RequestID: cmp.Or(f.requestID, requestID), UpstreamStatus: f.upstream, Errors: f.fields,
 	}
 }
 

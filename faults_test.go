@@ -295,7 +295,7 @@ func TestGatewayIsNotRollbar(t *testing.T) {
 			path := fmt.Sprintf("/items/%d", f.sandbox.ItemIDs()[0])
 			for _, method := range []string{"GET", "DELETE"} {
 				got := f.do(method, path, "")
-				assert.Contains(t, got.requireProblem(502, "unavailable"), "is not Rollbar's JSON")
+				assert.Contains(t, got.requireProblem(502, "unavailable"), "without its JSON")
 				assert.Equal(t, fmt.Sprint(status), got.at("upstream_status"))
 			}
 			f.do("PATCH", path, `{"status":"resolved"}`).requireProblem(502, "unavailable")
@@ -537,8 +537,8 @@ func TestStalledBodies(t *testing.T) {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 		require.NoError(t, err)
 		t.Cleanup(func() { conn.Close() })
-		_, err = io.WriteString(conn, "POST /api/1/item/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"+
-			strings.Repeat(" ", 700_000))
+		const header = "POST /api/1/item/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+		_, err = io.WriteString(conn, header+strings.Repeat(" ", 700_000))
 		require.NoError(t, err)
 	}
 	for range 3 {

@@ -42,13 +42,13 @@ func (app *App) findItem(ctx context.Context) (found bool, err error) {
 			WHERE id = (
 				SELECT id
 				FROM reports
-				WHERE next_lookup <= now()
+				WHERE next_lookup <= now() OR next_lookup > now() + @longest
 				ORDER BY next_lookup
 				LIMIT 1
 				FOR UPDATE SKIP LOCKED
 			)
 			RETURNING id, uuid, lookups`,
-			pgx.NamedArgs{"waits": lookupWaits}).Scan(&id, &uuid, &lookups)
+			pgx.NamedArgs{"waits": lookupWaits, "longest": longestPause}).Scan(&id, &uuid, &lookups)
 	})
 	if err != nil { // none is due, or PostgreSQL is down, which the queue logs
 		return false, nil

@@ -39,7 +39,7 @@ const (
 
 // Headers that many responses share.
 var (
-	commonHeader = http.Header{"X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}, "Vary": {"Accept"}}
+	commonHeader = http.Header{"X-Content-Type-Options": {"nosniff"}, "Cache-Control": {"no-store"}, "Vary": {"Accept", "Accept-Encoding"}}
 	jsonType     = []string{"application/json"}
 	problemType  = []string{"application/problem+json"}
 )
@@ -104,10 +104,9 @@ func (w *response) send(part []byte) error {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.timeout))
 	if !w.started {
 		w.started = true
-		if len(part) >= worthZip && w.request.Method != http.MethodHead && preference(w.request, "Accept-Encoding", "gzip", "*") > 0 {
+		if len(part) >= worthZip && preference(w.request, "Accept-Encoding", "gzip", "*") > 0 {
 			h := w.Header()
 			h.Set("Content-Encoding", "gzip")
-			h.Add("Vary", "Accept-Encoding")
 			h.Del("Content-Length")
 			w.zipper = zippers.Get().(*gzip.Writer)
 			w.use(zipperSize)
@@ -116,7 +115,7 @@ func (w *response) send(part []byte) error {
 		w.ResponseWriter.WriteHeader(w.status)
 	}
 	switch {
-	case len(part) == 0 || w.request.Method == http.MethodHead:
+	case len(part) == 0:
 	case w.zipper != nil:
 		_, w.lost = w.zipper.Write(part)
 	default:

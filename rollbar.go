@@ -236,7 +236,7 @@ func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (no
 	if failed == nil {
 		return none, &Failure{
 			kind: badGateway, upstream: status, transient: true, err: err,
-			detail: fmt.Sprintf("the response, with status %d, is not Rollbar's JSON: it was cut off, or came from a proxy or another server; check ROLLBAR_URL", status),
+			detail: fmt.Sprintf("Rollbar answered %d %s without its JSON: the response was cut off, or came from a proxy or another server; if that lasts, check ROLLBAR_URL", status, http.StatusText(status)),
 		}
 	}
 	if status/100 == 2 && string(failed) == "0" {
@@ -397,8 +397,6 @@ func (r *Rollbar) Occurrences(ctx context.Context, item, page, limit int64) ([]O
 	}
 	return occurrences, err
 }
-
-func byID(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) }
 
 func (r *Rollbar) Occurrence(ctx context.Context, id int64) (Occurrence, error) {
 	path := fmt.Sprintf("/instance/%d", id)

@@ -53,7 +53,9 @@ func (p *pgxTracer) start(ctx context.Context, name, operation, statement string
 func (p *pgxTracer) end(ctx context.Context, tag pgconn.CommandTag, err error) {
 	s := SpanFrom(ctx)
 	s.SetMetric("db.result.rows_affected", tag.RowsAffected())
-	s.SetError(err)
+	if ctx.Err() != context.Canceled { // the caller's decision
+		s.SetError(err)
+	}
 	s.Finish()
 }
 

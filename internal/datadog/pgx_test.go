@@ -1,6 +1,7 @@
 package datadog
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -45,6 +46,10 @@ func TestSQLSpans(t *testing.T) {
 	require.Error(t, err)
 	_, err = pool.CopyFrom(ctx, pgx.Identifier{"things"}, []string{"id"}, pgx.CopyFromRows([][]any{{7}, {8}}))
 	require.NoError(t, err)
+	cancelled, cancel := context.WithCancel(ctx)
+	time.AfterFunc(100*time.Millisecond, cancel)
+	_, err = pool.Exec(cancelled, "SELECT pg_sleep(60)")
+	require.ErrorIs(t, err, context.Canceled)
 	root.Finish()
 
 	type seen struct {
@@ -75,6 +80,7 @@ func TestSQLSpans(t *testing.T) {
 		{"pgx.query", "sql", "SELECT name FROM things WHERE id = @id", "Query", "", 0},
 		{"pgx.query", "sql", "SELECT 1 / $1::integer", "Query", "ERROR: invalid data (SQLSTATE 22012)", 0},
 		{"pgx.copy_from", "sql", `COPY "things" FROM STDIN`, "Copy From", "", 2},
+		{"pgx.query", "sql", "SELECT pg_sleep(60)", "Query", "", 0}, // to cancel is the caller's decision
 	}, got)
 }
 

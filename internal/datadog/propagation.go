@@ -120,7 +120,7 @@ var traceparentForm = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{16})([0-9a-f]
 // parseTraceparent parses the W3C headers. The origin is empty if traceparent is missing or malformed.
 func parseTraceparent(parent, state string) traceOrigin {
 	fields := traceparentForm.FindStringSubmatch(parent)
-	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" {
+	if fields == nil || fields[1] == "ff" || fields[1] == "00" && fields[6] != "" || parseHex(fields[4]) == 0 {
 		return traceOrigin{}
 	}
 	origin := traceOrigin{high: parseHex(fields[2]), low: parseHex(fields[3]), parent: parseHex(fields[4])}

@@ -61,7 +61,7 @@ func (m *Mask) Bytes(text []byte) []byte {
 		}
 		n := 0
 		for _, form := range m.forms[text[i]] {
-			n = max(n, matched(text, i, form))
+			n = max(n, matched(text, i, form, false), matched(text, i, form, true))
 		}
 		if n == 0 {
 			continue
@@ -81,12 +81,17 @@ func (m *Mask) Bytes(text []byte) []byte {
 }
 
 // matched returns how many bytes at the position match the form or its beginning, or 0 if the match is too short.
-func matched(text []byte, from int, form string) int {
+// In an escaped text, a \ of the form is never there as it is.
+func matched(text []byte, from int, form string, escaped bool) int {
 	i, k := from, 0
 	for i < len(text) && k < len(form) {
 		c, width := text[i], 1
-		if lower(c) != lower(form[k]) && (c == '%' || c == '\\') {
+		if (escaped || lower(c) != lower(form[k])) && (c == '%' || c == '\\') {
 			c, width = decoded(text, i)
+		}
+		if c == '\\' && c != form[k] && i+width < len(text) { // escaped twice, as a quoted text in JSON
+			inner, more := decoded(text, i+width)
+			c, width = inner, width+more
 		}
 		if lower(c) != lower(form[k]) || len(form) < least && c != form[k] {
 			break

@@ -15,7 +15,7 @@ import (
 
 func TestMask(t *testing.T) {
 	t.Parallel()
-	const secret = `s3cret+token/"for=tests?>`
+	const secret = `s3cret+token/"for=\tests?>`
 	everywhere := strings.Builder{}
 	for _, c := range []byte(secret) {
 		everywhere.WriteString("%" + hex.EncodeToString([]byte{c}))
@@ -32,6 +32,7 @@ func TestMask(t *testing.T) {
 		"cut and percent-encoded":   url.QueryEscape(secret[:11]),
 		"in JSON":                   strings.Trim(strconv.Quote(secret), `"`),
 		"in JSON within HTML":       strings.ReplaceAll(strings.Trim(strconv.Quote(secret), `"`), ">", `\u003e`),
+		"quoted in JSON":            strings.Trim(strconv.Quote(strings.Trim(strconv.Quote(secret), `"`)), `"`),
 	} {
 		assert.Equal(t, "<***|***>", string(New("other", secret).Bytes([]byte("<"+form+"|"+form+">"))), name)
 	}
