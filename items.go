@@ -82,7 +82,8 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 		}
 		return nil, err
 	}
-	app.observePage(ctx, page)
+	page.observing.Do(func() { page.unstored = app.tryToObserve(ctx, page.Items) }) // once for all callers that share it
+	callOf(ctx).notStored(page.unstored)
 	list := &List{
 		Name: "items",
 		Rows: sliceRows(page.Items, func(item Item) json.RawMessage { return item.JSON }),

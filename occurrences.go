@@ -39,12 +39,11 @@ type occurrencesListInput struct {
 
 func occurrencesList(ctx context.Context, app *App, in occurrencesListInput) (*List, error) {
 	return app.listRows(ctx, in.Limit, rowPage{
-		table: "occurrences", query: selectOccurrences, append: appendOccurrence,
-		find: in.find, isFiltered: true, cursor: in.Cursor.Value, // rows are too large to read more than are shown
+		table: "occurrences", append: appendOccurrence,
+		query: func(ids string) string { return `SELECT id, data FROM occurrences WHERE id ` + ids },
+		find:  in.find, isFiltered: true, cursor: in.Cursor.Value, // rows are too large to read more than are shown
 	})
 }
-
-func selectOccurrences(ids string) string { return `SELECT id, data FROM occurrences WHERE id ` + ids }
 
 func appendOccurrence(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 	var id int64

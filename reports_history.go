@@ -70,12 +70,6 @@ func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
 	return unstored
 }
 
-// observePage is observe for a page, once for all callers that share it.
-func (app *App) observePage(ctx context.Context, page *ItemPage) {
-	page.observing.Do(func() { page.unstored = app.tryToObserve(ctx, page.Items) })
-	callOf(ctx).notStored(page.unstored)
-}
-
 // tryToObserve stores the items, or returns why it could not.
 func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string) {
 	return app.tryToStore(ctx, "items", len(items), func(ctx context.Context) error {
