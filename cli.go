@@ -58,7 +58,7 @@ func (c *cli) run(ctx context.Context, args []string) int {
 		c.output = "table"
 	}
 	root := c.tree()
-	arranged, selected, err := c.arrange(root, customary(args))
+	arranged, selected, err := c.arrange(root, translateArgs(args))
 	if errors.Is(err, flag.ErrHelp) {
 		_, err = fmt.Fprint(c.std.out, selected.help())
 	} else {
@@ -75,8 +75,8 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	return c.exit
 }
 
-// customary translates other programs' words for help and version in the arguments to ours.
-func customary(args []string) []string {
+// translateArgs translates other programs' words for help and version in the arguments to ours.
+func translateArgs(args []string) []string {
 	switch {
 	case len(args) > 0 && args[0] == "help":
 		return append(slices.Clone(args[1:]), "-h")

@@ -23,7 +23,7 @@ func (c *cli) completionCommand(root *subcommand) *subcommand {
 				Shell    string
 				Places   []completion
 				Settings []string
-			}{name, c.completions(root, ""), settingWords()})
+			}{name, c.completions(root, ""), settingFlagNames()})
 		})
 	}
 	return c.group("completion", helpFrom("completion.txt"), shell("bash", "app.bash"), shell("fish", "app.fish"), shell("zsh", "app.bash"))
@@ -46,7 +46,7 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 		below = append(below, c.completions(sub, strings.TrimSpace(name+" "+sub.name))...)
 	}
 	own := at.flags
-	if at.name == "serve" { // see settingWords for the others
+	if at.name == "serve" { // see settingFlagNames for the others
 		own = append(own, c.settingFlags()...)
 	}
 	var flags []string
@@ -62,8 +62,8 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	return append([]completion{{Command: name, Words: append(at.childNames(), flags...)}}, below...)
 }
 
-// settingWords returns the flags that are settings. There are many, so commands other than serve complete them
+// settingFlagNames returns the flags that are settings. There are many, so commands other than serve complete them
 // only once more than a dash is typed.
-func settingWords() []string {
+func settingFlagNames() []string {
 	return column(new(Config).settings(), func(s setting) string { return "-" + s.name })
 }

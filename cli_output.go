@@ -93,7 +93,7 @@ func printRows(t *terminal.Table, columns []string, list *List) error {
 			t.Flush()
 			return err
 		}
-		cells := column(columns, func(column string) string { return cell(t, column, fieldOf(row, column), false) })
+		cells := column(columns, func(column string) string { return cell(t, column, columnValue(row, column), false) })
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 		if count++; count%alignedRows == 0 {
 			t.Flush()
@@ -116,7 +116,7 @@ func (c *cli) printMembers(value any) error {
 	thing := json.RawMessage(strings.TrimSpace(text.String()))
 	names := c.fields
 	if names == nil {
-		names = slices.DeleteFunc(slices.Clone(firstMembers), func(name string) bool { return fieldOf(thing, name) == nil })
+		names = slices.DeleteFunc(slices.Clone(firstMembers), func(name string) bool { return columnValue(thing, name) == nil })
 		for name := range rawjson.Members(thing) {
 			if !slices.Contains(names, name) {
 				names = append(names, name)
@@ -124,7 +124,7 @@ func (c *cli) printMembers(value any) error {
 		}
 	}
 	for _, name := range names {
-		fmt.Fprintf(c.table, "%s\t%s\n", terminal.Printable(name), cell(c.table, name, fieldOf(thing, name), true))
+		fmt.Fprintf(c.table, "%s\t%s\n", terminal.Printable(name), cell(c.table, name, columnValue(thing, name), true))
 	}
 	return c.table.Flush()
 }

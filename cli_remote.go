@@ -148,18 +148,18 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 	case res.StatusCode/100 == 3:
 		return nil, fail(misconfigured, "the server at APP_URL, %s, redirects to %s: set APP_URL to the address of the service itself", appURL(config), res.Header.Get("Location"))
 	case res.StatusCode/100 != 2:
-		return nil, strangeResponse(config, res)
+		return nil, foreignResponse(config, res)
 	case c == whichCmd && mediaType(res) == "text/plain":
 		return Text(config.mask().Bytes(bytes.TrimSuffix(text, []byte("\n")))), nil
 	case c == whichCmd, err != nil, document[0] != '{':
-		return nil, strangeResponse(config, res)
+		return nil, foreignResponse(config, res)
 	case c.Columns == "":
 		return document, nil
 	}
 	if list := remoteList(res, document); list != nil {
 		return list, nil
 	}
-	return nil, strangeResponse(config, res)
+	return nil, foreignResponse(config, res)
 }
 
 // remoteList returns the list in a JSON document, whose first array holds the elements, or nil if there is no array.
@@ -197,8 +197,10 @@ func remoteLines(config *Config, res *http.Response) *List {
 			for lines.Scan() {
 				row, err := rawjson.Compact(lines.Bytes())
 				switch {
+				case lines.Err() != nil: // the line is cut off
+					err = noResponse(config, lines.Err())
 				case err != nil:
-					err = strangeResponse(config, res)
+					err = foreignResponse(config, res)
 				case bytes.HasPrefix(row, []byte(`{"error":`)):
 					err = remoteFailure(config, res, rawjson.Get(row, "error"))
 				}
@@ -219,7 +221,7 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 	err := json.Unmarshal(text, &p)
 	kind, known := kindOf(p.Type, p.Status)
 	if err != nil || !known {
-		return strangeResponse(config, res)
+		return foreignResponse(config, res)
 	}
 	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus, requestID: p.RequestID}
 	if kind == unauthorized {
@@ -242,8 +244,8 @@ func noResponse(config *Config, err error) error {
 	return fail(unavailable, "the server at APP_URL, %s, does not answer: %w", appURL(config), err)
 }
 
-// strangeResponse returns the failure for a response that this service would not send.
-func strangeResponse(config *Config, res *http.Response) error {
+// foreignResponse returns the failure for a response that this service would not send.
+func foreignResponse(config *Config, res *http.Response) error {
 	return fail(badGateway, "the server at APP_URL, %s, answered %d, but not as this service would: check APP_URL and any proxy in front of it", appURL(config), res.StatusCode)
 }
 

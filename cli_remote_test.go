@@ -50,7 +50,7 @@ func TestAskServer(t *testing.T) {
 
 // A response from another kind of server at APP_URL, or from a proxy in front of it, never counts
 // as success.
-func TestAskStranger(t *testing.T) {
+func TestAskForeignServer(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, kind, body string

@@ -39,12 +39,12 @@ func FuzzArguments(f *testing.F) {
 }
 
 func FuzzCursor(f *testing.F) {
-	f.Add(reportCursor{before: 12}.String())
+	f.Add(rowCursor{before: 12}.String())
 	f.Add(occurrencePlace{page: 3, last: 1 << 60}.String())
 	f.Add("MS4tMQ")
 	f.Add("\x00")
 	f.Fuzz(func(t *testing.T, text string) {
-		var c, again reportCursor
+		var c, again rowCursor
 		if c.UnmarshalText([]byte(text)) != nil {
 			return
 		}

@@ -433,9 +433,8 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 		return nil, fail(wrongMedia, "the body's Content-Encoding must be gzip or absent, not %q", cut(encoding))
 	}
 	if err == nil {
-		const copies = 2
-		text, err = memory.ReadAll(r.Context(), content, 0, int(limit), copies)
-		w.use(copies * len(text)) // until the response is over
+		text, err = memory.ReadAll(r.Context(), content, 0, int(limit), 2)
+		w.use(2 * len(text)) // for copies, until the response is over
 	}
 	var over *http.MaxBytesError
 	switch {

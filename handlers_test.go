@@ -227,7 +227,7 @@ func TestBrowsersWithoutAPIToken(t *testing.T) {
 	for _, host := range []string{"errors.example.com", "errors.example.com:8080", "192.0.2.1"} {
 		f.do("GET", "/items", "", "Host", host).requireProblem(421, "auth")
 	}
-	assert.Contains(t, f.rawAnswers("GET /items HTTP/1.0\r\n\r\n"), " 421 ", "no Host")
+	assert.Contains(t, f.rawResponses("GET /items HTTP/1.0\r\n\r\n"), " 421 ", "no Host")
 	for _, host := range []string{"localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"} {
 		assert.Equal(t, 200, f.do("GET", "/items", "", "Host", host).status, host)
 	}
@@ -251,7 +251,7 @@ func TestUncleanPaths(t *testing.T) {
 			if request == "OPTIONS /items" && host == "localhost" {
 				status = "405"
 			}
-			answer := f.rawAnswers(request + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n")
+			answer := f.rawResponses(request + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n")
 			assert.True(t, strings.HasPrefix(answer, "HTTP/1.1 "+status+" "), "%s: %s", request, answer)
 			for _, header := range []string{"X-Content-Type-Options: nosniff", "Cache-Control: no-store",
 				"X-Request-Id: ", "Content-Type: application/problem+json"} {
@@ -259,7 +259,7 @@ func TestUncleanPaths(t *testing.T) {
 			}
 		}
 	}
-	assert.Contains(t, f.rawAnswers("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"+
+	assert.Contains(t, f.rawResponses("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"+
 		"Connection: close\r\n\r\n"), "there is no route CONNECT")
 }
 
@@ -310,8 +310,8 @@ func TestBodyEncodings(t *testing.T) {
 		`must be gzip or absent, not "br"`)
 	for _, header := range []string{fmt.Sprint("Content-Length: ", maxBody+1),
 		"Content-Length: 9\r\nContent-Type: text/xml"} {
-		got := f.rawAnswers("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n" +
-			header + "\r\n\r\n")
+		got := f.rawResponses("POST /items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" +
+			"Expect: 100-continue\r\n" + header + "\r\n\r\n")
 		assert.Regexp(t, `^HTTP/1\.1 41[35] `, got, "and no 100 Continue")
 	}
 }

@@ -345,8 +345,8 @@ type itemsOccurrencesInput struct {
 // An occurrencePlace is a page number of an item's occurrences, and the id of the last one on the page before, or 0.
 type occurrencePlace struct{ page, last int64 }
 
-// String returns the place as callers see it: opaque, like a reportCursor.
-func (p occurrencePlace) String() string { return reportCursor{p.page, p.last}.String() }
+// String returns the place as callers see it: opaque, like a rowCursor.
+func (p occurrencePlace) String() string { return rowCursor{p.page, p.last}.String() }
 
 func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
 	p.page, p.last, err = cursorNumbers(text)

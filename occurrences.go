@@ -28,13 +28,13 @@ var occurrencesListCmd = &Command{
 }
 
 type occurrencesListInput struct {
-	ItemID      Opt[int64]        `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
-	Environment Opt[string]       `query:"environment" min:"1" help:"only occurrences in this environment"`
-	Level       Opt[string]       `query:"level" enum:"debug,info,warning,error,critical" help:"only occurrences with this level"`
-	Since       Opt[Moment]       `query:"since" help:"only occurrences since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
-	Until       Opt[Moment]       `query:"until" help:"only occurrences until this time, or longer ago than this age"`
-	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"occurrences per page (default 20; all with ndjson)"`
-	Cursor      Opt[reportCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
+	ItemID      Opt[int64]     `query:"item_id" min:"1" help:"only occurrences of the item with this id"`
+	Environment Opt[string]    `query:"environment" min:"1" help:"only occurrences in this environment"`
+	Level       Opt[string]    `query:"level" enum:"debug,info,warning,error,critical" help:"only occurrences with this level"`
+	Since       Opt[Moment]    `query:"since" help:"only occurrences since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
+	Until       Opt[Moment]    `query:"until" help:"only occurrences until this time, or longer ago than this age"`
+	Limit       Opt[int64]     `query:"limit" min:"1" max:"1000" help:"occurrences per page (default 20; all with ndjson)"`
+	Cursor      Opt[rowCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
 func occurrencesList(ctx context.Context, app *App, in occurrencesListInput) (*List, error) {
@@ -52,7 +52,7 @@ func appendOccurrence(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
 }
 
 // find returns the ids of the page in any order, and one more when it pages towards newer occurrences.
-func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
+func (in *occurrencesListInput) find(ctx context.Context, conn *pgx.Conn, at rowCursor, limit int) ([]int64, error) {
 	args := pgx.NamedArgs{
 		"item_id": in.ItemID.Value, "environment": in.Environment.Value, "levels": append([]string{""}, levels...),
 		"since": in.Since.Value.Time, "until": in.Until.Value.Time,

@@ -82,12 +82,12 @@ type table struct {
 
 // A member is a named value as a page shows it.
 type member struct {
-	name, things string // things is the URL prefix of the things that the value may name, or ""
-	Label, Text  string
-	URL          string // of the thing that it names, or ""
-	At           string // RFC 3339, for a time
-	IsTag        bool   // shown in colour
-	IsLong       bool   // shown folded
+	name, baseURL string // baseURL is the URL prefix of the things that the value may name, or ""
+	Label, Text   string
+	URL           string // of the thing that it names, or ""
+	At            string // RFC 3339, for a time
+	IsTag         bool   // shown in colour
+	IsLong        bool   // shown folded
 }
 
 // A form runs an operation.
@@ -102,7 +102,7 @@ type field struct {
 	param                            *param
 	Name, Label, Help, Default, Kind string
 	Options, Values                  []string
-	IsRepeated, IsRequired, IsPlace  bool // IsPlace: it says which part of a list is shown
+	IsRepeated, IsRequired, IsPaging bool // IsPaging: it says which part of a list is shown
 }
 
 // cachedHTML holds the output of templates, by key: running a template is slow, and a page needs many.
@@ -126,7 +126,7 @@ func cached(keep bool, key any, name string, data any) template.HTML {
 // HTML renders the fields that are places, or the others.
 func (f form) HTML(places bool) (all template.HTML) {
 	for _, field := range f.Fields {
-		if field.IsPlace == places {
+		if field.IsPaging == places {
 			all += cached(field.Values == nil, field.param, "field", field)
 		}
 	}
@@ -239,7 +239,7 @@ func (p *page) render() {
 	p.Header["Referrer-Policy"] = []string{"no-referrer"}
 	p.navigate()
 	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
-	case p.w.lost != nil:
+	case p.w.writeErr != nil:
 		p.w.interrupt()
 	case err != nil:
 		panic(err) // a mistake in a template
@@ -374,7 +374,7 @@ func (p *page) form(c *Command, given url.Values) form {
 		f.Fields = append(f.Fields, field{
 			param: param, Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
 			Options: param.enum, Values: given[param.name], IsRepeated: param.repeated, IsRequired: param.required && param.unless == "",
-			IsPlace: slices.Contains([]string{"page", "limit", "cursor"}, param.name),
+			IsPaging: slices.Contains([]string{"page", "limit", "cursor"}, param.name),
 		})
 	}
 	return f
@@ -386,7 +386,7 @@ func (p *page) showList(list *List) error {
 	p.Table = &table{Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
 	var rows strings.Builder
 	rows.Grow(16 << 10)
-	read, cells := fieldsOf(columns), column(columns, func(name string) member { return p.Member(noun, name) })
+	read, cells := columnValues(columns), column(columns, func(name string) member { return p.Member(noun, name) })
 	for row, err := range list.Rows {
 		if err != nil {
 			return err
@@ -449,7 +449,7 @@ func (p *page) Member(noun, name string) member {
 		noun = of[strings.LastIndexByte(of, '_')+1:] + "s"
 	}
 	if isID && p.find("GET /"+noun+"/{id}") != nil {
-		m.things = p.URL("/" + noun + "/")
+		m.baseURL = p.URL("/" + noun + "/")
 	}
 	return m
 }
@@ -460,8 +460,8 @@ func (m member) Of(value json.RawMessage) member {
 	switch at, isTime := timeOf(m.name, value); {
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
-	case m.things != "" && strings.Trim(m.Text, "0123456789") == "":
-		m.URL = m.things + m.Text
+	case m.baseURL != "" && strings.Trim(m.Text, "0123456789") == "":
+		m.URL = m.baseURL + m.Text
 	case !rawjson.IsNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}

@@ -130,7 +130,7 @@ func codeLines(frame json.RawMessage) (lines []codeLine) {
 var templateFuncs = template.FuncMap{
 	"get": get, "text": text, "indented": indented, "elements": rawjson.Elements, "codeLines": codeLines,
 	"names": strings.Fields, "members": rawjson.Members, "most": most, "scaled": scaled, "last": lastName,
-	"headline": func(thing json.RawMessage) string { return textOrDash(fieldOf(thing, "title")) },
+	"headline": func(thing json.RawMessage) string { return textOrDash(columnValue(thing, "title")) },
 	"backwards": func(array json.RawMessage) []json.RawMessage {
 		elements := rawjson.Elements(array)
 		slices.Reverse(elements)

@@ -31,17 +31,17 @@ var reportsListCmd = &Command{
 }
 
 type reportsListInput struct {
-	ItemID      Opt[int64]        `query:"item_id" min:"1" help:"only reports of the item with this id"`
-	Status      Opt[string]       `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status"`
-	Level       Opt[string]       `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level"`
-	Environment Opt[string]       `query:"environment" min:"1" help:"only items in this environment"`
-	State       Opt[string]       `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
-	Q           Opt[string]       `query:"q" min:"1" help:"only titles that contain all of these words"`
-	Since       Opt[Moment]       `query:"since" help:"only reports seen since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
-	Until       Opt[Moment]       `query:"until" help:"only reports seen until this time, or longer ago than this age"`
-	Latest      bool              `query:"latest" default:"false" help:"only the latest state of each item"`
-	Limit       Opt[int64]        `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
-	Cursor      Opt[reportCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
+	ItemID      Opt[int64]     `query:"item_id" min:"1" help:"only reports of the item with this id"`
+	Status      Opt[string]    `query:"status" enum:"active,resolved,muted,archived" help:"only items with this status"`
+	Level       Opt[string]    `query:"level" enum:"debug,info,warning,error,critical" help:"only items with this level"`
+	Environment Opt[string]    `query:"environment" min:"1" help:"only items in this environment"`
+	State       Opt[string]    `query:"state" enum:"current,superseded,queued,delivered,rejected" help:"only reports in this state"`
+	Q           Opt[string]    `query:"q" min:"1" help:"only titles that contain all of these words"`
+	Since       Opt[Moment]    `query:"since" help:"only reports seen since this time (RFC 3339 or a date) or within this age (36h, 7d)"`
+	Until       Opt[Moment]    `query:"until" help:"only reports seen until this time, or longer ago than this age"`
+	Latest      bool           `query:"latest" default:"false" help:"only the latest state of each item"`
+	Limit       Opt[int64]     `query:"limit" min:"1" max:"1000" help:"reports per page (default 20; all with ndjson)"`
+	Cursor      Opt[rowCursor] `query:"cursor" help:"cursor of the page, from next or a Link header"`
 }
 
 func (in *reportsListInput) check() error {
@@ -71,9 +71,9 @@ type rowPage struct {
 	query      func(ids string) string                                // the statement that reads rows by a condition on their ids
 	append     func(buf []byte, rows pgx.Rows) ([]byte, int64, error) // appends a row as callers see it, and returns its id
 	isFiltered bool                                                   // the list leaves out some rows
-	cursor     reportCursor
+	cursor     rowCursor
 	// find returns the ids of a page, and one more when it pages towards newer rows.
-	find func(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error)
+	find func(ctx context.Context, conn *pgx.Conn, at rowCursor, limit int) ([]int64, error)
 
 	store   *Store
 	limit   int
@@ -172,10 +172,10 @@ func (p *rowPage) begin(ctx context.Context, conn *pgx.Conn) (err error) {
 		}
 	}
 	if hasPrev {
-		p.prev = cursorTo(reportCursor{from: cmp.Or(p.newest, p.cursor.before-1) + 1})
+		p.prev = cursorTo(rowCursor{from: cmp.Or(p.newest, p.cursor.before-1) + 1})
 	}
 	if !p.endless && (p.isFull || p.cursor.from > 0) {
-		p.next = cursorTo(reportCursor{before: cmp.Or(p.last, p.cursor.from)})
+		p.next = cursorTo(rowCursor{before: cmp.Or(p.last, p.cursor.from)})
 	}
 	return nil
 }
@@ -247,7 +247,7 @@ func (p *rowPage) rows(ctx context.Context) iter.Seq2[json.RawMessage, error] {
 				if !p.endless || !p.isFull {
 					return
 				}
-				p.cursor, step = reportCursor{before: p.last}, (*rowPage).begin
+				p.cursor, step = rowCursor{before: p.last}, (*rowPage).begin
 			}
 			if err := p.read(ctx, step); err != nil {
 				yield(nil, err)
@@ -266,7 +266,7 @@ func (p *rowPage) release() {
 	}
 }
 
-func cursorTo(c reportCursor) url.Values { return url.Values{"cursor": {c.String()}} }
+func cursorTo(c rowCursor) url.Values { return url.Values{"cursor": {c.String()}} }
 
 // A Report is a report as callers see it, and as reportAppender writes it.
 type Report struct {
@@ -330,18 +330,18 @@ func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.
 	return report, nil
 }
 
-// A reportCursor is the page of reports older than an id, or of those from an id on. Callers treat it as opaque.
-type reportCursor struct{ before, from int64 }
+// A rowCursor is the page of reports older than an id, or of those from an id on. Callers treat it as opaque.
+type rowCursor struct{ before, from int64 }
 
 // newest returns the id below which the page begins.
-func (c reportCursor) newest() int64 { return cmp.Or(c.before, math.MaxInt64) }
+func (c rowCursor) newest() int64 { return cmp.Or(c.before, math.MaxInt64) }
 
-func (c reportCursor) String() string {
+func (c rowCursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d", c.before, c.from))
 }
 
 // UnmarshalText reads what String wrote.
-func (c *reportCursor) UnmarshalText(text []byte) (err error) {
+func (c *rowCursor) UnmarshalText(text []byte) (err error) {
 	c.before, c.from, err = cursorNumbers(text)
 	return err
 }

@@ -29,7 +29,7 @@ type reportSearch struct {
 // find returns the ids of the page in any order, and one more when it pages towards newer reports. It stays fast
 // however many reports there are and however many match: it reads the nearest reports first, which usually fill the
 // page, and then one block of 4096 ids after another. A block without a match costs some microseconds; see schema.sql.
-func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportCursor, limit int) ([]int64, error) {
+func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at rowCursor, limit int) ([]int64, error) {
 	s := in.search(at, limit)
 	if in.ItemID.Set {
 		return s.among(ctx, conn, "item_id = @item_id AND state = 'current' OR item_id = @item_id AND state <> 'current'", "")
@@ -42,7 +42,7 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at reportC
 }
 
 // search puts the filters into SQL.
-func (in *reportsListInput) search(at reportCursor, limit int) *reportSearch {
+func (in *reportsListInput) search(at rowCursor, limit int) *reportSearch {
 	words := titleWords(in.Q.Value)
 	s := &reportSearch{
 		hasWords: in.Q.Set, beyond: "id < @before", order: "DESC", limit: limit,

@@ -47,8 +47,8 @@ func addReports(t testing.TB, store *Store, n int) {
 	require.NoError(t, err)
 }
 
-// obviousIDs finds a page's reports in the obvious way, regardless of cost.
-func obviousIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int64, error) {
+// plainIDs finds a page's reports in the obvious way, regardless of cost.
+func plainIDs(ctx context.Context, conn *pgx.Conn, in reportsListInput) ([]int64, error) {
 	order, limit := "DESC", in.Limit.Value
 	if in.Cursor.Value.from > 0 {
 		order, limit = "ASC", in.Limit.Value+1
@@ -118,7 +118,7 @@ func TestFindIsRight(t *testing.T) {
 	assert.Greater(t, requireFindIsRight(t, store, 700, time.Minute), 2500)
 }
 
-// requireFindIsRight compares lists with random filters and cursors with those of obviousIDs, and returns how
+// requireFindIsRight compares lists with random filters and cursors with those of plainIDs, and returns how
 // many reports they held. The times in the filters go back by up to 350 units.
 func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duration) (found int) {
 	t.Helper()
@@ -166,7 +166,7 @@ func requireFindIsRight(t *testing.T, store *Store, lists int, unit time.Duratio
 		case 2:
 			in.ItemID = Opt[int64]{Set: true, Value: items[random.IntN(len(items))]}
 		}
-		want, err := obviousIDs(t.Context(), conn.Conn(), in)
+		want, err := plainIDs(t.Context(), conn.Conn(), in)
 		require.NoError(t, err)
 		got, err := in.find(t.Context(), conn.Conn(), in.Cursor.Value, int(in.Limit.Value))
 		require.NoError(t, err)

@@ -136,7 +136,7 @@ func observeOnce(ctx context.Context, conn *pgx.Conn, seen []*observation, stats
 	if err != nil {
 		return nil, err
 	}
-	differences = slices.DeleteFunc(differences, func(d difference) bool { return d.isOld && d.target != nil })
+	differences = slices.DeleteFunc(differences, func(d difference) bool { return d.isStale && d.target != nil })
 	open := make(map[int64]*difference, len(differences))
 	for i := range differences {
 		open[differences[i].itemID] = &differences[i]
@@ -160,8 +160,8 @@ type difference struct {
 	reportID *int64          // the current report, nil where there is none
 	version  *string         // of its row when it was compared
 	target   *int64          // the report to change, nil for a new one
-	isOld    bool            // the answer is stale
-	isUnsure bool            // isOld may be wrong: asking for PostgreSQL's time took too long
+	isStale  bool            // the answer is stale
+	isUnsure bool            // isStale may be wrong: asking for PostgreSQL's time took too long
 	seen     time.Time       // by PostgreSQL's clock
 	digests  string          // the target's new digests; "" if they stay as they are
 	change   change          // changed makes a new report
@@ -223,10 +223,10 @@ func (d *difference) date(when *timing, lastSeen *time.Time, clock, asked time.T
 	age := asked.Sub(when.received)
 	if lastSeen != nil && !lastSeen.After(clock) {
 		ago := clock.Sub(*lastSeen)
-		d.isOld = time.Since(when.sent) > ago
-		d.isUnsure = d.isOld && asked.Sub(when.sent) <= ago
+		d.isStale = time.Since(when.sent) > ago
+		d.isUnsure = d.isStale && asked.Sub(when.sent) <= ago
 	}
-	if d.isOld {
+	if d.isStale {
 		age = asked.Sub(when.sent)
 	}
 	d.seen = clock.Add(-min(age, 10*time.Second))
@@ -269,12 +269,12 @@ func lookBack(ctx context.Context, conn *pgx.Conn, differences []difference) err
 	}
 	rows, _ := conn.Query(ctx, `
 		SELECT i.n, r.id, r.data
-		FROM unnest(@items::bigint[], @reports::bigint[], @old::boolean[]) WITH ORDINALITY AS i (item_id, report_id, is_old, n)
-		JOIN reports r ON r.item_id = i.item_id AND r.state = 'superseded' AND (i.is_old OR r.id > i.report_id)`,
+		FROM unnest(@items::bigint[], @reports::bigint[], @old::boolean[]) WITH ORDINALITY AS i (item_id, report_id, is_stale, n)
+		JOIN reports r ON r.item_id = i.item_id AND r.state = 'superseded' AND (i.is_stale OR r.id > i.report_id)`,
 		replan, pgx.NamedArgs{
 			"items":   column(news, func(d *difference) int64 { return d.itemID }),
 			"reports": column(news, func(d *difference) *int64 { return d.reportID }),
-			"old":     column(news, func(d *difference) bool { return d.isOld }),
+			"old":     column(news, func(d *difference) bool { return d.isStale }),
 		})
 	var n int64
 	var id *int64
@@ -387,7 +387,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			SELECT *
 			FROM unnest(@items::bigint[], @reports::bigint[], @versions::text[], @targets::bigint[], @old::boolean[], @seen::timestamptz[],
 				@digests::text[], @status::text[], @level::text[], @environment::text[], @title::text[], @total::bigint[], @data::json[])
-			AS i (item_id, report_id, version, target, is_old, seen, digests, status, level, environment, title, total, data)
+			AS i (item_id, report_id, version, target, is_stale, seen, digests, status, level, environment, title, total, data)
 		), locked AS MATERIALIZED (
 			SELECT r.id
 			FROM reports r
@@ -401,7 +401,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			FOR NO KEY UPDATE OF r
 		), superseded AS ( -- a stale answer rewrites the row unchanged, which gives it a new version
 			UPDATE reports r
-			SET state = CASE WHEN i.is_old THEN 'current' ELSE 'superseded' END
+			SET state = CASE WHEN i.is_stale THEN 'current' ELSE 'superseded' END
 			FROM input i
 			JOIN locked l ON l.id = i.report_id
 			WHERE r.id = l.id AND i.target IS DISTINCT FROM i.report_id
@@ -418,7 +418,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			RETURNING r.item_id
 		), inserted AS (
 			INSERT INTO reports (item_id, state, first_seen, last_seen, status, level, environment, words, total_occurrences, digests, data)
-			SELECT item_id, CASE WHEN is_old THEN 'superseded' ELSE 'current' END, seen, seen,
+			SELECT item_id, CASE WHEN is_stale THEN 'superseded' ELSE 'current' END, seen, seen,
 				status, level, environment, string_to_array(title, ' '), total, digests, data
 			FROM input
 			WHERE target IS NULL AND item_id IN (SELECT item_id FROM superseded)
@@ -442,7 +442,7 @@ func writeOthers(ctx context.Context, conn *pgx.Conn, differences []*difference)
 			"reports":  column(differences, func(d *difference) *int64 { return d.reportID }),
 			"versions": column(differences, func(d *difference) *string { return d.version }),
 			"targets":  column(differences, func(d *difference) *int64 { return d.target }),
-			"old":      column(differences, func(d *difference) bool { return d.isOld }),
+			"old":      column(differences, func(d *difference) bool { return d.isStale }),
 			"seen":     column(differences, func(d *difference) time.Time { return d.seen }),
 			"digests":  column(differences, func(d *difference) string { return d.digests }),
 			"data":     column(differences, func(d *difference) json.RawMessage { return d.data }),

@@ -69,12 +69,12 @@ type response struct {
 	refusal             func(http.Header, *Failure) any // makes the body of a failure; nil for problem details
 	timeout             time.Duration                   // for the client to take each part of the body
 
-	status  int          // 0 until it is known
-	started bool         // the header has gone out
-	body    []byte       // the part that is held back
-	zipper  *gzip.Writer // nil for a body that is not compressed
-	lost    error        // why writing to the client failed
-	held    int          // bytes taken from the memory budget
+	status   int          // 0 until it is known
+	started  bool         // the header has gone out
+	body     []byte       // the part that is held back
+	zipper   *gzip.Writer // nil for a body that is not compressed
+	writeErr error        // why writing to the client failed
+	held     int          // bytes taken from the memory budget
 }
 
 // Unwrap returns net/http's own ResponseWriter, for http.ResponseController.
@@ -117,11 +117,11 @@ func (w *response) send(part []byte) error {
 	switch {
 	case len(part) == 0:
 	case w.zipper != nil:
-		_, w.lost = w.zipper.Write(part)
+		_, w.writeErr = w.zipper.Write(part)
 	default:
-		_, w.lost = w.ResponseWriter.Write(part)
+		_, w.writeErr = w.ResponseWriter.Write(part)
 	}
-	return w.lost
+	return w.writeErr
 }
 
 // finish sends the rest of the body. A body that was held back entirely gets a Content-Length.
@@ -157,7 +157,7 @@ func (w *response) release() {
 
 // interrupt cuts off the response to a client that went away.
 func (w *response) interrupt() {
-	w.failure = &Failure{kind: interrupted, detail: "the client went away", err: w.lost}
+	w.failure = &Failure{kind: interrupted, detail: "the client went away", err: w.writeErr}
 	w.status = interrupted.status
 	panic(http.ErrAbortHandler)
 }
@@ -193,7 +193,7 @@ func (w *response) respond(result any) {
 			return
 		}
 	}
-	if err := write(); w.lost != nil {
+	if err := write(); w.writeErr != nil {
 		w.interrupt()
 	} else if err != nil {
 		w.refuse(err)

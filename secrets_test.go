@@ -240,8 +240,8 @@ func TestNobodySeesThePassword(t *testing.T) {
 	}
 }
 
-// rawAnswers sends bytes and returns what comes until the service closes the connection.
-func (f *fixture) rawAnswers(text string) string {
+// rawResponses sends bytes and returns what comes until the service closes the connection.
+func (f *fixture) rawResponses(text string) string {
 	f.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 	require.NoError(f.t, err)

@@ -137,18 +137,18 @@ func serveUntilDone(ctx context.Context, listener net.Listener, handler http.Han
 // printExports prints the settings for using this service from another shell, also after a restart, and what
 // SDKs and webhooks would send.
 func printExports(std console, config *Config, addr net.Addr) {
-	values := map[string]string{"Addr": addr.String(), "Webhook": shown(config.webhookTokens, "WEBHOOK_TOKEN")}
+	values := map[string]string{"Addr": addr.String(), "Webhook": shellToken(config.webhookTokens, "WEBHOOK_TOKEN")}
 	if tokens, setting := config.ownTokens(); len(tokens) > 0 {
 		values["Setting"], values["Token"] = setting, shellQuote(tokens[0])
 	}
 	if !config.ReadOnly {
-		values["Relay"] = shown(config.relayTokens, "RELAY_TOKEN")
+		values["Relay"] = shellToken(config.relayTokens, "RELAY_TOKEN")
 	}
 	_ = template.Must(template.ParseFS(helpFiles, "help/dev.txt")).Execute(std.err, values)
 }
 
-// shown returns the shell's expression for the first token in the setting, or devToken itself, which is no secret.
-func shown(tokens []string, setting string) string {
+// shellToken returns the shell's expression for the first token in the setting, or devToken itself, which is no secret.
+func shellToken(tokens []string, setting string) string {
 	if tokens[0] == devToken {
 		return devToken
 	}

@@ -310,12 +310,12 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 			break
 		}
 	}
-	var answer *pgconn.PgError
+	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		s.current.Store(true)
 		return nil
-	case errors.As(err, &answer) && (answer.Code[:2] == "42" || answer.Code[:2] == "3F"):
+	case errors.As(err, &pgErr) && (pgErr.Code[:2] == "42" || pgErr.Code[:2] == "3F"):
 		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let the service create its tables: %w; a privilege is missing, or a name is "+
 			"taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)", quoted{err})
 	}
@@ -359,12 +359,12 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 // work now. The error of a wrong statement is a bug, and is returned unchanged.
 func databaseError(err error) error {
 	var connect *pgconn.ConnectError
-	var answer *pgconn.PgError
+	var pgErr *pgconn.PgError
 	var known *Failure
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows), errors.As(err, &known):
 		return err
-	case errors.As(err, &answer) && !isOutage(answer.Code) && !errors.As(err, &connect):
+	case errors.As(err, &pgErr) && !isOutage(pgErr.Code) && !errors.As(err, &connect):
 		return err
 	}
 	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
@@ -422,6 +422,6 @@ func itemAtFault(err error) bool { return !isKind(databaseError(err), unavailabl
 
 // hasCode reports whether PostgreSQL answered with one of the SQLSTATEs.
 func hasCode(err error, codes ...string) bool {
-	var answer *pgconn.PgError
-	return errors.As(err, &answer) && slices.Contains(codes, answer.Code)
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
 }

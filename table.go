@@ -11,14 +11,14 @@ import (
 	"app/internal/rawjson"
 )
 
-// fieldOf returns the value of a column for a thing: the member with that name, or a nested one. The title of a
+// columnValue returns the value of a column for a thing: the member with that name, or a nested one. The title of a
 // report or an occurrence comes from its payload, on one line.
-func fieldOf(thing json.RawMessage, column string) json.RawMessage {
-	return fieldsOf([]string{column})(thing)[0]
+func columnValue(thing json.RawMessage, column string) json.RawMessage {
+	return columnValues([]string{column})(thing)[0]
 }
 
-// fieldsOf is fieldOf for several columns, in one pass over each thing.
-func fieldsOf(columns []string) func(thing json.RawMessage) []json.RawMessage {
+// columnValues is columnValue for several columns, in one pass over each thing.
+func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessage {
 	outer := append(column(columns, func(column string) string { return strings.Split(column, ".")[0] }), "data")
 	inner := column(columns, lastName)
 	return func(thing json.RawMessage) []json.RawMessage {
@@ -64,7 +64,7 @@ func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 
 // writeCSV writes the columns of the list's elements as CSV (RFC 4180), below a header line.
 func (l *List) writeCSV(w io.Writer, columns []string) error {
-	line, read := strings.Join(columns, ",")+"\r\n", fieldsOf(columns)
+	line, read := strings.Join(columns, ",")+"\r\n", columnValues(columns)
 	for row, err := range l.Rows {
 		if err != nil {
 			return err

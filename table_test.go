@@ -68,7 +68,7 @@ func TestTitles(t *testing.T) {
 		{`{"data":{"body":{"crash_report":{"raw":"first\nsecond"}}}}`, "first"},
 		{`{"data":{"body":{}}}`, ""},
 	} {
-		text := string(fieldOf(json.RawMessage(tt.thing), "title"))
+		text := string(columnValue(json.RawMessage(tt.thing), "title"))
 		if tt.want != "" {
 			tt.want = fmt.Sprintf("%q", tt.want)
 		}

@@ -100,8 +100,8 @@ func (s *traceSender) flush(ctx, stopping context.Context) {
 	}
 	b.json[0] = '['
 	b.json = s.settings.Mask.Bytes(append(b.json, ']'))
-	mayPass, err := s.post(ctx, b)
-	if mayPass {
+	isTemporary, err := s.post(ctx, b)
+	if isTemporary {
 		select {
 		case <-time.After(s.settings.Interval):
 		case <-stopping.Done():
@@ -114,7 +114,7 @@ func (s *traceSender) flush(ctx, stopping context.Context) {
 }
 
 // post sends the batch in one request. It reports whether a failure may be temporary.
-func (s *traceSender) post(ctx context.Context, b batch) (mayPass bool, err error) {
+func (s *traceSender) post(ctx context.Context, b batch) (isTemporary bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.settings.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(b.json))

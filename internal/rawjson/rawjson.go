@@ -50,8 +50,7 @@ func Parse(text []byte, levels int) (whole Part, _ error) {
 		if c.kept > 0 {
 			text = append(append(c.compact, ' '), text[c.kept:]...) // there is room for the space
 		}
-		syntax := json.Unmarshal(text, new(json.RawMessage)) // says what is wrong
-		return Part{}, cmp.Or(syntax, fmt.Errorf("it has more than %d parts", maxParts))
+		return Part{}, cmp.Or(json.Unmarshal(text, new(json.RawMessage)), fmt.Errorf("it has more than %d parts", maxParts))
 	}
 	if c.kept > 0 {
 		c.compact = append(c.compact, text[c.kept:]...)
@@ -179,7 +178,7 @@ func escapedRune(text []byte) rune {
 // plain skips a number or a word.
 func (c *compactor) plain() bool {
 	from, isNatural := c.at, true // without fraction and exponent, like most numbers
-	for ; c.at < len(c.text) && !endsPlain[c.text[c.at]]; c.at++ {
+	for ; c.at < len(c.text) && !isDelimiter[c.text[c.at]]; c.at++ {
 		isNatural = isNatural && '0' <= c.text[c.at] && c.text[c.at] <= '9'
 	}
 	value := c.text[from:c.at]
@@ -187,7 +186,7 @@ func (c *compactor) plain() bool {
 	return isNatural || string(value) == "null" || json.Valid(value)
 }
 
-var endsPlain = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true, '\r': true, '\t': true}
+var isDelimiter = [256]bool{',': true, ']': true, '}': true, ' ': true, '\n': true, '\r': true, '\t': true}
 
 // Members yields the names and values of a JSON object, in order, and nothing for any other value.
 func Members(object []byte) iter.Seq2[string, json.RawMessage] {

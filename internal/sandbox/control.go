@@ -39,12 +39,12 @@ type Fault string
 
 const (
 	None        Fault = ""
-	Down        Fault = "down"         // closes the connection without an answer
+	Down        Fault = "down"         // closes the connection without a response
 	Error       Fault = "error"        // 500
 	BadGateway  Fault = "bad gateway"  // 502 with the gateway's HTML
-	Truncated   Fault = "truncated"    // cuts the answer off in the middle
-	Slow        Fault = "slow"         // gives no answer until the client gives up or the fault ends
-	Dropped     Fault = "dropped"      // does the work but loses the answer
+	Truncated   Fault = "truncated"    // cuts the response off in the middle
+	Slow        Fault = "slow"         // gives no response until the client gives up or the fault ends
+	Dropped     Fault = "dropped"      // does the work but loses the response
 	LimitedNear Fault = "limited near" // 429 for another second
 	LimitedFar  Fault = "limited far"  // 429 for hours
 	Deactivated Fault = "deactivated"  // 429 for an account that is not paid for
@@ -74,8 +74,8 @@ func (c *Control) FailOnly(only string, n int, f Fault) {
 	c.failure = failure{f, only, n, make(chan struct{})}
 }
 
-// fail answers a request, or fails it if it has a fault. It returns how many bytes of the answer to send.
-func (s *Sandbox) fail(r *request) (a answer, size int) {
+// fail answers a request, or fails it if it has a fault. It returns how many bytes of the response to send.
+func (s *Sandbox) fail(r *request) (res response, size int) {
 	fault, ended := s.begin(r.Method + " " + strings.TrimPrefix(r.URL.RequestURI(), "/api/1"))
 	switch fault {
 	case Slow:
@@ -88,25 +88,25 @@ func (s *Sandbox) fail(r *request) (a answer, size int) {
 		panic(http.ErrAbortHandler)
 	case BadGateway:
 		r.header.Set("Content-Type", "text/html")
-		a = answer{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n" +
+		res = response{502, []byte("<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n" +
 			"<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n")}
-		return a, len(a.text)
+		return res, len(res.text)
 	case None, Truncated, Dropped:
-		a = s.answer(r)
+		res = s.respond(r)
 	default:
-		a = s.refuse(r, fault)
+		res = s.refuse(r, fault)
 	}
 	switch fault {
 	case Dropped:
 		panic(http.ErrAbortHandler)
 	case Truncated:
-		return a, len(a.text) / 2
+		return res, len(res.text) / 2
 	}
-	return a, len(a.text)
+	return res, len(res.text)
 }
 
 // refuse answers with a failure in Rollbar's own format.
-func (s *Sandbox) refuse(r *request, fault Fault) answer {
+func (s *Sandbox) refuse(r *request, fault Fault) response {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if fault == Forbidden {
@@ -231,8 +231,8 @@ func (c *Control) Bulk(n int) {
 		samples = append(samples, bytes.Split(sample, []byte(strconv.Itoa(bulkNumber))))
 	}
 	c.routes = maps.Clone(routes)
-	c.routes["POST /item"] = route{"", func(*Sandbox, *request) answer { return result(map[string]any{"id": nil, "uuid": nil}) }}
-	c.routes["GET /items"] = route{"read", func(s *Sandbox, r *request) answer {
+	c.routes["POST /item"] = route{"", func(*Sandbox, *request) response { return result(map[string]any{"id": nil, "uuid": nil}) }}
+	c.routes["GET /items"] = route{"read", func(s *Sandbox, r *request) response {
 		number, from, to := r.page(100, n)
 		page := s.itemPage([]item{}, number, n)
 		page.text = fill(page.text, samples, from, to)

@@ -29,7 +29,7 @@ func (it item) int(name string) int64 { n, _ := it[name].(int64); return n }
 
 func (it item) text(name string) string { text, _ := it[name].(string); return text }
 
-func (s *Sandbox) listItems(r *request) answer {
+func (s *Sandbox) listItems(r *request) response {
 	terms := searchTerm.FindAllString(r.query.Get("query"), -1)
 	groups := slices.Contains(terms, "is:group")
 	found := slices.SortedFunc(maps.Values(s.items), func(a, b item) int {
@@ -62,7 +62,7 @@ func (it item) passes(filters url.Values) bool {
 }
 
 // itemPage answers with a page of a list.
-func (s *Sandbox) itemPage(shown []item, number, length int) answer {
+func (s *Sandbox) itemPage(shown []item, number, length int) response {
 	page := map[string]any{"items": shown, "page": number, "total_count": length}
 	if max(length, len(s.items)) > s.settings.LargeProject {
 		page["total_count"] = nil
@@ -98,7 +98,7 @@ func (it item) matches(term string) bool {
 	return strings.Contains(strings.ToLower(it.text("title")), strings.ToLower(term))
 }
 
-func (s *Sandbox) oneItem(r *request) answer {
+func (s *Sandbox) oneItem(r *request) response {
 	if it, ok := s.items[r.id]; ok {
 		return result(it.without(seed().ListFields))
 	}
@@ -106,7 +106,7 @@ func (s *Sandbox) oneItem(r *request) answer {
 }
 
 // findItem answers ?counter= and ?uuid=.
-func (s *Sandbox) findItem(r *request) answer {
+func (s *Sandbox) findItem(r *request) response {
 	counter, _ := strconv.ParseInt(r.query.Get("counter"), 10, 64)
 	r.id = firstID + counter
 	if uuid := r.query.Get("uuid"); r.query.Has("uuid") {
@@ -122,7 +122,7 @@ func (s *Sandbox) findItem(r *request) answer {
 	return s.oneItem(r)
 }
 
-func (s *Sandbox) patchItem(r *request) answer {
+func (s *Sandbox) patchItem(r *request) response {
 	sent, err := rawjson.Compact(r.body)
 	if err != nil || kindOf(sent) != "object" {
 		return errorf(400, "Invalid JSON")

@@ -24,7 +24,7 @@ type occurrence struct {
 }
 
 // postItem accepts an occurrence, which is processed later.
-func (s *Sandbox) postItem(r *request) answer {
+func (s *Sandbox) postItem(r *request) response {
 	if len(r.body) > 1<<20 {
 		return errorf(413, "Request body too large. The maximum is 1024 KB.") // the text is a guess
 	}
@@ -113,7 +113,7 @@ func titleOf(data json.RawMessage) string {
 
 var digits = regexp.MustCompile(`\d+`)
 
-func (s *Sandbox) listOccurrences(r *request) answer {
+func (s *Sandbox) listOccurrences(r *request) response {
 	below, err := strconv.ParseInt(cmp.Or(r.query.Get("lastId"), r.query.Get("last_id")), 10, 64)
 	if err != nil { // junk is tolerated
 		below = math.MaxInt64
@@ -142,7 +142,7 @@ func (s *Sandbox) show(o *occurrence) map[string]any {
 	}
 }
 
-func (s *Sandbox) oneOccurrence(r *request) answer {
+func (s *Sandbox) oneOccurrence(r *request) response {
 	if o := s.occurrences[r.id]; o != nil {
 		return result(s.show(o))
 	}
@@ -150,12 +150,12 @@ func (s *Sandbox) oneOccurrence(r *request) answer {
 }
 
 // deleteOccurrence deletes an occurrence after the answer. The counts of its item stay.
-func (s *Sandbox) deleteOccurrence(r *request) answer {
+func (s *Sandbox) deleteOccurrence(r *request) response {
 	o := s.occurrences[r.id]
 	if o == nil || o.deleting {
 		return errorf(404, "Not found")
 	}
 	o.deleting = true
 	s.later(func() { delete(s.occurrences, r.id) })
-	return answer{200, encode(map[string]any{"err": 0, "message": "The instance has been deleted"})}
+	return response{200, encode(map[string]any{"err": 0, "message": "The instance has been deleted"})}
 }

@@ -100,18 +100,18 @@ func (s *Sandbox) WithNewIDs() *Sandbox {
 	return s
 }
 
-// An answer is a response before it is written.
-type answer struct {
+// A response is the status and the body of a response before it is written.
+type response struct {
 	status int
 	text   []byte
 }
 
-func errorf(status int, format string, args ...any) answer {
-	return answer{status, encode(map[string]any{"err": 1, "message": fmt.Sprintf(format, args...)})}
+func errorf(status int, format string, args ...any) response {
+	return response{status, encode(map[string]any{"err": 1, "message": fmt.Sprintf(format, args...)})}
 }
 
-func result(value any) answer {
-	return answer{200, encode(map[string]any{"err": 0, "result": value})}
+func result(value any) response {
+	return response{200, encode(map[string]any{"err": 0, "result": value})}
 }
 
 // encode returns JSON in Rollbar's form: indented, without a final newline.
@@ -134,16 +134,16 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	token := cmp.Or(r.Header.Get("X-Rollbar-Access-Token"), r.URL.Query().Get("access_token"))
-	answer, size := s.fail(&request{Request: r, header: w.Header(), query: r.URL.Query(), body: body, token: token})
-	w.Header().Set("Content-Length", strconv.Itoa(len(answer.text)))
-	w.WriteHeader(answer.status)
-	w.Write(answer.text[:size])
+	res, size := s.fail(&request{Request: r, header: w.Header(), query: r.URL.Query(), body: body, token: token})
+	w.Header().Set("Content-Length", strconv.Itoa(len(res.text)))
+	w.WriteHeader(res.status)
+	w.Write(res.text[:size])
 }
 
-// A request is an HTTP request with the values on which its answer depends.
+// A request is an HTTP request with the values on which the response depends.
 type request struct {
 	*http.Request
-	header http.Header // of the answer
+	header http.Header // of the response
 	query  url.Values
 	body   []byte
 	token  string
@@ -152,8 +152,8 @@ type request struct {
 
 // A route answers the requests with one method and path. Their token needs the scope.
 type route struct {
-	scope  string
-	answer func(s *Sandbox, r *request) answer
+	scope   string
+	respond func(s *Sandbox, r *request) response
 }
 
 var routes = map[string]route{
@@ -168,8 +168,8 @@ var routes = map[string]route{
 	"DELETE /instance/{id}":    {"write", (*Sandbox).deleteOccurrence},
 }
 
-// answer finds the route of a request, checks the token and counts the call before the route answers it.
-func (s *Sandbox) answer(r *request) answer {
+// respond finds the route of a request, checks the token and counts the call before the route answers it.
+func (s *Sandbox) respond(r *request) response {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	path, inAPI := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/"), "/api/1")
@@ -189,11 +189,11 @@ func (s *Sandbox) answer(r *request) answer {
 	case s.countCall(r):
 		return errorf(429, "Over rate limit. Access token: %s", r.token)
 	}
-	return route.answer(s, r)
+	return route.respond(s, r)
 }
 
 // unknownToken answers a request with an unknown token or, as a guess, with none.
-func unknownToken(r *request) answer {
+func unknownToken(r *request) response {
 	if r.Method == http.MethodPost {
 		return errorf(403, "access token not found: %s", r.token)
 	}
@@ -201,7 +201,7 @@ func unknownToken(r *request) answer {
 }
 
 // forbidden answers a request whose token lacks a scope. The wording is a guess.
-func forbidden(needed string, has []string) answer {
+func forbidden(needed string, has []string) response {
 	return errorf(403, "insufficient privileges: %s scope is required but the access token only has %s.", needed, has[0])
 }
 

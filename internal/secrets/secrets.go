@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	least = 8 // characters by which a secret is recognized; a shorter one is masked only as a whole word, in its own case
-	never = 4 // a secret with fewer characters is ignored, since masking it would mask every other word
+	recognized = 8 // characters by which a secret is recognized; a shorter one is masked only as a whole word, in its own case
+	minimum    = 4 // a secret with fewer characters is ignored, since masking it would mask every other word
 )
 
 // A Mask hides the secrets that it knows. A nil Mask knows none.
@@ -25,11 +25,11 @@ type Mask struct {
 func New(secrets ...string) *Mask {
 	m := &Mask{}
 	for _, secret := range secrets {
-		if len(secret) < never {
+		if len(secret) < minimum {
 			continue
 		}
 		m.add(secret)
-		for skip := 0; skip < 3 && len(secret) >= least; skip++ { // what precedes it shifts the bits
+		for skip := 0; skip < 3 && len(secret) >= recognized; skip++ { // what precedes it shifts the bits
 			text := base64.RawStdEncoding.EncodeToString([]byte("::"[:skip] + secret))
 			text = text[(skip*8+5)/6 : (skip+len(secret))*8/6] // the part that depends on nothing else
 			m.add(text)
@@ -93,13 +93,13 @@ func matched(text []byte, from int, form string, escaped bool) int {
 			inner, more := decoded(text, i+width)
 			c, width = inner, width+more
 		}
-		if lower(c) != lower(form[k]) || len(form) < least && c != form[k] {
+		if lower(c) != lower(form[k]) || len(form) < recognized && c != form[k] {
 			break
 		}
 		i, k = i+width, k+1
 	}
-	isPart := len(form) < least && (from > 0 && isWord(text[from-1]) || i < len(text) && isWord(text[i]))
-	if k < min(least, len(form)) || isPart {
+	isPart := len(form) < recognized && (from > 0 && isWord(text[from-1]) || i < len(text) && isWord(text[i]))
+	if k < min(recognized, len(form)) || isPart {
 		return 0
 	}
 	return i - from

@@ -1,4 +1,4 @@
-//go:build yardstick
+//go:build baseline
 
 package main
 
@@ -32,41 +32,41 @@ import (
 	"app/internal/sandbox"
 )
 
-// TestYardstick compares the service with a yardstick, a program that does the least work for the same responses:
+// TestBaseline compares the service with a baseline, a program that does the least work for the same responses:
 //
-//	go test -tags yardstick -run TestYardstick -timeout 2h -v -yardstick PROGRAM -yardstick.database URL
+//	go test -tags baseline -run TestBaseline -timeout 2h -v -baseline PROGRAM -baseline.database URL
 //
-// The yardstick listens at ADDR, reads its table bench_reports at DATABASE_URL and calls the Rollbar at
+// The baseline listens at ADDR, reads its table bench_reports at DATABASE_URL and calls the Rollbar at
 // UPSTREAM. `items sync` fills the service's own database, which is created next to it, from the sandbox.
 // wrk makes the load.
 var (
-	yardstick         = flag.String("yardstick", "", "the program to compare with in TestYardstick")
-	yardstickDatabase = flag.String("yardstick.database", "", "the URL of its database")
-	yardstickReports  = flag.Int("yardstick.reports", 1_000_000, "the number of reports at the end")
-	yardstickRounds   = flag.Int("yardstick.rounds", 3, "how often each figure is measured")
-	yardstickTime     = flag.String("yardstick.time", "5s", "how long each load lasts")
+	baseline         = flag.String("baseline", "", "the program to compare with in TestBaseline")
+	baselineDatabase = flag.String("baseline.database", "", "the URL of its database")
+	baselineReports  = flag.Int("baseline.reports", 1_000_000, "the number of reports at the end")
+	baselineRounds   = flag.Int("baseline.rounds", 3, "how often each figure is measured")
+	baselineTime     = flag.String("baseline.time", "5s", "how long each load lasts")
 )
 
-// A comparison is the state of TestYardstick.
+// A comparison is the state of TestBaseline.
 type comparison struct {
 	*testing.T
-	rollbar   *sandbox.Control
-	items     int // that Rollbar has
-	upstream  string
-	database  string // the service's
-	conn      *pgx.Conn
-	yardstick string   // its URL
-	pages     sync.Map // what the sandbox answered, by URL
+	rollbar  *sandbox.Control
+	items    int // that Rollbar has
+	upstream string
+	database string // the service's
+	conn     *pgx.Conn
+	baseline string   // its URL
+	pages    sync.Map // what the sandbox answered, by URL
 }
 
-func TestYardstick(t *testing.T) {
-	require.NotEmpty(t, *yardstick, "-yardstick")
+func TestBaseline(t *testing.T) {
+	require.NotEmpty(t, *baseline, "-baseline")
 	c := newComparison(t)
-	fmt.Println("| work | service ÷ yardstick | goal | figures |\n| --- | --- | --- | --- |")
+	fmt.Println("| work | service ÷ baseline | goal | figures |\n| --- | --- | --- | --- |")
 	c.start()
-	c.compareSync(min(100_000, *yardstickReports))
+	c.compareSync(min(100_000, *baselineReports))
 	var growth []string
-	for n := 10_000; n <= *yardstickReports; n *= 10 {
+	for n := 10_000; n <= *baselineReports; n *= 10 {
 		growth = append(growth, c.grow(n))
 	}
 	p := c.serve()
@@ -75,10 +75,10 @@ func TestYardstick(t *testing.T) {
 		goal float64
 	}{{"/which", .6}, {"/check", .8}, {"/reports?limit=20", .85}, {"/reports?limit=100", .9},
 		{"/items?limit=100", .4}} {
-		c.compareLoad("GET "+row.path, p.url+row.path, c.yardstick+row.path, row.goal)
+		c.compareLoad("GET "+row.path, p.url+row.path, c.baseline+row.path, row.goal)
 	}
 	c.surfaces(p) // before the next line adds reports that are smaller
-	c.compareLoad("POST /items", p.url+"/items", c.yardstick+"/items", .4, "-s", c.script())
+	c.compareLoad("POST /items", p.url+"/items", c.baseline+"/items", .4, "-s", c.script())
 	c.memory(p)
 	c.telemetry()
 	c.relay()
@@ -93,29 +93,29 @@ func newComparison(t *testing.T) *comparison {
 	upstream := httptest.NewServer(http.HandlerFunc(c.replay))
 	t.Cleanup(upstream.Close)
 	c.upstream = upstream.URL + "/api/1"
-	server, err := pgx.Connect(t.Context(), *yardstickDatabase)
+	server, err := pgx.Connect(t.Context(), *baselineDatabase)
 	require.NoError(t, err)
 	defer server.Close(t.Context())
-	for _, sql := range []string{`DROP DATABASE IF EXISTS app_yardstick`, `CREATE DATABASE app_yardstick`,
+	for _, sql := range []string{`DROP DATABASE IF EXISTS app_baseline`, `CREATE DATABASE app_baseline`,
 		`SELECT 1 FROM bench_reports LIMIT 1`} {
 		_, err := server.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}
-	own, err := url.Parse(*yardstickDatabase)
+	own, err := url.Parse(*baselineDatabase)
 	require.NoError(t, err)
-	own.Path = "/app_yardstick"
+	own.Path = "/app_baseline"
 	c.database = own.String()
 	c.conn, err = pgx.Connect(t.Context(), c.database)
 	require.NoError(t, err)
 	listener := datadogtest.ListenTCP(t, "127.0.0.1:0")
 	address := listener.Addr().String()
 	listener.Close()
-	cmd := exec.CommandContext(t.Context(), *yardstick)
-	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*yardstickDatabase, "UPSTREAM="+c.upstream,
+	cmd := exec.CommandContext(t.Context(), *baseline)
+	cmd.Env = append(os.Environ(), "ADDR="+address, "DATABASE_URL="+*baselineDatabase, "UPSTREAM="+c.upstream,
 		"ROLLBAR_READ_TOKEN="+sandbox.ReadToken)
 	require.NoError(t, cmd.Start())
-	c.yardstick = "http://" + address
-	c.await(c.yardstick + "/which")
+	c.baseline = "http://" + address
+	c.await(c.baseline + "/which")
 	return c
 }
 
@@ -192,7 +192,7 @@ var wrkFigure = regexp.MustCompile(`Requests/sec:\s+([\d.]+)`)
 
 // load puts load on a URL and returns the requests per second.
 func (c *comparison) load(target string, args ...string) float64 {
-	out, err := exec.Command("wrk", append(append([]string{"-t1", "-c16", "-d" + *yardstickTime, "--latency"}, args...),
+	out, err := exec.Command("wrk", append(append([]string{"-t1", "-c16", "-d" + *baselineTime, "--latency"}, args...),
 		target)...).CombinedOutput()
 	require.NoError(c, err, "wrk, from the package of that name: %s", out)
 	require.NotContains(c, string(out), "Non-2xx", target)
@@ -204,7 +204,7 @@ func (c *comparison) load(target string, args ...string) float64 {
 // compareLoad puts load on both programs, in turn.
 func (c *comparison) compareLoad(work, ours, theirs string, goal float64, args ...string) {
 	var a, b sample
-	for range *yardstickRounds {
+	for range *baselineRounds {
 		if len(args) > 0 {
 			c.exec("CHECKPOINT")
 		}
@@ -282,7 +282,7 @@ func (c *comparison) compareSync(n int) {
 	c.list(n)
 	path := c.itemsFile(n)
 	var first, again, copied sample
-	for range *yardstickRounds {
+	for range *baselineRounds {
 		copied = append(copied, c.copy(path, n))
 		c.exec("TRUNCATE reports, seen, blocks RESTART IDENTITY")
 		rate, _ := c.sync()
@@ -310,7 +310,7 @@ func (c *comparison) grow(n int) string {
 	c.exec("VACUUM ANALYZE")
 	p := c.serve()
 	firstPage := c.latency(p.url + "/reports?limit=20")
-	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + reportCursor{before: 30}.String())
+	farPage := c.latency(p.url + "/reports?limit=20&cursor=" + rowCursor{before: 30}.String())
 	var bounds [2]time.Time
 	require.NoError(c, c.conn.QueryRow(c.Context(), `
 		SELECT max(first_seen) FILTER (WHERE id <= $1), max(first_seen) FILTER (WHERE id <= 2 * $1)
@@ -328,7 +328,7 @@ func (c *comparison) grow(n int) string {
 	require.NoError(c, p.cmd.Process.Signal(syscall.SIGTERM))
 	p.wait()
 	far, slow := float64(farPage)/float64(firstPage), float64(slowest)/float64(firstPage)
-	if n == *yardstickReports {
+	if n == *baselineReports {
 		c.row(fmt.Sprintf("the far end of %d reports ÷ the first page", n), far, "≤", 1.2,
 			fmt.Sprintf("%v ÷ %v", farPage, firstPage))
 		c.row("the slowest filter or pair, ms", float64(slowest.Microseconds())/1000, "≤", 100, "`"+filter+"`")
@@ -392,7 +392,7 @@ func (c *comparison) telemetry() {
 		"DD_DOGSTATSD_URL=udp://"+agent.Packets.LocalAddr().String())
 	off := c.serve()
 	var a, b sample
-	for range *yardstickRounds {
+	for range *baselineRounds {
 		b = append(b, c.load(off.url+"/reports?limit=20"))
 		a = append(a, c.load(on.url+"/reports?limit=20"))
 	}
@@ -403,7 +403,7 @@ func (c *comparison) telemetry() {
 // surfaces measures the other readers of the reports.
 func (c *comparison) surfaces(p *process) {
 	var pages sample
-	for range *yardstickRounds {
+	for range *baselineRounds {
 		html := c.latency(p.url+"/reports?limit=20", "Accept", htmlType)
 		pages = append(pages, float64(html)/float64(c.latency(p.url+"/reports?limit=20")))
 	}
@@ -452,7 +452,7 @@ func (c *comparison) relay() {
 	path := c.TempDir() + "/relay.lua"
 	script := "wrk.method = 'POST'\nwrk.body = '" + body + "'\nwrk.headers['X-Rollbar-Access-Token'] = 'sdk'\n"
 	require.NoError(c, os.WriteFile(path, []byte(script), 0o600))
-	c.compareLoad("relay, durable", p.url+"/api/1/item/", c.yardstick+"/items", .4, "-s", path)
+	c.compareLoad("relay, durable", p.url+"/api/1/item/", c.baseline+"/items", .4, "-s", path)
 }
 
 // start measures `app which`.
