@@ -176,11 +176,7 @@ func at(value json.RawMessage, path ...string) json.RawMessage {
 // list returns the elements of the array with the name.
 func (a *answer) list(name string) []json.RawMessage {
 	a.t.Helper()
-	var list []json.RawMessage
-	for _, element := range rawjson.Elements([]byte(a.at(name))) {
-		list = append(list, element)
-	}
-	return list
+	return rawjson.Elements([]byte(a.at(name)))
 }
 
 // link returns the path of the Link header with the relation, resolved against the request, or "".
