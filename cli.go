@@ -403,7 +403,7 @@ func (c *cli) prepare(ctx context.Context, command *Command, words []string) (pr
 	}
 	for _, name := range append(command.names(inFlag), "fields") {
 		if c.asCurl && (len(c.args.values[name]) > 0 || name == "fields" && c.fields != nil) {
-			return nil, fail(invalid, "-%s works only on the command line: no single request does the same", name)
+			return nil, fail(invalid, "-as-curl cannot show -%s, which is not part of a request", name)
 		}
 	}
 	return command.Run.prepare(c.args)

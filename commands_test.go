@@ -88,7 +88,7 @@ func TestArgumentsRefused(t *testing.T) {
 		{"below the minimum", "size", given("0"), "size must be a whole number from 1 to 50"},
 		{"above the maximum", "size", given("51"), "size must be a whole number from 1 to 50"},
 		{"number that is too large", "user", given("9223372036854775808"),
-			"user must be a whole number that fits 64 bits, or null"},
+			"user must be a whole number that fits in 64 bits, or null"},
 		{"number that is a string", "user", inJSON(`"5"`), "user must be a whole number, or null"},
 		{"twice what takes one", "size", given("1", "2"), "size is given 2 times, but takes one value"},
 		{"not of the enum", "level", given("error", "fatal"), "level must be one of error, info"},

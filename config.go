@@ -402,7 +402,7 @@ func (c *Config) checkServe() error {
 	hasToken := cmp.Or(c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken) != ""
 	switch {
 	case c.DatabaseURL == "":
-		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
+		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, at a URL such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
 	case !hasToken && !c.Sandbox:
 		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN, ROLLBAR_POST_CLIENT_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
 	case !c.asksForTokens() && !isLoopback(host):

@@ -385,7 +385,7 @@ func TestSlowClients(t *testing.T) {
 
 	text, err := io.ReadAll(dial("POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"))
 	require.NoError(t, err)
-	assert.Contains(t, string(text), "the body did not come to its end within")
+	assert.Contains(t, string(text), "the body was not complete within")
 }
 
 // Work may take longer than a client is allowed for sending or reading.

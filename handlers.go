@@ -443,7 +443,7 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	case isKind(err, unavailable):
 		return nil, err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, fail(invalid, "the body did not come to its end within %v", s.clientTimeout)
+		return nil, fail(invalid, "the body was not complete within %v", s.clientTimeout)
 	case err != nil:
 		return nil, fail(invalid, "the body cannot be read: %w", err)
 	}

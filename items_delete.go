@@ -81,7 +81,7 @@ func (app *App) deleteOccurrences(ctx context.Context, item, maximum int64) (int
 		case err != nil || len(ids) == 0:
 			return deleted.Load(), err
 		case round == 0 && int64(len(ids)) > maximum:
-			return 0, fail(conflict, "item %d has more than %d occurrences: nothing is deleted; raise max, up to 5000", item, maximum)
+			return 0, fail(conflict, "item %d has more than %d occurrences, so nothing was deleted; raise max (at most 5000)", item, maximum)
 		}
 		total := deleted.Load() + int64(len(ids))
 		remove := func(ctx context.Context, i int64) (bool, error) {

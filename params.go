@@ -192,7 +192,7 @@ func (p *param) set(target any, value literal) error {
 		*target, err = value.int()
 		switch {
 		case errors.Is(err, strconv.ErrRange) && p.max == math.MaxInt64:
-			return fmt.Errorf("must be a whole number%s that fits 64 bits%s", p.bounds(""), p.orNull())
+			return fmt.Errorf("must be a whole number%s that fits in 64 bits%s", p.bounds(""), p.orNull())
 		case err != nil || *target < p.min || *target > p.max:
 			return fmt.Errorf("must be a whole number%s%s", p.bounds(""), p.orNull())
 		}

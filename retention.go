@@ -23,10 +23,10 @@ func (app *App) expire(ctx context.Context) {
 	for app.retention != (retention{}) {
 		reports, occurrences, err := app.store.expire(ctx, app.retention)
 		if err != nil && ctx.Err() == nil {
-			app.log.WarnContext(ctx, "some of what is too old was not deleted", "error", err)
+			app.log.WarnContext(ctx, "some expired rows were not deleted", "error", err)
 		}
 		if reports+occurrences > 0 {
-			app.log.InfoContext(ctx, "deleted what was too old", "reports", reports, "occurrences", occurrences)
+			app.log.InfoContext(ctx, "deleted expired rows", "reports", reports, "occurrences", occurrences)
 		}
 		if !async.Sleep(ctx, 54*time.Minute+rand.N(12*time.Minute)) {
 			return

@@ -36,7 +36,7 @@ func TestRetention(t *testing.T) {
 	assert.Equal(t, count("reports WHERE id % 4 = 0 AND state <> 'queued'"), count("seen"))
 	assert.InDelta(t, 5*24*6*0.98, atoi(count("occurrences")), 30)
 	assert.NotContains(t, f.log.String(), "some of what is too old")
-	assert.Contains(t, f.log.String(), "deleted what was too old")
+	assert.Contains(t, f.log.String(), "deleted expired rows")
 }
 
 // One connection holds the lock while another deletes, however few there may be.

@@ -277,7 +277,7 @@ func queryIDs(ctx context.Context, conn *pgx.Conn, sql string, args pgx.NamedArg
 }
 
 func noDatabase() error {
-	return missingSetting(unavailable, "DATABASE_URL", "reports are stored in PostgreSQL, such as postgres://user:password@host:5432/database")
+	return missingSetting(unavailable, "DATABASE_URL", "reports are stored in PostgreSQL, at a URL such as postgres://user:password@host:5432/database")
 }
 
 func errCrowded(err error) error {

@@ -188,7 +188,7 @@ func TestFields(t *testing.T) {
 		"items list -fields id -o ndjson":       "-fields chooses the columns",
 		"items list -fields id,,title -o csv":   "-fields must be names of members",
 		"items list -fields= -o csv":            "-fields must be names of members",
-		"items list -fields id -o csv -as-curl": "-fields works only on the command line",
+		"items list -fields id -o csv -as-curl": "-as-curl cannot show -fields",
 		"which -fields id -o table":             `unknown flag "-fields"`,
 	} {
 		got := f.run(strings.Fields(args)...)
