@@ -240,6 +240,7 @@ func TestRelayOfOddPayloads(t *testing.T) {
 		"nulls":                    {`"person":null,"context":null,"request":null`, ""},
 		"its own time":             {`"timestamp":1500000000.25`, ""},
 		"deep nesting":             {`"custom":` + deep, ""},
+		"the SDK's token":          {`"custom":{"accessToken":"sdk-token"}`, `"custom":{"accessToken":"***"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

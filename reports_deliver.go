@@ -117,15 +117,13 @@ func (l *lane) deliver(ctx context.Context) {
 			continue
 		}
 		e, err := d.next(ctx, l.claimDue, wait, math.MaxInt64)
+		wait = e != nil && e.others
 		switch {
 		case err != nil && ctx.Err() == nil:
 			o.app.log.WarnContext(ctx, "the queue waits for PostgreSQL", "error", err)
 			async.Sleep(ctx, 5*o.backoff)
-		case e != nil:
-			wait = e.others
-		default:
+		case e == nil:
 			l.await(ctx, o.backoff)
-			wait = false
 		}
 	}
 }
