@@ -41,6 +41,7 @@ func (b *Budget) take(n int) bool {
 	if n > b.Small {
 		free -= b.Reserve
 	}
+	free = max(free, 0) // callers that Add can take more than there is
 	switch {
 	case n <= free:
 		b.held += n
@@ -66,9 +67,9 @@ func (b *Budget) Own(text []byte) {
 	}
 }
 
-// ReadAll is io.ReadAll for a text that the budget owns. It stops after most+1 bytes. The size is 0 if it is unknown; a text of
-// which more than a 64th may be there already then takes all that it may need, so that it does not wait for others that grow,
-// too. While it is read, it also takes the bytes of so many copies.
+// ReadAll is io.ReadAll for a text that the budget owns. It stops after most+1 bytes. While it reads, it also takes room
+// for the given number of copies. A size of 0 means unknown: a text that outgrows a 64th of most then takes all the room
+// that it can need at once, so that growing texts do not wait for one another.
 func (b *Budget) ReadAll(ctx context.Context, r io.Reader, size, most, copies int) (text []byte, err error) {
 	taken := 0
 	for err == nil && len(text) <= most {
