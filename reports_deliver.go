@@ -325,13 +325,11 @@ func (l *lane) notify() {
 	}
 }
 
-// await waits for a notification, for at most atMost, and reports whether there was one.
-func (l *lane) await(ctx context.Context, atMost time.Duration) bool {
+// await waits for a notification, for at most atMost.
+func (l *lane) await(ctx context.Context, atMost time.Duration) {
 	select {
 	case <-l.notified:
-		return true
 	case <-time.After(atMost):
 	case <-ctx.Done():
 	}
-	return false
 }
