@@ -21,10 +21,10 @@ import (
 
 const tokenHeader = "X-Rollbar-Access-Token"
 
-// newRelay starts a service with a relay that accepts sdk-token.
+// newRelay starts a service with a relay that accepts sdk-token and two others.
 func newRelay(t *testing.T, change ...func(*Config)) *fixture {
 	t.Helper()
-	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"other", "sdk-token"} }},
+	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"dev", "other", "sdk-token"} }},
 		change...)...)
 }
 
@@ -260,6 +260,9 @@ func TestRelayOfOddPayloads(t *testing.T) {
 	at, ok := rawjson.Int(rawjson.Get(f.sandbox.DataOf(uuid), "timestamp"))
 	assert.True(t, ok)
 	assert.InDelta(t, time.Now().Unix(), at, 60)
+	uuid = f.relay(`{"data":{"environment":"dev","body":{"message":{"body":"x"}}}}`, tokenHeader, "dev").requireRelayed()
+	f.eventually(uuid, "delivered")
+	assert.Equal(t, `"dev"`, string(rawjson.Get(f.sandbox.DataOf(uuid), "environment")), "a word, and also a token")
 }
 
 // An occurrence whose uuid is known is not sent again, whatever its state.
