@@ -24,8 +24,8 @@ const tokenHeader = "X-Rollbar-Access-Token"
 // newRelay starts a service with a relay that accepts sdk-token and two others.
 func newRelay(t *testing.T, change ...func(*Config)) *fixture {
 	t.Helper()
-	return newFixture(t, 0, append([]func(*Config){func(c *Config) { c.relayTokens = []string{"dev", "other", "sdk-token"} }},
-		change...)...)
+	tokens := func(c *Config) { c.relayTokens = []string{"dev", "other", "sdk-token"} }
+	return newFixture(t, 0, append([]func(*Config){tokens}, change...)...)
 }
 
 // relay posts the payload as most SDKs do.
@@ -260,7 +260,8 @@ func TestRelayOfOddPayloads(t *testing.T) {
 	at, ok := rawjson.Int(rawjson.Get(f.sandbox.DataOf(uuid), "timestamp"))
 	assert.True(t, ok)
 	assert.InDelta(t, time.Now().Unix(), at, 60)
-	uuid = f.relay(`{"data":{"environment":"dev","body":{"message":{"body":"x"}}}}`, tokenHeader, "dev").requireRelayed()
+	word := `{"data":{"environment":"dev","body":{"message":{"body":"x"}}}}`
+	uuid = f.relay(word, tokenHeader, "dev").requireRelayed()
 	f.eventually(uuid, "delivered")
 	assert.Equal(t, `"dev"`, string(rawjson.Get(f.sandbox.DataOf(uuid), "environment")), "a word, and also a token")
 }
