@@ -312,25 +312,27 @@ func TestQueueRestsAndRecovers(t *testing.T) {
 	}
 }
 
+// calls is a response with the status that says how many calls are left for how many seconds.
+func calls(status int, left, seconds string) *http.Response {
+	return &http.Response{StatusCode: status,
+		Header: http.Header{"X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}}
+}
+
 // The queue makes at most half of the calls that Rollbar's limit leaves, spread over the rest of the window.
 func TestDeliveryPace(t *testing.T) {
-	headers := func(status int, left, seconds string) *http.Response {
-		return &http.Response{StatusCode: status,
-			Header: http.Header{"X-Rate-Limit-Remaining": {left}, "X-Rate-Limit-Remaining-Seconds": {seconds}}}
-	}
 	for _, tt := range []struct {
 		name       string
 		res        *http.Response
 		pace, rest time.Duration
 	}{
 		{"nothing known", &http.Response{StatusCode: 200}, deliveryPace, 0},
-		{"plenty", headers(200, "48000", "60"), 2500 * time.Microsecond, 0},
-		{"little", headers(200, "10", "600"), 100 * time.Second, 0},
-		{"odd number", headers(422, "3", "30"), 15 * time.Second, 0},
-		{"one", headers(200, "1", "30"), 30 * time.Second, 30 * time.Second},
-		{"nothing for long", headers(200, "0", "66988"), trusted, trusted},
-		{"window ended", headers(200, "0", "0"), deliveryPace, 0},
-		{"over the limit", headers(429, "0", "66988"), deliveryPace, 0},
+		{"plenty", calls(200, "48000", "60"), 2500 * time.Microsecond, 0},
+		{"little", calls(200, "10", "600"), 100 * time.Second, 0},
+		{"odd number", calls(422, "3", "30"), 15 * time.Second, 0},
+		{"one", calls(200, "1", "30"), 30 * time.Second, 30 * time.Second},
+		{"nothing for long", calls(200, "0", "66988"), trusted, trusted},
+		{"window ended", calls(200, "0", "0"), deliveryPace, 0},
+		{"over the limit", calls(429, "0", "66988"), deliveryPace, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -359,9 +361,7 @@ func TestDeliveryPaceOfAWindow(t *testing.T) {
 		began, left := time.Now(), 1000
 		for ; time.Since(began) < 59*time.Second; left-- {
 			seconds := fmt.Sprintf("%.0f", (time.Minute - time.Since(began)).Seconds())
-			l.outbox.app.rollbar.limits[scopePost].read(&http.Response{Header: http.Header{
-				"X-Rate-Limit-Remaining": {fmt.Sprint(left)}, "X-Rate-Limit-Remaining-Seconds": {seconds},
-			}})
+			l.outbox.app.rollbar.limits[scopePost].read(calls(200, fmt.Sprint(left), seconds))
 			time.Sleep(l.limit())
 			require.NoError(t, l.turn(t.Context(), true, time.Hour))
 		}
@@ -412,9 +412,7 @@ func TestEmptyQueueTakesNoTurns(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	limit := f.app.rollbar.limits[scopePost]
-	limit.read(&http.Response{StatusCode: 200, Header: http.Header{
-		"X-Rate-Limit-Remaining": {"10"}, "X-Rate-Limit-Remaining-Seconds": {"66988"},
-	}})
+	limit.read(calls(200, "10", "66988"))
 	latest := func() time.Time {
 		limit.mu.Lock()
 		defer limit.mu.Unlock()
@@ -436,9 +434,7 @@ func TestLimitIsNotTrustedForever(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	limit := f.app.rollbar.limits[scopePost]
-	limit.read(&http.Response{StatusCode: 200, Header: http.Header{
-		"X-Rate-Limit-Remaining": {"0"}, "X-Rate-Limit-Remaining-Seconds": {"66988"},
-	}})
+	limit.read(calls(200, "0", "66988"))
 	f.deliver(f.app)
 	uuid := f.enqueue(1)[0]
 	limit.mu.Lock()
