@@ -425,7 +425,7 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 		if r.ContentLength > 0 {
-			limit = r.ContentLength
+			limit = r.ContentLength // so that it takes no more room than that
 		}
 	case "gzip", "x-gzip":
 		content, err = gzip.NewReader(content)

@@ -173,8 +173,9 @@ func (term *pseudoTerminal) resize(t *testing.T, columns uint16) {
 
 var escapes = regexp.MustCompile(`\x1b\[\d*[mK]`)
 
-// A table fits the terminal and has colours, whatever NO_COLOR is outside of the test.
+// A table fits the terminal and has colours, whatever NO_COLOR and TERM are outside of the test.
 func TestTablesOnTerminal(t *testing.T) {
+	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "") // restores the variable after the test
 	os.Unsetenv("NO_COLOR")
 	f := newFixture(t, 12)
@@ -219,8 +220,14 @@ func TestTablesOnTerminal(t *testing.T) {
 	assert.Regexp(t, `^id +\d+\ncounter +\d+\ntitle +日本x.*\nlevel +\x1b\[.*\nstatus +\x1b\[`, one)
 	assert.Regexp(t, `(?m)^last_occurrence_timestamp +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(3h ago\)$`, one)
 
+	colourless := func() {
+		assert.NotContains(t, strings.ReplaceAll(show(80, "items list"), "\x1b[K", ""), "\x1b")
+	}
+	t.Setenv("TERM", "dumb")
+	colourless()
+	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "1")
-	assert.NotContains(t, strings.ReplaceAll(show(80, "items list"), "\x1b[K", ""), "\x1b")
+	colourless()
 	assert.NotContains(t, f.run("items", "list", "-o", "table").out, "\x1b")
 }
 

@@ -65,6 +65,7 @@ func TestExtract(t *testing.T) {
 		{"the forbidden version", headers(strings.Replace(traceparent, "00-", "ff-", 1)), nil},
 		{"capital letters", headers(strings.Replace(traceparent, "4bf9", "4BF9", 1)), nil},
 		{"an id of zeros", headers("traceparent: 00-00000000000000000000000000000000-00f067aa0ba902b7-01"), nil},
+		{"a parent of zeros", headers(strings.Replace(traceparent, "00f067aa0ba902b7", "0000000000000000", 1)), nil},
 		{"a short id", headers("traceparent: 00-4bf92f35-00f067aa0ba902b7-01"), nil},
 		{"no hexadecimal digits", headers("traceparent: ---"), nil},
 		{"both of the same trace: the W3C's parent",
