@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"app/internal/async"
 	"app/internal/devpg/devpgtest"
 	"app/internal/sandbox"
 
@@ -183,7 +184,10 @@ func TestServeEndsAtOnceOnTheSecondSignal(t *testing.T) {
 		defer p.mu.Unlock()
 		return strings.Contains(p.out.String(), "stopping")
 	}, waitLimit, waitTick)
-	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	go func() { // again and again: on a busy machine the next one can come before the program lets it through
+		for p.cmd.Process.Signal(os.Interrupt) == nil && async.Sleep(t.Context(), waitTick) {
+		}
+	}()
 	assert.Equal(t, -1, p.wait())
 }
 
