@@ -543,7 +543,7 @@ func TestStalledBodies(t *testing.T) {
 	}
 	for range 3 {
 		a := f.do("POST", "/items", `{"message":"`+strings.Repeat("x", 600_000)+`"}`)
-		assert.Equal(t, 201, a.status, a.body)
+		assert.Contains(t, []int{201, 202}, a.status, a.body)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -37,10 +38,11 @@ type Synced struct {
 }
 
 const (
-	chunkPages  = 20      // pages that are read and stored together
-	chunkBytes  = 4 << 20 // bytes of items; a larger chunk is stored in parts
-	chunksAhead = 6       // chunks in progress at the same time
-	chunkWrites = 2       // chunks stored at the same time; more would wait for the same index pages
+	chunkPages  = 20               // pages that are read and stored together
+	chunkBytes  = 4 << 20          // bytes of items; a larger chunk is stored in parts
+	chunksAhead = 6                // chunks in progress at the same time
+	chunkTime   = 10 * time.Second // within which a chunk must be stored: 2,000 items can take long on a slow disk
+	chunkWrites = 2                // chunks stored at the same time; more would wait for the same index pages
 )
 
 // itemsSync reads all pages of items and stores them. After an interruption the next sync starts from the beginning:
@@ -107,7 +109,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	flush := func(ctx context.Context) error {
 		s.writes <- struct{}{}
 		defer func() { <-s.writes }()
-		stats, err := s.app.store.observe(ctx, batch)
+		stats, err := s.app.store.observe(ctx, chunkTime, batch)
 		done.Items += int64(len(batch))
 		done.Changed += int64(stats.reports)
 		done.updated += int64(stats.updated)
@@ -121,8 +123,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 			return done, ctx.Err()
 		}
 	}
-	first := number*s.chunkPages + 1
-	for n := first; n < first+s.chunkPages; n++ {
+	for n := number*s.chunkPages + 1; n <= (number+1)*s.chunkPages; n++ {
 		items, err := s.readPage(ctx, n)
 		if err != nil {
 			_ = flush(context.WithoutCancel(ctx)) // the error to report is Rollbar's
@@ -134,8 +135,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 		}
 		done.Pages++
 		for _, item := range items {
-			seen := observationOf(item)
-			batch, size = append(batch, seen), size+len(seen.data)
+			batch, size = append(batch, observationOf(item)), size+len(item.JSON)
 		}
 		if size > chunkBytes {
 			if err := flush(ctx); err != nil {
