@@ -156,22 +156,13 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 	case c.Columns == "":
 		return document, nil
 	}
-	if list := remoteList(res, document); list != nil {
-		return list, nil
+	for name, value := range rawjson.Members(document) {
+		if value[0] == '[' { // the first array holds the list's elements
+			rows := sliceRows(rawjson.Elements(value), func(row json.RawMessage) json.RawMessage { return row })
+			return &List{Name: name, Rows: rows, Rest: rawjson.Set(document, name, nil), Next: nextPage(res)}, nil
+		}
 	}
 	return nil, foreignResponse(config, res)
-}
-
-// remoteList returns the list in a JSON document, whose first array holds the elements, or nil if there is no array.
-func remoteList(res *http.Response, document json.RawMessage) *List {
-	for name, value := range rawjson.Members(document) {
-		if value[0] != '[' {
-			continue
-		}
-		rows := sliceRows(rawjson.Elements(value), func(row json.RawMessage) json.RawMessage { return row })
-		return &List{Name: name, Rows: rows, Rest: rawjson.Set(document, name, nil), Next: nextPage(res)}
-	}
-	return nil
 }
 
 // nextLink matches the parameter of the next page in a Link header.
