@@ -109,11 +109,7 @@ var firstMembers = strings.Fields(`id counter item_id title state level status d
 
 // printMembers prints an object as a table with a row for each member, firstMembers on top.
 func (c *cli) printMembers(value any) error {
-	var text strings.Builder
-	if err := writeResult(&text, value); err != nil {
-		return err
-	}
-	thing := json.RawMessage(strings.TrimSpace(text.String()))
+	thing := asJSON(value)
 	names := c.fields
 	if names == nil {
 		names = slices.DeleteFunc(slices.Clone(firstMembers), func(name string) bool { return columnValue(thing, name) == nil })

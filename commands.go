@@ -158,6 +158,13 @@ func writeResult(w io.Writer, value any) error {
 	return encoder.Encode(value)
 }
 
+// asJSON returns the result of an operation, other than a Text or a *List, as JSON.
+func asJSON(value any) json.RawMessage {
+	var text bytes.Buffer
+	_ = writeResult(&text, value) // never fails: it is in memory
+	return bytes.TrimSpace(text.Bytes())
+}
+
 // write writes the list as one JSON document.
 func (l *List) write(w io.Writer) error {
 	text := append(rawjson.AppendQuoted([]byte{'{'}, l.Name), ':', '[')

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"embed"
@@ -341,7 +340,7 @@ func (p *page) show(result any) (err error) {
 		setLinks(p.w.Header(), p.w.request.URL, value)
 		err = p.showList(value)
 	default:
-		err = p.showThing(value)
+		p.showThing(value)
 	}
 	for _, c := range p.usable {
 		method, path, _ := strings.Cut(c.Route, " ")
@@ -416,12 +415,8 @@ func (p *page) showList(list *List) error {
 }
 
 // showThing shows a single thing.
-func (p *page) showThing(value any) error {
-	var text bytes.Buffer
-	if err := writeResult(&text, value); err != nil {
-		return err
-	}
-	thing := json.RawMessage(bytes.TrimSpace(text.Bytes()))
+func (p *page) showThing(value any) {
+	thing := asJSON(value)
 	if _, isNumber := rawjson.Int(rawjson.Get(thing, "id")); isNumber {
 		p.id = string(rawjson.Get(thing, "id"))
 	}
@@ -436,7 +431,6 @@ func (p *page) showThing(value any) error {
 	case get(thing, "data.body") != nil:
 		p.Occurrence = &thingView{p, thing}
 	}
-	return nil
 }
 
 // Member returns the member with the name, still without a value, of things of the noun ("items"). Of a path such as
