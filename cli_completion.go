@@ -18,12 +18,13 @@ var completionFiles embed.FS
 func (c *cli) completionCommand(root *subcommand) *subcommand {
 	shell := func(name, file string) *subcommand {
 		return simple(name, helpFrom("completion.txt"), nil, func(context.Context) error {
+			settings := column(new(Config).settings(), func(s setting) string { return "-" + s.name })
 			script := template.New(file).Funcs(template.FuncMap{"join": strings.Join})
 			return template.Must(script.ParseFS(completionFiles, "completion/"+file)).Execute(c.std.out, struct {
 				Shell    string
 				Places   []completion
-				Settings []string
-			}{name, c.completions(root, ""), settingFlagNames()})
+				Settings []string // there are many, so commands other than serve complete them only once more than a dash is typed
+			}{name, c.completions(root, ""), settings})
 		})
 	}
 	return c.group("completion", helpFrom("completion.txt"), shell("bash", "app.bash"), shell("fish", "app.fish"), shell("zsh", "app.bash"))
@@ -46,7 +47,7 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 		below = append(below, c.completions(sub, strings.TrimSpace(name+" "+sub.name))...)
 	}
 	own := at.flags
-	if at.name == "serve" { // see settingFlagNames for the others
+	if at.name == "serve" { // see completionCommand for the others
 		own = append(own, c.settingFlags()...)
 	}
 	var flags []string
@@ -60,10 +61,4 @@ func (c *cli) completions(at *subcommand, name string) []completion {
 	}
 	slices.Sort(flags)
 	return append([]completion{{Command: name, Words: append(at.childNames(), flags...)}}, below...)
-}
-
-// settingFlagNames returns the flags that are settings. There are many, so commands other than serve complete them
-// only once more than a dash is typed.
-func settingFlagNames() []string {
-	return column(new(Config).settings(), func(s setting) string { return "-" + s.name })
 }
