@@ -185,11 +185,9 @@ func remoteLines(config *Config, res *http.Response) *List {
 			defer res.Body.Close()
 			lines := bufio.NewScanner(res.Body)
 			lines.Buffer(nil, memoryLimit)
-			for lines.Scan() {
+			for lines.Scan() && lines.Err() == nil { // with an error, the line is cut off
 				row, err := rawjson.Compact(lines.Bytes())
 				switch {
-				case lines.Err() != nil: // the line is cut off
-					err = noResponse(config, lines.Err())
 				case err != nil:
 					err = foreignResponse(config, res)
 				case bytes.HasPrefix(row, []byte(`{"error":`)):
