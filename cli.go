@@ -298,15 +298,12 @@ func (c *cli) flag(p *param) cliFlag {
 	return f
 }
 
-// flagName is the name of a parameter's flag: code-version.
-func flagName(p *param) string { return strings.ReplaceAll(p.name, "_", "-") }
-
 // label names a parameter in messages: ID, -code-version.
 func label(p *param) string {
 	if p.in == inPath {
 		return strings.ToUpper(p.name)
 	}
-	return "-" + flagName(p)
+	return "-" + strings.ReplaceAll(p.name, "_", "-")
 }
 
 // start sets up what operations need. It logs only if the level is debug, since errors are printed anyway.

@@ -47,7 +47,7 @@ func writeOperation(text *strings.Builder, c *Command) {
 	}
 	text.WriteString("\n| parameter | flag | values | default | |\n| --- | --- | --- | --- | --- |\n")
 	for _, p := range c.Run.params {
-		flag, values, preset := "`-"+flagName(p)+"`", strings.Join(p.enum, ", "), code(p.value)
+		flag, values, preset := "`"+label(p)+"`", strings.Join(p.enum, ", "), code(p.value)
 		if p.in == inPath {
 			flag = ""
 		}
