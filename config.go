@@ -141,9 +141,8 @@ var databaseValue = regexp.MustCompile(`^postgres(ql)?://([^@/?]*@)?[^@]*$|^((ho
 	`|servicefile|ssl\w+|target_session_attrs|channel_binding|require_auth|krb\w+|\w+_protocol_version|\w+_timeout|application_name` +
 	`|client_encoding|options|search_path|timezone|pool_\w+|default_query_exec_mode|\w+_cache_capacity)\s*=(\s*'(\\.|[^\\'])*'|(\\.|[^\\\s'])+|\s+(\\.|[^\\\s'=])+)\s*)*$`)
 
-// parseDatabase returns the trimmed value, or an error that quotes no part of a password.
+// parseDatabase returns the value, or an error that quotes no part of a password.
 func parseDatabase(value string) (string, error) {
-	value = strings.TrimSpace(value)
 	_, err := pgxpool.ParseConfig(value)
 	words := ""
 	if refused := (*pgconn.ParseConfigError)(nil); errors.As(err, &refused) {
