@@ -258,14 +258,12 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 	properties, required := jsonObject{}, []string{}
 	schema := jsonObject{"type": "object", "properties": properties}
 	for _, field := range reflect.VisibleFields(t) {
-		if !field.IsExported() {
-			continue
-		}
 		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
-		if name == "-" {
-			if field.Type == reflect.TypeFor[json.RawMessage]() {
-				maps.Copy(schema, schemaOf(field.Type, schemas))
-			}
+		switch {
+		case name == "-" && field.Type == reflect.TypeFor[json.RawMessage]():
+			maps.Copy(schema, schemaOf(field.Type, schemas))
+			continue
+		case name == "-", !field.IsExported():
 			continue
 		}
 		property := schemaOf(field.Type, schemas)
