@@ -82,7 +82,7 @@ func (in *itemsListInput) read(ctx context.Context, app *App, number int64) (*Li
 		}
 		return nil, err
 	}
-	page.observing.Do(func() { page.unstored = app.tryToObserve(ctx, page.Items) }) // once for all callers that share it
+	page.observing.Do(func() { page.unstored = app.observe(ctx, page.Items...) }) // once for all callers that share it
 	callOf(ctx).notStored(page.unstored)
 	list := &List{
 		Name: "items",

@@ -271,12 +271,10 @@ func occurrencesClean(ctx context.Context, app *App, in occurrencesCleanInput) (
 // archive stores the occurrences. If that fails, it marks the call as not stored and returns why, and the operation
 // goes on.
 func (app *App) archive(ctx context.Context, seen ...Occurrence) (unstored string) {
-	unstored = app.tryToStore(ctx, "occurrences", len(seen), func(ctx context.Context) error {
+	return app.tryToStore(ctx, "occurrences", len(seen), func(ctx context.Context) error {
 		_, err := app.store.archive(ctx, seen)
 		return err
 	})
-	callOf(ctx).notStored(unstored)
-	return unstored
 }
 
 // archive stores the occurrences, which may be in any order, and returns how many were new. An occurrence that is

@@ -65,26 +65,21 @@ type historyStats struct {
 // observe stores the items as reports. If that fails, it marks the call as not stored and returns why, and the
 // operation goes on.
 func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
-	unstored = app.tryToObserve(ctx, items)
-	callOf(ctx).notStored(unstored)
-	return unstored
-}
-
-// tryToObserve stores the items, or returns why it could not.
-func (app *App) tryToObserve(ctx context.Context, items []Item) (unstored string) {
 	return app.tryToStore(ctx, "items", len(items), func(ctx context.Context) error {
 		_, err := app.store.observe(ctx, storeTimeout, column(items, observationOf))
 		return err
 	})
 }
 
-// tryToStore runs store for n things, even if the context ends, or returns why it could not. After a failure, nothing
-// else in the call is tried.
+// tryToStore runs store for n things, even if the context ends. If that fails, it marks the call as not stored and
+// returns why. After a failure, nothing else in the call is tried.
 func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
+	call := callOf(ctx)
+	defer func() { call.notStored(unstored) }()
 	if app.store == nil {
 		return "DATABASE_URL is not set"
 	}
-	if why := callOf(ctx).unstored.Load(); why != nil {
+	if why := call.unstored.Load(); why != nil {
 		return *why
 	}
 	if err := store(context.WithoutCancel(ctx)); err != nil {
