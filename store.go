@@ -204,12 +204,10 @@ func (s *Store) readWithin(ctx context.Context, limit time.Duration, do func(con
 			return err
 		}
 	}
-	waiting := time.NewTimer(storeTimeout)
-	defer waiting.Stop()
 	select {
 	case s.readers <- struct{}{}:
 		defer func() { <-s.readers }()
-	case <-waiting.C:
+	case <-time.After(storeTimeout):
 		return errCrowded(nil)
 	case <-ctx.Done():
 		return ctx.Err()
