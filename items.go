@@ -348,8 +348,10 @@ type occurrencePlace struct{ page, last int64 }
 // String returns the place as callers see it: opaque, like a rowCursor.
 func (p occurrencePlace) String() string { return rowCursor{p.page, p.last}.String() }
 
-func (p *occurrencePlace) UnmarshalText(text []byte) (err error) {
-	p.page, p.last, err = cursorNumbers(text)
+func (p *occurrencePlace) UnmarshalText(text []byte) error {
+	var numbers rowCursor
+	err := numbers.UnmarshalText(text)
+	*p = occurrencePlace{numbers.before, numbers.from}
 	return err
 }
 

@@ -341,21 +341,16 @@ func (c rowCursor) String() string {
 }
 
 // UnmarshalText reads what String wrote.
-func (c *rowCursor) UnmarshalText(text []byte) (err error) {
-	c.before, c.from, err = cursorNumbers(text)
-	return err
-}
-
-// cursorNumbers decodes the two numbers of a cursor.
-func cursorNumbers(text []byte) (a, b int64, err error) {
+func (c *rowCursor) UnmarshalText(text []byte) error {
 	raw, err := base64.RawURLEncoding.DecodeString(string(text))
 	first, second, _ := strings.Cut(string(raw), ".")
-	a, errA := literal{text: first}.int()
-	b, errB := literal{text: second}.int()
-	if err != nil || errA != nil || errB != nil || a < 0 || b < 0 {
-		return 0, 0, errors.New("must be a cursor that an earlier page gave as next")
+	before, errBefore := literal{text: first}.int()
+	from, errFrom := literal{text: second}.int()
+	if err != nil || errBefore != nil || errFrom != nil || before < 0 || from < 0 {
+		return errors.New("must be a cursor that an earlier page gave as next")
 	}
-	return a, b, nil
+	*c = rowCursor{before, from}
+	return nil
 }
 
 var reportsCleanCmd = &Command{
