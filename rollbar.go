@@ -52,7 +52,7 @@ type Rollbar struct {
 	client    *http.Client
 	slots     chan struct{} // of calls that may run at the same time
 	reads     async.Singleflight[reading]
-	limits    rateLimits
+	limits    map[scope]*rateLimit
 	mask      *secrets.Mask // hides the tokens, which some of Rollbar's messages quote
 	telemetry *datadog.Client
 }

@@ -95,12 +95,9 @@ func (w *stopwatch) add(activities int) time.Duration {
 	return w.took
 }
 
-// rateLimits are Rollbar's rate limits as its last responses gave them.
-type rateLimits map[scope]*rateLimit
-
 // newRateLimits returns the limit of each scope's token. Scopes with the same token share a limit.
-func newRateLimits(tokens map[scope]accessToken) rateLimits {
-	limits, ofToken := rateLimits{}, map[string]*rateLimit{}
+func newRateLimits(tokens map[scope]accessToken) map[scope]*rateLimit {
+	limits, ofToken := map[scope]*rateLimit{}, map[string]*rateLimit{}
 	for s, token := range tokens {
 		value := cmp.Or(token.value, string(s))
 		limits[s] = cmp.Or(ofToken[value], &rateLimit{})
@@ -109,7 +106,7 @@ func newRateLimits(tokens map[scope]accessToken) rateLimits {
 	return limits
 }
 
-// A rateLimit is the number of calls that are left for a token until a window ends.
+// A rateLimit is the number of calls that are left for a token until a window ends, as Rollbar's last response gave it.
 type rateLimit struct {
 	mu          sync.Mutex
 	limit, left int
