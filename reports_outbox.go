@@ -159,8 +159,7 @@ func (e *entry) rejection() error {
 	if e.state != "rejected" {
 		return nil
 	}
-	kinds := map[int]failureKind{invalid.status: invalid, tooLarge.status: tooLarge}
-	return &Failure{kind: cmp.Or(kinds[e.refusal], unprocessable), detail: e.reason, upstream: e.refusal}
+	return &Failure{kind: cmp.Or(refusals[e.refusal], unprocessable), detail: e.reason, upstream: e.refusal}
 }
 
 // room returns how many more occurrences may be queued. It counts the queue only if it has to: a recent estimate
