@@ -212,8 +212,8 @@ func occurrencesSync(ctx context.Context, app *App, in occurrencesSyncInput) (Sy
 			if !before[o.ID] {
 				total.Occurrences++
 			}
-			at, ok := o.time()
-			isOlder = isOlder || ok && at.Before(in.Since.Time)
+			at := o.time()
+			isOlder = isOlder || at != nil && at.Before(in.Since.Time)
 		}
 		before = seen
 		callOf(ctx).report(total.Occurrences, 0, "occurrences read")
@@ -349,14 +349,9 @@ func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (
 		ORDER BY id
 		ON CONFLICT (id) DO NOTHING`,
 		pgx.NamedArgs{
-			"ids":   column(seen, func(o Occurrence) int64 { return o.ID }),
-			"items": column(seen, func(o Occurrence) int64 { return o.ItemID }),
-			"times": column(seen, func(o Occurrence) *time.Time {
-				if at, ok := o.time(); ok {
-					return &at
-				}
-				return nil
-			}),
+			"ids":          column(seen, func(o Occurrence) int64 { return o.ID }),
+			"items":        column(seen, func(o Occurrence) int64 { return o.ItemID }),
+			"times":        column(seen, Occurrence.time),
 			"environments": text("environment"), "given": text("level"), "levels": levels,
 			"data": column(seen, func(o Occurrence) json.RawMessage { return rawjson.Storable(o.JSON) }),
 		})

@@ -305,10 +305,13 @@ func occurrenceOf(raw json.RawMessage) (Occurrence, error) {
 
 const year10000 = 253_402_300_800 // Unix seconds
 
-// time returns when it occurred, in UTC, and whether its timestamp is valid.
-func (o Occurrence) time() (time.Time, bool) {
+// time returns when it occurred, in UTC, or nil if its timestamp is not valid.
+func (o Occurrence) time() *time.Time {
 	seconds, ok := rawjson.Int(rawjson.Get(o.JSON, "timestamp"))
-	return time.Unix(seconds, 0).UTC(), ok && 0 <= seconds && seconds < year10000
+	if !ok || seconds < 0 || seconds >= year10000 {
+		return nil
+	}
+	return new(time.Unix(seconds, 0).UTC())
 }
 
 func itemOf(raw json.RawMessage, when *timing) (Item, error) {
