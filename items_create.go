@@ -321,9 +321,8 @@ func occurrenceTitle(data json.RawMessage) string {
 		return title
 	}
 	exception := rawjson.Get(data, "body", "trace", "exception")
-	for _, first := range rawjson.Elements(rawjson.Get(data, "body", "trace_chain")) {
-		exception = rawjson.Get(first, "exception")
-		break
+	if traces := rawjson.Elements(rawjson.Get(data, "body", "trace_chain")); len(traces) > 0 {
+		exception = rawjson.Get(traces[0], "exception")
 	}
 	parts := []string{rawjson.Unquote(rawjson.Get(exception, "class")), rawjson.Unquote(rawjson.Get(exception, "message"))}
 	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ": ")
