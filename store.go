@@ -308,12 +308,11 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 			break
 		}
 	}
-	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		s.current.Store(true)
 		return nil
-	case errors.As(err, &pgErr) && (pgErr.Code[:2] == "42" || pgErr.Code[:2] == "3F"):
+	case hasCode(err, "42", "3F"):
 		return fail(unavailable, "PostgreSQL at DATABASE_URL does not let the service create its tables: %w; a privilege is missing, or a name is "+
 			"taken by another program: use a schema of its own (CREATE SCHEMA app, and ?search_path=app in the URL)", quoted{err})
 	}
@@ -362,7 +361,7 @@ func databaseError(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows), errors.As(err, &known):
 		return err
-	case errors.As(err, &pgErr) && !isOutage(pgErr.Code) && !errors.As(err, &connect):
+	case errors.As(err, &pgErr) && !hasCode(err, outages...) && !errors.As(err, &connect):
 		return err
 	}
 	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
@@ -398,13 +397,9 @@ func (q quoted) Error() string {
 	return strings.Join(words, "; ")
 }
 
-// isOutage reports whether an SQLSTATE is about the server's condition, not about the statement: connection,
-// resources, locks, operator intervention, system errors, read-only, start-up, missing privileges, and tables that
-// somebody has dropped.
-func isOutage(code string) bool {
-	return slices.Contains(strings.Fields("08 53 55 57 58 XX 28 3D"), code[:2]) ||
-		slices.Contains([]string{"25006", "42501", undefinedTable}, code)
-}
+// outages are the SQLSTATEs about the server's condition, not about the statement: connection, resources, locks,
+// operator intervention, system errors, start-up, read-only, missing privileges, and tables that somebody has dropped.
+var outages = []string{"08", "53", "55", "57", "58", "XX", "28", "3D", "25006", "42501", undefinedTable}
 
 // SQLSTATEs that the service acts on.
 const (
@@ -418,8 +413,8 @@ const (
 // itemAtFault reports whether a batch may have failed because of one of its items.
 func itemAtFault(err error) bool { return !isKind(databaseError(err), unavailable) }
 
-// hasCode reports whether PostgreSQL answered with one of the SQLSTATEs.
+// hasCode reports whether PostgreSQL answered with one of the SQLSTATEs, which may be a class: its first two characters.
 func hasCode(err error, codes ...string) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && slices.Contains(codes, pgErr.Code)
+	pgErr, is := errors.AsType[*pgconn.PgError](err)
+	return is && slices.ContainsFunc(codes, func(code string) bool { return strings.HasPrefix(pgErr.Code, code) })
 }
