@@ -55,14 +55,11 @@ func reportsDeliver(ctx context.Context, app *App, _ struct{}) (Delivery, error)
 			total.Delivered += d.delivered.Load()
 			total.Rejected += d.rejected.Load()
 		}
-		app.store.deliveries.Flush(ctx)
-		ids, err := l.queued(ctx)
-		if err != nil {
-			return Delivery{}, err
-		}
-		total.Queued += int64(len(ids))
 	}
-	return total, nil
+	app.store.deliveries.Flush(ctx)
+	queued, _, err := app.store.queueLength(ctx)
+	total.Queued = int64(queued)
+	return total, err
 }
 
 // deliverOnce tries each entry that is currently in the lane, until it hits Rollbar's rate limit.
