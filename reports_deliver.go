@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -80,9 +79,6 @@ func (l *lane) deliverOnce(ctx context.Context) (*drain, error) {
 		e, err = d.next(ctx, claim, true, retryLimit)
 	}
 	d.workers.Wait()
-	if err == errLater {
-		return d, nil
-	}
 	return d, err
 }
 
@@ -149,12 +145,12 @@ type drain struct {
 
 func newDrain(l *lane) *drain { return &drain{lane: l, slots: make(chan struct{}, deliveryWorkers)} }
 
-// next claims an entry, after waiting for a turn if wait is set, and starts to deliver it. It returns nil for none.
-func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool, most time.Duration) (*entry, error) {
+// next claims an entry, after waiting for a turn if wait is set, and starts to deliver it. It returns nil if
+// there is none, or no turn in time.
+func (d *drain) next(ctx context.Context, claim func(context.Context) (*entry, error), wait bool, most time.Duration) (_ *entry, err error) {
 	d.slots <- struct{}{}
 	var e *entry
-	err := d.lane.turn(ctx, wait, most)
-	if err == nil {
+	if d.lane.turn(ctx, wait, most) {
 		if e, err = claim(ctx); e == nil {
 			d.lane.outbox.app.rollbar.limits[d.lane.scope].giveBack()
 		}
@@ -276,12 +272,9 @@ func (l *lane) succeeded() {
 	l.notify()
 }
 
-// errLater means that a delivery may not begin soon enough.
-var errLater = errors.New("later")
-
 // turn waits until another delivery may begin, at the pace that Rollbar allows. Unless wait is set, it may begin at
-// once while nothing fails. turn returns the context's error, or errLater if the wait would be longer than most.
-func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) error {
+// once while nothing fails. turn returns false if the context ends, or if the wait would be longer than most.
+func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) bool {
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		slowdown := max(1, min(l.failures/outageAfter, longestSlowdown))
@@ -292,13 +285,13 @@ func (l *lane) turn(ctx context.Context, wait bool, most time.Duration) error {
 		left := l.outbox.app.rollbar.limits[l.scope].turn(l.outbox.pace, slowdown)
 		switch {
 		case left <= 0:
-			return nil
+			return true
 		case left > most:
-			return errLater
+			return false
 		}
 		async.Sleep(ctx, min(left, time.Second)) // the limit may be better known by then
 	}
-	return ctx.Err()
+	return false
 }
 
 // limit returns how much longer Rollbar's rate limit lasts.

@@ -141,7 +141,7 @@ func TestDeliverySlowsDown(t *testing.T) {
 		began := time.Now()
 		fail := func(times int) {
 			for range times {
-				assert.NoError(t, o.turn(t.Context(), true, time.Hour))
+				assert.True(t, o.turn(t.Context(), true, time.Hour))
 				o.failed(1, errors.New("500"))
 			}
 		}
@@ -154,9 +154,9 @@ func TestDeliverySlowsDown(t *testing.T) {
 		fail(10)
 		assert.Equal(t, 10*time.Second, time.Since(began))
 		o.succeeded()
-		assert.NoError(t, o.turn(t.Context(), true, time.Hour))
+		assert.True(t, o.turn(t.Context(), true, time.Hour))
 		began = time.Now()
-		assert.NoError(t, o.turn(t.Context(), true, time.Hour))
+		assert.True(t, o.turn(t.Context(), true, time.Hour))
 		assert.Equal(t, deliveryPace, time.Since(began))
 	})
 }
@@ -337,17 +337,17 @@ func TestDeliveryPace(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLane()
-				require.NoError(t, l.turn(t.Context(), true, time.Hour))
+				require.True(t, l.turn(t.Context(), true, time.Hour))
 				l.outbox.app.rollbar.limits[scopePost].read(tt.res)
 				began := time.Now()
 				for rest := l.limit(); rest > 0; rest = l.limit() {
 					time.Sleep(min(rest, time.Second))
 				}
 				assert.Equal(t, tt.rest, time.Since(began))
-				require.NoError(t, l.turn(t.Context(), true, time.Hour))
+				require.True(t, l.turn(t.Context(), true, time.Hour))
 				assert.InDelta(t, tt.pace, time.Since(began), float64(tt.pace)/100)
 				began = time.Now()
-				require.NoError(t, l.outbox.lanes[scopePostClient].turn(t.Context(), true, time.Hour))
+				require.True(t, l.outbox.lanes[scopePostClient].turn(t.Context(), true, time.Hour))
 				assert.Zero(t, time.Since(began), "another token's")
 			})
 		})
@@ -363,7 +363,7 @@ func TestDeliveryPaceOfAWindow(t *testing.T) {
 			seconds := fmt.Sprintf("%.0f", (time.Minute - time.Since(began)).Seconds())
 			l.outbox.app.rollbar.limits[scopePost].read(calls(200, fmt.Sprint(left), seconds))
 			time.Sleep(l.limit())
-			require.NoError(t, l.turn(t.Context(), true, time.Hour))
+			require.True(t, l.turn(t.Context(), true, time.Hour))
 		}
 		assert.InDelta(t, 500, left, 10)
 	})
@@ -378,7 +378,7 @@ func TestDeliveryPaceOfASharedToken(t *testing.T) {
 		})
 		began := time.Now()
 		for n := range 10 {
-			require.NoError(t, o.lanes[[]scope{scopePost, scopePostClient}[n%2]].turn(t.Context(), true, time.Hour))
+			require.True(t, o.lanes[[]scope{scopePost, scopePostClient}[n%2]].turn(t.Context(), true, time.Hour))
 		}
 		assert.Equal(t, 9*deliveryPace, time.Since(began))
 	})
@@ -401,7 +401,7 @@ func TestDeliveryBeginsAtOnce(t *testing.T) {
 		l.failed(1, errors.New("500"))
 		began := time.Now()
 		for range 3 {
-			require.NoError(t, l.turn(t.Context(), false, time.Hour))
+			require.True(t, l.turn(t.Context(), false, time.Hour))
 		}
 		assert.Equal(t, 2*deliveryPace, time.Since(began))
 	})
