@@ -127,10 +127,9 @@ func failureOf(err error) *Failure {
 	case errors.As(err, &f):
 		detailed := *f
 		detailed.detail = rawjson.Cut(err.Error(), 6<<10) // includes the context that callers added
-		detailed.fields = slices.Clone(f.fields)
-		for i, field := range detailed.fields {
-			detailed.fields[i] = fieldError{rawjson.Cut(field.Field, 200), rawjson.Cut(field.Message, 800)}
-		}
+		detailed.fields = column(f.fields, func(field fieldError) fieldError {
+			return fieldError{rawjson.Cut(field.Field, 200), rawjson.Cut(field.Message, 800)}
+		})
 		return &detailed
 	case errors.Is(err, context.Canceled):
 		return &Failure{kind: interrupted, detail: "interrupted", err: err}
