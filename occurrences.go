@@ -283,7 +283,6 @@ func (s *Store) archive(ctx context.Context, seen []Occurrence) (stored int, err
 	if len(seen) == 0 {
 		return 0, nil
 	}
-	seen = slices.SortedFunc(slices.Values(seen), func(a, b Occurrence) int { return cmp.Compare(a.ID, b.ID) })
 	err = s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		known, err := queryIDs(ctx, conn, `SELECT id FROM occurrences WHERE id = ANY(@ids)`,
 			pgx.NamedArgs{"ids": column(seen, func(o Occurrence) int64 { return o.ID })})
