@@ -43,7 +43,6 @@ func (in *reportsListInput) find(ctx context.Context, conn *pgx.Conn, at rowCurs
 
 // search puts the filters into SQL.
 func (in *reportsListInput) search(at rowCursor, limit int) *reportSearch {
-	words := titleWords(in.Q.Value)
 	s := &reportSearch{
 		hasWords: in.Q.Set, beyond: "id < @before", order: "DESC", limit: limit,
 		bucket: and(map[string]bool{
@@ -60,7 +59,7 @@ func (in *reportsListInput) search(at rowCursor, limit int) *reportSearch {
 		s.beyond, s.order, s.limit = "id >= @from", "ASC", limit+1
 	}
 	s.args = pgx.NamedArgs{
-		"item_id": in.ItemID.Value, "words": words, "since": in.Since.Value.Time, "until": in.Until.Value.Time,
+		"item_id": in.ItemID.Value, "words": titleWords(in.Q.Value), "since": in.Since.Value.Time, "until": in.Until.Value.Time,
 		"state": in.State.Value, "status": in.Status.Value, "level": in.Level.Value, "environment": in.Environment.Value,
 		"before": at.newest(), "from": at.from,
 	}
