@@ -66,19 +66,18 @@ func (o *outbox) enqueue(ctx context.Context, uuid string, data json.RawMessage,
 
 func (o *outbox) enqueueAll(ctx context.Context, entries []*entry) ([]*entry, error) {
 	stored, missing := map[string]*entry{}, slices.Clone(entries)
-	collect := func(rows pgx.Rows) error {
-		found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*entry, error) {
-			var e entry
-			return &e, row.Scan(&e.uuid, &e.id, &e.isNew, &e.lease, &e.state, &e.refusal, &e.reason)
-		})
-		for _, e := range found {
-			stored[e.uuid] = e
-		}
-		missing = slices.DeleteFunc(missing, func(e *entry) bool { return stored[e.uuid] != nil })
-		return err
-	}
 	run := func(statement func(context.Context, *pgx.Conn, []*entry) pgx.Rows) error {
-		return o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error { return collect(statement(ctx, conn, missing)) })
+		return o.app.store.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			found, err := pgx.CollectRows(statement(ctx, conn, missing), func(row pgx.CollectableRow) (*entry, error) {
+				var e entry
+				return &e, row.Scan(&e.uuid, &e.id, &e.isNew, &e.lease, &e.state, &e.refusal, &e.reason)
+			})
+			for _, e := range found {
+				stored[e.uuid] = e
+			}
+			missing = slices.DeleteFunc(missing, func(e *entry) bool { return stored[e.uuid] != nil })
+			return err
+		})
 	}
 	room, err := o.room(ctx, len(missing))
 	if err == nil && room < len(missing) { // entries that are already stored need no room
