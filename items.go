@@ -290,17 +290,14 @@ func (in *itemsUpdateInput) check() error {
 }
 
 func itemsUpdate(ctx context.Context, app *App, in itemsUpdateInput) (json.RawMessage, error) {
-	changes, err := json.Marshal(in)
-	if err == nil {
-		err = app.rollbar.require(scopeWrite, scopeRead)
-	}
-	if err != nil {
+	if err := app.rollbar.require(scopeWrite, scopeRead); err != nil {
 		return nil, err
 	}
 	id, err := app.itemID(ctx, in.itemRef)
 	if err != nil {
 		return nil, err
 	}
+	changes, _ := json.Marshal(in) // never fails
 	item, err := app.change(ctx, id, changes)
 	return item, in.describe(err)
 }
