@@ -413,14 +413,13 @@ func (app *App) countRows(ctx context.Context, table, condition string, args pgx
 	return count, nil
 }
 
-func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (Cleaned, error) {
+func reportsClean(ctx context.Context, app *App, in reportsCleanInput) (cleaned Cleaned, err error) {
 	if app.store == nil {
 		return Cleaned{}, noDatabase()
 	}
 	app.store.deliveries.Flush(ctx)
 	chosen, state, args := in.conditions()
-	var cleaned Cleaned
-	err := app.store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, `
 			WITH chosen AS MATERIALIZED (
 				SELECT id
