@@ -186,7 +186,7 @@ func byCount(counts map[string]int64) []string {
 	})
 }
 
-func (s *Summary) readTop(ctx context.Context, tx pgx.Tx) error {
+func (s *Summary) readTop(ctx context.Context, tx pgx.Tx) (err error) {
 	rows, _ := tx.Query(ctx, `
 		SELECT r.item_id, coalesce(r.data ->> 'title', ''), coalesce(r.level, ''), coalesce(r.status, ''), t.total_occurrences
 		FROM (
@@ -198,7 +198,6 @@ func (s *Summary) readTop(ctx context.Context, tx pgx.Tx) error {
 		) AS t
 		JOIN reports r ON r.item_id = t.item_id AND r.state = 'current'
 		ORDER BY t.total_occurrences DESC, t.item_id DESC`, replan)
-	var err error
 	s.Top, err = pgx.CollectRows(rows, pgx.RowToStructByPos[TopItem])
 	return err
 }
