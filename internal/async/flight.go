@@ -105,12 +105,8 @@ func Sleep(ctx context.Context, wait time.Duration) bool {
 // Interruptible runs a function that may block forever. When the context ends, it returns and abandons the
 // function, which then may block until the program ends.
 func Interruptible(ctx context.Context, run func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- run() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	ran := &pending[any]{done: make(chan struct{})}
+	go func() { ran.err = run(); close(ran.done) }()
+	_, err := ran.wait(ctx)
+	return err
 }
