@@ -35,17 +35,14 @@ func (c *Client) PgxTracer(config *pgx.ConnConfig) pgx.QueryTracer {
 	}, port: config.Port}
 }
 
-// start starts the span of an operation. The statement may be empty.
-func (p *pgxTracer) start(ctx context.Context, name, operation, statement string) context.Context {
+// start starts the span of an operation. Statements have the kind "sql", the only one in which the agent hides literals.
+func (p *pgxTracer) start(ctx context.Context, name, kind, operation, resource string) context.Context {
 	if SpanFrom(ctx) == nil {
 		return ctx
 	}
-	ctx, s := p.client.StartSpan(ctx, name, "db", operation)
+	ctx, s := p.client.StartSpan(ctx, name, kind, resource)
 	s.tags = append(append(s.tags, p.tags...), spanTag{"db.operation", operation})
 	s.SetMetric("network.destination.port", int64(p.port))
-	if statement != "" {
-		s.kind, s.resource = "sql", cut(statement, maxTagLength) // the only type in which the agent hides literals
-	}
 	return ctx
 }
 
@@ -60,7 +57,7 @@ func (p *pgxTracer) end(ctx context.Context, tag pgconn.CommandTag, err error) {
 }
 
 func (p *pgxTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	return p.start(ctx, "pgx.query", "Query", data.SQL)
+	return p.start(ctx, "pgx.query", "sql", "Query", data.SQL)
 }
 
 func (p *pgxTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
@@ -68,7 +65,7 @@ func (p *pgxTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.Tra
 }
 
 func (p *pgxTracer) TraceCopyFromStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromStartData) context.Context {
-	return p.start(ctx, "pgx.copy_from", "Copy From", "COPY "+data.TableName.Sanitize()+" FROM STDIN")
+	return p.start(ctx, "pgx.copy_from", "sql", "Copy From", "COPY "+data.TableName.Sanitize()+" FROM STDIN")
 }
 
 func (p *pgxTracer) TraceCopyFromEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceCopyFromEndData) {
@@ -87,7 +84,7 @@ func (p *pgxTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, data p
 	if SpanFrom(ctx) == nil || data.Err == nil && time.Since(began) < time.Millisecond {
 		return
 	}
-	s := SpanFrom(p.start(ctx, "pgx.pool.acquire", "Acquire", ""))
+	s := SpanFrom(p.start(ctx, "pgx.pool.acquire", "db", "Acquire", "Acquire"))
 	s.start = began
 	s.SetError(data.Err)
 	s.Finish()
