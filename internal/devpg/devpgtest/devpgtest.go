@@ -74,15 +74,13 @@ func (p *Server) Resume() {
 // RequireGone waits until no server answers at the URL.
 func RequireGone(t testing.TB, url string) {
 	t.Helper()
-	answers := func() bool {
+	require.Eventually(t, func() bool {
 		conn, err := pgx.Connect(t.Context(), url)
-		if err != nil {
-			return false
+		if err == nil {
+			conn.Close(t.Context())
 		}
-		conn.Close(t.Context())
-		return true
-	}
-	require.Eventually(t, func() bool { return !answers() }, time.Minute, 10*time.Millisecond)
+		return err != nil
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // Query runs one statement and returns each row as text.
