@@ -83,13 +83,14 @@ func RequireGone(t testing.TB, url string) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// Query runs one statement and returns each row as text.
+// Query runs one statement and returns each row as text. It can also be called when the test has ended.
 func Query(t testing.TB, url, sql string) []string {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := pgx.Connect(ctx, url)
 	require.NoError(t, err)
-	defer conn.Close(t.Context())
-	rows, _ := conn.Query(t.Context(), sql) // CollectRows returns its error
+	defer conn.Close(ctx)
+	rows, _ := conn.Query(ctx, sql) // CollectRows returns its error
 	values, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
 	return values
@@ -117,13 +118,7 @@ func Schema(t testing.TB) string {
 	name := fmt.Sprintf("test_%d_%d", os.Getpid(), schemas.Add(1))
 	Query(t, server, "CREATE SCHEMA "+name)
 	if os.Getenv("TEST_DATABASE_URL") != "" {
-		t.Cleanup(func() {
-			conn, err := pgx.Connect(context.Background(), server)
-			require.NoError(t, err)
-			defer conn.Close(context.Background())
-			_, err = conn.Exec(context.Background(), "DROP SCHEMA "+name+" CASCADE")
-			assert.NoError(t, err)
-		})
+		t.Cleanup(func() { Query(t, server, "DROP SCHEMA "+name+" CASCADE") })
 	}
 	separator := "?"
 	if strings.Contains(server, "?") {
