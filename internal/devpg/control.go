@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"strings"
 )
 
 // This file is for tests alone: a server that goes away and returns, and a primary with a standby.
@@ -30,13 +29,9 @@ func FindPrograms(names ...string) string { return firstWith(names, postgresDirs
 // PairPrograms are the programs that StartPair needs.
 var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
 
-// StartPair starts a primary and its synchronous standby. Both are durable, and their data are removed at
-// the end. If it fails, neither is left running.
-func StartPair(ctx context.Context) (primary, standby *Server, err error) {
-	bin := FindPrograms(PairPrograms...)
-	if bin == "" {
-		return nil, nil, errors.New("no directory has " + strings.Join(PairPrograms, ", "))
-	}
+// StartPair starts a primary and its synchronous standby from the PairPrograms in the directory bin. Both are durable,
+// and their data are removed at the end. If it fails, neither is left running.
+func StartPair(ctx context.Context, bin string) (primary, standby *Server, err error) {
 	primary, err = start(ctx, bin, "", []string{"synchronous_commit=on", "synchronous_standby_names=standby"})
 	if err != nil {
 		return nil, nil, err

@@ -33,21 +33,21 @@ func Start(t testing.TB, dir string, settings ...string) *Server {
 	return endWith(t, p)
 }
 
-// NeedPrograms skips the test unless one directory has all of the named PostgreSQL programs. A server in
-// Docker is not enough.
-func NeedPrograms(t testing.TB, names ...string) {
+// NeedPrograms returns the first directory with all of the named PostgreSQL programs, or else skips the test. A server
+// in Docker is not enough.
+func NeedPrograms(t testing.TB, names ...string) (bin string) {
 	t.Helper()
-	if devpg.FindPrograms(names...) == "" {
+	if bin = devpg.FindPrograms(names...); bin == "" {
 		t.Skip("NOT TESTED: no directory has all of ", names)
 	}
+	return bin
 }
 
 // StartPair starts a primary and its synchronous standby, which end with the test. It skips the test
 // if their programs are missing.
 func StartPair(t testing.TB) (primary, standby *Server) {
 	t.Helper()
-	NeedPrograms(t, devpg.PairPrograms...)
-	p, s, err := devpg.StartPair(t.Context())
+	p, s, err := devpg.StartPair(t.Context(), NeedPrograms(t, devpg.PairPrograms...))
 	require.NoError(t, err)
 	return endWith(t, p), endWith(t, s)
 }
