@@ -330,13 +330,15 @@ func Unquote(value json.RawMessage) string {
 // Equal reports whether two values mean the same. Numbers must agree digit for digit, and values of more than 64 kB
 // byte for byte, since decoding takes thirty times their size.
 func Equal(a, b json.RawMessage) bool {
-	decode := func(text json.RawMessage) (value any) {
-		decoder := json.NewDecoder(bytes.NewReader(text))
-		decoder.UseNumber()
-		_ = decoder.Decode(&value) // it is valid
-		return value
-	}
-	return bytes.Equal(a, b) || max(len(a), len(b)) <= 64<<10 && reflect.DeepEqual(decode(a), decode(b))
+	return bytes.Equal(a, b) || max(len(a), len(b)) <= 64<<10 && reflect.DeepEqual(Decode(a), Decode(b))
+}
+
+// Decode decodes the value as encoding/json does, with each number as a json.Number.
+func Decode(text json.RawMessage) (value any) {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	_ = decoder.Decode(&value) // it is valid
+	return value
 }
 
 // Int returns the value as an integer, and false if it is not one.

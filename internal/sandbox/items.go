@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -134,10 +133,7 @@ func (s *Sandbox) patchItem(r *request) response {
 	if refused := accepted().Patch.refusals("", sent); len(refused) > 0 {
 		return errorf(422, "Invalid format. %s", strings.Join(refused, " ")) // the texts are guesses
 	}
-	var changes map[string]any
-	decoder := json.NewDecoder(bytes.NewReader(sent))
-	decoder.UseNumber()
-	_ = decoder.Decode(&changes) // valid
+	changes := rawjson.Decode(sent).(map[string]any)
 	s.change(it, changes)
 	return result(changes)
 }
