@@ -26,11 +26,8 @@ func (p *Server) Resume(ctx context.Context) error {
 // FindPrograms returns the first directory with all of the named PostgreSQL programs, or "".
 func FindPrograms(names ...string) string { return firstWith(names, postgresDirs()) }
 
-// PairPrograms are the programs that StartPair needs.
-var PairPrograms = append([]string{"pg_basebackup"}, serverPrograms...)
-
-// StartPair starts a primary and its synchronous standby from the PairPrograms in the directory bin. Both are durable,
-// and their data are removed at the end. If it fails, neither is left running.
+// StartPair starts a primary and its synchronous standby from the programs in bin, which also needs pg_basebackup. Both
+// are durable, and their data are removed at the end. If it fails, neither is left running.
 func StartPair(ctx context.Context, bin string) (primary, standby *Server, err error) {
 	primary, err = start(ctx, bin, "", []string{"synchronous_commit=on", "synchronous_standby_names=standby"})
 	if err != nil {

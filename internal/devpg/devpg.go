@@ -86,9 +86,6 @@ func (p *Server) Stop() error {
 	return p.err
 }
 
-// serverPrograms are the programs that run a server.
-var serverPrograms = []string{"initdb", "pg_ctl", "postgres"}
-
 // firstWith returns the first of dirs that has all of the named programs, or "".
 func firstWith(names, dirs []string) string {
 	for _, dir := range dirs {
@@ -102,7 +99,7 @@ func firstWith(names, dirs []string) string {
 
 // findPostgres returns the first of dirs with PostgreSQL's programs, or "" if only Docker is available.
 func findPostgres(ctx context.Context, dirs []string, docker string) (bin string, err error) {
-	if bin := firstWith(serverPrograms, dirs); bin != "" {
+	if bin := firstWith([]string{"initdb", "pg_ctl", "postgres"}, dirs); bin != "" {
 		return filepath.Abs(bin)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

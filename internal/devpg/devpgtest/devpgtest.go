@@ -47,7 +47,7 @@ func NeedPrograms(t testing.TB, names ...string) (bin string) {
 // if their programs are missing.
 func StartPair(t testing.TB) (primary, standby *Server) {
 	t.Helper()
-	p, s, err := devpg.StartPair(t.Context(), NeedPrograms(t, devpg.PairPrograms...))
+	p, s, err := devpg.StartPair(t.Context(), NeedPrograms(t, "initdb", "pg_ctl", "postgres", "pg_basebackup"))
 	require.NoError(t, err)
 	return endWith(t, p), endWith(t, s)
 }
