@@ -4,11 +4,10 @@ package devpgtest
 
 import (
 	"context"
-	"fmt"
+	"crypto/rand"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,8 +95,6 @@ func Query(t testing.TB, url, sql string) []string {
 	return values
 }
 
-var schemas atomic.Int64
-
 // sharedServer is the server at TEST_DATABASE_URL, or else a private one that ends with the process.
 var sharedServer = sync.OnceValues(func() (string, error) {
 	if url := os.Getenv("TEST_DATABASE_URL"); url != "" {
@@ -115,7 +112,7 @@ func Schema(t testing.TB) string {
 	t.Helper()
 	server, err := sharedServer()
 	require.NoError(t, err)
-	name := fmt.Sprintf("test_%d_%d", os.Getpid(), schemas.Add(1))
+	name := "test_" + strings.ToLower(rand.Text())
 	Query(t, server, "CREATE SCHEMA "+name)
 	if os.Getenv("TEST_DATABASE_URL") != "" {
 		t.Cleanup(func() { Query(t, server, "DROP SCHEMA "+name+" CASCADE") })
