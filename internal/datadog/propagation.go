@@ -105,7 +105,7 @@ func parseDatadogHeaders(header http.Header) traceOrigin {
 	origin.product = printable(header.Get("X-Datadog-Origin"), 512)
 	for tag := range strings.SplitSeq(printable(header.Get("X-Datadog-Tags"), 512), ",") { // the limit of Datadog's own clients
 		key, value, _ := strings.Cut(tag, "=")
-		if name, found := strings.CutPrefix(key, "_dd.p."); name == "tid" {
+		if name, found := strings.CutPrefix(key, "_dd.p."); found && name == "tid" {
 			origin.high = parseHex(value)
 		} else if found && name != "" && value != "" {
 			origin.tags = append(origin.tags, spanTag{key, value})

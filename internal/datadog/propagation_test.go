@@ -43,6 +43,8 @@ func TestExtract(t *testing.T) {
 		{"more members of other vendors than allowed", headers(traceparent, "tracestate: "+strings.Repeat("a=1,", 40)),
 			traceOrigin{high, low, parent, 1, strings.Repeat(",a=1", 31)[1:], nil, "", ""}},
 		{"Datadog's", headers(datadog...), traceOrigin{high, low, parent, 1, "", dm, "", ""}},
+		{"Datadog's and a foreign tag", headers(datadog[0], datadog[1], datadog[2]+",tid=1"),
+			traceOrigin{high, low, parent, 1, "", dm, "", ""}},
 		{"Datadog's with a priority", headers(append(datadog, "x-datadog-sampling-priority: -1")...),
 			traceOrigin{high, low, parent, -1, "", dm, "", ""}},
 		{"Datadog's with an invalid priority", headers(append(datadog, "x-datadog-sampling-priority: 9")...),

@@ -82,7 +82,7 @@ func (it item) matches(term string) bool {
 		return fmt.Sprint(it["counter"]) == counter
 	}
 	field, value, ok := strings.Cut(term, ":")
-	if field == "is" {
+	if ok && field == "is" {
 		return true
 	}
 	if field == "fingerprint" {

@@ -287,7 +287,7 @@ func TestFilters(t *testing.T) {
 		"#4": {"4"}, "fingerprint:" + hash[:12]: {"5"}, `fingerprint:"` + hash + `"`: {"5"},
 		`fingerprint:"` + hash[:12] + `"`:        {},
 		"CHECKOUT timeouterror environment:prod": {"1", "12", "45"}, "checkout nothing": {}, "注文を処理できません #7": {"7"},
-		"is:group": {"31"},
+		"is:group": {"31"}, "is 注文": {},
 	} {
 		assert.Equal(t, want, c.get("/items?query="+url.QueryEscape(query)).values("items", "counter"), query)
 	}
