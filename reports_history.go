@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"app/internal/pgcopy"
 	"app/internal/rawjson"
 )
 
@@ -354,12 +355,15 @@ func writeDifferences(ctx context.Context, conn *pgx.Conn, differences []differe
 		}
 	}
 	if len(first) > 0 {
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{"reports"},
+		text := func(s string) pgtype.Text { return pgtype.Text{String: s, Valid: true} }
+		err := pgcopy.From(ctx, conn, "reports",
 			strings.Fields("item_id state first_seen last_seen status level environment words total_occurrences digests data"),
-			pgx.CopyFromSlice(len(first), func(i int) ([]any, error) {
+			len(first), func(i int, row pgcopy.Row) pgcopy.Row {
 				d, b := first[i], bucketOf(first[i].data)
-				return []any{d.itemID, "current", d.seen, d.seen, b.status, b.level, b.environment, b.words, b.total, d.digests, d.data}, nil
-			}))
+				row = row.Int8(pgtype.Int8{Int64: d.itemID, Valid: true}).Text(text("current")).Timestamptz(d.seen).Timestamptz(d.seen)
+				row = row.Text(b.status).Text(b.level).Text(b.environment).TextArray(b.words).Int8(b.total)
+				return row.Text(text(d.digests)).JSON(d.data)
+			})
 		if err != nil {
 			return nil, err
 		}
