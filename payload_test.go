@@ -91,7 +91,7 @@ func TestPayloadVerdicts(t *testing.T) {
 func TestPayloadOfEscapedQuotes(t *testing.T) {
 	t.Parallel()
 	fastest, valid := map[string]time.Duration{}, time.Hour
-	for range 5 {
+	for tries := 0; tries == 0 || tries < 50 && fastest[`\"`] >= fastest["xy"]+10*valid; tries++ {
 		for _, part := range []string{"xy", `\"`} {
 			data := json.RawMessage(`{"environment":"a","body":{"message":{"body":"` + strings.Repeat(part, 500_000) +
 				`"}}}`)
