@@ -242,7 +242,7 @@ func newOutbox(app *App) *outbox {
 	o.entries.Limit, o.entries.Alone = storeTimeout, itemAtFault
 	d := &app.store.deliveries
 	d.Run, d.Key = o.complete, func(id int64) string { return strconv.FormatInt(id, 10) }
-	d.Limit, d.Alone, d.Pause = storeTimeout, itemAtFault, 10*time.Millisecond // reads end the pause
+	d.Limit, d.Alone, d.Pause = storeTimeout, itemAtFault, 50*time.Millisecond // reads end the pause
 	return o
 }
 

@@ -84,13 +84,13 @@ func TestBatcherFlush(t *testing.T) {
 	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
 }
 
-// Items that arrive during a pause form one batch. Flush ends the pause, and no pause follows a full batch.
+// Items that arrive during a pause form one batch. Flush ends the pause, and none follows a single item or a full batch.
 func TestBatcherPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		sizes := make(chan int, 5) // of batches
+		sizes := make(chan int) // of batches, which wait until they are read
 		b := &Batcher[int, string]{
-			Pause: time.Hour, Limit: time.Second, Key: strconv.Itoa,
+			Pause: time.Hour, Limit: 24 * time.Hour, Key: strconv.Itoa,
 			Run: func(_ context.Context, items []int) ([]string, error) {
 				sizes <- len(items)
 				return make([]string, len(items)), nil
@@ -99,16 +99,18 @@ func TestBatcherPause(t *testing.T) {
 		began := time.Now()
 		b.Put(0)
 		synctest.Wait()
+		b.Put(1)
+		b.Put(2)
+		assert.Equal(t, []int{1, 2}, []int{<-sizes, <-sizes})
+		synctest.Wait()
 		for n := range 250 {
 			b.Put(n)
 		}
-		b.Flush(t.Context())
+		go b.Flush(t.Context())
+		assert.Equal(t, []int{100, 100, 50}, []int{<-sizes, <-sizes, <-sizes})
 		assert.Zero(t, time.Since(began))
-		assert.Equal(t, []int{1, 100, 100, 50}, []int{<-sizes, <-sizes, <-sizes, <-sizes})
 		b.Put(1)
 		b.Put(2)
-		synctest.Wait()
-		assert.Empty(t, sizes)
 		assert.Equal(t, 2, <-sizes)
 		assert.Equal(t, time.Hour, time.Since(began)) // on the bubble's clock
 		b.Flush(t.Context())                          // so that the worker ends
