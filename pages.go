@@ -107,12 +107,12 @@ type field struct {
 // cachedHTML holds the output of templates, by key: running a template is slow, and a page needs many.
 var cachedHTML sync.Map
 
-// cached returns the template's output for the data. With keep, the template runs only once for the key.
-func cached(keep bool, key any, name string, data any) template.HTML {
+// cached returns the template's output for what data returns. With keep, both run only once for the key.
+func cached(keep bool, key any, name string, data func() any) template.HTML {
 	html, isCached := cachedHTML.Load(key)
 	if !keep || !isCached {
 		var text strings.Builder
-		if err := pageTemplates().ExecuteTemplate(&text, name, data); err != nil {
+		if err := pageTemplates().ExecuteTemplate(&text, name, data()); err != nil {
 			panic(err) // a mistake in a template
 		}
 		if html = template.HTML(text.String()); keep {
@@ -123,13 +123,14 @@ func cached(keep bool, key any, name string, data any) template.HTML {
 }
 
 // HTML renders the fields that are places, or the others.
-func (f form) HTML(places bool) (all template.HTML) {
-	for _, field := range f.Fields {
-		if field.IsPaging == places {
-			all += cached(field.Values == nil, field.param, "field", field)
+func (f form) HTML(places bool) template.HTML {
+	var all strings.Builder
+	for i := range f.Fields {
+		if field := &f.Fields[i]; field.IsPaging == places {
+			all.WriteString(string(cached(field.Values == nil, field.param, "field", func() any { return field })))
 		}
 	}
-	return all
+	return template.HTML(all.String())
 }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
@@ -350,7 +351,7 @@ func (p *page) show(result any) (err error) {
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
 			isSame := len(c.names(inPath)) == 0 // for all things
-			p.Folded += cached(isSame, [2]any{c, p.Root}, "folded", p.form(c, nil))
+			p.Folded += cached(isSame, [2]any{c, p.Root}, "folded", func() any { return p.form(c, nil) })
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}
@@ -361,7 +362,7 @@ func (p *page) show(result any) (err error) {
 // form returns the form of a command, filled with the given values.
 func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
-	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet}
+	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet, Fields: make([]field, 0, len(c.Run.params))}
 	if !f.IsRead && method != http.MethodPost {
 		f.Method = method
 	}

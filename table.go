@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"io"
@@ -31,12 +32,11 @@ func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessag
 				values[i] = inside[i]
 			case depth > 0:
 				values[i] = rawjson.Get(values[i], strings.Split(column, ".")[1:]...)
-			case column == "title" && rawjson.IsNull(values[i]) && !rawjson.IsNull(data):
-				title := rawjson.Unquote(inside[i])
-				if title == "" {
-					title = occurrenceTitle(data)
-				}
-				if title = strings.Join(strings.Fields(title), " "); title != "" {
+			case column != "title" || !rawjson.IsNull(values[i]):
+			case len(inside[i]) > len(`""`) && inside[i][0] == '"' && bytes.IndexByte(inside[i], '\\') < 0:
+				values[i] = inside[i] // it is on one line
+			case !rawjson.IsNull(data):
+				if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {
 					values[i] = rawjson.AppendQuoted(nil, title)
 				}
 			}
