@@ -84,7 +84,7 @@ func TestBatcherFlush(t *testing.T) {
 	assert.Equal(t, []string{"1", "2"}, []string{one.result, two.result})
 }
 
-// Items that arrive during a pause form one batch. Flush ends the pause, and none follows a single item or a full batch.
+// Items that arrive in a pause form one batch. Flush ends the pause, and none follows a single item or a full batch.
 func TestBatcherPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
