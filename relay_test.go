@@ -299,7 +299,7 @@ func TestRelayWhileRollbarFails(t *testing.T) {
 			began := time.Now()
 			f.relay(sdkPayload(server, "")).requireRelayed()
 			f.relay(sdkPayload(client, `,"platform":"browser"`)).requireRelayed()
-			assert.Less(t, time.Since(began), 5*time.Second)
+			assert.Less(t, time.Since(began), 9*time.Second) // and not Rollbar's ten
 			assert.Equal(t, "queued", f.state(server))
 			f.sandbox.SetFault(sandbox.None)
 			until(t, "both are delivered", func() bool {
