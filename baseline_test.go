@@ -134,7 +134,9 @@ func (c *comparison) replay(w http.ResponseWriter, r *http.Request) {
 		recorder := httptest.NewRecorder()
 		c.rollbar.ServeHTTP(recorder, r)
 		kept = keptAnswer{recorder, uuid}
-		c.answers.Store(r.URL.String(), kept)
+		if recorder.Code == 200 {
+			c.answers.Store(r.URL.String(), kept)
+		}
 	}
 	a := kept.(keptAnswer)
 	maps.Copy(w.Header(), a.Header())

@@ -78,18 +78,18 @@ func BenchmarkStorePage(b *testing.B) {
 		store := newTestStore(b)
 		b.ReportAllocs()
 		for page := 1; b.Loop(); page++ {
-			_, err := store.observe(b.Context(), waitLimit, column(bulkItems(b, page, 100), observationOf))
+			_, err := store.observe(b.Context(), column(bulkItems(b, page, 100), observationOf))
 			require.NoError(b, err)
 		}
 	})
 	b.Run("unchanged", func(b *testing.B) {
 		store := newTestStore(b)
 		items := bulkItems(b, 1, 100)
-		_, err := store.observe(b.Context(), waitLimit, column(items, observationOf))
+		_, err := store.observe(b.Context(), column(items, observationOf))
 		require.NoError(b, err)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, err := store.observe(b.Context(), waitLimit, column(items, observationOf))
+			_, err := store.observe(b.Context(), column(items, observationOf))
 			require.NoError(b, err)
 		}
 	})
@@ -98,7 +98,7 @@ func BenchmarkStorePage(b *testing.B) {
 // BenchmarkHandler measures requests to the whole service, without a network.
 func BenchmarkHandler(b *testing.B) {
 	f := newFixture(b, 1)
-	_, err := f.app.store.observe(b.Context(), waitLimit, column(bulkItems(b, 1, 1000), observationOf))
+	_, err := f.app.store.observe(b.Context(), column(bulkItems(b, 1, 1000), observationOf))
 	require.NoError(b, err)
 	f.app.log = slog.New(slog.NewJSONHandler(io.Discard, nil))
 	handler := newHandler(f.app, commands, &Config{})

@@ -161,7 +161,7 @@ func writeResult(w io.Writer, value any) error {
 // asJSON returns the result of an operation, other than a Text or a *List, as JSON.
 func asJSON(value any) json.RawMessage {
 	var text bytes.Buffer
-	_ = writeResult(&text, value) // never fails: it is in memory
+	_ = writeResult(&text, value) // never fails: results are valid JSON
 	return bytes.TrimSpace(text.Bytes())
 }
 

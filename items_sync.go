@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"strconv"
 	"sync/atomic"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -38,11 +37,10 @@ type Synced struct {
 }
 
 const (
-	chunkPages  = 20               // pages that are read and stored together
-	chunkBytes  = 4 << 20          // bytes of items; a larger chunk is stored in parts
-	chunksAhead = 6                // chunks in progress at the same time
-	chunkTime   = 10 * time.Second // within which a chunk must be stored: 2,000 items can take long on a slow disk
-	chunkWrites = 2                // chunks stored at the same time; more would wait for the same index pages
+	chunkPages  = 20      // pages that are read and stored together
+	chunkBytes  = 4 << 20 // bytes of items; a larger chunk is stored in parts
+	chunksAhead = 6       // chunks in progress at the same time
+	chunkWrites = 2       // chunks stored at the same time; more would wait for the same index pages
 )
 
 // itemsSync reads all pages of items and stores them. After an interruption the next sync starts from the beginning:
@@ -78,10 +76,7 @@ func (app *App) maySync(ctx context.Context) error {
 	if err := app.rollbar.require(scopeRead); err != nil && app.store != nil { // a missing database is reported first
 		return err
 	}
-	if err := app.store.write(ctx, func(context.Context, *pgx.Conn) error { return nil }); err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	return nil
+	return app.store.write(ctx, func(context.Context, *pgx.Conn) error { return nil })
 }
 
 // A syncRun is one sync in progress.
@@ -109,7 +104,7 @@ func (s *syncRun) readChunk(ctx context.Context, number int64) (done syncChunk, 
 	flush := func(ctx context.Context) error {
 		s.writes <- struct{}{}
 		defer func() { <-s.writes }()
-		stats, err := s.app.store.observe(ctx, chunkTime, batch)
+		stats, err := s.app.store.observe(ctx, batch)
 		done.Items += int64(len(batch))
 		done.Changed += int64(stats.reports)
 		done.updated += int64(stats.updated)

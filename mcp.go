@@ -257,9 +257,7 @@ func (s *mcpServer) call(ctx context.Context, m *mcpMessage) (jsonObject, *rpcEr
 	}
 	if err != nil {
 		m.failure = s.failureOf(err)
-		var text strings.Builder
-		_ = writeResult(s.mask.Writer(&text), m.failure.problem(m.requestID)) // never fails: it is in memory
-		texts = []string{text.String()}
+		texts = []string{string(s.mask.Bytes(append(asJSON(m.failure.problem(m.requestID)), '\n')))}
 	}
 	content := column(texts, func(text string) jsonObject { return jsonObject{"type": "text", "text": text} })
 	return jsonObject{"content": content, "isError": err != nil}, nil

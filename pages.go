@@ -107,7 +107,7 @@ type field struct {
 // cachedHTML holds the output of templates, by key: running a template is slow, and a page needs many.
 var cachedHTML sync.Map
 
-// cached returns the template's output for what data returns. With keep, both run only once for the key.
+// cached returns the template's output for what data returns. With keep, the output is kept for the key.
 func cached(keep bool, key any, name string, data func() any) template.HTML {
 	html, isCached := cachedHTML.Load(key)
 	if !keep || !isCached {

@@ -182,7 +182,7 @@ func TestFindWhatIsSeenWhileItIsSuperseded(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
 	observe := func(title string) {
-		_, err := store.observe(t.Context(), waitLimit,
+		_, err := store.observe(t.Context(),
 			column([]Item{mustItem(t, `{"id":1,"title":"`+title+`","level":"error"}`)}, observationOf))
 		assert.NoError(t, err)
 	}

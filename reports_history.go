@@ -67,7 +67,7 @@ type historyStats struct {
 // operation goes on.
 func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
 	return app.tryToStore(ctx, "items", len(items), func(ctx context.Context) error {
-		_, err := app.store.observe(ctx, storeTimeout, column(items, observationOf))
+		_, err := app.store.observe(ctx, column(items, observationOf))
 		return err
 	})
 }
@@ -91,9 +91,9 @@ func (app *App) tryToStore(ctx context.Context, things string, n int, store func
 }
 
 // observe stores the observations, which may be in any order; the last observation of an item counts. It fails if it
-// takes longer than limit.
-func (s *Store) observe(ctx context.Context, limit time.Duration, seen []observation) (historyStats, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// takes longer than storeTimeout.
+func (s *Store) observe(ctx context.Context, seen []observation) (historyStats, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	pending := make(map[int64]*observation, len(seen))
 	for i := range seen {
@@ -102,7 +102,7 @@ func (s *Store) observe(ctx context.Context, limit time.Duration, seen []observa
 	var stats historyStats
 	for len(pending) > 0 {
 		seen := slices.SortedFunc(maps.Values(pending), func(a, b *observation) int { return cmp.Compare(a.itemID, b.itemID) })
-		err := s.writeSlowly(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		err := s.write(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			open, err := observeOnce(ctx, conn, seen, &stats)
 			if err == nil {
 				maps.DeleteFunc(pending, func(id int64, _ *observation) bool { return open[id] == nil })

@@ -260,7 +260,8 @@ func TestFollowNewReports(t *testing.T) {
 				f.sandbox.SetItem(id, "title", fmt.Sprint("title ", n, i))
 				switch replica := replicas[n%2]; {
 				case n < 2 && i%8 == 0:
-					assert.Equal(t, 200, replica.do("POST", "/items/sync", "").status)
+					got := replica.do("POST", "/items/sync", "").status
+					assert.Contains(t, []int{200, 503}, got, "503 on a machine too busy to store in time")
 				case n < 5:
 					assert.Equal(t, 200, replica.do("PATCH", fmt.Sprint("/items/", id), `{"level":"info"}`).status)
 				default:

@@ -129,7 +129,7 @@ func TestKeep(t *testing.T) {
 			t.Parallel()
 			store := newTestStore(t)
 			for _, seen := range test.seen {
-				_, err := store.observe(t.Context(), waitLimit, column([]Item{mustItem(t, seen)}, observationOf))
+				_, err := store.observe(t.Context(), column([]Item{mustItem(t, seen)}, observationOf))
 				require.NoError(t, err)
 			}
 			var got []string
@@ -207,7 +207,7 @@ func TestKeepOlderAnswers(t *testing.T) {
 				if seen.sent != update {
 					item.when = &timing{began.Add(seen.sent * unit), began.Add(seen.received * unit)}
 				}
-				_, err := store.observe(t.Context(), waitLimit, column([]Item{item}, observationOf))
+				_, err := store.observe(t.Context(), column([]Item{item}, observationOf))
 				require.NoError(t, err)
 			}
 			var got []string
@@ -228,7 +228,7 @@ func TestKeepAfterTheClockWasSetBack(t *testing.T) {
 	for n := range 2 {
 		item := mustItem(t, fmt.Sprintf(`{"id":7,"a":%d}`, n))
 		item.when = &timing{time.Now().Add(-time.Second), time.Now()}
-		_, err := store.observe(t.Context(), waitLimit, column([]Item{item}, observationOf))
+		_, err := store.observe(t.Context(), column([]Item{item}, observationOf))
 		require.NoError(t, err)
 		store.query(t, `UPDATE reports SET last_seen = last_seen + interval '10 minutes' RETURNING ''`)
 	}
@@ -238,7 +238,7 @@ func TestKeepAfterTheClockWasSetBack(t *testing.T) {
 func TestKeepTakesTheBucketOutOfTheData(t *testing.T) {
 	t.Parallel()
 	store := newTestStore(t)
-	_, err := store.observe(t.Context(), waitLimit, []observation{observationOf(mustItem(t,
+	_, err := store.observe(t.Context(), []observation{observationOf(mustItem(t,
 		`{"id":7,"status":"active","level":"error","environment":"a\u0000","title":"Über: foo.bar(x) foo"}`))})
 	require.NoError(t, err)
 	assert.Equal(t, "active error a\uFFFD {bar,foo,x,über}",
@@ -254,7 +254,7 @@ func TestKeepWritesNothingWithinAMinute(t *testing.T) {
 		return store.query(t, `SELECT string_agg(xmin || ' ' || ctid, ',' ORDER BY item_id) FROM reports`)
 	}
 	keep := func() historyStats {
-		changes, err := store.observe(t.Context(), waitLimit, column(items, observationOf))
+		changes, err := store.observe(t.Context(), column(items, observationOf))
 		require.NoError(t, err)
 		return changes
 	}
@@ -288,7 +288,7 @@ func TestKeepWithManyWriters(t *testing.T) {
 					page = append(page, mustItem(t,
 						fmt.Sprintf(`{"id":%d,"title":"writer %d, round %d"}`, n+1, w, round)))
 				}
-				_, err := store.observe(context.Background(), waitLimit, column(page, observationOf))
+				_, err := store.observe(context.Background(), column(page, observationOf))
 				assert.NoError(t, err)
 			}
 		})
@@ -330,7 +330,7 @@ func TestSchemaFromAnEarlierVersion(t *testing.T) {
 	require.NoError(t, err)
 
 	changed := observationOf(mustItem(t, `{"id":7,"title":"new"}`))
-	changes, err := store.observe(t.Context(), waitLimit, []observation{changed})
+	changes, err := store.observe(t.Context(), []observation{changed})
 	require.NoError(t, err)
 	assert.Equal(t, historyStats{reports: 1}, changes)
 	assert.Equal(t, "superseded", store.query(t, `SELECT state FROM reports WHERE data ->> 'title' = 'old'`))
@@ -349,7 +349,7 @@ func TestSchemaByManyAtOnce(t *testing.T) {
 			store, err := openStore(url, "", nil)
 			assert.NoError(t, err)
 			defer store.Close()
-			_, err = store.observe(context.Background(), waitLimit,
+			_, err = store.observe(context.Background(),
 				column([]Item{{ID: 7, JSON: json.RawMessage(`{"id":7}`)}}, observationOf))
 			assert.NoError(t, err)
 		})

@@ -207,9 +207,7 @@ func (w *response) respondLines(list *List) error {
 		return err
 	}
 	w.failure = failureOf(err)
-	line, _ := json.Marshal(map[string]any{"error": w.failure.problem(w.id)}) // never fails: texts and numbers
-	_, err = w.Write(w.mask.Bytes(append(line, '\n')))
-	return err
+	return writeResult(w.mask.Writer(w), map[string]any{"error": w.failure.problem(w.id)})
 }
 
 // refuse responds with a failure. A body that is held back is dropped; a response that has started is cut off.

@@ -71,7 +71,7 @@ func TestSyncOfNothingWithoutPostgreSQL(t *testing.T) {
 	f := newFixture(t, 0, func(c *Config) { c.DatabaseURL = "postgres://u@127.0.0.1:1/d?sslmode=disable" })
 	for _, path := range []string{"/items/sync", "/occurrences/sync"} {
 		got := f.do("POST", path, "").requireProblem(503, "unavailable")
-		assert.Regexp(t, "^sync: PostgreSQL at DATABASE_URL: ", got)
+		assert.Regexp(t, "^PostgreSQL at DATABASE_URL: ", got)
 	}
 	assert.Empty(t, f.sandbox.Requests())
 }

@@ -403,5 +403,10 @@ func TestSchemaLetsOthersPass(t *testing.T) {
 		assert.Empty(t, f.create(newUUID()).header.Get("Report-Stored"), "nobody waits for longer than a request may")
 	}
 	require.NoError(t, reader.Close(t.Context()))
-	require.NoError(t, <-updated)
+	select {
+	case err := <-updated:
+		require.NoError(t, err)
+	case <-time.After(waitLimit):
+		require.Fail(t, "the schema is not applied")
+	}
 }

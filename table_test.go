@@ -60,6 +60,8 @@ func TestTitles(t *testing.T) {
 		{`{"id":1}`, ""},
 		{`{"data":null}`, ""},
 		{`{"data":{"title":"given\n here","body":{"message":{"body":"x"}}}}`, "given here"},
+		{`{"data":{"title":"as  it came"}}`, "as  it came"},
+		{`{"data":{"title":"two lines"}}`, "two lines"},
 		{`{"data":{"title":null,"body":{"message":{"body":"one\n\ttwo"}}}}`, "one two"},
 		{`{"data":{"body":{"trace":{"exception":{"class":"E","message":"m\nn"}}}}}`, "E: m n"},
 		{`{"data":{"body":{"trace":{"exception":{"class":"E"}}}}}`, "E"},

@@ -58,7 +58,7 @@ func (s *server) webhook(w *response, r *http.Request) (stored bool, err error) 
 	seen := observationOf(*item)
 	seen.isEvent = true
 	if _, err = s.app.store.archive(ctx, last); err == nil {
-		_, err = s.app.store.observe(ctx, storeTimeout, []observation{seen})
+		_, err = s.app.store.observe(ctx, []observation{seen})
 	}
 	if err != nil {
 		return false, fail(unavailable, "the event is not stored: %w", databaseError(err))

@@ -26,7 +26,7 @@ func (p *Server) Resume(ctx context.Context) error {
 // FindPrograms returns the first directory with all of the named PostgreSQL programs, or "".
 func FindPrograms(names ...string) string { return firstWith(names, postgresDirs()) }
 
-// StartPair starts a primary and its synchronous standby from the programs in bin, which also needs pg_basebackup. Both
+// StartPair starts a primary and its synchronous standby from the programs in bin, pg_basebackup among them. Both
 // are durable, and their data are removed at the end. If it fails, neither is left running.
 func StartPair(ctx context.Context, bin string) (primary, standby *Server, err error) {
 	primary, err = start(ctx, bin, "", []string{"synchronous_commit=on", "synchronous_standby_names=standby"})

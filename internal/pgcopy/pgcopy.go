@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,7 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// From inserts n rows. fields appends those of the row with the given index, from 0, in the order of the columns.
+// From inserts n rows into the columns of a table, whose names it does not quote. fields appends the fields of row i,
+// counted from 0, in the order of the columns.
 func From(ctx context.Context, conn *pgx.Conn, table string, columns []string, n int, fields func(i int, row Row) Row) (err error) {
 	var tag pgconn.CommandTag
 	if tracer, is := conn.Config().Tracer.(pgx.CopyFromTracer); is {
@@ -24,17 +26,23 @@ func From(ctx context.Context, conn *pgx.Conn, table string, columns []string, n
 	s := &source{n: n, columns: len(columns), fields: fields}
 	s.WriteString("PGCOPY\n\xFF\r\n\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00") // no flags, no extension
 	tag, err = conn.PgConn().CopyFrom(ctx, s, "COPY "+table+" ("+strings.Join(columns, ", ")+") FROM STDIN BINARY")
+	s.mu.Lock() // after an error, the rows may still be read
+	defer s.mu.Unlock()
+	s.n = 0
 	return err
 }
 
 // A source is read as n rows, after what it holds at first.
 type source struct {
+	mu sync.Mutex
 	bytes.Buffer
 	i, n, columns int // rows so far, rows in all, and fields of each
 	fields        func(i int, row Row) Row
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for ; s.Len() < len(p) && s.i < s.n; s.i++ {
 		s.Write(s.fields(s.i, binary.BigEndian.AppendUint16(s.AvailableBuffer(), uint16(s.columns))))
 	}

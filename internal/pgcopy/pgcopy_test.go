@@ -68,6 +68,9 @@ func TestFrom(t *testing.T) {
 	require.NoError(t, copyThings(t.Context(), conn, things))
 	require.NoError(t, copyThings(t.Context(), conn, nil))
 
+	var first string
+	require.NoError(t, conn.QueryRow(t.Context(), `SELECT texts[1] FROM things WHERE id = 1`).Scan(&first))
+	assert.Equal(t, "a", first)
 	rows, _ := conn.Query(t.Context(), `SELECT number, text, time, texts, data FROM things ORDER BY id`)
 	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (got thing, err error) {
 		return got, row.Scan(&got.Number, &got.Text, &got.Time, &got.Texts, &got.Data)
