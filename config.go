@@ -201,6 +201,10 @@ var (
 	parseAge     = checked(age, func(d time.Duration) bool { return d > 0 }, "must be an age such as 36h, 400d or 52w")
 	parseCount   = checked(number, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
 	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
+	parseLevel   = checked(func(text string) (level slog.Level, err error) {
+		err = level.UnmarshalText([]byte(text))
+		return level, err
+	}, func(slog.Level) bool { return true }, "must be debug, info, warn or error")
 )
 
 // number parses a whole number by the same rules as parameters.
@@ -218,13 +222,6 @@ func checked[T any](parse func(string) (T, error), isValid func(T) bool, message
 		}
 		return v, nil
 	}
-}
-
-func parseLevel(value string) (level slog.Level, err error) {
-	if level.UnmarshalText([]byte(value)) != nil {
-		return level, errors.New("must be debug, info, warn or error")
-	}
-	return level, nil
 }
 
 // loadConfig reads the settings, or only those that are named, from flags (-name=value), the environment and

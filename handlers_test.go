@@ -280,6 +280,12 @@ func TestBounds(t *testing.T) {
 	assert.Equal(t, 413, res.StatusCode)
 	assert.Empty(t, f.sandbox.Requests())
 
+	for path, status := range map[string]int{"/items": 413, "/nothing": 404} {
+		large := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"+
+			"Content-Length: %d\r\n\r\n%s", path, 10<<20, strings.Repeat(" ", 10<<20))
+		assert.Contains(t, f.rawResponses(large), fmt.Sprintf("HTTP/1.1 %d ", status), "nothing was read before")
+	}
+
 	server := newHTTPServer(nil, f.app.log)
 	assert.Equal(t, 64<<10, server.MaxHeaderBytes)
 	assert.Positive(t, server.ReadHeaderTimeout)

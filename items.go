@@ -249,7 +249,7 @@ func (app *App) lastKnownItem(ctx context.Context, id string) (item json.RawMess
 	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return nil, fail(notFound, "there is no report of item %s", id)
+		return nil, fail(notFound, "there is no current report of item %s", id)
 	case err != nil:
 		return nil, fmt.Errorf("item %s: %w", id, err)
 	}

@@ -108,7 +108,7 @@ func TestItemsGetSource(t *testing.T) {
 	f := newFixture(t, 4)
 	id := fmt.Sprint(f.sandbox.ItemIDs()[2])
 	assert.Contains(t, f.get("/items/"+id+"?source=archive").requireProblem(404, "not-found"),
-		"there is no report of item "+id)
+		"there is no current report of item "+id)
 	live := f.get("/items/" + id)
 	asked := len(f.sandbox.Requests())
 	got := f.get("/items/" + id + "?source=archive")

@@ -75,12 +75,11 @@ func (app *App) observe(ctx context.Context, items ...Item) (unstored string) {
 // tryToStore runs store for n things, even if the context ends. If that fails, it marks the call as not stored and
 // returns why. After a failure, nothing else in the call is tried.
 func (app *App) tryToStore(ctx context.Context, things string, n int, store func(context.Context) error) (unstored string) {
-	call := callOf(ctx)
-	defer func() { call.notStored(unstored) }()
+	defer func() { callOf(ctx).notStored(unstored) }()
 	if app.store == nil {
 		return "DATABASE_URL is not set"
 	}
-	if why := call.unstored.Load(); why != nil {
+	if why := callOf(ctx).unstored.Load(); why != nil {
 		return *why
 	}
 	if err := store(context.WithoutCancel(ctx)); err != nil {

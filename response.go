@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"maps"
 	"mime"
 	"net/http"
@@ -233,6 +234,9 @@ func (w *response) refuse(err error) {
 	body := any(w.failure.problem(w.id))
 	if w.refusal != nil {
 		h["Content-Type"], body = jsonType, w.refusal(h, w.failure)
+	}
+	if w.request.Header.Get("Expect") == "" { // many clients send the whole body before they read the answer
+		_, _ = io.CopyN(io.Discard, w.request.Body, 16<<20)
 	}
 	w.WriteHeader(w.failure.kind.status)
 	if w.page != nil && w.refusal == nil {
