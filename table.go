@@ -34,7 +34,7 @@ func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessag
 			case depth > 0:
 				values[i] = rawjson.Get(values[i], strings.Split(column, ".")[1:]...)
 			case column != "title" || !rawjson.IsNull(values[i]):
-			case len(inside[i]) > len(`""`) && inside[i][0] == '"' && bytes.IndexByte(inside[i], '\\') < 0 && utf8.RuneCount(inside[i]) == len(inside[i]):
+			case len(inside[i]) > 2 && inside[i][0] == '"' && bytes.IndexByte(inside[i], '\\') < 0 && utf8.RuneCount(inside[i]) == len(inside[i]):
 				values[i] = inside[i] // ASCII without escapes is on one line
 			case !rawjson.IsNull(data):
 				if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {

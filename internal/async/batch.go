@@ -17,7 +17,7 @@ import (
 type Batcher[T, R any] struct {
 	Run   func(ctx context.Context, items []T) ([]R, error) // results in the order of the items
 	Key   func(T) string                                    // items with the same key are never in one batch
-	Pause time.Duration                                     // after a batch of several items that was not full, so that the next one is larger; a Flush ends it
+	Pause time.Duration                                     // after a batch of several items that was not full; a Flush ends it
 	Limit time.Duration                                     // of one batch
 	Alone func(error) bool                                  // reports whether one item may have caused the error, so that each runs alone
 
