@@ -25,7 +25,10 @@ import (
 func newRequest(ctx context.Context, base string, c *Command, args arguments) (*http.Request, error) {
 	method, path, _ := strings.Cut(c.Route, " ")
 	query := url.Values{}
-	body := json.RawMessage(`{}`)
+	var body json.RawMessage
+	if len(c.names(inBody)) > 0 {
+		body = json.RawMessage(`{}`)
+	}
 	for _, p := range c.Run.params {
 		for _, value := range args.values[p.name] {
 			switch p.in {
@@ -42,12 +45,8 @@ func newRequest(ctx context.Context, base string, c *Command, args arguments) (*
 	if len(query) > 0 {
 		target += "?" + query.Encode()
 	}
-	var content io.Reader
-	if len(c.names(inBody)) > 0 {
-		content = bytes.NewReader(body)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, target, content)
-	if err == nil && content != nil {
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err == nil && body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return req, err
@@ -256,7 +255,7 @@ func (c *cli) printCurl(ctx context.Context, command *Command) error {
 		return err
 	}
 	words := []string{"curl"}
-	impliesPost := req.Method == http.MethodPost && req.Body != nil
+	impliesPost := req.Method == http.MethodPost && req.ContentLength > 0
 	if req.Method != http.MethodGet && !impliesPost {
 		words = append(words, "-X", req.Method)
 	}
@@ -270,7 +269,7 @@ func (c *cli) printCurl(ctx context.Context, command *Command) error {
 	if kind := map[string]string{"ndjson": ndjson, "csv": csvType}[c.output]; kind != "" {
 		words = append(words, "-H", shellQuote("Accept: "+kind))
 	}
-	if req.Body != nil {
+	if req.ContentLength > 0 {
 		body, _ := io.ReadAll(req.Body) // it is in memory
 		words = append(words, "-H", shellQuote("Content-Type: application/json"), "-d", shellQuote(string(body)))
 	}

@@ -6,6 +6,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"html"
 	"html/template"
 	"mime"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"app/internal/rawjson"
@@ -62,8 +64,8 @@ type page struct {
 	Header              http.Header // of the response
 	Failure             *problem
 	Question            string
-	Search, Form        *form         // of the command itself
-	Folded              template.HTML // the forms of other commands
+	Search, Folded      template.HTML // the forms of a command that reads, and of other commands
+	Form                *form         // of a question, or of a request that failed
 	Text                Text
 	Table               *table
 	Members             []member
@@ -92,45 +94,40 @@ type member struct {
 // A form runs an operation.
 type form struct {
 	Command                *Command
-	Action, Method, Back   string // Method is one that browsers' forms cannot send, or ""
-	Fields                 []field
+	Action, Method, Back   string  // Method is one that browsers' forms cannot send, or ""
+	Fields, Paging         []field // Paging says which part of a list is shown
 	IsRead, IsConfirmation bool
 }
 
 type field struct {
-	param                            *param
 	Name, Label, Help, Default, Kind string
 	Options, Values                  []string
-	IsRepeated, IsRequired, IsPaging bool // IsPaging: it says which part of a list is shown
+	IsRepeated, IsRequired           bool
 }
 
-// cachedHTML holds the output of templates, by key: running a template is slow, and a page needs many.
-var cachedHTML sync.Map
+// keptForms holds forms by all that they depend on, since running a template is slow. Every 500th empties it.
+var (
+	keptForms sync.Map
+	formsKept atomic.Int64
+)
 
-// cached returns the template's output for what data returns. With keep, the output is kept for the key.
-func cached(keep bool, key any, name string, data func() any) template.HTML {
-	html, isCached := cachedHTML.Load(key)
-	if !keep || !isCached {
-		var text strings.Builder
-		if err := pageTemplates().ExecuteTemplate(&text, name, data()); err != nil {
-			panic(err) // a mistake in a template
-		}
-		if html = template.HTML(text.String()); keep {
-			cachedHTML.Store(key, html)
-		}
+// html returns the form of a command, filled with the given values, as a template shows it.
+func (p *page) html(name string, c *Command, given url.Values) template.HTML {
+	key := [4]any{name, c, p.Root, given.Encode()}
+	if html, isKept := keptForms.Load(key); isKept {
+		return html.(template.HTML)
 	}
-	return html.(template.HTML)
-}
-
-// HTML renders the fields that are places, or the others.
-func (f form) HTML(places bool) template.HTML {
-	var all strings.Builder
-	for i := range f.Fields {
-		if field := &f.Fields[i]; field.IsPaging == places {
-			all.WriteString(string(cached(field.Values == nil, field.param, "field", func() any { return field })))
-		}
+	var html strings.Builder
+	if err := pageTemplates().ExecuteTemplate(&html, name, p.form(c, given)); err != nil {
+		panic(err) // a mistake in a template
 	}
-	return template.HTML(all.String())
+	if len(c.names(inPath)) == 0 && html.Len() < 8<<10 {
+		if formsKept.Add(1)%500 == 0 {
+			keptForms.Clear()
+		}
+		keptForms.Store(key, template.HTML(html.String()))
+	}
+	return template.HTML(html.String())
 }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
@@ -347,11 +344,10 @@ func (p *page) show(result any) (err error) {
 		method, path, _ := strings.Cut(c.Route, " ")
 		switch {
 		case c == p.command && len(c.names(inQuery)) > 0:
-			p.Search = new(p.form(c, p.given))
+			p.Search = p.html("form", c, p.given)
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
-			isSame := len(c.names(inPath)) == 0 // for all things
-			p.Folded += cached(isSame, [2]any{c, p.Root}, "folded", func() any { return p.form(c, nil) })
+			p.Folded += p.html("folded", c, nil)
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}
@@ -362,7 +358,7 @@ func (p *page) show(result any) (err error) {
 // form returns the form of a command, filled with the given values.
 func (p *page) form(c *Command, given url.Values) form {
 	method, path, _ := strings.Cut(c.Route, " ")
-	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet, Fields: make([]field, 0, len(c.Run.params))}
+	f := form{Command: c, Action: p.URL(p.fill(path)), IsRead: method == http.MethodGet}
 	if !f.IsRead && method != http.MethodPost {
 		f.Method = method
 	}
@@ -371,10 +367,13 @@ func (p *page) form(c *Command, given url.Values) form {
 		if param.in == inPath || param.in == inFlag || isKnown {
 			continue
 		}
-		f.Fields = append(f.Fields, field{
-			param: param, Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
+		fields := &f.Fields
+		if slices.Contains([]string{"page", "limit", "cursor"}, param.name) {
+			fields = &f.Paging
+		}
+		*fields = append(*fields, field{
+			Name: param.name, Label: words(param.name), Help: param.help, Default: param.value, Kind: string(param.kind),
 			Options: param.enum, Values: given[param.name], IsRepeated: param.repeated, IsRequired: param.required && param.unless == "",
-			IsPaging: slices.Contains([]string{"page", "limit", "cursor"}, param.name),
 		})
 	}
 	return f
@@ -472,19 +471,19 @@ func (m member) HTML() template.HTML {
 }
 
 // write writes the member's value as HTML. A template would be far slower, and a table has many values.
-func (m member) write(html *strings.Builder) {
-	text := template.HTMLEscapeString(m.Text)
+func (m member) write(to *strings.Builder) {
+	text := html.EscapeString(m.Text)
 	switch {
 	case m.At != "":
-		writeTexts(html, `<time datetime="`, m.At, `" title="`, m.At, `">`, text, "</time>")
+		writeTexts(to, `<time datetime="`, m.At, `" title="`, m.At, `">`, text, "</time>")
 	case m.URL != "":
-		writeTexts(html, `<a href="`, template.HTMLEscapeString(m.URL), `">`, text, "</a>")
+		writeTexts(to, `<a href="`, html.EscapeString(m.URL), `">`, text, "</a>")
 	case m.IsLong:
-		fmt.Fprintf(html, "<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
+		fmt.Fprintf(to, "<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
 	case m.IsTag:
-		writeTexts(html, `<span class="tag" data-is="`, text, `">`, text, "</span>")
+		writeTexts(to, `<span class="tag" data-is="`, text, `">`, text, "</span>")
 	default:
-		writeTexts(html, "<bdi>", text, "</bdi>")
+		writeTexts(to, "<bdi>", text, "</bdi>")
 	}
 }
 

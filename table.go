@@ -37,7 +37,11 @@ func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessag
 			case len(inside[i]) > 2 && inside[i][0] == '"' && bytes.IndexByte(inside[i], '\\') < 0 && utf8.RuneCount(inside[i]) == len(inside[i]):
 				values[i] = inside[i] // ASCII without escapes is on one line
 			case !rawjson.IsNull(data):
-				if title := strings.Join(strings.Fields(occurrenceTitle(data)), " "); title != "" {
+				title := rawjson.Unquote(inside[i])
+				if title == "" {
+					title = occurrenceTitle(data)
+				}
+				if title = strings.Join(strings.Fields(title), " "); title != "" {
 					values[i] = rawjson.AppendQuoted(nil, title)
 				}
 			}
@@ -56,11 +60,9 @@ func timeOf(column string, value json.RawMessage) (time.Time, bool) {
 			return time.UnixMilli(int64(seconds * 1000)).UTC(), seconds >= 0 && seconds < year10000
 		}
 	}
-	if len(value) < len(`"2006-01-02T15:04:05Z"`) || value[11] != 'T' {
-		return time.Time{}, false
-	}
-	at, err := time.Parse(time.RFC3339Nano, rawjson.Unquote(value))
-	return at, err == nil && lastName(column) != "title"
+	var at time.Time
+	isTime := len(value) > 11 && value[11] == 'T' && at.UnmarshalJSON(value) == nil && lastName(column) != "title"
+	return at, isTime
 }
 
 // writeCSV writes the columns of the list's elements as CSV (RFC 4180), below a header line.

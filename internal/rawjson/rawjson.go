@@ -379,10 +379,10 @@ func appendMember(object, name, value json.RawMessage) json.RawMessage {
 
 // AppendQuoted appends the text as a JSON string.
 func AppendQuoted(buf []byte, text string) []byte {
-	quick, plain := append(buf, '"'), 0
+	quick, plain, isValid := append(buf, '"'), 0, utf8.ValidString(text)
 	for i := range len(text) {
-		if c := text[i]; ' ' <= c && c <= '~' && c != '"' && c != '\\' {
-			continue
+		if c := text[i]; ' ' <= c && c != '"' && c != '\\' && (c < utf8.RuneSelf || isValid && c != '\xe2') {
+			continue // \xe2 begins U+2028, which has an escape
 		}
 		short := strings.IndexByte("\n\t\r\"\\", text[i])
 		if short < 0 {
