@@ -547,10 +547,7 @@ func (c *cli) unknownCommand(group *subcommand, word string) error {
 
 // unknownFlag returns the failure for an unknown flag. Of the settings, it names only likely ones.
 func unknownFlag(name string, flags, settings []cliFlag) error {
-	var valid []string
-	for _, f := range flags {
-		valid = append(valid, f.names...)
-	}
+	valid := slices.Concat(column(flags, func(f cliFlag) []string { return f.names })...)
 	for _, s := range settings {
 		if spelling.Nearest(name, []string{s.names[0][1:]}) != "" {
 			valid = append(valid, s.names[0])
