@@ -42,9 +42,10 @@ func (c completion) Place() string { return strings.TrimSpace(c.Command + " " + 
 
 // completions returns the completions of the subcommand and of all below it.
 func (c *cli) completions(at *subcommand, name string) []completion {
-	below := slices.Concat(column(at.below, func(sub *subcommand) []completion {
-		return c.completions(sub, strings.TrimSpace(name+" "+sub.name))
-	})...)
+	var below []completion
+	for _, sub := range at.below {
+		below = append(below, c.completions(sub, strings.TrimSpace(name+" "+sub.name))...)
+	}
 	own := at.flags
 	if at.name == "serve" { // see completionCommand for the others
 		own = append(own, c.settingFlags()...)
