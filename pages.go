@@ -105,29 +105,29 @@ type field struct {
 	IsRepeated, IsRequired           bool
 }
 
-// keptForms holds forms by all that they depend on, since running a template is slow. Every 500th empties it.
+// keptForms holds forms by all that they depend on, since running a template is slow. Every 500th form empties it.
 var (
 	keptForms sync.Map
 	formsKept atomic.Int64
 )
 
-// html returns the form of a command, filled with the given values, as a template shows it.
-func (p *page) html(name string, c *Command, given url.Values) template.HTML {
+// formHTML returns the form of a command, filled with the given values, as the named template shows it.
+func (p *page) formHTML(name string, c *Command, given url.Values) template.HTML {
 	key := [4]any{name, c, p.Root, given.Encode()}
-	if html, isKept := keptForms.Load(key); isKept {
-		return html.(template.HTML)
+	if kept, isKept := keptForms.Load(key); isKept {
+		return kept.(template.HTML)
 	}
-	var html strings.Builder
-	if err := pageTemplates().ExecuteTemplate(&html, name, p.form(c, given)); err != nil {
+	var text strings.Builder
+	if err := pageTemplates().ExecuteTemplate(&text, name, p.form(c, given)); err != nil {
 		panic(err) // a mistake in a template
 	}
-	if len(c.names(inPath)) == 0 && html.Len() < 8<<10 {
+	if len(c.names(inPath)) == 0 && text.Len() < 8<<10 {
 		if formsKept.Add(1)%500 == 0 {
 			keptForms.Clear()
 		}
-		keptForms.Store(key, template.HTML(html.String()))
+		keptForms.Store(key, template.HTML(text.String()))
 	}
-	return template.HTML(html.String())
+	return template.HTML(text.String())
 }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
@@ -344,10 +344,10 @@ func (p *page) show(result any) (err error) {
 		method, path, _ := strings.Cut(c.Route, " ")
 		switch {
 		case c == p.command && len(c.names(inQuery)) > 0:
-			p.Search = p.html("form", c, p.given)
+			p.Search = p.formHTML("form", c, p.given)
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
-			p.Folded += p.html("folded", c, nil)
+			p.Folded += p.formHTML("folded", c, nil)
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"html/template"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -489,6 +490,21 @@ func TestPageOfAnItemFromTheArchive(t *testing.T) {
 }
 
 // Hostile text is escaped in every kind of value.
+func TestKeptFormsAreFewAndShort(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	for n := range 600 {
+		f.browse(fmt.Sprint("/reports?item_id=", n+1)).requirePage(200)
+	}
+	f.browse("/reports?q=" + strings.Repeat("a", 9000)).requirePage(200)
+	kept := 0
+	keptForms.Range(func(_, form any) bool {
+		kept++
+		return assert.Less(t, len(form.(template.HTML)), 9000)
+	})
+	assert.Less(t, kept, 520, "500, and a few of other tests at the same moment")
+}
+
 func TestValueIsEscaped(t *testing.T) {
 	t.Parallel()
 	const hostile, escaped = `"><b>'&`, `&#34;&gt;&lt;b&gt;&#39;&amp;`
