@@ -172,8 +172,8 @@ func (l *List) write(w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		text = append(text, row...)
-		if _, err := w.Write(text); err != nil {
+		_, _ = w.Write(text) // if it fails, so does the next one
+		if _, err := w.Write(row); err != nil {
 			return err
 		}
 		text = append(text[:0], ',')

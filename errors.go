@@ -122,20 +122,18 @@ func missingSetting(kind failureKind, name, why string) *Failure {
 // failureOf converts an error to the failure that its caller is shown, in less than 16 kB. An unforeseen error
 // becomes internal, and its text is not shown.
 func failureOf(err error) *Failure {
-	var f *Failure
-	switch {
-	case errors.As(err, &f):
+	if f, ok := errors.AsType[*Failure](err); ok {
 		detailed := *f
 		detailed.detail = rawjson.Cut(err.Error(), 6<<10) // includes the context that callers added
 		detailed.fields = column(f.fields, func(field fieldError) fieldError {
 			return fieldError{rawjson.Cut(field.Field, 200), rawjson.Cut(field.Message, 800)}
 		})
 		return &detailed
-	case errors.Is(err, context.Canceled):
-		return &Failure{kind: interrupted, detail: "interrupted", err: err}
-	default:
-		return &Failure{kind: internal, detail: "internal error", err: err}
 	}
+	if errors.Is(err, context.Canceled) {
+		return &Failure{kind: interrupted, detail: "interrupted", err: err}
+	}
+	return &Failure{kind: internal, detail: "internal error", err: err}
 }
 
 // onCommandLine returns the failure as the command line reports it: misconfigured if a setting is missing.

@@ -320,10 +320,8 @@ func occurrenceTitle(data json.RawMessage) string {
 	if title := cmp.Or(text("title"), text("body", "message", "body"), report); title != "" {
 		return title
 	}
-	exception := rawjson.Get(data, "body", "trace", "exception")
-	if traces := rawjson.Elements(rawjson.Get(data, "body", "trace_chain")); len(traces) > 0 {
-		exception = rawjson.Get(traces[0], "exception")
-	}
+	traces := append(rawjson.Elements(rawjson.Get(data, "body", "trace_chain")), rawjson.Get(data, "body", "trace"))
+	exception := rawjson.Get(traces[0], "exception")
 	parts := []string{rawjson.Unquote(rawjson.Get(exception, "class")), rawjson.Unquote(rawjson.Get(exception, "message"))}
 	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ": ")
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func (in *reportsListInput) check() error {
 
 func reportsList(ctx context.Context, app *App, in reportsListInput) (*List, error) {
 	return app.listRows(ctx, in.Limit, rowPage{
-		table: "reports", query: selectReports, append: reportAppender(),
+		table: "reports", query: selectReports, append: appendReport,
 		find: in.find, isFiltered: in.isFiltered(), cursor: in.Cursor.Value,
 	})
 }
@@ -68,9 +69,9 @@ const (
 // connection or much memory. When all rows are wanted, one page follows another.
 type rowPage struct {
 	table      string
-	query      func(ids string) string                                // the statement that reads rows by a condition on their ids
-	append     func(buf []byte, rows pgx.Rows) ([]byte, int64, error) // appends a row as callers see it, and returns its id
-	isFiltered bool                                                   // the list leaves out some rows
+	query      func(ids string) string               // the statement that reads rows, with ids first, by a condition on the ids
+	append     func(buf []byte, row [][]byte) []byte // appends a row as callers see it
+	isFiltered bool                                  // the list leaves out some rows
 	cursor     rowCursor
 	// find returns the ids of a page, and one more when it pages towards newer rows.
 	find func(ctx context.Context, conn *pgx.Conn, at rowCursor, limit int) ([]int64, error)
@@ -205,10 +206,9 @@ func (p *rowPage) fill(rows pgx.Rows, _ error) (more bool, err error) { // the r
 	p.text, p.ends = p.text[:0], p.ends[:0]
 	defer rows.Close()
 	for more = rows.Next(); more && len(p.text) < partBytes; more = rows.Next() {
-		var id int64
-		if p.text, id, err = p.append(p.text, rows); err != nil {
-			return false, err
-		}
+		row := rows.RawValues()
+		id := int64(binary.BigEndian.Uint64(row[0]))
+		p.text = p.append(p.text, row)
 		p.ends = append(p.ends, len(p.text))
 		p.newest, p.oldest = cmp.Or(p.newest, id), id
 	}
@@ -265,7 +265,7 @@ func (p *rowPage) release() {
 
 func cursorTo(c rowCursor) url.Values { return url.Values{"cursor": {c.String()}} }
 
-// A Report is a report as callers see it, and as reportAppender writes it.
+// A Report is a report as callers see it, and as appendReport writes it.
 type Report struct {
 	ID        int64           `json:"id"`
 	ItemID    *int64          `json:"item_id"`
@@ -276,24 +276,20 @@ type Report struct {
 	Data      json.RawMessage `json:"data"`
 }
 
-// reportAppender returns a function that appends the report in a row of selectReports, and returns its id.
-func reportAppender() func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
-	var id int64
-	var firstSeen, lastSeen time.Time
-	columns := []any{&id, nil, nil, nil, &firstSeen, &lastSeen, nil}
-	return func(buf []byte, rows pgx.Rows) ([]byte, int64, error) {
-		if err := rows.Scan(columns...); err != nil {
-			return buf, 0, err
-		}
-		raw := rows.RawValues() // text and JSON look the same in PostgreSQL's text and binary formats
-		buf = strconv.AppendInt(append(buf, `{"id":`...), id, 10)
-		buf = append(append(buf, `,"item_id":`...), raw[1]...)
-		buf = append(append(buf, `,"uuid":`...), raw[2]...)
-		buf = append(append(buf, `,"state":"`...), raw[3]...)
-		buf = firstSeen.UTC().AppendFormat(append(buf, `","first_seen":"`...), time.RFC3339Nano)
-		buf = lastSeen.UTC().AppendFormat(append(buf, `","last_seen":"`...), time.RFC3339Nano)
-		return append(append(append(buf, `","data":`...), raw[6]...), '}'), id, nil
-	}
+// appendReport appends the report in a row of selectReports.
+func appendReport(buf []byte, row [][]byte) []byte {
+	buf = strconv.AppendUint(append(buf, `{"id":`...), binary.BigEndian.Uint64(row[0]), 10)
+	buf = append(append(buf, `,"item_id":`...), row[1]...)
+	buf = append(append(buf, `,"uuid":`...), row[2]...)
+	buf = append(append(buf, `,"state":"`...), row[3]...)
+	buf = binaryTime(row[4]).AppendFormat(append(buf, `","first_seen":"`...), time.RFC3339Nano)
+	buf = binaryTime(row[5]).AppendFormat(append(buf, `","last_seen":"`...), time.RFC3339Nano)
+	return append(append(append(buf, `","data":`...), row[6]...), '}')
+}
+
+// binaryTime reads a time in PostgreSQL's binary format, microseconds since 2000.
+func binaryTime(raw []byte) time.Time {
+	return time.UnixMicro(int64(binary.BigEndian.Uint64(raw)) + 946_684_800_000_000).UTC()
 }
 
 var reportsGetCmd = &Command{
@@ -309,13 +305,11 @@ type reportsGetInput struct {
 }
 
 func reportsGet(ctx context.Context, app *App, in reportsGetInput) (report json.RawMessage, err error) {
-	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = app.store.read(ctx, func(ctx context.Context, conn *pgx.Conn) (err error) {
 		rows, _ := conn.Query(ctx, selectReports("= $1"), in.ID)
-		defer rows.Close()
-		if !rows.Next() {
-			return cmp.Or(rows.Err(), pgx.ErrNoRows)
-		}
-		report, _, err = reportAppender()(nil, rows)
+		report, err = pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (json.RawMessage, error) {
+			return appendReport(nil, row.RawValues()), nil
+		})
 		return err
 	})
 	switch {

@@ -83,6 +83,8 @@ func newPool(url string, telemetry *datadog.Client) (*pgxpool.Pool, error) {
 	connect.Tracer = telemetry.PgxTracer(connect)
 	if connect.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
 		suitPooler(config)
+	} else { // the other modes are for poolers; this one suits all of them, and returns binary values
+		connect.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
 	return pgxpool.NewWithConfig(context.Background(), config)
 }
@@ -135,15 +137,8 @@ func (s *Store) check(ctx context.Context) error {
 	if s.writable.Load() && !s.tryDue.CompareAndSwap(true, false) && s.pool.Ping(ctx) == nil {
 		return nil
 	}
-	err := s.onPrimary(ctx, tryWriting)
-	s.writable.Store(err == nil)
-	time.AfterFunc(100*time.Millisecond, func() { s.tryDue.Store(true) })
-	return databaseError(err)
-}
-
-// tryWriting runs a statement that needs the privileges of a create and of the archive, and writes no row.
-func tryWriting(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `
+	// This statement needs the privileges of a create and of the archive, and writes no row.
+	_, err := s.exec(ctx, `
 		WITH inserted AS (
 			INSERT INTO reports (state, data) SELECT 'queued', '{}' WHERE FALSE
 		), deleted AS (
@@ -151,7 +146,9 @@ func tryWriting(ctx context.Context, conn *pgx.Conn) error {
 		), archived AS (
 			INSERT INTO occurrences (id, data) SELECT 0, '{}' WHERE FALSE
 		)
-		UPDATE reports SET state = state WHERE FALSE`)
+		UPDATE reports SET state = state WHERE FALSE`, nil)
+	s.writable.Store(err == nil)
+	time.AfterFunc(100*time.Millisecond, func() { s.tryDue.Store(true) })
 	return err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -152,6 +153,27 @@ func TestNoPooler(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Release()
 	assert.Equal(t, pgx.QueryExecModeCacheStatement, conn.Conn().Config().DefaultQueryExecMode)
+}
+
+// Rows are read in PostgreSQL's binary format, whatever the mode that the URL asks for.
+func TestExecModes(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 0, func(c *Config) { c.DatabaseURL += "&default_query_exec_mode=" + mode })
+			before := time.Now().Truncate(time.Microsecond)
+			require.Equal(t, 201, f.create(newUUID()).status)
+			var list struct{ Reports []Report }
+			require.NoError(t, json.Unmarshal([]byte(f.get("/reports").body), &list))
+			require.Len(t, list.Reports, 1)
+			assert.Equal(t, int64(1), list.Reports[0].ID)
+			assert.WithinRange(t, list.Reports[0].FirstSeen, before, time.Now())
+			assert.WithinRange(t, list.Reports[0].LastSeen, list.Reports[0].FirstSeen, time.Now())
+			assert.Equal(t, 200, f.get("/reports/1").status)
+			assert.Equal(t, 200, f.get("/reports?level=error").status)
+		})
+	}
 }
 
 // newRole returns a fixture with a database of its own on the server, where its role owns nothing yet. The
