@@ -257,12 +257,7 @@ func (c *cli) setOutput(format string) error {
 
 // operation makes the subcommand of a command.
 func (c *cli) operation(name string, command *Command) *subcommand {
-	var flags []cliFlag
-	for _, p := range command.Run.params {
-		if p.in != inPath {
-			flags = append(flags, c.flag(p))
-		}
-	}
+	flags := column(command.paramsIn(inQuery, inBody, inFlag), c.flag)
 	if command.Confirm != nil {
 		flags = append(flags, switchFlag("-yes", "do not ask for confirmation", &c.yes))
 	}
@@ -514,12 +509,10 @@ func (c *cli) arrange(at *subcommand, args []string) (arranged []string, selecte
 			}
 		case len(at.below) == 0:
 			words = append(words, arg)
+		case at.child(arg) == nil:
+			return arranged, at, c.unknownCommand(at, arg)
 		default:
-			sub := at.child(arg)
-			if sub == nil {
-				return arranged, at, c.unknownCommand(at, arg)
-			}
-			at = sub
+			at = at.child(arg)
 		}
 	}
 	return append(append(arranged, "--"), words...), at, nil

@@ -70,11 +70,9 @@ func serveHelp(dev cliFlag) string {
 func commandHelp(c *Command, flags []cliFlag) string {
 	usage := "Usage: app " + strings.Join(c.words(), " ") + " [flags]"
 	var rows []string
-	for _, p := range c.Run.params {
-		if p.in == inPath {
-			usage += " " + label(p)
-			rows = append(rows, label(p)+"\t\t"+withDefault(p.help, p.value))
-		}
+	for _, p := range c.paramsIn(inPath) {
+		usage += " " + label(p)
+		rows = append(rows, label(p)+"\t\t"+withDefault(p.help, p.value))
 	}
 	for _, f := range flags {
 		rows = append(rows, strings.Join(f.names, ", ")+"\t"+f.value+"\t"+withDefault(f.help, f.preset))

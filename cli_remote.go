@@ -146,11 +146,9 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 		return nil, remoteFailure(config, res, text)
 	case res.StatusCode/100 == 3:
 		return nil, fail(misconfigured, "the server at APP_URL, %s, redirects to %s: set APP_URL to the address of the service itself", appURL(config), res.Header.Get("Location"))
-	case res.StatusCode/100 != 2:
-		return nil, foreignResponse(config, res)
-	case c == whichCmd && mediaType(res) == "text/plain":
+	case c == whichCmd && res.StatusCode/100 == 2 && mediaType(res) == "text/plain":
 		return Text(config.mask().Bytes(bytes.TrimSuffix(text, []byte("\n")))), nil
-	case c == whichCmd, err != nil, document[0] != '{':
+	case res.StatusCode/100 != 2, c == whichCmd, err != nil, document[0] != '{':
 		return nil, foreignResponse(config, res)
 	case c.Columns == "":
 		return document, nil

@@ -41,11 +41,9 @@ type question func(about json.RawMessage, filters string) string
 // ask returns the command's question.
 func (c *Command) ask(about json.RawMessage, args arguments) string {
 	var filters []string
-	for _, p := range c.Run.params {
+	for _, p := range c.paramsIn(inQuery) {
 		for _, value := range args.values[p.name] {
-			if p.in == inQuery {
-				filters = append(filters, args.label(p), value.text)
-			}
+			filters = append(filters, args.label(p), value.text)
 		}
 	}
 	return c.Confirm(about, strings.Join(filters, " "))
@@ -223,6 +221,11 @@ func (c *Command) words() []string { return strings.Split(c.Name, ".") }
 
 // routes returns the routes, the main one first.
 func (c *Command) routes() []string { return []string{c.Route, c.Also}[:min(2, 1+len(c.Also))] }
+
+// paramsIn returns the parameters in the places, in the order of the input's fields.
+func (c *Command) paramsIn(in ...place) []*param {
+	return slices.DeleteFunc(slices.Clone(c.Run.params), func(p *param) bool { return !slices.Contains(in, p.in) })
+}
 
 // names returns the names of the parameters in the places, in the order of the input struct.
 func (c *Command) names(in ...place) []string {

@@ -292,15 +292,13 @@ func (c *Command) toolArguments(given json.RawMessage) (arguments, error) {
 		return args, fail(invalid, "the arguments cannot be used: %w", err)
 	}
 	for _, p := range c.Run.params {
-		value, isGiven := object[p.name]
-		if !isGiven {
-			continue
+		if value, isGiven := object[p.name]; isGiven {
+			values := []json.RawMessage{value}
+			if p.repeated && value[0] == '[' {
+				values = rawjson.Elements(value)
+			}
+			args.values[p.name] = column(values, p.toolLiteral)
 		}
-		values := []json.RawMessage{value}
-		if p.repeated && value[0] == '[' {
-			values = rawjson.Elements(value)
-		}
-		args.values[p.name] = column(values, p.toolLiteral)
 	}
 	return args, c.checkNames("argument", maps.Keys(object), "", inPath, inQuery, inBody)
 }

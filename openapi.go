@@ -55,14 +55,11 @@ func openAPI(commands []*Command, secured bool) ([]byte, error) {
 
 // openAPI describes the command, and adds the schemas that the description refers to.
 func (c *Command) openAPI(schemas jsonObject) jsonObject {
-	parameters := []jsonObject{}
-	for _, p := range c.Run.params {
-		if p.in == inPath || p.in == inQuery {
-			parameters = append(parameters, jsonObject{
-				"name": p.name, "in": string(p.in), "description": p.help, "required": p.in == inPath || p.required, "schema": p.schema(),
-			})
+	parameters := column(c.paramsIn(inPath, inQuery), func(p *param) jsonObject {
+		return jsonObject{
+			"name": p.name, "in": string(p.in), "description": p.help, "required": p.in == inPath || p.required, "schema": p.schema(),
 		}
-	}
+	})
 	if c.hasETag() {
 		parameters = append(parameters, jsonObject{
 			"name": "If-None-Match", "in": "header", "description": "the ETag of an earlier response", "schema": jsonObject{"type": "string"},
@@ -120,10 +117,7 @@ func (c *Command) body(schemas jsonObject) jsonObject {
 // properties returns the schemas of the parameters in the given places, and the names of the required ones.
 func (c *Command) properties(in ...place) (properties jsonObject, required []string) {
 	properties, required = jsonObject{}, []string{}
-	for _, p := range c.Run.params {
-		if !slices.Contains(in, p.in) {
-			continue
-		}
+	for _, p := range c.paramsIn(in...) {
 		schema := p.schema()
 		schema["description"] = p.help
 		properties[p.name] = schema
@@ -262,17 +256,15 @@ func structSchema(t reflect.Type, schemas jsonObject) jsonObject {
 		switch {
 		case name == "-" && field.Type == reflect.TypeFor[json.RawMessage]():
 			maps.Copy(schema, schemaOf(field.Type, schemas))
-			continue
-		case name == "-", !field.IsExported():
-			continue
-		}
-		property := schemaOf(field.Type, schemas)
-		if enum := field.Tag.Get("enum"); enum != "" {
-			property["enum"] = strings.Split(enum, ",")
-		}
-		properties[name] = property
-		if options == "" {
-			required = append(required, name)
+		case name != "-" && field.IsExported():
+			property := schemaOf(field.Type, schemas)
+			if enum := field.Tag.Get("enum"); enum != "" {
+				property["enum"] = strings.Split(enum, ",")
+			}
+			properties[name] = property
+			if options == "" {
+				required = append(required, name)
+			}
 		}
 	}
 	schema["required"] = required

@@ -362,10 +362,9 @@ func (p *page) form(c *Command, given url.Values) form {
 	if !f.IsRead && method != http.MethodPost {
 		f.Method = method
 	}
-	for _, param := range c.Run.params {
-		isKnown := c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name) // on the page of a thing
-		if param.in == inPath || param.in == inFlag || isKnown {
-			continue
+	for _, param := range c.paramsIn(inQuery, inBody) {
+		if c != p.command && len(p.command.names(inPath)) > 0 && p.command.has(inQuery, param.name) {
+			continue // the page of a thing knows it
 		}
 		fields := &f.Fields
 		if slices.Contains([]string{"page", "limit", "cursor"}, param.name) {

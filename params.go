@@ -157,7 +157,6 @@ func (a arguments) fill(params []*param, input reflect.Value) error {
 		switch {
 		case len(given) == 0 && p.required:
 			refuse(p, "is required: "+p.help)
-			continue
 		case len(given) == 0 && p.value != "":
 			given = []literal{{text: p.value}}
 		case len(given) > 1 && !p.repeated:

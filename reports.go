@@ -204,7 +204,6 @@ func (p *rowPage) portion(of int) int {
 // fill reads rows until the part is full, and reports whether there are more.
 func (p *rowPage) fill(rows pgx.Rows, _ error) (more bool, err error) { // the rows have the error, too
 	p.text, p.ends = p.text[:0], p.ends[:0]
-	defer rows.Close()
 	for more = rows.Next(); more && len(p.text) < partBytes; more = rows.Next() {
 		row := rows.RawValues()
 		id := int64(binary.BigEndian.Uint64(row[0]))

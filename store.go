@@ -352,13 +352,10 @@ func applySchema(ctx context.Context, conn *pgx.Conn, schema string) error {
 // databaseError turns an error of PostgreSQL into a failure if it means that PostgreSQL does not answer or cannot
 // work now. The error of a wrong statement is a bug, and is returned unchanged.
 func databaseError(err error) error {
-	var connect *pgconn.ConnectError
-	var pgErr *pgconn.PgError
-	var known *Failure
 	switch {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows), errors.As(err, &known):
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, pgx.ErrNoRows), errors.As(err, new(*Failure)):
 		return err
-	case errors.As(err, &pgErr) && !hasCode(err, outages...) && !errors.As(err, &connect):
+	case errors.As(err, new(*pgconn.PgError)) && !hasCode(err, outages...) && !errors.As(err, new(*pgconn.ConnectError)):
 		return err
 	}
 	return fail(unavailable, "PostgreSQL at DATABASE_URL: %w", quoted{err})
