@@ -166,12 +166,11 @@ func remoteResult(config *Config, c *Command, res *http.Response, text []byte) (
 var nextLink = regexp.MustCompile(`[?&]((?:page|cursor)=[^&>]*)[^>]*>; rel="next"`)
 
 // nextPage returns the parameters of the next page, nil for none.
-func nextPage(res *http.Response) url.Values {
+func nextPage(res *http.Response) (next url.Values) {
 	if found := nextLink.FindStringSubmatch(strings.Join(res.Header.Values("Link"), "\n")); found != nil {
-		next, _ := url.ParseQuery(found[1]) // another server may send an invalid query
-		return next
+		next, _ = url.ParseQuery(found[1]) // another server may send an invalid query
 	}
-	return nil
+	return next
 }
 
 // remoteLines returns the list that a server sends as one element per line, and reads it as it arrives.
@@ -212,6 +211,9 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus, requestID: p.RequestID}
 	if kind == unauthorized {
 		f.detail = fmt.Sprintf("the server at APP_URL, %s, wants one of its tokens: set API_TOKEN", appURL(config))
+		if res.Request.Header.Get("Authorization") != "" {
+			f.detail = fmt.Sprintf("the server at APP_URL, %s, refuses the token in API_TOKEN", appURL(config))
+		}
 	}
 	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
 		f.wait = time.Duration(seconds) * time.Second

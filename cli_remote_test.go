@@ -41,6 +41,9 @@ func TestAskServer(t *testing.T) {
 	refused := runShell(t, "", "items", "list", "-app-url", f.url)
 	assert.Equal(t, shell{5, "", "app: the server at APP_URL, " + f.url + ", wants one of its tokens: set API_TOKEN\n"},
 		refused)
+	refused = runShell(t, "", "items", "list", "-app-url", f.url, "-api-token", "three")
+	assert.Equal(t, shell{5, "", "app: the server at APP_URL, " + f.url + ", refuses the token in API_TOKEN\n"},
+		refused)
 	f.sandbox.SetFault(sandbox.LimitedFar)
 	assert.Equal(t, 6, ask("items", "list").exit)
 	nobody := runShell(t, "", "check", "-app-url", "http://127.0.0.1:1")

@@ -26,6 +26,16 @@ func (f *fixture) answerAll(method string, status int, body string) {
 	})
 }
 
+// Rollbar may leave out err when it is 0.
+func TestAnswersWithoutErr(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	f.answerAll("GET", 200, `{"result":{"page":1,"total_count":0,"items":[]}}`)
+	assert.Equal(t, 200, f.get("/items").status)
+	f.answerAll("GET", 500, `{"result":{"page":1,"total_count":0,"items":[]}}`)
+	f.get("/items").requireProblem(502, "unavailable")
+}
+
 // A final refusal is passed on in Rollbar's words. The same uuid again gets the same answer, without another
 // call.
 func TestCreateRejected(t *testing.T) {
@@ -36,6 +46,7 @@ func TestCreateRejected(t *testing.T) {
 	}{
 		{"bad request", `{"err":1,"message":"Bad Request"}`, "Rollbar answered 400: Bad Request", 400},
 		{"too large", `{"err":1,"message":"too large"}`, "Rollbar answered 413: too large", 413},
+		{"too large for its gateway", `<html>`, "Rollbar answered 413: Request Entity Too Large", 413},
 		{"bad fields", `{"err":1,"message":"Invalid format. data.x should be y."}`,
 			"Rollbar answered 422: Invalid format. data.x should be y.", 422},
 		{"words that PostgreSQL cannot hold", `{"err":1,"message":"a\u0000b \\u0000 \\ud800 yyyyyyyyyy\\u"}`,

@@ -232,15 +232,15 @@ var refusals = map[int]failureKind{
 func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (none rawjson.Part, _ error) {
 	status := res.StatusCode
 	answer, err := rawjson.Parse(text, 3) // down to the items of a page
-	failed := answer.Member("err").Value
-	if failed == nil {
+	failed, result := answer.Member("err").Value, answer.Member("result")
+	switch {
+	case status/100 == 2 && (string(failed) == "0" || failed == nil && result.Value != nil):
+		return result, nil
+	case failed == nil && status != tooLarge.status: // a gateway of Rollbar's may refuse what is too large
 		return none, &Failure{
 			kind: badGateway, upstream: status, transient: true, err: err,
 			detail: fmt.Sprintf("Rollbar answered %d %s without its JSON: the response was cut off, or came from a proxy or another server; if that lasts, check ROLLBAR_URL", status, http.StatusText(status)),
 		}
-	}
-	if status/100 == 2 && string(failed) == "0" {
-		return answer.Member("result"), nil
 	}
 	return none, r.refusal(call, res, rawjson.Unquote(answer.Member("message").Value))
 }
