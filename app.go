@@ -85,9 +85,7 @@ var whichCmd = &Command{
 	Run:   typed(which),
 }
 
-func which(context.Context, *App, struct{}) (Text, error) {
-	return Text("app " + buildVersion()), nil
-}
+func which(context.Context, *App, struct{}) (Text, error) { return Text("app " + buildVersion()), nil }
 
 var checkCmd = &Command{
 	Name:  "check",

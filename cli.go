@@ -57,8 +57,7 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	if output == "" && terminal.Is(c.std.out) {
 		c.output = "table"
 	}
-	root := c.tree()
-	arranged, selected, err := c.arrange(root, translateArgs(args))
+	arranged, selected, err := c.arrange(c.tree(), translateArgs(args))
 	if errors.Is(err, flag.ErrHelp) {
 		_, err = fmt.Fprint(c.std.out, selected.help())
 	} else {
@@ -170,21 +169,18 @@ func switchFlag(name, help string, target *bool) cliFlag {
 }
 
 // settingFlags returns the settings as flags, which every subcommand accepts.
-func (c *cli) settingFlags() (flags []cliFlag) {
-	for _, s := range new(Config).settings() {
-		f := cliFlag{names: []string{"-" + s.name}, help: s.help, isSwitch: s.isSwitch(), set: func(value string) error {
+func (c *cli) settingFlags() []cliFlag {
+	values := map[string][]string{"log-level": {"debug", "info", "warn", "error"}}
+	return column(new(Config).settings(), func(s setting) cliFlag {
+		set := func(value string) error {
 			err := s.parse(value)
 			if err == nil && strings.TrimSpace(value) != "" {
 				c.settings = append(c.settings, "-"+s.name+"="+value)
 			}
 			return err
-		}}
-		if s.name == "log-level" {
-			f.values = []string{"debug", "info", "warn", "error"}
 		}
-		flags = append(flags, f)
-	}
-	return flags
+		return cliFlag{names: []string{"-" + s.name}, help: s.help, values: values[s.name], isSwitch: s.isSwitch(), set: set}
+	})
 }
 
 // tree builds the subcommands of the registry and those that exist only on the command line.

@@ -12,16 +12,13 @@ import (
 func alignColumns(rows ...string) string {
 	var b strings.Builder
 	w := &terminal.Table{Out: &b}
-	for _, row := range rows {
-		fmt.Fprintln(w, "  "+row)
-	}
+	fmt.Fprintln(w, "  "+strings.Join(rows, "\n  "))
 	w.Flush() // a Builder returns no errors
 	return b.String()
 }
 
 // commandRows returns a row for each operation whose name has the prefix, without the prefix.
-func (c *cli) commandRows(prefix string) []string {
-	var rows []string
+func (c *cli) commandRows(prefix string) (rows []string) {
 	for _, command := range c.commands {
 		if name, ok := strings.CutPrefix(command.Name, prefix); ok {
 			rows = append(rows, strings.Replace(name, ".", " ", 1)+"\t"+command.Route+"\t"+command.Short)

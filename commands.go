@@ -38,7 +38,6 @@ type Command struct {
 // them.
 type question func(about json.RawMessage, filters string) string
 
-// ask returns the command's question.
 func (c *Command) ask(about json.RawMessage, args arguments) string {
 	var filters []string
 	for _, p := range c.paramsIn(inQuery) {
@@ -60,9 +59,6 @@ type operation struct {
 // prepared is an operation bound to its checked input.
 type prepared func(context.Context, *App) (any, error)
 
-// A checker is an input with rules that tags cannot express.
-type checker interface{ check() error }
-
 // typed turns a function whose input is a struct with tags into an operation:
 //
 //	path:"id"        a field of the route, an argument on the command line
@@ -77,7 +73,7 @@ type checker interface{ check() error }
 //	help:"…"         what it means
 //
 // A field is a string, int64, bool, []string, json.RawMessage (a JSON object), a type with UnmarshalText, or an
-// Opt of these. An input can be a checker. The result is a struct, json.RawMessage, Text or *List.
+// Opt of these. An input's method check adds rules that tags cannot express. The result is a struct, json.RawMessage, Text or *List.
 func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operation {
 	params := paramsOf(reflect.TypeFor[In]())
 	outcomes := func() []outcome { return []outcome{done} }
@@ -90,7 +86,7 @@ func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operat
 		if err := args.fill(params, reflect.ValueOf(&in).Elem()); err != nil {
 			return nil, err
 		}
-		if c, ok := any(&in).(checker); ok {
+		if c, ok := any(&in).(interface{ check() error }); ok {
 			if err := c.check(); err != nil {
 				return nil, err
 			}
@@ -99,7 +95,6 @@ func typed[In, Out any](run func(context.Context, *App, In) (Out, error)) operat
 	}}
 }
 
-// run runs the command with the arguments.
 func (c *Command) run(ctx context.Context, app *App, args arguments) (any, error) {
 	operation, err := c.Run.prepare(args)
 	if err != nil {
@@ -107,10 +102,6 @@ func (c *Command) run(ctx context.Context, app *App, args arguments) (any, error
 	}
 	return operation(ctx, app)
 }
-
-// A result is a value that says how the operation ended, for operations with outcomes other than done. Its
-// method outcomes lists them all.
-type result interface{ outcome() outcome }
 
 // An outcome is a way in which an operation ends without an error.
 type outcome struct{ status, exit int }
@@ -122,8 +113,9 @@ var (
 	outage   = outcome{unavailable.status, unavailable.exit}
 )
 
+// outcomeOf returns how an operation ended: done, unless its result has a method outcome. The method outcomes lists them all.
 func outcomeOf(value any) outcome {
-	if r, ok := value.(result); ok {
+	if r, ok := value.(interface{ outcome() outcome }); ok {
 		return r.outcome()
 	}
 	return done

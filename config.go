@@ -199,19 +199,16 @@ func parseTokens(value string) (tokens []string, err error) {
 var (
 	parseTimeout = checked(time.ParseDuration, func(d time.Duration) bool { return d > 0 }, "must be a duration such as 10s or 1m30s")
 	parseAge     = checked(age, func(d time.Duration) bool { return d > 0 }, "must be an age such as 36h, 400d or 52w")
-	parseCount   = checked(number, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
 	parseBool    = checked(strconv.ParseBool, func(bool) bool { return true }, "must be true or false")
 	parseLevel   = checked(func(text string) (level slog.Level, err error) {
 		err = level.UnmarshalText([]byte(text))
 		return level, err
 	}, func(slog.Level) bool { return true }, "must be debug, info, warn or error")
+	parseCount = checked(func(text string) (int, error) {
+		n, err := literal{text: text}.int() // by the same rules as parameters
+		return int(n), err
+	}, func(n int) bool { return n > 0 }, "must be a whole number at least 1")
 )
-
-// number parses a whole number by the same rules as parameters.
-func number(text string) (int, error) {
-	n, err := literal{text: text}.int()
-	return int(n), err
-}
 
 // checked returns a function that parses a value and refuses an invalid one with the message.
 func checked[T any](parse func(string) (T, error), isValid func(T) bool, message string) func(string) (T, error) {
@@ -395,11 +392,10 @@ func (c *Config) useSandbox(base string) {
 // checkServe returns an error if serve lacks a setting or would be unsafe.
 func (c *Config) checkServe() error {
 	host, _, _ := net.SplitHostPort(c.Addr)
-	hasToken := cmp.Or(c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken) != ""
 	switch {
 	case c.DatabaseURL == "":
 		return missingSetting(misconfigured, "DATABASE_URL", "serve stores reports in PostgreSQL, at a URL such as postgres://user:password@host:5432/database (`app serve -dev` starts its own)")
-	case !hasToken && !c.Sandbox:
+	case cmp.Or(c.token, c.readToken, c.writeToken, c.postToken, c.postClientToken) == "" && !c.Sandbox:
 		return missingSetting(misconfigured, "ROLLBAR_TOKEN", "serve needs at least one of ROLLBAR_READ_TOKEN, ROLLBAR_WRITE_TOKEN, ROLLBAR_POST_TOKEN, ROLLBAR_POST_CLIENT_TOKEN and ROLLBAR_TOKEN, or SANDBOX=true for a fake Rollbar")
 	case !c.asksForTokens() && !isLoopback(host):
 		return missingSetting(misconfigured, "API_TOKEN", fmt.Sprintf("without it serve listens on loopback addresses only, and ADDR is %s", c.Addr))

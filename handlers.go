@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"app/internal/datadog"
@@ -43,6 +44,9 @@ type server struct {
 
 	commands []*Command
 	document func() ([]byte, error) // returns the OpenAPI document
+
+	frames     sync.Map // of pages
+	framesMade atomic.Int64
 
 	// clientTimeout is how long a client may take to send its body, or to read one part of a response.
 	clientTimeout time.Duration
@@ -75,7 +79,7 @@ func newHandler(app *App, commands []*Command, config *Config) http.Handler {
 		handle("POST /webhooks/rollbar", s.serveWebhook)
 	}
 	handle("GET "+openAPIPath, s.serveOpenAPI)
-	handle("POST "+mcpPath, s.serveMCP)
+	handle("POST /mcp", s.serveMCP)
 	handle("GET "+stylePath, serveStyle)
 	handle(noRoute, s.serveNoRoute)
 	return s
@@ -317,7 +321,6 @@ func (s *server) serveCommand(w *response, r *http.Request, c *Command) {
 	w.answer(result, err)
 }
 
-// answer responds with the result, or with the error.
 func (w *response) answer(result any, err error) {
 	if err != nil {
 		w.refuse(err)
@@ -326,7 +329,6 @@ func (w *response) answer(result any, err error) {
 	w.respond(result)
 }
 
-// run runs the command with the arguments of the request.
 func (s *server) run(w *response, r *http.Request, c *Command) (any, error) {
 	if err := s.admit(r); err != nil && !c.Open {
 		return nil, err
@@ -436,9 +438,8 @@ func (s *server) readBody(w *response, r *http.Request, limit int64) (text []byt
 		text, err = memory.ReadAll(r.Context(), content, 0, int(limit), 2)
 		w.use(2 * len(text)) // for copies, until the response is over
 	}
-	var over *http.MaxBytesError
 	switch {
-	case errors.As(err, &over), int64(len(text)) > limit:
+	case errors.As(err, new(*http.MaxBytesError)), int64(len(text)) > limit:
 		return nil, fail(tooLarge, "the body is larger than %d bytes", limit)
 	case isKind(err, unavailable):
 		return nil, err

@@ -52,6 +52,5 @@ func main() {
 
 // run runs the command line and returns the exit code.
 func run(ctx context.Context, args []string, std console) int {
-	c := &cli{std: std, commands: commands, serve: serve}
-	return c.run(ctx, args)
+	return (&cli{std: std, commands: commands, serve: serve}).run(ctx, args)
 }

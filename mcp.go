@@ -25,7 +25,6 @@ import (
 )
 
 const (
-	mcpPath     = "/mcp"
 	mcpLatest   = "2026-07-28"               // the revision without initialize
 	mcpKeys     = "io.modelcontextprotocol/" // the prefix of names in _meta
 	maxToolList = 30_000                     // bytes of a list in a result; clients cut longer ones, which leaves invalid JSON
@@ -169,7 +168,6 @@ type mcpServer struct {
 	run       func(context.Context, *Command, arguments, prepared) (any, error)
 }
 
-// answer returns the answer to a message.
 func (s *mcpServer) answer(ctx context.Context, m *mcpMessage) jsonObject {
 	answer := jsonObject{"jsonrpc": "2.0"}
 	if m.id != nil {

@@ -332,9 +332,7 @@ func textOf(o Occurrence, name string) string {
 
 // insertOccurrences inserts in the order of ids, so that writers of the same occurrences do not deadlock.
 func insertOccurrences(ctx context.Context, conn *pgx.Conn, seen []Occurrence) (inserted int64, err error) {
-	text := func(name string) []string {
-		return column(seen, func(o Occurrence) string { return textOf(o, name) })
-	}
+	text := func(name string) []string { return column(seen, func(o Occurrence) string { return textOf(o, name) }) }
 	tag, err := conn.Exec(ctx, `
 		INSERT INTO occurrences (id, item_id, occurred_at, environment, level, data)
 		SELECT id, nullif(item_id, 0), coalesce(at, now()), left(environment, 255),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"embed"
@@ -8,14 +9,15 @@ import (
 	"fmt"
 	"html"
 	"html/template"
+	"io"
 	"mime"
 	"net/http"
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"app/internal/rawjson"
@@ -50,7 +52,7 @@ type confirmation struct {
 // A page is a response to a caller who prefers pages. The template "page" shows its exported fields, among them the
 // other operations on its route. Titles and stack traces may be hostile, so all text is escaped.
 type page struct {
-	app     *App
+	server  *server
 	w       *response
 	command *Command   // nil where no route matches
 	usable  []*Command // by the caller
@@ -64,10 +66,11 @@ type page struct {
 	Header              http.Header // of the response
 	Failure             *problem
 	Question            string
-	Search, Folded      template.HTML // the forms of a command that reads, and of other commands
-	Form                *form         // of a question, or of a request that failed
+	Search              *form // of a command that reads
+	Folded              []form
+	Form                *form // of a question, or of a request that failed
 	Text                Text
-	Table               *table
+	List                *List
 	Members             []member
 	Item                *itemView
 	Occurrence, Summary *thingView
@@ -75,19 +78,13 @@ type page struct {
 
 type link struct{ Text, URL string }
 
-type table struct {
-	Head, Rows template.HTML
-	Rest       []member // the list's other members
-	Prev, Next string
-}
-
 // A member is a named value as a page shows it.
 type member struct {
 	name, baseURL string // baseURL is the URL prefix of the things that the value may name, or ""
 	Label, Text   string
 	URL           string // of the thing that it names, or ""
 	At            string // RFC 3339, for a time
-	IsTag         bool   // shown in colour
+	isTag, IsTag  bool   // isTag: unless it is null; IsTag: shown in colour
 	IsLong        bool   // shown folded
 }
 
@@ -105,30 +102,8 @@ type field struct {
 	IsRepeated, IsRequired           bool
 }
 
-// keptForms holds forms by all that they depend on, since running a template is slow. Every 500th form empties it.
-var (
-	keptForms sync.Map
-	formsKept atomic.Int64
-)
-
-// formHTML returns the form of a command, filled with the given values, as the named template shows it.
-func (p *page) formHTML(name string, c *Command, given url.Values) template.HTML {
-	key := [4]any{name, c, p.Root, given.Encode()}
-	if kept, isKept := keptForms.Load(key); isKept {
-		return kept.(template.HTML)
-	}
-	var text strings.Builder
-	if err := pageTemplates().ExecuteTemplate(&text, name, p.form(c, given)); err != nil {
-		panic(err) // a mistake in a template
-	}
-	if len(c.names(inPath)) == 0 && text.Len() < 8<<10 {
-		if formsKept.Add(1)%500 == 0 {
-			keptForms.Clear()
-		}
-		keptForms.Store(key, template.HTML(text.String()))
-	}
-	return template.HTML(text.String())
-}
+// A frame is what surrounds the rows on the page of a list.
+type frame struct{ before, after []byte }
 
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
 
@@ -139,7 +114,7 @@ func (s *server) newPage(w *response, r *http.Request) *page {
 	if s.admit(r) != nil {
 		usable = slices.DeleteFunc(usable, func(c *Command) bool { return !c.Open })
 	}
-	return &page{app: s.app, w: w, usable: usable, Root: root, Style: root + stylePath[1:], Header: w.Header()}
+	return &page{server: s, w: w, usable: usable, Root: root, Style: root + stylePath[1:], Header: w.Header()}
 }
 
 // withoutEmpty returns a query or a form without its empty fields.
@@ -153,9 +128,11 @@ func withoutEmpty(query string) string {
 // takeForm turns a form into the request that it stands for, unless it is for an SDK's or an agent's route.
 func (s *server) takeForm(w *response, r *http.Request) error {
 	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if kind != formType || r.Method != http.MethodPost {
+		return nil
+	}
 	_, pattern := s.mux.Handler(r)
-	_, path, _ := strings.Cut(pattern, " ")
-	if kind != formType || r.Method != http.MethodPost || pattern != noRoute && !slices.Contains(s.paths, path) {
+	if _, path, _ := strings.Cut(pattern, " "); pattern != noRoute && !slices.Contains(s.paths, path) {
 		return nil
 	}
 	if err := s.admit(r); err != nil {
@@ -199,10 +176,7 @@ func (p *page) respond(result any) {
 		p.Form.IsConfirmation, p.Form.Back = true, p.URL(p.back())
 		p.render()
 	case p.w.form == nil:
-		if err := p.show(result); err != nil {
-			p.w.refuse(err)
-			return
-		}
+		p.show(result)
 		p.render()
 	case len(p.command.names(inPath)) == 0 && slices.Contains([]outcome{created, accepted}, outcomeOf(result)):
 		p.redirect("/reports")
@@ -213,7 +187,7 @@ func (p *page) respond(result any) {
 
 // fail renders the page of a failure, with the form that led to it.
 func (p *page) fail(f *Failure) {
-	failed := page{app: p.app, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style, Header: p.Header}
+	failed := page{server: p.server, w: p.w, command: p.command, usable: p.usable, Root: p.Root, Style: p.Style, Header: p.Header}
 	failed.Failure, failed.Title = new(f.problem(p.w.id)), f.kind.title
 	failed.Failure.Detail = p.detail(f)
 	if slices.Contains(p.usable, p.command) {
@@ -234,11 +208,47 @@ func (p *page) render() {
 	p.Header["Content-Type"] = []string{"text/html; charset=utf-8"}
 	p.Header["Content-Security-Policy"] = []string{pagePolicy}
 	p.Header["Referrer-Policy"] = []string{"no-referrer"}
-	p.navigate()
-	switch err := pageTemplates().ExecuteTemplate(p.w, "page", p); {
-	case p.w.writeErr != nil:
+	var err error
+	if p.List == nil {
+		p.execute(p.w)
+	} else {
+		err = p.writeList()
+	}
+	if p.w.writeErr != nil {
 		p.w.interrupt()
-	case err != nil:
+	} else if err != nil {
+		p.w.refuse(err)
+	}
+}
+
+// frame returns the frame of a list. Since running a template is slow, frames without notes are kept by all that they
+// depend on; the number of usable commands tells which they are.
+func (p *page) frame() frame {
+	isUsual := len(p.command.names(inPath)) == 0 && p.Header.Get("Report-Stored")+p.Header.Get("Age") == ""
+	key, s := [4]any{p.command, p.Root, len(p.usable), p.given.Encode()}, p.server
+	if kept, isKept := s.frames.Load(key); isKept && isUsual {
+		return kept.(frame)
+	}
+	var text bytes.Buffer
+	p.execute(&text)
+	before, after, _ := bytes.Cut(text.Bytes(), []byte("<table>"))
+	f := frame{before, after}
+	if isUsual && text.Len() < 16<<10 {
+		if s.framesMade.Add(1)%500 == 0 {
+			s.frames.Clear()
+		}
+		s.frames.Store(key, f)
+	}
+	return f
+}
+
+// execute writes the page, but of a list only the frame, with <table> in the place of the rows.
+func (p *page) execute(w io.Writer) {
+	p.navigate()
+	if p.Failure == nil && p.Question == "" {
+		p.offer()
+	}
+	if err := pageTemplates().ExecuteTemplate(w, "page", p); err != nil && p.w.writeErr == nil {
 		panic(err) // a mistake in a template
 	}
 }
@@ -296,7 +306,7 @@ func (p *page) owner(c *Command) *Command {
 
 // navigate makes the links to the operations that read without an id, and to the pages above this one.
 func (p *page) navigate() {
-	var nav, others strings.Builder
+	var nav, others []byte
 	for _, c := range p.usable {
 		method, path, _ := strings.Cut(c.Route, " ")
 		if method != http.MethodGet || len(c.names(inPath)) > 0 {
@@ -310,9 +320,9 @@ func (p *page) navigate() {
 			current = ` aria-current="page"`
 		}
 		name := strings.TrimSuffix(strings.Join(c.words(), " "), " list")
-		writeTexts(html, `<a href="`, p.URL(path), `"`, current, ">", name, "</a>\n")
+		*html = texts(*html, `<a href="`, p.URL(path), `"`, current, ">", name, "</a>\n")
 	}
-	p.Nav = template.HTML(nav.String() + others.String())
+	p.Nav = template.HTML(append(nav, others...))
 	if p.command == nil {
 		return
 	}
@@ -329,30 +339,33 @@ func (p *page) navigate() {
 	}
 }
 
-// show shows the result of a command that reads, and the other commands that belong to its route.
-func (p *page) show(result any) (err error) {
+// show shows the result of a command that reads.
+func (p *page) show(result any) {
 	switch value := result.(type) {
 	case Text:
 		p.Text = value
 	case *List:
 		setLinks(p.w.Header(), p.w.request.URL, value)
-		err = p.showList(value)
+		p.List = value
 	default:
 		p.showThing(value)
 	}
+}
+
+// offer makes the form of the command, and those of the other commands that belong to its route.
+func (p *page) offer() {
 	for _, c := range p.usable {
 		method, path, _ := strings.Cut(c.Route, " ")
 		switch {
 		case c == p.command && len(c.names(inQuery)) > 0:
-			p.Search = p.formHTML("form", c, p.given)
+			p.Search = new(p.form(c, p.given))
 		case c == p.command || p.owner(c) != p.command:
 		case method != http.MethodGet:
-			p.Folded += p.formHTML("folded", c, nil)
+			p.Folded = append(p.Folded, p.form(c, nil))
 		case len(c.names(inPath)) > 0 && len(c.names(inPath)) == len(p.command.names(inPath)):
 			p.Links = append(p.Links, link{path[strings.LastIndexByte(path, '/')+1:], p.URL(p.fill(path))})
 		}
 	}
-	return err
 }
 
 // form returns the form of a command, filled with the given values.
@@ -378,39 +391,59 @@ func (p *page) form(c *Command, given url.Values) form {
 	return f
 }
 
-// showList reads a list, and keeps only what the table shows.
-func (p *page) showList(list *List) error {
+// writeList writes the page of a list. A template for the rows would be far slower.
+func (p *page) writeList() error {
+	surrounding := p.frame()
+	_, _ = p.w.Write(surrounding.before)
 	columns, noun := strings.Fields(p.command.Columns), p.command.elements()
-	p.Table = &table{Prev: neighbour(p.w.request.URL, list.Prev), Next: neighbour(p.w.request.URL, list.Next)}
-	var rows strings.Builder
-	rows.Grow(16 << 10)
 	read, cells := columnValues(columns), column(columns, func(name string) member { return p.Member(noun, name) })
-	for row, err := range list.Rows {
+	html := texts(nil, "<table>\n<thead><tr><th scope=\"col\">", strings.Join(column(columns, words), `</th><th scope="col">`),
+		"</th></tr></thead>\n<tbody>\n") // from the command, so nothing to escape
+	end := "<p>There is nothing here.</p>\n"
+	for row, err := range p.List.Rows {
 		if err != nil {
 			return err
 		}
-		rows.WriteString("<tr>")
+		html = append(html, "<tr>"...)
 		first := ""
 		for i, value := range read(row) {
-			cell := cells[i].Of(value)
+			cell := &cells[i]
+			cell.set(value)
 			cell.Text = shorten(cell.Text, 300)
 			if first = cmp.Or(first, cell.URL); i == len(columns)-1 {
 				cell.URL = cmp.Or(cell.URL, first)
 			}
-			writeTexts(&rows, `<td data-name="`, cell.Label, `">`) // from the command, so nothing to escape
-			cell.write(&rows)
-			rows.WriteString("</td>")
+			html = texts(html, `<td data-name="`, cell.Label, `">`)
+			html = append(cell.append(html), "</td>"...)
 		}
-		rows.WriteString("</tr>\n")
+		if _, err := p.w.Write(append(html, "</tr>\n"...)); err != nil {
+			return err
+		}
+		html, end = html[:0], "</tbody>\n</table>\n"
 	}
-	p.Table.Head = template.HTML(`<th scope="col">` + strings.Join(column(columns, words), `</th><th scope="col">`) + "</th>")
-	p.Table.Rows = template.HTML(rows.String())
-	for name, value := range rawjson.Members(list.Rest) {
+	_, err := p.w.Write(slices.Concat([]byte(end), p.neighbours(), surrounding.after))
+	return err
+}
+
+// neighbours returns the links to the neighbouring pages of a list, and its members other than the rows, as HTML.
+func (p *page) neighbours() (links []byte) {
+	link := func(rel, url, text string) {
+		if url != "" {
+			links = texts(links, `<a rel="`, rel, `" href="`, html.EscapeString(url), `">`, text, "</a>\n")
+		}
+	}
+	link("prev", neighbour(p.w.request.URL, p.List.Prev), "← previous page")
+	for name, value := range rawjson.Members(p.List.Rest) {
 		if name != "next" && !rawjson.IsNull(value) {
-			p.Table.Rest = append(p.Table.Rest, p.Member("", name).Of(value))
+			m := p.Member("", name).Of(value)
+			links = texts(links, `<span class="faint">`, m.Label, " ", html.EscapeString(m.Text), "</span>\n")
 		}
 	}
-	return nil
+	link("next", neighbour(p.w.request.URL, p.List.Next), "next page →")
+	if len(links) > 0 {
+		links = texts(nil, `<nav class="pages" aria-label="Pages">`, "\n", string(links), "</nav>\n")
+	}
+	return links
 }
 
 // showThing shows a single thing.
@@ -436,7 +469,7 @@ func (p *page) showThing(value any) {
 // data.level only the end counts. A name that ends with _id, such as last_occurrence_id, refers to another noun.
 func (p *page) Member(noun, name string) member {
 	name = lastName(name)
-	m := member{name: name, Label: words(name), IsTag: slices.Contains([]string{"level", "status", "state"}, name)}
+	m := member{name: name, Label: words(name), isTag: slices.Contains([]string{"level", "status", "state"}, name)}
 	of, isID := strings.CutSuffix("_"+name, "_id")
 	if isID && of != "" {
 		noun = of[strings.LastIndexByte(of, '_')+1:] + "s"
@@ -449,7 +482,13 @@ func (p *page) Member(noun, name string) member {
 
 // Of returns the member with a value.
 func (m member) Of(value json.RawMessage) member {
-	m.Text = textOrDash(value)
+	m.set(value)
+	return m
+}
+
+func (m *member) set(value json.RawMessage) {
+	m.Text, m.URL, m.At, m.IsLong = textOrDash(value), "", "", false
+	m.IsTag = m.isTag && !rawjson.IsNull(value)
 	switch at, isTime := timeOf(m.name, value); {
 	case isTime:
 		m.At, m.Text = at.UTC().Format(time.RFC3339), ago(time.Since(at))
@@ -458,38 +497,32 @@ func (m member) Of(value json.RawMessage) member {
 	case !rawjson.IsNull(value) && (value[0] == '{' || value[0] == '['):
 		m.Text, m.IsLong = indented(value), len(value) > 100
 	}
-	m.IsTag = m.IsTag && !rawjson.IsNull(value)
-	return m
 }
 
-// HTML returns the member's value as HTML.
-func (m member) HTML() template.HTML {
-	var html strings.Builder
-	m.write(&html)
-	return template.HTML(html.String())
-}
+func (m member) HTML() template.HTML { return template.HTML(m.append(nil)) }
 
-// write writes the member's value as HTML. A template would be far slower, and a table has many values.
-func (m member) write(to *strings.Builder) {
+// append appends the member's value as HTML. A template would be far slower, and a table has many values.
+func (m member) append(to []byte) []byte {
 	text := html.EscapeString(m.Text)
 	switch {
 	case m.At != "":
-		writeTexts(to, `<time datetime="`, m.At, `" title="`, m.At, `">`, text, "</time>")
+		return texts(to, `<time datetime="`, m.At, `" title="`, m.At, `">`, text, "</time>")
 	case m.URL != "":
-		writeTexts(to, `<a href="`, html.EscapeString(m.URL), `">`, text, "</a>")
+		return texts(to, `<a href="`, html.EscapeString(m.URL), `">`, text, "</a>")
 	case m.IsLong:
-		fmt.Fprintf(to, "<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
+		return fmt.Appendf(to, "<details><summary>%d characters</summary><pre>%s</pre></details>", len(m.Text), text)
 	case m.IsTag:
-		writeTexts(to, `<span class="tag" data-is="`, text, `">`, text, "</span>")
-	default:
-		writeTexts(to, "<bdi>", text, "</bdi>")
+		return texts(to, `<span class="tag" data-is="`, text, `">`, text, "</span>")
 	}
+	return texts(to, "<bdi>", text, "</bdi>")
 }
 
-func writeTexts(html *strings.Builder, texts ...string) {
+// texts appends several texts.
+func texts(to []byte, texts ...string) []byte {
 	for _, text := range texts {
-		html.WriteString(text)
+		to = append(to, text...)
 	}
+	return to
 }
 
 // ago puts an age into words: "3h ago".
@@ -498,11 +531,11 @@ func ago(age time.Duration) string {
 	case age < time.Minute:
 		return "just now"
 	case age < time.Hour:
-		return fmt.Sprintf("%dm ago", age/time.Minute)
+		return strconv.Itoa(int(age.Minutes())) + "m ago"
 	case age < 48*time.Hour:
-		return fmt.Sprintf("%dh ago", age/time.Hour)
+		return strconv.Itoa(int(age.Hours())) + "h ago"
 	}
-	return fmt.Sprintf("%dd ago", age/(24*time.Hour))
+	return strconv.Itoa(int(age.Hours()/24)) + "d ago"
 }
 
 // words returns the label of a column or a parameter.

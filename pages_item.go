@@ -66,7 +66,7 @@ func (v *itemView) read(route string, limit int, key string) (things []thingView
 		return nil
 	}
 	given := map[string][]literal{key: literals(p.id), "limit": literals(strconv.Itoa(limit))}
-	list, err := c.run(withCall(p.w.request.Context(), &p.w.call), p.app, arguments{given, paramName})
+	list, err := c.run(withCall(p.w.request.Context(), &p.w.call), p.server.app, arguments{given, paramName})
 	if err == nil {
 		for row, failure := range list.(*List).Rows {
 			if err = failure; err == nil {

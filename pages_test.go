@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"html/template"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -207,7 +206,7 @@ func TestPagesOfOddOccurrences(t *testing.T) {
 		for _, c := range []*Command{itemsGetCmd, reportsGetCmd} {
 			var text bytes.Buffer
 			w := &response{ResponseWriter: httptest.NewRecorder(), request: &http.Request{}}
-			p := &page{app: &App{}, w: w, command: c, Root: "./"}
+			p := &page{server: &server{app: &App{}}, w: w, command: c, Root: "./"}
 			p.showThing(json.RawMessage(thing))
 			assert.NoError(t, pageTemplates().ExecuteTemplate(&text, "page", p), thing)
 		}
@@ -489,22 +488,57 @@ func TestPageOfAnItemFromTheArchive(t *testing.T) {
 	assert.Contains(t, page.body, fmt.Sprintf(`href="../occurrences?item_id=%d"`, f.sandbox.ItemIDs()[1]))
 }
 
-// Hostile text is escaped in every kind of value.
-func TestKeptFormsAreFewAndShort(t *testing.T) {
+// What surrounds a list is kept, but only for the same caller and the same state of the service.
+func TestFrames(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, 0)
-	for n := range 600 {
-		f.browse(fmt.Sprint("/reports?item_id=", n+1)).requirePage(200)
+	f := newFixture(t, 3, func(c *Config) { c.apiTokens, c.apiReadTokens = []string{"all"}, []string{"reader"} })
+	as := func(token, path string) string {
+		page := f.browse(path, "Authorization", "Bearer "+token)
+		page.requirePage(200)
+		return page.body
 	}
-	f.browse("/reports?q=" + strings.Repeat("a", 9000)).requirePage(200)
-	kept := 0
-	keptForms.Range(func(_, form any) bool {
-		kept++
-		return assert.Less(t, len(form.(template.HTML)), 9000)
-	})
-	assert.Less(t, kept, 520, "500, and a few of other tests at the same moment")
+	const offersCreate, isUnstored = `name="fingerprint"`, "none of this is stored"
+	for range 2 {
+		assert.Contains(t, as("all", "/items"), offersCreate)
+		assert.NotContains(t, as("reader", "/items"), offersCreate)
+	}
+	for _, id := range f.sandbox.ItemIDs() {
+		assert.Contains(t, as("all", fmt.Sprintf("/items/%d/occurrences", id)),
+			fmt.Sprintf(`› <a href="../../items/%d"`, id))
+	}
+	f.exec(`ALTER TABLE reports RENAME TO hidden`)
+	for _, path := range []string{"/items", "/items?page=1"} {
+		assert.Contains(t, as("all", path), isUnstored)
+	}
+	f.exec(`ALTER TABLE hidden RENAME TO reports`)
+	assert.NotContains(t, as("all", "/items?page=1"), isUnstored)
 }
 
+func TestKeptFramesAreFewAndShort(t *testing.T) {
+	t.Parallel()
+	s := newHandler(newFixture(t, 0).app, commands, &Config{}).(*server)
+	browse := func(path string) {
+		r := httptest.NewRequest("GET", path, nil)
+		r.Host = "localhost"
+		r.Header.Set("Accept", "text/html")
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		require.Equal(t, 200, w.Code)
+	}
+	for n := range 600 {
+		browse(fmt.Sprint("/reports?item_id=", n+1))
+	}
+	browse("/reports?q=" + strings.Repeat("a", 15000))
+	kept := 0
+	s.frames.Range(func(_, value any) bool {
+		kept++
+		return assert.Less(t, len(value.(frame).before), 16<<10)
+	})
+	assert.Positive(t, kept)
+	assert.Less(t, kept, 500)
+}
+
+// Hostile text is escaped in every kind of value.
 func TestValueIsEscaped(t *testing.T) {
 	t.Parallel()
 	const hostile, escaped = `"><b>'&`, `&#34;&gt;&lt;b&gt;&#39;&amp;`

@@ -149,9 +149,7 @@ func paramOf(field reflect.StructField) *param {
 // fill checks the arguments and sets the fields of the input. Its error names everything that is wrong.
 func (a arguments) fill(params []*param, input reflect.Value) error {
 	var wrong []fieldError
-	refuse := func(p *param, message string) {
-		wrong = append(wrong, fieldError{p.name, a.label(p) + " " + message})
-	}
+	refuse := func(p *param, message string) { wrong = append(wrong, fieldError{p.name, a.label(p) + " " + message}) }
 	for _, p := range params {
 		given := a.values[p.name]
 		switch {

@@ -283,7 +283,7 @@ func errCrowded(err error) error {
 const schemaLock = 7_665_544
 
 // updateSchema brings the database up to date, unless this program already knows that it is.
-func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
+func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) (err error) {
 	if s.current.Load() {
 		return nil
 	}
@@ -298,7 +298,6 @@ func (s *Store) updateSchema(ctx context.Context, conn *pgx.Conn) error {
 	if s.current.Load() {
 		return nil
 	}
-	var err error
 	for range 3 {
 		err = applySchema(ctx, conn, schema)
 		if !hasCode(err, lockNotAvailable) || !async.Sleep(ctx, time.Second) { // others can pass meanwhile

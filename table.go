@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"app/internal/rawjson"
@@ -19,23 +20,24 @@ func columnValue(thing json.RawMessage, column string) json.RawMessage {
 	return columnValues([]string{column})(thing)[0]
 }
 
-// columnValues is columnValue for several columns, in one pass over each thing.
+// columnValues is columnValue for several columns, in one pass over each thing. Each call reuses the slice of the previous one.
 func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessage {
 	outer := append(column(columns, func(column string) string { return strings.Split(column, ".")[0] }), "data")
 	inner := column(columns, lastName)
+	picker := rawjson.Picker{Names: outer, Within: "data", Inner: &rawjson.Picker{Names: inner}}
 	return func(thing json.RawMessage) []json.RawMessage {
-		values := rawjson.Pick(thing, outer...)
+		picker.Pick(thing)
+		values, inside := picker.Values, picker.Inner.Values
 		data := values[len(columns)]
-		inside := rawjson.Pick(data, inner...)
 		for i, column := range columns {
-			switch depth := strings.Count(column, "."); {
-			case depth == 1 && outer[i] == "data":
+			switch {
+			case outer[i] != column && outer[i] == "data" && column[len("data."):] == inner[i]:
 				values[i] = inside[i]
-			case depth > 0:
+			case outer[i] != column:
 				values[i] = rawjson.Get(values[i], strings.Split(column, ".")[1:]...)
 			case column != "title" || !rawjson.IsNull(values[i]):
-			case len(inside[i]) > 2 && inside[i][0] == '"' && bytes.IndexByte(inside[i], '\\') < 0 && utf8.RuneCount(inside[i]) == len(inside[i]):
-				values[i] = inside[i] // ASCII without escapes is on one line
+			case isOneLine(inside[i]):
+				values[i] = inside[i]
 			case !rawjson.IsNull(data):
 				title := rawjson.Unquote(inside[i])
 				if title == "" {
@@ -48,6 +50,12 @@ func columnValues(columns []string) func(thing json.RawMessage) []json.RawMessag
 		}
 		return values[:len(columns)]
 	}
+}
+
+// isOneLine reports whether the value is a text with no white space but ASCII's, and with no escapes but \".
+func isOneLine(value json.RawMessage) bool {
+	return len(value) > len(`""`) && value[0] == '"' && bytes.Count(value, []byte(`\`)) == bytes.Count(value, []byte(`\"`)) &&
+		!bytes.ContainsFunc(value, func(r rune) bool { return r >= utf8.RuneSelf && unicode.IsSpace(r) })
 }
 
 // lastName returns the name at the end of a column such as data.level.

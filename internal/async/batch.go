@@ -40,9 +40,7 @@ type batched[T, R any] struct {
 
 // Do processes the item in the next batch and waits. An item whose context has ended is not processed, unless
 // its batch has begun.
-func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) {
-	return b.add(ctx, item).wait(ctx)
-}
+func (b *Batcher[T, R]) Do(ctx context.Context, item T) (R, error) { return b.add(ctx, item).wait(ctx) }
 
 // Put adds the item to the next batch, outside of any trace, and does not wait.
 func (b *Batcher[T, R]) Put(item T) *batched[T, R] { return b.add(context.Background(), item) }

@@ -20,8 +20,7 @@ func NewLogHandler(w io.Writer, level slog.Leveler, settings Settings) slog.Hand
 			attrs = append(attrs, slog.String("dd."+tag.key, tag.value))
 		}
 	}
-	json := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog})
-	return &logHandler{json.WithAttrs(attrs)}
+	return &logHandler{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: renameForDatadog}).WithAttrs(attrs)}
 }
 
 // Shorten truncates a text or an error of a record, so that a line with an error and a stack has at most 4 kB.

@@ -46,7 +46,6 @@ func (p *pgxTracer) start(ctx context.Context, name, kind, operation, resource s
 	return ctx
 }
 
-// end finishes the span that start started.
 func (p *pgxTracer) end(ctx context.Context, tag pgconn.CommandTag, err error) {
 	s := SpanFrom(ctx)
 	s.SetMetric("db.result.rows_affected", tag.RowsAffected())

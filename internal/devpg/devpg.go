@@ -270,8 +270,7 @@ func (p *Server) startContainer(ctx context.Context, settings []string) error {
 // supervise starts the script with one kind of server, and returns once the server accepts connections.
 func (p *Server) supervise(ctx context.Context, kind string, settings []string, env ...string) (err error) {
 	// The shell is not bound to ctx, which may end long before the server.
-	args := append([]string{"-c", script, "sh", kind}, p.remove...)
-	shell := p.command(context.Background(), "/bin/sh", args...)
+	shell := p.command(context.Background(), "/bin/sh", append([]string{"-c", script, "sh", kind}, p.remove...)...)
 	shell.Env = append(append(shell.Env, "OPTIONS=-c "+strings.Join(append(settings, "port=5432"), " -c ")), env...)
 	if p.orders, err = shell.StdinPipe(); err != nil {
 		return err

@@ -243,16 +243,50 @@ func Get(object json.RawMessage, path ...string) json.RawMessage {
 
 // Pick returns what Get returns for each of the names, but in one pass.
 func Pick(object json.RawMessage, names ...string) []json.RawMessage {
-	picked := make([]json.RawMessage, len(names))
-	for raw, value := range RawMembers(object) {
+	p := Picker{Names: names}
+	p.Pick(object)
+	return p.Values
+}
+
+// A Picker picks members from one object after another, and in the same pass those of one of its members, if that
+// is an object. Its values are valid until it picks again.
+type Picker struct {
+	Names  []string
+	Values []json.RawMessage // in the order of the names; nil for a missing member
+	Within string            // the name of the member that Inner picks from
+	Inner  *Picker           // may be nil
+}
+
+// Pick picks from the object that the text begins with, and returns the object's length.
+func (p *Picker) Pick(text []byte) int {
+	p.Values = append(p.Values[:0], make([]json.RawMessage, len(p.Names))...)
+	if p.Inner != nil {
+		p.Inner.Pick(nil)
+	}
+	if len(text) == 0 || text[0] != '{' {
+		return 0
+	}
+	rest := text[1:]
+	for rest[0] == '"' {
+		raw := rest[:stringLen(rest)]
 		is := nameOf(raw)
-		for i, name := range names {
+		rest = rest[len(raw)+1:] // the colon
+		value := rest
+		if p.Inner != nil && rest[0] == '{' && string(is) == p.Within {
+			value = rest[:p.Inner.Pick(rest)]
+		} else {
+			value, _ = measure(rest)
+		}
+		for i, name := range p.Names {
 			if string(is) == name {
-				picked[i] = value
+				p.Values[i] = value
 			}
 		}
+		if rest = rest[len(value):]; rest[0] == ',' {
+			rest = rest[1:]
+		}
 	}
-	return picked
+	return len(text) - len(rest) + 1
 }
 
 // Depth returns how deeply objects and arrays are nested in the value: 0 for a plain value.
@@ -319,13 +353,21 @@ func Unquote(value json.RawMessage) string {
 	if len(value) < 2 || value[0] != '"' {
 		return ""
 	}
-	if bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
-		return string(value[1 : len(value)-1])
+	plain := value[1 : len(value)-1]
+	hasEscapes := bytes.IndexByte(plain, '\\') >= 0
+	switch {
+	case !utf8.Valid(plain) || hasEscapes && bytes.Contains(plain, []byte(`\u`)):
+		var text string
+		_ = json.Unmarshal(value, &text) // it is valid
+		return text
+	case hasEscapes:
+		return unescaper.Replace(string(plain))
 	}
-	var text string
-	_ = json.Unmarshal(value, &text) // it is valid
-	return text
+	return string(plain)
 }
+
+// unescaper replaces the escapes other than \u, five times as fast as encoding/json.
+var unescaper = strings.NewReplacer(`\"`, `"`, `\\`, `\`, `\/`, `/`, `\b`, "\b", `\f`, "\f", `\n`, "\n", `\r`, "\r", `\t`, "\t")
 
 // Equal reports whether two values mean the same. Numbers must agree digit for digit, and values of more than 64 kB
 // byte for byte, since decoding takes thirty times their size.

@@ -89,6 +89,4 @@ func (s *Sandbox) newItem(title, level, environment, hash string, first *occurre
 }
 
 // fingerprint returns Rollbar's fingerprint of a text, its SHA-1.
-func fingerprint(text string) string {
-	return fmt.Sprintf("%x", sha1.Sum([]byte(text)))
-}
+func fingerprint(text string) string { return fmt.Sprintf("%x", sha1.Sum([]byte(text))) }

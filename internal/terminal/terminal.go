@@ -22,10 +22,7 @@ func Is(stream any) bool { return Width(stream) > 0 }
 
 // Width returns the width of the terminal, or 0 if the stream is not one.
 func Width(stream any) int {
-	file, ok := stream.(*os.File)
-	if !ok {
-		return 0
-	}
+	file, _ := stream.(*os.File) // the descriptor of nil is invalid
 	var size struct{ rows, columns, x, y uint16 }
 	_, _, failed := syscall.Syscall(syscall.SYS_IOCTL, file.Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
 	if failed != 0 {
