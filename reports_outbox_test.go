@@ -243,11 +243,17 @@ func TestRepeatOfTheDelivered(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{1, 1000} {
 		f := newFixture(t, 0, func(c *Config) { c.QueueLimit = limit })
-		for range 20 {
-			uuid := newUUID()
-			assert.Equal(t, 201, f.create(uuid).status)
-			assert.JSONEq(t, fmt.Sprintf(`{"uuid":%q,"state":"delivered"}`, uuid), f.create(uuid).body)
+		var clients sync.WaitGroup
+		for range min(limit, 4) { // with several, deliveries wait to be marked together
+			clients.Go(func() {
+				for range 20 {
+					uuid := newUUID()
+					assert.Equal(t, 201, f.create(uuid).status)
+					assert.JSONEq(t, fmt.Sprintf(`{"uuid":%q,"state":"delivered"}`, uuid), f.create(uuid).body)
+				}
+			})
 		}
+		clients.Wait()
 	}
 }
 
