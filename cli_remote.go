@@ -209,11 +209,11 @@ func remoteFailure(config *Config, res *http.Response, text []byte) error {
 		return foreignResponse(config, res)
 	}
 	f := &Failure{kind: kind, detail: p.Detail, fields: p.Errors, upstream: p.UpstreamStatus, requestID: p.RequestID}
-	if kind == unauthorized {
+	switch {
+	case kind == unauthorized && res.Request.Header.Get("Authorization") != "":
+		f.detail = fmt.Sprintf("the server at APP_URL, %s, refuses the token in API_TOKEN", appURL(config))
+	case kind == unauthorized:
 		f.detail = fmt.Sprintf("the server at APP_URL, %s, wants one of its tokens: set API_TOKEN", appURL(config))
-		if res.Request.Header.Get("Authorization") != "" {
-			f.detail = fmt.Sprintf("the server at APP_URL, %s, refuses the token in API_TOKEN", appURL(config))
-		}
 	}
 	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil {
 		f.wait = time.Duration(seconds) * time.Second

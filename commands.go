@@ -219,13 +219,10 @@ func (c *Command) paramsIn(in ...place) []*param {
 	return slices.DeleteFunc(slices.Clone(c.Run.params), func(p *param) bool { return !slices.Contains(in, p.in) })
 }
 
-// names returns the names of the parameters in the places, in the order of the input struct.
-func (c *Command) names(in ...place) []string {
-	var names []string
-	for _, p := range c.Run.params {
-		if slices.Contains(in, p.in) {
-			names = append(names, p.name)
-		}
+// names returns the names of the parameters in the places.
+func (c *Command) names(in ...place) (names []string) {
+	for _, p := range c.paramsIn(in...) {
+		names = append(names, p.name)
 	}
 	return names
 }

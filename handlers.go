@@ -45,7 +45,7 @@ type server struct {
 	commands []*Command
 	document func() ([]byte, error) // returns the OpenAPI document
 
-	frames     sync.Map // of pages
+	frames     sync.Map // of the pages of lists
 	framesMade atomic.Int64
 
 	// clientTimeout is how long a client may take to send its body, or to read one part of a response.

@@ -102,9 +102,6 @@ type field struct {
 	IsRepeated, IsRequired           bool
 }
 
-// A frame is what surrounds the rows on the page of a list.
-type frame struct{ before, after []byte }
-
 func (f field) IsGiven(option string) bool { return slices.Contains(f.Values, option) }
 
 func (s *server) newPage(w *response, r *http.Request) *page {
@@ -220,6 +217,9 @@ func (p *page) render() {
 		p.w.refuse(err)
 	}
 }
+
+// A frame is what surrounds the rows on the page of a list.
+type frame struct{ before, after []byte }
 
 // frame returns the frame of a list. Since running a template is slow, frames without notes are kept by all that they
 // depend on; the number of usable commands tells which they are.

@@ -144,7 +144,11 @@ func (s *server) relayData(r *http.Request, uuid string, data json.RawMessage) e
 // withSender fills in the sender's address where an SDK leaves that to Rollbar, since Rollbar would take ours. The
 // anonymous form clears the last 8 bits, or the last 80 of IPv6.
 func withSender(data json.RawMessage, sender netip.Addr) json.RawMessage {
-	network, _ := sender.Prefix(map[bool]int{false: 24, true: 48}[sender.Is6()])
+	bits := 24
+	if sender.Is6() {
+		bits = 48
+	}
+	network, _ := sender.Prefix(bits)
 	addresses := map[string]netip.Addr{"$remote_ip": sender, "$remote_ip_anonymize": network.Addr()}
 	for _, name := range []string{"request", "client"} {
 		object := rawjson.Get(data, name)

@@ -236,7 +236,7 @@ func (r *Rollbar) result(call upstreamCall, res *http.Response, text []byte) (no
 	switch {
 	case status/100 == 2 && (string(failed) == "0" || failed == nil && result.Value != nil):
 		return result, nil
-	case failed == nil && status != tooLarge.status: // a gateway of Rollbar's may refuse what is too large
+	case failed == nil && status != tooLarge.status: // Rollbar's gateway sends 413 without JSON
 		return none, &Failure{
 			kind: badGateway, upstream: status, transient: true, err: err,
 			detail: fmt.Sprintf("Rollbar answered %d %s without its JSON: the response was cut off, or came from a proxy or another server; if that lasts, check ROLLBAR_URL", status, http.StatusText(status)),
