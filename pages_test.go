@@ -514,6 +514,41 @@ func TestFrames(t *testing.T) {
 	assert.NotContains(t, as("all", "/items?page=1"), isUnstored)
 }
 
+// A list that fails before anything was sent gives the page of its failure; later, the page breaks off.
+func TestPageOfAListThatFailsHalfway(t *testing.T) {
+	t.Parallel()
+	for rows, status := range map[int]int{10: 503, 10_000: 0} {
+		f := newFixture(t, 0)
+		failing := func(context.Context, *App, struct{}) (*List, error) {
+			return &List{Name: "rows", Rows: func(yield func(json.RawMessage, error) bool) {
+				for range rows {
+					if !yield(json.RawMessage(`{"id":"some text"}`), nil) {
+						return
+					}
+				}
+				yield(nil, fail(unavailable, "gone"))
+			}}, nil
+		}
+		list := &Command{Name: "rows.list", Route: "GET /rows", Columns: "id", Run: typed(failing)}
+		f.serve(newHandler(f.app, []*Command{list}, &Config{}))
+		if status > 0 {
+			page := f.browse("/rows")
+			page.requirePage(status)
+			assert.Contains(t, page.body, "gone")
+			assert.NotContains(t, page.body, "some text")
+			continue
+		}
+		req, err := http.NewRequestWithContext(t.Context(), "GET", f.url+"/rows", nil)
+		require.NoError(t, err)
+		req.Header.Set("Accept", "text/html")
+		res, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	}
+}
+
 func TestKeptFramesAreFewAndShort(t *testing.T) {
 	t.Parallel()
 	s := newHandler(newFixture(t, 0).app, commands, &Config{}).(*server)

@@ -282,9 +282,7 @@ func (p *Picker) Pick(text []byte) int {
 				p.Values[i] = value
 			}
 		}
-		if rest = rest[len(value):]; rest[0] == ',' {
-			rest = rest[1:]
-		}
+		rest = bytes.TrimPrefix(rest[len(value):], []byte{','})
 	}
 	return len(text) - len(rest) + 1
 }
