@@ -350,7 +350,7 @@ func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 0)
 	handler := newHandler(f.app, commands, &Config{}).(*server)
-	handler.clientTimeout = 50 * time.Millisecond
+	handler.clientTimeout = 250 * time.Millisecond
 	row := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
 	cut := make(chan error, 1)
 	handler.mux.HandleFunc("GET /endless", func(w http.ResponseWriter, r *http.Request) {
